@@ -1,0 +1,72 @@
+"""ETL 数据的唯一引擎。导入本模块不连接；fork 或 spawn 之后每个进程各有一个连接池。"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from etl_assets.core.errors import SettingsError
+from etl_assets.core.settings import EtlSettings, get_settings
+
+if TYPE_CHECKING:
+    engine: sa.Engine
+
+_engines: dict[int, sa.Engine] = {}
+
+
+def normalize_url(url: str) -> sa.URL:
+    """接受 postgres://、postgresql://、postgresql+psycopg:// 的写法，统一成 psycopg 3 驱动。"""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise SettingsError("ETL_DATABASE_URL is not a database URL; use postgresql://user:password@host:5432/name") from error
+    if parsed.get_backend_name() not in ("postgresql", "postgres"):
+        raise SettingsError(f"ETL_DATABASE_URL must name a PostgreSQL database, not {parsed.get_backend_name()!r}")
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def build_engine(settings: EtlSettings) -> sa.Engine:
+    """按设置建引擎（不连接）。会话时区固定为 UTC，超时由设置给出。"""
+    if not settings.database_url:
+        raise SettingsError("ETL_DATABASE_URL is not set: start the stack with `etl up`, or set it to your PostgreSQL")
+    # 值里不能有空格：同一串要能放进 libpq 的 options
+    options = " ".join(
+        f"-c{name}={value}"
+        for name, value in {
+            "timezone": "UTC",
+            "statement_timeout": f"{settings.statement_timeout_seconds}s",
+            "lock_timeout": f"{settings.lock_timeout_seconds}s",
+            "idle_in_transaction_session_timeout": f"{settings.idle_transaction_timeout_seconds}s",
+        }.items()
+    )
+    return sa.create_engine(
+        normalize_url(settings.database_url),
+        pool_size=settings.pool_size,
+        max_overflow=settings.pool_size,
+        pool_pre_ping=True,
+        connect_args={
+            "options": options,
+            "application_name": "etl",
+            "connect_timeout": settings.connect_timeout_seconds,
+        },
+    )
+
+
+def get_engine() -> sa.Engine:
+    """本进程共用的引擎；第一次调用时建立。子进程不会继承父进程的连接。"""
+    pid = os.getpid()
+    if pid not in _engines:
+        for inherited in _engines.values():
+            inherited.dispose(close=False)
+        _engines.clear()
+        _engines[pid] = build_engine(get_settings())
+    return _engines[pid]
+
+
+def __getattr__(name: str) -> Any:
+    """`from etl_assets.core.database_sync import engine` 也得到同一个引擎。"""
+    if name == "engine":
+        return get_engine()
+    raise AttributeError(name)

@@ -1,0 +1,48 @@
+"""错误的基类与重试分类：类告诉调度者重试有没有用，消息告诉操作者下一步做什么。"""
+
+from __future__ import annotations
+
+
+class EtlError(Exception):
+    """本包所有错误的基类。消息用英文一句话，说明发生了什么、该怎么办。"""
+
+
+class TransientError(EtlError):
+    """稍后重试可能成功：数据库暂时不在、锁等待超时、死锁。"""
+
+
+class PermanentError(EtlError):
+    """重试没有用，要人来改：设置错、表结构不符、数据违约。"""
+
+
+class SettingsError(PermanentError):
+    """某个 ETL_* 设置的值不可用；消息含变量名、收到的值、允许的值。"""
+
+
+class DatabaseUnavailableError(TransientError):
+    """连不上 PostgreSQL，或版本太旧；消息不含密码。"""
+
+
+class TooManyDeletesError(PermanentError):
+    """一次运行要删除的订单超过 ETL_MAX_DELETE_SHARE，而没有人明确允许。"""
+
+    def __init__(self, *, deletes: int, orders: int, first_day: str, last_day: str) -> None:
+        self.deletes = deletes
+        self.orders = orders
+        self.first_day = first_day
+        self.last_day = last_day
+        super().__init__(
+            f"refusing to delete {deletes} of {orders} orders of {first_day}..{last_day}: more than "
+            "ETL_MAX_DELETE_SHARE allows (was a shop renamed in shop_configs?); if it is meant, run "
+            f"`etl backfill --from {first_day} --to {last_day} --allow-deletes`"
+        )
+
+
+class LeaseLostError(TransientError):
+    """本次运行的租约已过期或归了别人，数据事务必须回滚。"""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(
+            f"the lease of run {run_id} has expired or gone to another worker; nothing was written, the new holder does the work"
+        )

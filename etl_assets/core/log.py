@@ -1,0 +1,70 @@
+"""全项目唯一的日志格式：structlog，一行一个事件；标准库 logging 的日志也走同一格式。"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+_URL_PASSWORD = re.compile(r"(?P<head>\w+://[^\s:/@]*):[^\s@/]*@")
+
+
+def redact(text: str) -> str:
+    """把 URL 里的密码换成 ***。"""
+    return _URL_PASSWORD.sub(r"\g<head>:***@", text)
+
+
+def _redact_values(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def configure_logging(component: str, *, level: str = "INFO", console: bool | None = None) -> None:
+    """设置本进程的日志：终端上给人看，否则每行一个 JSON 对象，写到 stderr。
+
+    :param component: 进程的角色（listener、worker、stack …），写进每一行。
+    :param console: None 表示看 stderr 是不是终端。
+    """
+    human = sys.stderr.isatty() if console is None else console
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    rendering: list[Processor] = (
+        [structlog.dev.ConsoleRenderer()]
+        if human
+        else [structlog.processors.format_exc_info, _redact_values, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.EventRenamer("message") if not human else _redact_values,
+                *rendering,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    structlog.contextvars.bind_contextvars(component=component)
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """按模块名取一个结构化日志器。"""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger

@@ -1,0 +1,8 @@
+"""文字规则：空白字符的定义。Polars、SQL 与 Python 三处共用这一张表。"""
+
+from __future__ import annotations
+
+# Unicode White_Space 属性的全部 25 个字符（PropList.txt），与 Polars strip_chars() 相同
+WHITE_SPACE = (
+    "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)

@@ -1,0 +1,13 @@
+"""Alembic 环境：连接由 upgrade.py 给出；版本表放在 schema etl。"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import context
+
+connection: sa.Connection = context.config.attributes["connection"]
+connection.execute(sa.schema.CreateSchema("etl", if_not_exists=True))
+connection.commit()
+context.configure(connection=connection, version_table="schema_version", version_table_schema="etl", transactional_ddl=True)
+with context.begin_transaction():
+    context.run_migrations()

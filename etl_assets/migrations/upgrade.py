@@ -1,0 +1,55 @@
+"""`etl init-db` 的实现：新库建全部表；已有应用表的库只建 schema etl，别的一概不动。"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from etl_assets.core.errors import DatabaseUnavailableError, PermanentError
+from etl_assets.core.tables import application
+
+MINIMUM_SERVER_VERSION = 140000
+_UPGRADE_LOCK = 0x45544C  # "ETL"：两个 init-db 同时跑时排队
+
+
+def upgrade_database(engine: sa.Engine) -> bool:
+    """升级到最新版本；返回是否新建了应用表。
+
+    :raises DatabaseUnavailableError: 连不上，或服务器早于 PostgreSQL 14。
+    :raises PermanentError: 应用表只有一部分存在，或没有建表的权限。
+    """
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    try:
+        with engine.connect() as connection:
+            version = connection.exec_driver_sql("SHOW server_version_num").scalar_one()
+            if int(version) < MINIMUM_SERVER_VERSION:
+                raise DatabaseUnavailableError(
+                    f"PostgreSQL server version {version} is too old: version {MINIMUM_SERVER_VERSION // 10000} or newer is needed"
+                )
+            connection.execute(sa.select(sa.func.pg_advisory_lock(_UPGRADE_LOCK)))
+            connection.detach()  # 会话锁随连接关闭而释放，所以这个连接不回连接池
+            existing = set(sa.inspect(connection).get_table_names()) & set(application.tables)
+            missing = set(application.tables) - existing
+            if existing and missing:
+                raise PermanentError(
+                    f"the database has {', '.join(sorted(existing))} but not {', '.join(sorted(missing))}: "
+                    "create the missing application tables, or use an empty database"
+                )
+            connection.commit()
+            config.attributes["connection"] = connection
+            config.attributes["create_application_tables"] = not existing
+            command.upgrade(config, "head")
+            connection.commit()
+            return not existing
+    except sa.exc.OperationalError as error:
+        raise DatabaseUnavailableError(f"cannot use the database of ETL_DATABASE_URL: {_first_line(error)}") from error
+    except sa.exc.ProgrammingError as error:
+        raise PermanentError(f"cannot create the schema: {_first_line(error)}; the role needs CREATE on the database") from error
+
+
+def _first_line(error: sa.exc.DBAPIError) -> str:
+    return str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
