@@ -11,7 +11,9 @@ from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.text import WHITE_SPACE
 
-application = sa.MetaData()
+# 写明 schema：角色若也叫 etl，search_path 里的 "$user" 会让没写 schema 的表落进 schema etl
+APPLICATION_SCHEMA = "public"
+application = sa.MetaData(schema=APPLICATION_SCHEMA)
 etl = sa.MetaData(schema="etl")
 
 TIMESTAMP = sa.DateTime(timezone=True)
@@ -99,7 +101,7 @@ class TargetTables:
     leads: sa.Table
 
 
-def _define_targets(metadata: sa.MetaData, schema: str | None) -> tuple[sa.Table, sa.Table, sa.Table]:
+def _define_targets(metadata: sa.MetaData, schema: str) -> tuple[sa.Table, sa.Table, sa.Table]:
     orders = sa.Table(
         "orders",
         metadata,
@@ -154,7 +156,7 @@ def _define_targets(metadata: sa.MetaData, schema: str | None) -> tuple[sa.Table
     return orders, customers, leads
 
 
-_define_targets(application, None)
+_define_targets(application, APPLICATION_SCHEMA)
 
 
 @lru_cache(maxsize=8)
@@ -284,8 +286,8 @@ outbox = sa.Table(
     etl,
     sa.Column("outbox_id", sa.BigInteger, sa.Identity(), primary_key=True),
     sa.Column("event_id", sa.Uuid, nullable=False),
-    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("asset", sa.Text, nullable=False),
     sa.Column("payload", pg.JSONB, nullable=False),
     sa.Column("created_at", TIMESTAMP, nullable=False, server_default=sa.func.now()),
-    comment="events written in the data transaction; deleted once NATS has stored them",
+    comment="completion events written in the data transaction; deleted once NATS has stored them",
 )

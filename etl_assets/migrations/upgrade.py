@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 
 from etl_assets.core.errors import DatabaseUnavailableError, PermanentError
-from etl_assets.core.tables import application
+from etl_assets.core.tables import APPLICATION_SCHEMA, application
 
 MINIMUM_SERVER_VERSION = 140000
 _UPGRADE_LOCK = 0x45544C  # "ETL"：两个 init-db 同时跑时排队
@@ -32,8 +32,9 @@ def upgrade_database(engine: sa.Engine) -> bool:
                 )
             connection.execute(sa.select(sa.func.pg_advisory_lock(_UPGRADE_LOCK)))
             connection.detach()  # 会话锁随连接关闭而释放，所以这个连接不回连接池
-            existing = set(sa.inspect(connection).get_table_names()) & set(application.tables)
-            missing = set(application.tables) - existing
+            expected = {table.name for table in application.tables.values()}
+            existing = set(sa.inspect(connection).get_table_names(APPLICATION_SCHEMA)) & expected
+            missing = expected - existing
             if existing and missing:
                 raise PermanentError(
                     f"the database has {', '.join(sorted(existing))} but not {', '.join(sorted(missing))}: "

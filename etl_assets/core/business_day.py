@@ -1,0 +1,62 @@
+"""业务日：ETL_TIMEZONE 里的日历日，以及连续业务日的区间。"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from etl_assets.core.errors import PermanentError
+from etl_assets.core.settings import EtlSettings
+
+
+@dataclass(frozen=True, order=True)
+class DayRange:
+    """从 first 到 last 的业务日，两端都含。"""
+
+    first: date
+    last: date
+
+    def __post_init__(self) -> None:
+        if self.last < self.first:
+            raise PermanentError(f"the day range {self.first}..{self.last} is reversed: give the earlier day first")
+
+    def __iter__(self) -> Iterator[date]:
+        return (self.first + timedelta(days=offset) for offset in range(len(self)))
+
+    def __len__(self) -> int:
+        return (self.last - self.first).days + 1
+
+    def __str__(self) -> str:
+        return f"{self.first}" if self.first == self.last else f"{self.first}..{self.last}"
+
+    def includes(self, day: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        """SQL 条件：这一列的日子在区间里。"""
+        return sa.and_(day >= self.first, day <= self.last)
+
+
+def partition_range(settings: EtlSettings) -> DayRange:
+    """此刻存在的全部分区：ETL_PARTITIONS_START 到今天。"""
+    return DayRange(settings.partitions_start, max(settings.today(), settings.partitions_start))
+
+
+def local_day(timestamp: sa.ColumnElement[Any], timezone: str) -> sa.ColumnElement[Any]:
+    """SQL：时刻在业务时区里的日期；无穷大与公元 1 到 9999 年以外的时刻没有业务日，是 NULL。
+
+    边界先比较再换算：极端的时刻一换时区就溢出报错。
+    """
+    earliest = sa.func.timezone(timezone, sa.cast("0001-01-01 00:00:00", sa.TIMESTAMP()))
+    latest = sa.func.timezone(timezone, sa.cast("10000-01-01 00:00:00", sa.TIMESTAMP()))
+    in_years = sa.and_(timestamp >= earliest, timestamp < latest)
+    return sa.case((in_years, sa.cast(sa.func.timezone(timezone, timestamp), sa.Date)))
+
+
+def may_fall_on(timestamp: sa.ColumnElement[Any], days: DayRange) -> sa.ColumnElement[bool]:
+    """SQL：两边各放宽一天的时刻范围，能用 ordered_at 上的索引；精确的日子再由 local_day 判断。"""
+    return sa.and_(
+        timestamp >= sa.cast(f"{days.first - timedelta(days=1)} 00:00:00+00", sa.TIMESTAMP(timezone=True)),
+        timestamp < sa.cast(f"{days.last + timedelta(days=2)} 00:00:00+00", sa.TIMESTAMP(timezone=True)),
+    )

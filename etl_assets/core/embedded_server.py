@@ -1,0 +1,118 @@
+"""内嵌服务器的共同形状：准备文件夹、启动、等到就绪、停下。监督者只用其中的各步，测试用 start/stop。"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import IO, ClassVar
+
+from etl_assets.core.child_log import open_log, read_last_line
+from etl_assets.core.child_process import has_exited
+from etl_assets.core.errors import TransientError
+from etl_assets.core.private_folder import FolderLock, create_private_folder
+
+_START_TIMEOUT_SECONDS = 60
+_POLL_SECONDS = 0.01
+
+
+class EmbeddedServerError(TransientError):
+    """内嵌服务器没有起来。"""
+
+    def __init__(self, *, name: str, log: Path, reason: str) -> None:
+        self.name = name
+        self.log = log
+        self.reason = reason
+        super().__init__(f"the embedded {name} did not start: {reason or 'it wrote nothing'}; see {log}")
+
+
+class EmbeddedServer(ABC):
+    """一个服务器进程和它的文件夹。
+
+    从一个活得够久的线程里启动：那个线程结束时，服务器也会被内核结束。
+    """
+
+    name: ClassVar[str]
+    stop_signal: ClassVar[signal.Signals]
+    stop_timeout_seconds: ClassVar[float]
+
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        """:param durable: 断电也不丢已确认的写入；测试用 False，快得多。"""
+        self.folder = folder
+        self.durable = durable
+        self._lock = FolderLock(folder)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def prepare(self) -> str:
+        """占住文件夹，备好数据与端口；返回带口令的地址。"""
+        create_private_folder(self.folder)
+        self._lock.acquire()
+        try:
+            self.clear_leftovers()
+            return self._prepare()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @abstractmethod
+    def _prepare(self) -> str: ...
+
+    @abstractmethod
+    def launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """启动一次进程；之前要 `prepare`。"""
+
+    @abstractmethod
+    def is_ready(self, process: subprocess.Popen[bytes]) -> bool:
+        """刚启动的这个进程已能接受连接。"""
+
+    @abstractmethod
+    def clear_leftovers(self) -> None:
+        """结束服务器进程死后还留着的进程。"""
+
+    def release(self) -> None:
+        """进程停下之后，放开文件夹。"""
+        self._lock.release()
+
+    def start(self) -> str:
+        url = self.prepare()
+        log_path = self.folder / f"{self.name}.log"
+        try:
+            with open_log(log_path) as log:
+                start = log.tell()
+                self._process = self.launch(log)
+            self._wait_until_ready(self._process, log_path, start)
+        except BaseException:
+            self.stop()
+            raise
+        return url
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            if not has_exited(process):
+                process.send_signal(self.stop_signal)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(self.stop_timeout_seconds)
+            if not has_exited(process):
+                process.kill()
+            process.wait()
+            self.clear_leftovers()
+        self.release()
+
+    def __enter__(self) -> str:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes], log: Path, log_start: int) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
+        while not self.is_ready(process):
+            if has_exited(process):
+                raise EmbeddedServerError(name=self.name, log=log, reason=read_last_line(log, log_start))
+            if time.monotonic() > deadline:
+                raise EmbeddedServerError(name=self.name, log=log, reason=f"not ready after {_START_TIMEOUT_SECONDS} s")
+            time.sleep(_POLL_SECONDS)

@@ -1,0 +1,21 @@
+"""customers 资产。"""
+
+from dagster import AssetExecutionContext, MaterializeResult, ResourceParam, asset
+
+from etl_assets.asset_runs import days_of, result_of, run_of
+from etl_assets.core.settings import get_settings
+from etl_assets.customers.etl import materialize_customers
+from etl_assets.partitions import RANGE_RUNS, daily_partitions
+from etl_assets.resources import EtlDatabase
+
+
+@asset(
+    partitions_def=daily_partitions(get_settings()),
+    backfill_policy=RANGE_RUNS,
+    deps=["orders"],
+    group_name="etl",
+    kinds={"polars", "postgres"},
+    description="One row per customer with an order on these days, over the customer's whole history.",
+)
+def customers(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> MaterializeResult[None]:
+    return result_of(materialize_customers(database.engine, database.settings, days_of(context), run_of(context)))

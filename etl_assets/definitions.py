@@ -1,0 +1,20 @@
+"""Dagster 代码位置的入口：只做合并。"""
+
+from __future__ import annotations
+
+from dagster import Definitions, define_asset_job, in_process_executor
+
+from etl_assets import sources
+from etl_assets.customers.asset import customers
+from etl_assets.leads.asset import leads
+from etl_assets.orders.asset import orders
+from etl_assets.resources import EtlDatabase
+
+ETL_JOB = "etl"
+
+defs = Definitions(
+    assets=[sources.raw_orders, sources.shop_configs, sources.order_type_mappings, orders, customers, leads],
+    jobs=[define_asset_job(ETL_JOB, selection=[orders, customers, leads])],
+    resources={"database": EtlDatabase()},
+    executor=in_process_executor,
+)

@@ -1,0 +1,21 @@
+"""leads 资产（表 business_leads）。"""
+
+from dagster import AssetExecutionContext, MaterializeResult, ResourceParam, asset
+
+from etl_assets.asset_runs import days_of, result_of, run_of
+from etl_assets.core.settings import get_settings
+from etl_assets.leads.etl import materialize_leads
+from etl_assets.partitions import RANGE_RUNS, daily_partitions
+from etl_assets.resources import EtlDatabase
+
+
+@asset(
+    partitions_def=daily_partitions(get_settings()),
+    backfill_policy=RANGE_RUNS,
+    deps=["customers"],
+    group_name="etl",
+    kinds={"polars", "postgres"},
+    description="One row per lead (商机) of the same customers: which orders belong together, and how far the deal has come.",
+)
+def leads(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> MaterializeResult[None]:
+    return result_of(materialize_leads(database.engine, database.settings, days_of(context), run_of(context)))

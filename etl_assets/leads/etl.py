@@ -1,0 +1,167 @@
+"""商机 ETL：手头客户的订单 → 一行一个商机，再清扫所有未关闭商机的 COLD。规则见 DOMAIN 第 5 节。"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import polars as pl
+import sqlalchemy as sa
+
+from etl_assets.core.business_day import DayRange
+from etl_assets.core.settings import EtlSettings
+from etl_assets.leads.dealing import deal_orders
+from etl_assets.services.customer_keys import with_lead_ids
+from etl_assets.services.customer_orders import lock_customers_at_hand, read_customer_ids, read_customer_orders
+from etl_assets.services.figures import FIGURES, aggregate_figures
+from etl_assets.services.ledger import Revisions
+from etl_assets.services.locks import acquire_locks
+from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
+from etl_assets.services.order_index import consume_marks
+from etl_assets.services.people import PROTECTED_COLUMNS, closed_by_person, touched
+from etl_assets.services.vectorized_queries import Upsert, WriteCounts, read_frame, stage_frame, upsert_staged
+
+LEAD_UPSERT = Upsert(key=("customer_global_id", "lead_no"), insert_only=("lead_id",), protected=PROTECTED_COLUMNS, touch="updated_at")
+
+
+@dataclass(frozen=True)
+class LoadedLeads:
+    """第一个事务的结果，留给清扫的事务上报。"""
+
+    revisions: Revisions
+    rows: int
+    written: WriteCounts
+
+
+@retry_conflicts
+def materialize_leads(engine: sa.Engine, settings: EtlSettings, days: DayRange, run: RunContext) -> AssetReport:
+    """让同样那些客户的商机正确，并按最新的业务日清扫全部未关闭的商机。
+
+    清扫在第二个事务：它拿全局锁再等别的运行的行，写商机的事务从不等全局锁，两者才不会死锁。
+    台账与完成事件写在第二个事务，所以两步之间崩溃时这些天仍然到期。
+    """
+    with data_transaction(engine, settings, asset="leads", days=days, run=run) as transaction:
+        loaded = write_leads(transaction)
+    with data_transaction(engine, settings, asset="leads", days=days, run=run) as transaction:
+        swept = sweep_cold(transaction)
+        return transaction.complete(loaded.revisions, rows=loaded.rows, rejected=0, written=loaded.written + WriteCounts(updated=swept))
+
+
+def write_leads(transaction: DataTransaction) -> LoadedLeads:
+    """读、算、写手头客户的商机。"""
+    at_hand = lock_customers_at_hand(transaction)
+    orders = read_customer_orders(transaction, at_hand.table)
+    customer_ids = read_customer_ids(transaction, at_hand.table).drop("is_known")
+    customers = stage_frame(transaction.connection, customer_ids, name="customer_ids", like=transaction.tables.customers)
+    people = read_people(transaction, customers)
+    leads = transform(orders, customer_ids, people, last_warm_day(transaction))
+    written = load(transaction, leads, customers)
+    consume_marks(transaction.connection, at_hand.marks)
+    return LoadedLeads(revisions=at_hand.revisions, rows=leads.height, written=written)
+
+
+def read_people(transaction: DataTransaction, customers: sa.Table) -> pl.DataFrame:
+    """一行一个人碰过的商机；stage 与 closed_at 只有人关闭的才有值。
+
+    无穷大的 closed_at 夹进 Polars 装得下的年份：与订单时刻比较的结果不变，写回时这一列受保护。
+    """
+    leads = transaction.tables.leads
+    earliest = sa.cast("0002-01-01 00:00:00+00", sa.TIMESTAMP(timezone=True))
+    latest = sa.cast("9998-01-01 00:00:00+00", sa.TIMESTAMP(timezone=True))
+    clamped = sa.func.least(sa.func.greatest(leads.c.closed_at, earliest), latest, type_=leads.c.closed_at.type)
+    closed = closed_by_person(leads)
+    return read_frame(
+        transaction.connection,
+        sa.select(
+            customers.c.customer_key,
+            leads.c.lead_no,
+            sa.case((closed, leads.c.current_stage)).label("people_stage"),
+            sa.case((closed, clamped)).label("people_closed_at"),
+        )
+        .join(leads, leads.c.customer_global_id == customers.c.customer_global_id)
+        .where(touched(leads)),
+    )
+
+
+def transform(orders: pl.DataFrame, customer_ids: pl.DataFrame, people: pl.DataFrame, last_warm: date | None) -> pl.DataFrame:
+    """手头客户的全部订单与人碰过的商机 → 一行一个商机（business_leads 的列，人写的列除外）。
+
+    :param orders: 一行一个订单，按 (customer_key, ordered_at, order_id) 排好。
+    :param people: `read_people` 的结果。
+    :param last_warm: 最后一单早于这一天的商机是 COLD；没有订单时是 None。
+    """
+    counted = orders.filter("is_counted").with_columns(wins=pl.col("is_completed") & (pl.col("system_order_type") == "BULK"))
+    closings = people.filter(pl.col("people_closed_at").is_not_null())
+    dealt = deal_orders(counted, closings.select("customer_key", "lead_no", closed_at="people_closed_at"))
+    held = dealt.group_by("customer_key", "lead_no").agg(
+        pl.col("ordered_at").min().alias("opened_at"),
+        pl.col("ordered_at").max().alias("last_order_at"),
+        pl.col("order_date").max().alias("last_order_date"),
+        pl.col("ordered_at").filter("wins").max().alias("won_at"),
+        *aggregate_figures(),
+    )
+    closed_by_people = pl.col("people_closed_at").is_not_null()
+    won = pl.col("won_at").is_not_null()
+    is_cold = (pl.col("last_order_date") < last_warm).fill_null(value=False)
+    leads = (
+        held.join(people, on=["customer_key", "lead_no"], how="full", coalesce=True)
+        .with_columns(pl.col(FIGURES).fill_null(0))
+        .join(customer_ids, on="customer_key", how="left")
+        .with_columns(
+            current_stage=pl.when(closed_by_people)
+            .then("people_stage")
+            .when(won)
+            .then(pl.lit("WON"))
+            .when(is_cold)
+            .then(pl.lit("COLD"))
+            .otherwise(pl.lit("OPEN")),
+            closed_at=pl.coalesce("people_closed_at", "won_at"),
+            closed_by=pl.when(closed_by_people).then(pl.lit("user")).when(won).then(pl.lit("etl")),
+        )
+    )
+    return with_lead_ids(leads).select(
+        "lead_id",
+        "customer_global_id",
+        "lead_no",
+        "current_stage",
+        "opened_at",
+        "last_order_at",
+        "closed_at",
+        "closed_by",
+        *FIGURES,
+    )
+
+
+def load(transaction: DataTransaction, leads: pl.DataFrame, customers: sa.Table) -> WriteCounts:
+    """写商机；手头客户剩下的、没人碰过的商机没有订单了，删去。"""
+    connection, table = transaction.connection, transaction.tables.leads
+    staging = stage_frame(connection, leads, name="staged_leads", like=table)
+    written = upsert_staged(connection, staging, table, LEAD_UPSERT)
+    kept = sa.select(staging.c.lead_no).where(
+        staging.c.customer_global_id == table.c.customer_global_id, staging.c.lead_no == table.c.lead_no
+    )
+    theirs = table.c.customer_global_id == customers.c.customer_global_id
+    deleted = connection.execute(sa.delete(table).where(theirs, ~kept.exists(), ~touched(table)))
+    return written + WriteCounts(deleted=deleted.rowcount)
+
+
+def last_warm_day(transaction: DataTransaction) -> date | None:
+    """最新业务日往前 ETL_COLD_AFTER_DAYS 天；最后一单早于它的商机是 COLD。"""
+    newest: date | None = transaction.connection.execute(sa.select(sa.func.max(transaction.tables.orders.c.order_date))).scalar()
+    return newest - timedelta(days=transaction.settings.cold_after_days) if newest else None
+
+
+def sweep_cold(transaction: DataTransaction) -> int:
+    """最新业务日会前移也会后退：把所有没有 closed_at 的商机两个方向都改对。返回改了的行数。"""
+    acquire_locks(transaction.connection, transaction.target, "sweep", [0])
+    last_warm = last_warm_day(transaction)
+    leads = transaction.tables.leads
+    last_day = sa.cast(sa.func.timezone(transaction.settings.timezone, leads.c.last_order_at), sa.Date)
+    is_cold = sa.func.coalesce(last_day < sa.cast(last_warm, sa.Date), sa.false())
+    stage = sa.case((is_cold, "COLD"), else_="OPEN")
+    swept = transaction.connection.execute(
+        sa.update(leads)
+        .where(leads.c.closed_at.is_(None), leads.c.current_stage.is_distinct_from(stage))
+        .values(current_stage=stage, updated_at=sa.func.now())
+    )
+    return swept.rowcount

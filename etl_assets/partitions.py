@@ -1,0 +1,16 @@
+"""按业务日分区：三个资产共用一个定义，今天就是最后一个分区。"""
+
+from __future__ import annotations
+
+from dagster import BackfillPolicy, DailyPartitionsDefinition
+
+from etl_assets.core.settings import EtlSettings
+from etl_assets.services.leases import MAX_DAYS_PER_RUN
+
+RANGE_RUNS = BackfillPolicy.multi_run(max_partitions_per_run=MAX_DAYS_PER_RUN)
+"""一段日子一个 Dagster 运行，至多 30 天：回填一个月是一个运行，不是三十个。"""
+
+
+def daily_partitions(settings: EtlSettings) -> DailyPartitionsDefinition:
+    """从 ETL_PARTITIONS_START 到今天；end_offset=1 才包括今天。"""
+    return DailyPartitionsDefinition(start_date=settings.partitions_start.isoformat(), timezone=settings.timezone, end_offset=1)

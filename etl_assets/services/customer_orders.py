@@ -1,0 +1,78 @@
+"""手头的客户与他们的全部订单：customers 与 leads 两个 ETL 的共同输入。"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import sqlalchemy as sa
+
+from etl_assets.core.tables import order_index
+from etl_assets.services.customer_keys import customer_id
+from etl_assets.services.figures import has_status
+from etl_assets.services.ledger import Revisions
+from etl_assets.services.locks import lock_customers
+from etl_assets.services.materialization import DataTransaction
+from etl_assets.services.order_index import adopt_orders, read_marks, stage_customers
+from etl_assets.services.vectorized_queries import read_frame
+
+
+@dataclass(frozen=True)
+class CustomersAtHand:
+    """锁住的客户：临时表、读数据之前的台账版本、要消掉的陈旧标记。"""
+
+    table: sa.Table
+    revisions: Revisions
+    marks: Sequence[int]
+
+
+def lock_customers_at_hand(transaction: DataTransaction) -> CustomersAtHand:
+    """选定并锁住这次要算的客户。先读台账再选客户：选定之后才来的要求由下一次运行做。"""
+    connection, target, asset = transaction.connection, transaction.target, transaction.asset
+    revisions = transaction.read_revisions()
+    adopt_orders(connection, transaction.tables, transaction.days)
+    table = stage_customers(connection, target, asset, transaction.days)
+    lock_customers(connection, target, table)
+    return CustomersAtHand(table=table, revisions=revisions, marks=read_marks(connection, target, asset, table))
+
+
+def read_customer_orders(transaction: DataTransaction, at_hand: sa.Table) -> pl.DataFrame:
+    """手头客户的全部订单，一行一个订单，按 (customer_key, ordered_at, order_id) 排好。
+
+    is_counted：状态不在取消之列；is_completed：状态在完成之列而不在取消之列。
+    """
+    orders = transaction.tables.orders
+    settings = transaction.settings
+    columns: list[sa.ColumnElement[Any]] = [
+        order_index.c.customer_key,
+        *[
+            orders.c[name]
+            for name in ("order_id", "customer_nickname", "latest_status", "system_order_type", "amount", "ordered_at", "order_date")
+        ],
+    ]
+    statement = (
+        sa.select(*columns)
+        .select_from(at_hand)
+        .join(order_index, order_index.c.customer_key == at_hand.c.customer_key)
+        .join(orders, sa.and_(orders.c.shop_id == order_index.c.shop_id, orders.c.order_id == order_index.c.order_id))
+        .where(order_index.c.target == transaction.target)
+    )
+    frame = read_frame(transaction.connection, statement)
+    cancelled = has_status(frame, settings.cancelled_statuses)
+    completed = has_status(frame, settings.completed_statuses)
+    return frame.with_columns(is_counted=~cancelled, is_completed=completed & ~cancelled).sort("customer_key", "ordered_at", "order_id")
+
+
+def read_customer_ids(transaction: DataTransaction, at_hand: sa.Table) -> pl.DataFrame:
+    """手头客户一行一个：customer_key 与 customer_global_id；customers 里已有的 id 优先，is_known 表示已有。"""
+    customers = transaction.tables.customers
+    existing = read_frame(
+        transaction.connection,
+        sa.select(at_hand.c.customer_key, customers.c.customer_global_id).outerjoin(
+            customers, customers.c.customer_key == at_hand.c.customer_key
+        ),
+    )
+    known = pl.col("customer_global_id").is_not_null().alias("is_known")
+    return existing.with_columns(known, pl.coalesce("customer_global_id", customer_id()).alias("customer_global_id"))

@@ -1,0 +1,48 @@
+"""代表业务日、客户、COLD 清扫与领取的锁行。总是先补齐、再按序加锁，所以两个运行之间不会死锁。"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date
+from typing import Literal
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+from etl_assets.core.tables import locks
+
+LockKind = Literal["day", "customer", "sweep", "claim"]
+
+# 客户按散列分到固定数目的锁行：锁的行数有界，新客户也有行可锁
+CUSTOMER_STRIPES = 1024
+
+
+def acquire_locks(connection: sa.Connection, target: str, kind: LockKind, keys: Iterable[int]) -> None:
+    """锁住这些行直到事务结束；READ COMMITTED 下，此后的语句能看到前一个持有者提交的一切。"""
+    wanted = sorted(set(keys))
+    if not wanted:
+        return
+    key = sa.func.unnest(sa.cast(wanted, sa.ARRAY(sa.Integer))).column_valued("key")
+    rows = sa.select(sa.literal(target), sa.literal(kind), key).order_by(key)
+    connection.execute(pg.insert(locks).from_select(["target", "kind", "key"], rows).on_conflict_do_nothing())
+    connection.execute(
+        sa.select(locks.c.key)
+        .where(locks.c.target == target, locks.c.kind == kind, locks.c.key == sa.any_(sa.cast(wanted, sa.ARRAY(sa.Integer))))
+        .order_by(locks.c.key)
+        .with_for_update()
+    ).all()
+
+
+def lock_days(connection: sa.Connection, target: str, days: Iterable[date]) -> None:
+    """锁住业务日；键是公历序数。"""
+    acquire_locks(connection, target, "day", (day.toordinal() for day in days))
+
+
+def lock_customers(connection: sa.Connection, target: str, customers: sa.Table) -> None:
+    """锁住 `customers.customer_key` 所在的散列行；customers 与 leads 两个 ETL 用同一组锁。
+
+    散列由服务器计算：各台机器上的 Polars 版本可能不同，服务器只有一个。
+    """
+    hashed = sa.func.hashtextextended(customers.c.customer_key, 0, type_=sa.BigInteger())
+    stripe = sa.cast(sa.func.mod(hashed, CUSTOMER_STRIPES), sa.Integer)
+    acquire_locks(connection, target, "customer", connection.scalars(sa.select(stripe.distinct())).all())

@@ -1,0 +1,145 @@
+"""一次物化的骨架：数据事务从哪里开始、到哪里结束，冲突怎样重试，结果怎样上报。"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import ParamSpec
+
+import psycopg.errors
+import sqlalchemy as sa
+
+from etl_assets.core.business_day import DayRange
+from etl_assets.core.errors import DatabaseUnavailableError, PermanentError, TransientError
+from etl_assets.core.log import get_logger
+from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import TargetTables, target_tables
+from etl_assets.services import ledger
+from etl_assets.services.leases import assert_lease_held
+from etl_assets.services.ledger import Revisions
+from etl_assets.services.outbox import Completion, add_completion
+from etl_assets.services.vectorized_queries import WriteCounts
+
+logger = get_logger(__name__)
+P = ParamSpec("P")
+
+_CONFLICT_ATTEMPTS = 5
+_CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure, psycopg.errors.UniqueViolation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """这次物化属于哪个运行，以及那个运行还做哪些资产。"""
+
+    run_id: str
+    assets: frozenset[str]
+    allow_deletes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssetReport:
+    """一次物化的结果：rows 是算出的行数（不论变没变），written 是真正写下的。"""
+
+    asset: str
+    days: DayRange
+    rows: int
+    rejected: int
+    written: WriteCounts
+    duration_seconds: float
+
+
+@dataclass
+class DataTransaction:
+    """一个开着的数据事务，连同这次物化要用的一切。"""
+
+    connection: sa.Connection
+    settings: EtlSettings
+    tables: TargetTables
+    asset: str
+    days: DayRange
+    run: RunContext
+    started_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def target(self) -> str:
+        return self.settings.target_schema
+
+    def read_revisions(self) -> Revisions:
+        """读数据之前调用；交给 complete。"""
+        return ledger.read_revisions(self.connection, self.target, self.asset, self.days)
+
+    def complete(self, revisions: Revisions, *, rows: int, rejected: int, written: WriteCounts) -> AssetReport:
+        """记台账、写完成事件；都在这个事务里，一起提交或一起消失。"""
+        finished = ledger.mark_materialized(self.connection, self.target, self.asset, self.days, revisions, run_id=self.run.run_id)
+        duration_seconds = time.monotonic() - self.started_at
+        included = any(name in self.run.assets for name in ledger.after(self.asset))
+        add_completion(
+            self.connection,
+            Completion(
+                asset=self.asset,
+                days=self.days,
+                run_id=self.run.run_id,
+                status="partial_success" if rejected else "success",
+                downstream="included" if included else "pending",
+                import_ids=finished,
+                success_count=rows,
+                error_count=rejected,
+                duration_seconds=duration_seconds,
+            ),
+        )
+        return AssetReport(
+            asset=self.asset, days=self.days, rows=rows, rejected=rejected, written=written, duration_seconds=duration_seconds
+        )
+
+
+@contextmanager
+def data_transaction(engine: sa.Engine, settings: EtlSettings, *, asset: str, days: DayRange, run: RunContext) -> Iterator[DataTransaction]:
+    """READ COMMITTED 事务：先锁后读，每条语句看到锁住之后的最新数据；提交前查租约。"""
+    with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
+        yield DataTransaction(
+            connection=connection, settings=settings, tables=target_tables(settings.target_schema), asset=asset, days=days, run=run
+        )
+        assert_lease_held(connection)
+
+
+def retry_conflicts(materialize: Callable[P, AssetReport]) -> Callable[P, AssetReport]:
+    """死锁与并发插入的冲突：事务已回滚，随机等一会儿重来；其他数据库错误翻译成会说话的错误。"""
+
+    @wraps(materialize)
+    def retried(*args: P.args, **kwargs: P.kwargs) -> AssetReport:
+        for attempt in range(1, _CONFLICT_ATTEMPTS + 1):
+            try:
+                return materialize(*args, **kwargs)
+            except (sa.exc.DBAPIError, psycopg.Error) as error:
+                cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+                if not isinstance(cause, _CONFLICTS) or attempt == _CONFLICT_ATTEMPTS:
+                    raise _translate(cause) from error
+                logger.warning("conflict with another run, trying again", attempt=attempt, cause=type(cause).__name__)
+                time.sleep(random.uniform(0.02, 0.1) * 2**attempt)  # noqa: S311  # 只为错开时间
+        raise AssertionError("unreachable")
+
+    return retried
+
+
+def _translate(cause: BaseException | None) -> Exception:
+    """驱动的错误在这一处变成本包的错误：类别说明重试有没有用。"""
+    summary = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    match cause:
+        case psycopg.errors.LockNotAvailable():
+            return TransientError(f"another run holds the rows for longer than ETL_LOCK_TIMEOUT_SECONDS: {summary}")
+        case psycopg.errors.QueryCanceled():
+            return TransientError(f"a statement ran longer than ETL_STATEMENT_TIMEOUT_SECONDS or was cancelled: {summary}")
+        case psycopg.errors.DiskFull() | psycopg.errors.OutOfMemory() | psycopg.errors.InsufficientResources():
+            return TransientError(f"PostgreSQL is out of resources, free some and the run will succeed: {summary}")
+        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedColumn():
+            return PermanentError(f"the tables differ from the contract, run `etl init-db` or correct them: {summary}")
+        case psycopg.OperationalError() | psycopg.InterfaceError():
+            return DatabaseUnavailableError(f"the connection to PostgreSQL was lost, nothing was written: {summary}")
+        case psycopg.errors.DataError() | psycopg.errors.IntegrityError():
+            return PermanentError(f"PostgreSQL refused the data, nothing was written: {summary}")
+        case _:
+            return TransientError(f"PostgreSQL reported: {summary}")

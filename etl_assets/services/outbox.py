@@ -1,0 +1,74 @@
+"""发件箱：完成事件与数据在同一事务里写下，由桥发布；崩溃丢不了事件。"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+import sqlalchemy as sa
+
+from etl_assets.core.business_day import DayRange
+from etl_assets.core.tables import installation, outbox
+
+EVENT_VERSION = "1.0"
+Status = Literal["success", "partial_success", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """一个资产的一段日子做完了，或失败了；字段见 DOMAIN 第 7 节。"""
+
+    asset: str
+    days: DayRange
+    run_id: str
+    status: Status
+    downstream: Literal["included", "pending"]
+    import_ids: Sequence[UUID] = ()
+    success_count: int = 0
+    error_count: int = 0
+    duration_seconds: float = 0.0
+    error: str | None = None
+
+    def payload(self, event_id: UUID) -> dict[str, Any]:
+        """事件的 JSON 对象，installation 除外。"""
+        event: dict[str, Any] = {
+            "event_id": str(event_id),
+            "event_version": EVENT_VERSION,
+            "occurred_at": datetime.now(UTC).isoformat(),
+            "status": self.status,
+            "partitions": [day.isoformat() for day in self.days],
+            "run_id": self.run_id,
+            "import_ids": [str(import_id) for import_id in self.import_ids],
+            "success_count": self.success_count,
+            "error_count": self.error_count,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "downstream": self.downstream,
+        }
+        return event | ({"error": self.error} if self.error else {})
+
+
+def add_completion(connection: sa.Connection, completion: Completion) -> None:
+    """写进发件箱；`installation` 让监听器认出自己发的事件，不至于又去要求下游。"""
+    event_id = uuid4()
+    payload = completion.payload(event_id) | {"installation": str(installation_id(connection))}
+    connection.execute(sa.insert(outbox).values(event_id=event_id, asset=completion.asset, payload=payload))
+
+
+def installation_id(connection: sa.Connection) -> UUID:
+    """这套安装的身份，由 init-db 写下。"""
+    identity: UUID = connection.execute(sa.select(installation.c.installation_id)).scalar_one()
+    return identity
+
+
+def lock_unpublished(connection: sa.Connection, *, limit: int) -> Sequence[sa.Row[Any]]:
+    """取出最早的未发布事件并锁住，别的发布者会跳过它们。"""
+    oldest = sa.select(outbox).order_by(outbox.c.outbox_id).limit(limit).with_for_update(skip_locked=True)
+    return connection.execute(oldest).all()
+
+
+def delete_published(connection: sa.Connection, outbox_ids: Sequence[int]) -> None:
+    """NATS 已存下的事件从发件箱删去。"""
+    connection.execute(sa.delete(outbox).where(outbox.c.outbox_id.in_(outbox_ids)))

@@ -1,0 +1,49 @@
+"""测试用的数据库：从一个迁移好的模板克隆，每个测试一个，用完即删。"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from etl_assets.core.database_sync import build_engine, normalize_url
+from etl_assets.core.settings import EtlSettings
+from etl_assets.migrations.upgrade import upgrade_database
+
+
+def database_url(server_url: str, name: str) -> str:
+    """同一台服务器上另一个数据库的地址。"""
+    return normalize_url(server_url).set(database=name).render_as_string(hide_password=False)
+
+
+@contextmanager
+def template_database(server_url: str) -> Iterator[str]:
+    """建一个迁移到最新的模板数据库，给出它的名字。"""
+    name = f"etl_template_{uuid4().hex[:12]}"
+    with _administer(server_url, create=f'CREATE DATABASE "{name}"', drop=name):
+        engine = build_engine(EtlSettings(database_url=database_url(server_url, name)))
+        upgrade_database(engine)
+        engine.dispose()
+        yield name
+
+
+@contextmanager
+def cloned_database(server_url: str, template: str) -> Iterator[str]:
+    """克隆模板，给出新数据库的地址。"""
+    name = f"etl_test_{uuid4().hex[:12]}"
+    with _administer(server_url, create=f'CREATE DATABASE "{name}" TEMPLATE "{template}"', drop=name):
+        yield database_url(server_url, name)
+
+
+@contextmanager
+def _administer(server_url: str, *, create: str, drop: str) -> Iterator[None]:
+    server = sa.create_engine(normalize_url(server_url), isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
+    with server.connect() as connection:
+        connection.exec_driver_sql(create)
+    try:
+        yield
+    finally:
+        with server.connect() as connection:
+            connection.exec_driver_sql(f'DROP DATABASE IF EXISTS "{drop}" WITH (FORCE)')
