@@ -43,8 +43,8 @@ def with_launcher(argv: Sequence[str], *, death_signal: signal.Signals, account:
 
 def launch(
     argv: Sequence[str],
-    *,
     log: IO[bytes],
+    *,
     env: Mapping[str, str],
     death_signal: signal.Signals = signal.SIGKILL,
     account: Account | None = None,

@@ -39,11 +39,16 @@ _UNNEEDED = ("pgxs",)
 def unprivileged_account() -> Account | None:
     """root 要换成的账户；不是 root 则为 None。
 
-    :raises PermanentError: 系统里除了 root 没有别的账户。
+    :raises PermanentError: 系统里除了 root 没有别的账户；或者我们自己的账户不在其中，initdb 会拒绝。
     """
-    if os.geteuid() != 0:
+    entries = pwd.getpwall()
+    if own := os.geteuid():
+        if not any(entry.pw_uid == own for entry in entries):
+            raise PermanentError(
+                f"PostgreSQL refuses to run as user id {own}, which has no name here: run as a user that exists, or set ETL_DATABASE_URL"
+            )
         return None
-    others = [entry for entry in pwd.getpwall() if entry.pw_uid != 0 and entry.pw_gid != 0]
+    others = [entry for entry in entries if entry.pw_uid != 0 and entry.pw_gid != 0]
     if not others:
         raise PermanentError(
             "PostgreSQL refuses to run as root and this system has no other account: run as an ordinary user, or set ETL_DATABASE_URL"

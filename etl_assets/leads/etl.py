@@ -102,7 +102,7 @@ def transform(orders: pl.DataFrame, customer_ids: pl.DataFrame, people: pl.DataF
     )
     closed_by_people = pl.col("people_closed_at").is_not_null()
     won = pl.col("won_at").is_not_null()
-    is_cold = (pl.col("last_order_date") < last_warm).fill_null(value=False)
+    is_cold = (pl.col("last_order_date") < pl.lit(last_warm, pl.Date)).fill_null(value=False)
     leads = (
         held.join(people, on=["customer_key", "lead_no"], how="full", coalesce=True)
         .with_columns(pl.col(FIGURES).fill_null(0))

@@ -42,28 +42,7 @@ current_lease: ContextVar[Lease | None] = ContextVar("current_lease", default=No
 def claim_due_days(connection: sa.Connection, target: str, *, run_id: str, owner: str, lease_seconds: float) -> Claim | None:
     """领走等得最久的一段到期日子（连续、同一个起点资产、至多 30 天）；没有可领的是 None。"""
     acquire_locks(connection, target, "claim", [0])
-    position = sa.func.array_position(sa.cast(list(ASSETS), sa.ARRAY(sa.Text)), ledger.c.asset)
-    leased = (
-        sa.select(leases.c.run_id)
-        .where(
-            leases.c.target == target,
-            ledger.c.day.between(leases.c.first_day, leases.c.last_day),
-            leases.c.expires_at > sa.func.clock_timestamp(),
-        )
-        .exists()
-    )
-    due = (
-        sa.select(ledger.c.day, sa.func.min(position).label("start"), sa.func.min(ledger.c.requested_at).label("since"))
-        .where(
-            ledger.c.target == target,
-            ledger.c.requested > ledger.c.materialized,
-            ledger.c.held_reason.is_(None),
-            sa.or_(ledger.c.retry_at.is_(None), ledger.c.retry_at <= sa.func.clock_timestamp()),
-            ~leased,
-        )
-        .group_by(ledger.c.day)
-        .subquery("due")
-    )
+    due = _claimable_days(target)
     # 连续的日子减去行号得同一个值，于是每段连续、同起点的日子成一组
     island = due.c.day - sa.cast(sa.func.row_number().over(partition_by=due.c.start, order_by=due.c.day), sa.Integer)
     islands = sa.select(due.c.day, due.c.start, due.c.since, island.label("island")).subquery("islands")
@@ -85,6 +64,11 @@ def claim_due_days(connection: sa.Connection, target: str, *, run_id: str, owner
     days = DayRange(first, last)
     lease = acquire_lease(connection, target, days, run_id=run_id, owner=owner, lease_seconds=lease_seconds)
     return Claim(lease=lease, days=days, assets=ASSETS[start - 1 :], more=available > len(days))
+
+
+def has_claimable_days(connection: sa.Connection, target: str) -> bool:
+    """有没有到期、没人做、也不在等重试的日子。"""
+    return bool(connection.execute(sa.select(sa.select(_claimable_days(target).c.day).exists())).scalar())
 
 
 def acquire_lease(connection: sa.Connection, target: str, days: DayRange, *, run_id: str, owner: str, lease_seconds: float) -> Lease:
@@ -129,6 +113,32 @@ def take_expired_leases(connection: sa.Connection, target: str) -> list[str]:
     """删去过期的租约，返回它们的 run_id：持有者已死或被隔离，它们的运行不会再提交。"""
     expired = sa.delete(leases).where(leases.c.target == target, leases.c.expires_at <= sa.func.clock_timestamp())
     return list(connection.scalars(expired.returning(leases.c.run_id)).all())
+
+
+def _claimable_days(target: str) -> sa.Subquery:
+    """一行一个能领的日子：start 是第一个到期资产在链上的位置（从 1 起），since 是等了最久的要求。"""
+    position = sa.func.array_position(sa.cast(list(ASSETS), sa.ARRAY(sa.Text)), ledger.c.asset, type_=sa.Integer())
+    leased = (
+        sa.select(leases.c.run_id)
+        .where(
+            leases.c.target == target,
+            ledger.c.day.between(leases.c.first_day, leases.c.last_day),
+            leases.c.expires_at > sa.func.clock_timestamp(),
+        )
+        .exists()
+    )
+    return (
+        sa.select(ledger.c.day, sa.func.min(position).label("start"), sa.func.min(ledger.c.requested_at).label("since"))
+        .where(
+            ledger.c.target == target,
+            ledger.c.requested > ledger.c.materialized,
+            ledger.c.held_reason.is_(None),
+            sa.or_(ledger.c.retry_at.is_(None), ledger.c.retry_at <= sa.func.clock_timestamp()),
+            ~leased,
+        )
+        .group_by(ledger.c.day)
+        .subquery("due")
+    )
 
 
 def _held(lease: Lease) -> sa.ColumnElement[bool]:

@@ -160,6 +160,18 @@ def mark_materialized(
     return list(finished)
 
 
+def waiting_imports(connection: sa.Connection, target: str, asset: str, days: DayRange) -> list[UUID]:
+    """还在等这个资产的这些天的导入。"""
+    own = sa.and_(ledger.c.target == target, ledger.c.asset == asset, ledger.c.day == import_requests.c.day)
+    waiting = (
+        sa.select(import_requests.c.import_id.distinct())
+        .join(ledger, own)
+        .where(import_requests.c.target == target, days.includes(import_requests.c.day), import_requests.c.revision > ledger.c.materialized)
+        .order_by(import_requests.c.import_id)
+    )
+    return list(connection.scalars(waiting))
+
+
 def record_failure(connection: sa.Connection, target: str, assets: Iterable[str], days: DayRange, *, reason: str, permanent: bool) -> None:
     """运行失败：还到期的日子稍后再试，间隔翻倍；重试无用或次数用尽的就搁置，直到有新的要求。"""
     overdue = sa.and_(

@@ -14,7 +14,7 @@ import psycopg.errors
 import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.errors import DatabaseUnavailableError, PermanentError, TransientError
+from etl_assets.core.database_errors import driver_error, translate
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TargetTables, target_tables
@@ -115,31 +115,11 @@ def retry_conflicts(materialize: Callable[P, AssetReport]) -> Callable[P, AssetR
             try:
                 return materialize(*args, **kwargs)
             except (sa.exc.DBAPIError, psycopg.Error) as error:
-                cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+                cause = driver_error(error)
                 if not isinstance(cause, _CONFLICTS) or attempt == _CONFLICT_ATTEMPTS:
-                    raise _translate(cause) from error
+                    raise translate(cause) from error
                 logger.warning("conflict with another run, trying again", attempt=attempt, cause=type(cause).__name__)
                 time.sleep(random.uniform(0.02, 0.1) * 2**attempt)  # noqa: S311  # 只为错开时间
         raise AssertionError("unreachable")
 
     return retried
-
-
-def _translate(cause: BaseException | None) -> Exception:
-    """驱动的错误在这一处变成本包的错误：类别说明重试有没有用。"""
-    summary = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-    match cause:
-        case psycopg.errors.LockNotAvailable():
-            return TransientError(f"another run holds the rows for longer than ETL_LOCK_TIMEOUT_SECONDS: {summary}")
-        case psycopg.errors.QueryCanceled():
-            return TransientError(f"a statement ran longer than ETL_STATEMENT_TIMEOUT_SECONDS or was cancelled: {summary}")
-        case psycopg.errors.DiskFull() | psycopg.errors.OutOfMemory() | psycopg.errors.InsufficientResources():
-            return TransientError(f"PostgreSQL is out of resources, free some and the run will succeed: {summary}")
-        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedColumn():
-            return PermanentError(f"the tables differ from the contract, run `etl init-db` or correct them: {summary}")
-        case psycopg.OperationalError() | psycopg.InterfaceError():
-            return DatabaseUnavailableError(f"the connection to PostgreSQL was lost, nothing was written: {summary}")
-        case psycopg.errors.DataError() | psycopg.errors.IntegrityError():
-            return PermanentError(f"PostgreSQL refused the data, nothing was written: {summary}")
-        case _:
-            return TransientError(f"PostgreSQL reported: {summary}")

@@ -63,10 +63,10 @@ def installation_id(connection: sa.Connection) -> UUID:
     return identity
 
 
-def lock_unpublished(connection: sa.Connection, *, limit: int) -> Sequence[sa.Row[Any]]:
-    """取出最早的未发布事件并锁住，别的发布者会跳过它们。"""
-    oldest = sa.select(outbox).order_by(outbox.c.outbox_id).limit(limit).with_for_update(skip_locked=True)
-    return connection.execute(oldest).all()
+def read_unpublished(connection: sa.Connection, *, limit: int) -> Sequence[sa.Row[Any]]:
+    """最早的未发布事件：outbox_id、event_id、asset、payload。两个发布者都读到也无妨，NATS 按 event_id 去重。"""
+    oldest = sa.select(outbox.c.outbox_id, outbox.c.event_id, outbox.c.asset, outbox.c.payload)
+    return connection.execute(oldest.order_by(outbox.c.outbox_id).limit(limit)).all()
 
 
 def delete_published(connection: sa.Connection, outbox_ids: Sequence[int]) -> None:

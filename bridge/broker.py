@@ -1,0 +1,363 @@
+"""任务队列：TaskIQ 跑在 JetStream 工作队列上。凡碰到 TaskIQ 内部的代码都在这里，由 test_taskiq_contract 看守。
+
+三条车道（interactive > event > bulk）各是一个主题和一个消费者。一条消息只在有空位时才取，执行期间按时报平安，
+任务结束之后才确认；失败的隔一会儿再来，毒消息与屡试不成的进死信流。
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any, cast
+
+import nats.errors
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StreamConfig
+from nats.js.errors import NotFoundError
+from pydantic import ConfigDict
+from taskiq import AckableMessage, AsyncBroker, BrokerMessage, TaskiqMessage, TaskiqResult
+from taskiq.acks import AckController, AcknowledgeType
+from taskiq.exceptions import NoResultError, SendTaskError, TaskRejectedError
+from taskiq.kicker import AsyncKicker
+from taskiq.receiver import Receiver
+from taskiq_nats import PullBasedJetStreamBroker
+
+from bridge.errors import BridgeError, UnknownLaneError
+from bridge.jetstream import DeadLetterHeader, JetStreamConnection, header_text
+from bridge.pull import Puller
+from bridge.settings import LANES, BridgeSettings, Lane, get_bridge_settings
+from etl_assets.core.errors import PermanentError, TransientError
+from etl_assets.core.log import get_logger
+
+logger = get_logger(__name__)
+
+TASKS_STREAM = "TASKS"
+TASKS_DLQ_STREAM = "TASKS_DLQ"
+TASKS_FORGIVEN_STREAM = "TASKS_FORGIVEN"
+DEFAULT_LANE: Lane = "bulk"
+RETRY_SECONDS = (1.0, 5.0, 30.0, 120.0)
+"""第几次失败之后等多久；再往后都等最后一个。"""
+
+_DAY = 86_400
+_MIB = 1 << 20
+_STREAMS = (
+    # 满了就拒收，不丢已有的
+    StreamConfig(
+        name=TASKS_STREAM,
+        subjects=["tasks.>"],
+        retention=RetentionPolicy.WORK_QUEUE,
+        discard=DiscardPolicy.NEW,
+        max_bytes=256 * _MIB,
+        duplicate_window=600,
+    ),
+    StreamConfig(name=TASKS_DLQ_STREAM, subjects=["tasks_dlq.>"], max_bytes=64 * _MIB, max_age=30 * _DAY, duplicate_window=600),
+    StreamConfig(name=TASKS_FORGIVEN_STREAM, subjects=["tasks_forgiven.>"], max_msgs_per_subject=1, max_bytes=16 * _MIB, max_age=7 * _DAY),
+)
+
+
+class SafeJetStreamBroker(PullBasedJetStreamBroker):
+    """不丢任务、不扣着任务不做的 broker。构造时什么也不连。"""
+
+    def __init__(self, settings: BridgeSettings | None = None) -> None:
+        """:param settings: None 表示启动时才读环境变量，好让模块里的 broker 对象导入时无副作用。"""
+        super().__init__(servers=[], stream_name=TASKS_STREAM)
+        self._settings = settings
+        self._lanes: tuple[Lane, ...] | None = None
+        self.connection: JetStreamConnection
+        self.puller: Puller
+        self.held: set[Delivery] = set()
+        """取到手、尚未了结的任务。"""
+
+    @property
+    def settings(self) -> BridgeSettings:
+        if self._settings is None:
+            self._settings = get_bridge_settings()
+        return self._settings
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """本进程服务的车道，先执行的在前。"""
+        wanted = self._lanes or self.settings.worker_lanes
+        return tuple(lane for lane in LANES if lane in wanted)
+
+    def serve_only(self, lanes: tuple[Lane, ...]) -> None:
+        """只服务这些车道；在启动之前调用。"""
+        for lane in lanes:
+            _check_lane(lane)
+        self._lanes = lanes
+
+    # ---- 起止 ------------------------------------------------------------------
+
+    async def startup(self) -> None:
+        self.connection = JetStreamConnection(self.settings, name="worker" if self.is_worker_process else "tasks", client=self.client)
+        await self.connection.open()
+        self.js = self.connection.context
+        await self._ensure_queue()
+        self.puller = Puller(self.connection, TASKS_STREAM, restore=self._ensure_queue)
+        # 越过 taskiq-nats 的 startup：它的连接、流、消费者都不是我们要的
+        await AsyncBroker.startup(self)
+
+    async def _ensure_queue(self) -> None:
+        for stream in _STREAMS:
+            await self.connection.ensure_stream(stream)
+        if self.is_worker_process:
+            for lane in self.lanes:
+                await self.connection.ensure_consumer(TASKS_STREAM, self._consumer(lane))
+
+    def _consumer(self, lane: Lane) -> ConsumerConfig:
+        return ConsumerConfig(
+            durable_name=lane,
+            filter_subject=f"tasks.{lane}",
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=self.settings.task_ack_wait_seconds,
+            max_deliver=-1,  # 次数由我们数：服务器的上限会让消息无声地搁浅
+            max_ack_pending=20_000,
+            max_waiting=1_024,
+        )
+
+    async def shutdown(self) -> None:
+        if hasattr(self, "puller"):
+            await self._give_back_everything()
+        await AsyncBroker.shutdown(self)
+        if hasattr(self, "connection"):
+            await self.connection.close()
+
+    async def _give_back_everything(self) -> None:
+        """没做完的现在就还，不必等 ack_wait。"""
+        if not self.client.is_connected:
+            return
+        unfinished = [*self.held, *(Delivery(self, message) for message in self.puller.take_leftovers())]
+        await asyncio.gather(*(delivery.give_back() for delivery in unfinished))
+
+    # ---- 投递 ------------------------------------------------------------------
+
+    async def kick(self, message: BrokerMessage) -> None:
+        """存进任务流才返回；同一个任务编号只存一次。"""
+        lane = str(message.labels.get("lane", DEFAULT_LANE))
+        _check_lane(lane)
+        if not hasattr(self, "connection"):
+            raise BridgeError("the broker is not started: await broker.startup() before sending tasks")
+        requeued = message.labels.get("X-Taskiq-requeue", 0)
+        await self.connection.publish(f"tasks.{lane}", message.message, message_id=f"{message.task_id}:{requeued}")
+
+    async def ring(self, task_name: str, lane: Lane) -> None:
+        """敲门铃：让某个 worker 执行 task_name；本进程不必认识这个任务。"""
+        try:
+            await AsyncKicker(task_name, self, {"lane": lane}).kiq()
+        except SendTaskError as error:
+            raise error.__cause__ or error from None
+
+    # ---- 取任务 ----------------------------------------------------------------
+
+    async def listen(self) -> AsyncGenerator[AckableMessage, None]:
+        """TaskIQ 每有一个空位来要一条；给它的是现在最该做的那一条。"""
+        logger.info("ready", lanes=list(self.lanes))
+        while True:
+            delivery = await self._next_delivery()
+            await delivery.read_forgiven()
+            if delivery.attempt > self.settings.task_max_attempts:
+                delivery.error = PermanentError("every delivery ended without an answer: worker killed, or frozen beyond the ack wait")
+                await delivery.settle()
+            else:
+                yield TaskDelivery(data=delivery.message.data, ack=_acknowledge_later, delivery=delivery)
+
+    async def _next_delivery(self) -> Delivery:
+        """先按车道次序各看一眼；都空了才一起等。等来几条就做最急的，其余立刻还回去。"""
+        while True:
+            for lane in self.lanes:
+                if message := await self.puller.take(lane):
+                    return self._hold(message)
+            arrived = [self._hold(message) for message in await self.puller.wait(self.lanes)]
+            if arrived:
+                first, *others = sorted(arrived, key=lambda delivery: LANES.index(delivery.lane))
+                for other in others:
+                    await other.give_back()
+                return first
+
+    def _hold(self, message: Msg) -> Delivery:
+        delivery = Delivery(self, message)
+        self.held.add(delivery)
+        return delivery
+
+
+class Delivery:
+    """取到手的一条任务消息：第几次尝试、执行的结局、怎样了结。"""
+
+    def __init__(self, broker: SafeJetStreamBroker, message: Msg) -> None:
+        self.message = message
+        self.lane = cast("Lane", message.metadata.consumer)
+        self.task = "?"
+        self.executed = False
+        self.error: BaseException | None = None
+        self.broker = broker
+        self._connection = broker.connection
+        self._deliveries = message.metadata.num_delivered
+        self._forgiven = 0
+        self._forgiven_subject = f"tasks_forgiven.{message.metadata.sequence.stream}"
+
+    @property
+    def attempt(self) -> int:
+        """第几次尝试；归还的、因暂时的错误而重来的不算。没有下文的投递（进程被杀）算。"""
+        return self._deliveries - self._forgiven
+
+    async def read_forgiven(self) -> None:
+        if self._deliveries == 1:
+            return
+        try:
+            record = await self.broker.js.get_last_msg(TASKS_FORGIVEN_STREAM, self._forgiven_subject)
+            self._forgiven = int(record.data or b"0")
+        except NotFoundError:
+            return
+        except nats.errors.Error:
+            # 不知道就当作第一次：宁可多做一次，不可错埋
+            self._forgiven = self._deliveries - 1
+
+    async def _forgive(self) -> None:
+        """服务器只数投递次数，不知道缘由；不算数的记在旁边。"""
+        await self.read_forgiven()
+        count = self._forgiven + 1
+        await self._connection.publish(
+            self._forgiven_subject, str(count).encode(), message_id=f"{self._forgiven_subject}:{self._deliveries}"
+        )
+
+    async def settle(self) -> None:
+        """任务结束后：确认、隔一会儿再来、或进死信；做不到就留给 ack_wait 之后的重投。"""
+        try:
+            await self._settle(self.error)
+        except BridgeError as error:
+            logger.error("task not settled, it will be delivered again", task=self.task, error=header_text(error))
+        self.broker.held.discard(self)
+
+    async def _settle(self, error: BaseException | None) -> None:
+        if error is None and not self.executed:
+            await self._bury("poison: not a task message, or no such task")
+        elif error is None:
+            await self._connection.confirm(self.message, b"+ACK")
+        elif isinstance(error, asyncio.CancelledError):
+            await self.give_back()
+        elif isinstance(error, TransientError):
+            await self._forgive()
+            await self._retry(error)
+        elif isinstance(error, PermanentError | TaskRejectedError) or self.attempt >= self.broker.settings.task_max_attempts:
+            await self._bury(f"{type(error).__name__}: {error}")
+        else:
+            await self._retry(error)
+
+    async def _retry(self, error: BaseException) -> None:
+        delay = RETRY_SECONDS[min(self._deliveries, len(RETRY_SECONDS)) - 1] * random.uniform(0.8, 1.2)  # noqa: S311 错开，不关安全
+        logger.warning(
+            "task failed, trying again", task=self.task, attempt=self.attempt, delay_seconds=round(delay, 1), error=header_text(error)
+        )
+        await self._connection.postpone(self.message, delay)
+
+    async def give_back(self) -> None:
+        """没有执行，或没做完：让别的 worker 现在就拿去。"""
+        with contextlib.suppress(BridgeError):
+            await self._forgive()
+            await self._connection.postpone(self.message, 0)
+        self.broker.held.discard(self)
+
+    async def _bury(self, reason: str) -> None:
+        await self._connection.bury(
+            self.message,
+            subject=f"tasks_dlq.{self.lane}",
+            reason=reason,
+            attempts=self.attempt,
+            labels={DeadLetterHeader.TASK: header_text(self.task)},
+        )
+        logger.error("task dead-lettered", task=self.task, lane=self.lane, attempts=self.attempt, reason=header_text(reason))
+
+
+class TaskDelivery(AckableMessage):
+    """交给 TaskIQ 的消息；它的 ack 什么也不做，由 SafeReceiver 在任务结束后了结。"""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    delivery: Delivery
+
+
+def _acknowledge_later() -> None:
+    """TaskIQ 的 ack 时机随标签与参数变；我们只认任务的结局。"""
+
+
+def _check_lane(lane: str) -> None:
+    if lane not in LANES:
+        raise UnknownLaneError(lane, LANES)
+
+
+_current: ContextVar[Delivery | None] = ContextVar("current_delivery", default=None)
+
+
+class SafeReceiver(Receiver):
+    """任务结束后才了结消息的接收器：`taskiq worker … --receiver bridge.broker:SafeReceiver`。"""
+
+    def __init__(self, broker: AsyncBroker, executor: Executor | None = None, *, slots: int | str = 1, **options: Any) -> None:
+        """:param slots: 同时执行几个任务（`--receiver-arg slots=2`）；TaskIQ 的默认是 100 个，线程却只有 6 个。"""
+        options |= {
+            "max_async_tasks": int(slots),
+            "max_async_tasks_jitter": 0,
+            "max_prefetch": 0,  # 预取就是扣着不做
+            "ack_type": AcknowledgeType.WHEN_SAVED,
+        }
+        super().__init__(broker, executor, **options)
+
+    async def callback(self, message: bytes | AckableMessage, raise_err: bool = False) -> None:
+        if not isinstance(message, TaskDelivery):
+            raise TypeError(f"SafeReceiver works with SafeJetStreamBroker only, not with messages of type {type(message).__name__}")
+        delivery = message.delivery
+        broker = delivery.broker
+        _current.set(delivery)
+        async with broker.connection.in_progress([delivery.message], ack_wait_seconds=broker.settings.task_ack_wait_seconds):
+            try:
+                await super().callback(message, raise_err)
+            except Exception as error:  # noqa: BLE001 中间件或结果后端坏了：当作任务失败，不吞掉消息
+                delivery.error = error
+            await delivery.settle()
+
+    async def run_task(
+        self, target: Callable[..., Any], message: TaskiqMessage, ack_controller: AckController | None = None
+    ) -> TaskiqResult[Any]:
+        delivery = _current.get()
+        if delivery is not None:
+            delivery.task = f"{message.task_name} {message.task_id}"
+        result = await super().run_task(target, message, ack_controller)
+        if delivery is not None:
+            delivery.executed = True
+            # NoResultError 是任务自己说不要结果，不是失败
+            delivery.error = None if isinstance(result.error, NoResultError) else result.error
+        return result
+
+
+async def serve(broker: SafeJetStreamBroker, *, slots: int = 1, grace_seconds: float = 30.0) -> None:
+    """在本进程里做 worker，不经 TaskIQ 的进程管理器（它被杀会留下孤儿）。
+
+    SIGTERM 或 SIGINT：不再取新任务，手里的做完；过了 grace_seconds 还没完的还回队列，立刻结束进程（线程停不下来）。
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    broker.is_worker_process = True
+    # 线程数等于空位数：同步任务不会取到手了还排队
+    pool = ThreadPoolExecutor(slots, thread_name_prefix="task")
+    receiver = SafeReceiver(broker, pool, slots=slots, wait_tasks_timeout=grace_seconds)
+    try:
+        await receiver.listen(stop)
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None  # 操作者要的是那一句话，不是 TaskIQ 的任务组
+    finally:
+        unfinished = len(broker.held)
+        await broker.shutdown()
+        pool.shutdown(wait=False, cancel_futures=True)
+        if unfinished:
+            logger.error("leaving with unfinished tasks, they were given back", count=unfinished, exc_info=sys.exc_info()[1])
+            logging.shutdown()
+            os._exit(0 if stop.is_set() else 1)

@@ -1,0 +1,91 @@
+"""etl publish、etl wait。"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from uuid import UUID
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bridge.cli.options import with_stack
+from etl_assets.core.errors import DatabaseUnavailableError
+
+_EXIT_FAILED = 1
+_EXIT_TIMEOUT = 2
+_POLL_SECONDS = 0.05
+
+
+@click.command("publish")
+@click.argument("subject")
+@click.argument("event_json", metavar="JSON")
+@with_stack
+def publish_command(subject: str, event_json: str) -> None:
+    """Publish one event on SUBJECT; event_id, event_version and occurred_at are filled in when missing.
+
+    For example: etl publish events.data_import.completed '{"status": "completed", "import_id": "…"}'
+    """
+    from pydantic import ValidationError
+
+    from bridge.errors import InvalidEventError
+    from bridge.events.envelope import event_type
+    from bridge.events.publish import publish_event
+    from bridge.settings import get_bridge_settings
+
+    try:
+        event = event_type(subject).model_validate_json(event_json)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise InvalidEventError(f"{'.'.join(map(str, problem['loc'])) or 'JSON'}: {problem['msg']}") from error
+    stored = asyncio.run(publish_event(subject, event, settings=get_bridge_settings()))
+    click.echo(
+        f"{event.event_id} stored in {stored.stream} as sequence {stored.sequence}"
+        + (" (it was there already)" if stored.duplicate else "")
+    )
+
+
+@click.command("wait")
+@click.option("--import-id", type=click.UUID, required=True, help="The import that `etl import` printed.")
+@click.option(
+    "--timeout", "timeout_seconds", type=click.FloatRange(min=0), default=300.0, show_default=True, help="Give up after this many seconds."
+)
+@with_stack
+def wait_command(import_id: UUID, timeout_seconds: float) -> None:
+    """Wait until every day of an import is materialized: exit 0 when done, 1 when it failed, 2 on timeout."""
+    sys.exit(wait_for_import(import_id, timeout_seconds=timeout_seconds))
+
+
+def wait_for_import(import_id: UUID, *, timeout_seconds: float) -> int:
+    """等到导入进表，终端上显示进度条；返回退出码。数据库暂时不在就接着等。"""
+    from etl_assets.core.database_errors import translated_errors
+    from etl_assets.core.database_sync import get_engine
+    from etl_assets.core.settings import get_settings
+    from etl_assets.services.reports import import_progress
+
+    deadline = time.monotonic() + timeout_seconds
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("days"), TimeElapsedColumn())
+    problem = "its event has not been handled yet: is the listener running (`etl status`)?"
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(f"import {import_id}", total=None)
+        while True:
+            try:
+                with translated_errors(), get_engine().connect() as connection:
+                    progress = import_progress(connection, get_settings(), import_id)
+            except DatabaseUnavailableError as error:
+                problem = str(error)
+            else:
+                bar.update(task, total=progress.days or None, completed=progress.done)
+                if progress.handled and progress.done == progress.days:
+                    return 0
+                if progress.held:
+                    click.echo(f"error: {progress.held} days of import {import_id} failed for good: {progress.held_reason}", err=True)
+                    return _EXIT_FAILED
+                if progress.handled:
+                    problem = f"{progress.done} of {progress.days} days are materialized"
+            if time.monotonic() > deadline:
+                click.echo(f"error: import {import_id} is not in the tables after {timeout_seconds:g} s: {problem}", err=True)
+                return _EXIT_TIMEOUT
+            time.sleep(_POLL_SECONDS)

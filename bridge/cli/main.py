@@ -1,0 +1,73 @@
+"""`etl` 的入口：汇总各组命令，把错误变成一句话与退出码。"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from bridge.errors import BridgeError
+from etl_assets.core.errors import DatabaseUnavailableError, EtlError, SettingsError
+from etl_assets.core.log import redact
+
+# 命令 → (模块, 帮助的第一行)：列帮助时不必导入模块
+_COMMANDS = {
+    "up": ("bridge.cli.stack", "Start the stack in the foreground: servers, UI, listener, workers."),
+    "env": ("bridge.cli.stack", "Print the addresses of the stack that is up."),
+    "init-db": ("bridge.cli.stack", "Create or upgrade the schema."),
+    "listen": ("bridge.cli.processes", "Run the event listener in the foreground."),
+    "worker": ("bridge.cli.processes", "Run warm workers in the foreground."),
+    "import": ("bridge.cli.imports", "Import a CSV or Excel file into raw_orders and announce it."),
+    "imports": ("bridge.cli.imports", "List the imports and what became of their rows."),
+    "show": ("bridge.cli.show", "Show rows of orders, customers or leads."),
+    "publish": ("bridge.cli.events", "Publish one event, validated."),
+    "wait": ("bridge.cli.events", "Wait until an import is in the tables."),
+    "status": ("bridge.cli.status", "Show what is due, running, held, queued and rejected."),
+    "demo": ("bridge.cli.demo", "Run the whole flow on sample data, check it, and stop."),
+}
+EXIT_FAILED = 1
+EXIT_UNUSABLE = 2
+
+
+class _LazyGroup(click.Group):
+    """用到的命令才导入它的模块。"""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click 规定的签名，下同
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _ = _COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), f"{cmd_name.replace('-', '_')}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dayline", prog_name="etl")
+def cli() -> None:
+    """Vectorized, queued and visible ETL: orders, customers and leads by day."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """运行一个命令；已知的错误只印一句话，不印栈。"""
+    try:
+        cli.main(args=list(arguments) if arguments is not None else None, prog_name="etl")
+    except EtlError as error:
+        click.echo(f"error: {redact(str(error))}", err=True)
+        sys.exit(EXIT_UNUSABLE if isinstance(error, SettingsError | DatabaseUnavailableError | BridgeError) else EXIT_FAILED)
+    except BrokenPipeError:
+        # `etl show … | head`：读的人走了，安静地结束
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

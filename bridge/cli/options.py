@@ -1,0 +1,70 @@
+"""各命令共用的选项与准备：连哪个栈、怎样输出。"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, Literal, ParamSpec
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from bridge.stack.addresses import default_state_dir, read_addresses
+from etl_assets.core.errors import SettingsError
+
+P = ParamSpec("P")
+Format = Literal["table", "csv", "json"]
+
+
+def with_stack(command: Callable[P, None]) -> Callable[P, None]:
+    """加上 --state-dir：没有设的 ETL_* 地址取自正在运行的栈。"""
+
+    @click.option(
+        "--state-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="State folder of the stack to talk to [default: ETL_STATE_DIR or ~/.local/state/dayline].",
+    )
+    @wraps(command)
+    def prepared(*args: P.args, **kwargs: P.kwargs) -> None:
+        chosen = kwargs.pop("state_dir", None)
+        use_stack(chosen if isinstance(chosen, Path) else None)
+        command(*args, **kwargs)
+
+    return prepared
+
+
+def use_stack(state_dir: Path | None) -> None:
+    """把栈的地址放进环境变量；自己设了的不动。明确指了文件夹而那里没有栈，就说出来。"""
+    addresses = read_addresses(state_dir or default_state_dir())
+    if addresses is None:
+        if state_dir is not None:
+            raise SettingsError(f"no stack is up in {state_dir}: start one with `etl up --state-dir {state_dir}`")
+        return
+    for name, value in addresses.environment().items():
+        if state_dir is not None or not os.environ.get(name):
+            os.environ[name] = value
+
+
+def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], how: Format, *, title: str | None = None) -> None:
+    """同样的行，三种样子；表格给人看，CSV 与 JSON 给程序。"""
+    records = [{column: row[column] for column in columns} for row in rows]
+    if how == "json":
+        click.echo(json.dumps(records, ensure_ascii=False, indent=2, default=str))
+    elif how == "csv":
+        writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+    else:
+        table = Table(title=title, title_justify="left")
+        for column in columns:
+            numeric = records and all(isinstance(record[column], int | float) or record[column] is None for record in records)
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for record in records:
+            table.add_row(*["" if value is None else str(value) for value in record.values()])
+        Console().print(table)

@@ -1,0 +1,96 @@
+"""etl listen、etl worker：栈的一个部分单独运行，给生产环境用。"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import click
+
+from bridge.cli.options import with_stack
+from bridge.settings import LANES, get_bridge_settings
+from etl_assets.core.log import configure_logging
+
+_RESTART_SECONDS = 2.0
+
+
+@click.command("listen")
+@with_stack
+def listen_command() -> None:
+    """Listen to EVENTS, bring the ledger up to date, ring the workers. Logs one JSON line per event to stderr."""
+    configure_logging("listener")
+    asyncio.run(_listen())
+
+
+@click.command("worker")
+@click.option(
+    "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of worker processes; each runs one run at a time."
+)
+@click.option("--lanes", help=f"Comma-separated lanes to serve, of {', '.join(LANES)} [default: ETL_WORKER_LANES or all].")
+@with_stack
+def worker_command(processes: int, lanes: str | None) -> None:
+    """Run warm workers: the code location is loaded once, then runs start in milliseconds."""
+    if lanes:
+        os.environ["ETL_WORKER_LANES"] = lanes
+    get_bridge_settings()
+    if processes > 1:
+        _run_processes(processes)
+    else:
+        _run_worker()
+
+
+def _run_worker() -> None:
+    configure_logging("worker")
+    from bridge.broker import serve
+    from bridge.tasks import broker
+
+    asyncio.run(serve(broker, slots=1))
+
+
+def _run_processes(count: int) -> None:
+    """死了的补上；SIGTERM 或 Ctrl-C 时让它们做完手里的再走。"""
+    command = [sys.executable, "-P", "-m", "bridge.cli.main", "worker"]
+    children = [subprocess.Popen(command) for _ in range(count)]
+    stopping = False
+
+    def stop(_number: int, _frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+        for child in children:
+            child.terminate()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    while any(child.poll() is None for child in children) or not stopping:
+        for position, child in enumerate(children):
+            if child.poll() is not None and not stopping:
+                time.sleep(_RESTART_SECONDS)
+                children[position] = subprocess.Popen(command)
+        time.sleep(0.1)
+
+
+async def _listen() -> None:
+    from bridge.broker import SafeJetStreamBroker
+    from bridge.handlers import HANDLERS
+    from bridge.listener import Listener
+    from bridge.reconciler import reconcile
+    from etl_assets.core.database_sync import get_engine
+    from etl_assets.core.settings import get_settings
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    settings = get_bridge_settings()
+    broker = SafeJetStreamBroker(settings)
+    await broker.startup()
+    try:
+        reconciling = asyncio.create_task(reconcile(stop, broker=broker, engine=get_engine(), settings=get_settings()))
+        await Listener(settings, handlers=HANDLERS, ring=broker.ring).run(stop)
+        await reconciling
+    finally:
+        await broker.shutdown()

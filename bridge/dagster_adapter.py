@@ -1,0 +1,231 @@
+"""Dagster 的内部：预先载入的代码位置、建运行、在线程里执行运行。凡是碰 Dagster 私有部分的都在这里。
+
+由 test_dagster_contract 看守：换 Dagster 版本而这里的假设不再成立时，那里先失败。
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from dagster import AssetCheckKey, AssetKey, DagsterInstance, JobDefinition
+from dagster._core.definitions.job_base import IJob
+from dagster._core.definitions.reconstruct import ReconstructableRepository, initialize_repository_def_from_pointer
+from dagster._core.definitions.repository_definition import RepositoryDefinition
+from dagster._core.events import DagsterEvent, DagsterEventType
+from dagster._core.execution import context_creation_job
+from dagster._core.execution.api import create_execution_plan, execute_run_iterator
+from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.snap import ExecutionPlanSnapshot, snapshot_from_execution_plan
+from dagster._core.storage.dagster_run import DagsterRun, DagsterRunStatus
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster_postgres.event_log import PostgresEventLogStorage
+from dagster_postgres.run_storage import PostgresRunStorage
+from dagster_postgres.schedule_storage import PostgresScheduleStorage
+from dagster_postgres.utils import create_pg_engine
+from dagster_shared.error import SerializableErrorInfo
+
+from etl_assets.core.business_day import DayRange
+
+_POOL_SIZE = 2
+_CONSOLE_LOGGERS = "default_system_loggers"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """一个运行的结局；失败时给出最里层错误的类名与消息，以及失败的资产。"""
+
+    succeeded: bool
+    failed_step: str | None = None
+    error_class: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class _PlannedJob:
+    """某个资产选择下的作业与它的计划快照：内容不变，只算一次。"""
+
+    job: JobDefinition
+    step_keys: Sequence[str]
+    plan_snapshot: ExecutionPlanSnapshot
+
+
+class CodeLocation:
+    """一个代码位置，载入一次；运行带着它的名字，网页才能重新执行它们。"""
+
+    def __init__(self, *, module: str, attribute: str, location_name: str) -> None:
+        reconstructable = ReconstructableRepository.for_module(module, attribute, None)
+        self.repository: RepositoryDefinition = initialize_repository_def_from_pointer(reconstructable.pointer)
+        target = LoadableTargetOrigin(executable_path=sys.executable, module_name=module, attribute=attribute)
+        location_origin = ManagedGrpcPythonEnvCodeLocationOrigin(target, location_name)
+        self._python_origin = reconstructable.get_python_origin()
+        self._remote_origin = RemoteRepositoryOrigin(location_origin, self.repository.name)
+        self._subsets: dict[tuple[str, frozenset[AssetKey] | None], JobDefinition] = {}
+        self._plans: dict[tuple[str, frozenset[AssetKey] | None], _PlannedJob] = {}
+
+    def job(self, name: str, asset_selection: frozenset[AssetKey] | None = None) -> JobDefinition:
+        """作业，或它的一个资产子集；子集算一次就留着。"""
+        key = (name, asset_selection)
+        if key not in self._subsets:
+            whole = self.repository.get_job(name)
+            self._subsets[key] = whole.get_subset(asset_selection=asset_selection) if asset_selection else whole
+        return self._subsets[key]
+
+    def create_run(
+        self, instance: DagsterInstance, *, job_name: str, run_id: str, assets: Iterable[str], days: DayRange, tags: Mapping[str, str]
+    ) -> DagsterRun:
+        """建一个 NOT_STARTED 的运行：像网页那样建，只是不经 gRPC，快照也不重算。"""
+        selection = frozenset(AssetKey(asset) for asset in assets)
+        planned = self._plan(instance, job_name, selection)
+        job = planned.job
+        return instance.create_run(
+            job_name=job_name,
+            run_id=run_id,
+            run_config={},
+            status=DagsterRunStatus.NOT_STARTED,
+            tags={**job.run_tags, **_partition_tags(days), **tags},
+            root_run_id=None,
+            parent_run_id=None,
+            step_keys_to_execute=planned.step_keys,
+            execution_plan_snapshot=planned.plan_snapshot,
+            job_snapshot=job.get_job_snapshot(),
+            parent_job_snapshot=job.get_parent_job_snapshot(),
+            asset_selection=selection,
+            asset_check_selection=None,
+            resolved_op_selection=None,
+            op_selection=None,
+            remote_job_origin=self._remote_origin.get_job_origin(job_name),
+            job_code_origin=self._python_origin.get_job_origin(job_name),
+            asset_graph=job.asset_layer.asset_graph,
+        )
+
+    def warm_up(self, instance: DagsterInstance, job_name: str, assets: Sequence[str]) -> None:
+        """先算好从链上每个资产起的计划：领到的工作总是其中之一。"""
+        for start in range(len(assets)):
+            self._plan(instance, job_name, frozenset(AssetKey(asset) for asset in assets[start:]))
+
+    def execute_run(self, instance: DagsterInstance, run: DagsterRun) -> RunResult:
+        """在本线程里执行到底；资产的失败不抛出，记在结果里。"""
+        failure: DagsterEvent | None = None
+        succeeded = False
+        for event in execute_run_iterator(_LoadedJob(self, self.job(run.job_name)), run, instance):
+            if event.is_step_failure and failure is None:
+                failure = event
+            succeeded = succeeded or event.event_type == DagsterEventType.RUN_SUCCESS
+        if failure is None:
+            return RunResult(succeeded=succeeded, error="" if succeeded else "the run ended without success; see its page in the UI")
+        error = _innermost(failure.step_failure_data.error)
+        return RunResult(
+            succeeded=False,
+            failed_step=failure.step_key,
+            error_class=(error.cls_name if error else None) or "",
+            error=error.message.removeprefix(f"{error.cls_name}: ").strip() if error else "",
+        )
+
+    def _plan(self, instance: DagsterInstance, job_name: str, selection: frozenset[AssetKey]) -> _PlannedJob:
+        key = (job_name, selection)
+        if key not in self._plans:
+            job = self.job(job_name, selection)
+            plan = create_execution_plan(job, run_config={}, instance_ref=instance.get_ref())
+            snapshot = snapshot_from_execution_plan(plan, job.get_job_snapshot_id())
+            self._plans[key] = _PlannedJob(job=job, step_keys=plan.step_keys_to_execute, plan_snapshot=snapshot)
+        return self._plans[key]
+
+
+class _LoadedJob(IJob):
+    """已在内存里的作业；与 ReconstructableJob 不同，它从不重新载入代码。"""
+
+    def __init__(self, location: CodeLocation, job: JobDefinition) -> None:
+        self._location = location
+        self._job = job
+
+    def get_definition(self) -> JobDefinition:
+        return self._job
+
+    def get_repository_definition(self) -> RepositoryDefinition:
+        return self._location.repository
+
+    def get_subset(
+        self,
+        *,
+        op_selection: Iterable[str] | None = None,
+        asset_selection: AbstractSet[AssetKey] | None = None,
+        asset_check_selection: AbstractSet[AssetCheckKey] | None = None,
+    ) -> IJob:
+        if op_selection is None and asset_check_selection is None:
+            return _LoadedJob(self._location, self._location.job(self._job.name, frozenset(asset_selection) if asset_selection else None))
+        subset = self._job.get_subset(
+            op_selection=op_selection, asset_selection=asset_selection, asset_check_selection=asset_check_selection
+        )
+        return _LoadedJob(self._location, subset)
+
+    @property
+    def op_selection(self) -> AbstractSet[str] | None:
+        return self._job.op_selection
+
+    @property
+    def asset_selection(self) -> AbstractSet[AssetKey] | None:
+        return self._job.asset_selection
+
+    @property
+    def asset_check_selection(self) -> AbstractSet[AssetCheckKey] | None:
+        return self._job.asset_check_selection
+
+
+def fail_abandoned_run(instance: DagsterInstance, run_id: str, message: str) -> None:
+    """执行者已死的运行：还没结束的标成失败；没来得及建的不管。"""
+    run = instance.get_run_by_id(run_id)
+    if run is not None and not run.is_finished:
+        instance.report_run_failed(run, message)
+
+
+def open_instance() -> DagsterInstance:
+    """DAGSTER_HOME 指的实例，改成适合常驻进程的样子：存储共用一个连接池，运行不再各自往终端打日志。"""
+    instance = DagsterInstance.get()
+    _share_pool(instance)
+    _silence_console()
+    return instance
+
+
+def _share_pool(instance: DagsterInstance) -> None:
+    """dagster-postgres 每条语句新建一个连接；三个存储换成共用一个连接池。"""
+    runs, events, schedules = instance.run_storage, instance.event_log_storage, instance.schedule_storage
+    if not (
+        isinstance(runs, PostgresRunStorage)
+        and isinstance(events, PostgresEventLogStorage)
+        and isinstance(schedules, PostgresScheduleStorage)
+    ):
+        return
+    pool = create_pg_engine(
+        runs.postgres_url,
+        None,
+        isolation_level="AUTOCOMMIT",
+        pool_size=_POOL_SIZE,
+        max_overflow=_POOL_SIZE,
+        pool_pre_ping=True,
+        pool_use_lifo=True,
+    )
+    for storage in (runs, events, schedules):
+        storage._engine.dispose()
+        storage._engine = pool
+
+
+def _silence_console() -> None:
+    """运行的日志在 Dagster 里；进程自己的日志只有一种格式，不夹进每个事件一行的彩色文字。"""
+    setattr(context_creation_job, _CONSOLE_LOGGERS, lambda _instance: [])
+
+
+def _partition_tags(days: DayRange) -> dict[str, str]:
+    if len(days) == 1:
+        return {PARTITION_NAME_TAG: days.first.isoformat()}
+    return {ASSET_PARTITION_RANGE_START_TAG: days.first.isoformat(), ASSET_PARTITION_RANGE_END_TAG: days.last.isoformat()}
+
+
+def _innermost(error: SerializableErrorInfo | None) -> SerializableErrorInfo | None:
+    """Dagster 把用户的异常包了几层：取带类名的、我们自己抛的那一层。"""
+    while error is not None and error.cls_name == "DagsterExecutionStepExecutionError" and error.cause is not None:
+        error = error.cause
+    return error

@@ -1,0 +1,81 @@
+"""桥的错误：NATS、流、事件、任务队列；每个都说明操作者下一步做什么，并归入暂时或永久。"""
+
+from __future__ import annotations
+
+import psycopg
+import sqlalchemy as sa
+
+from etl_assets.core.errors import EtlError, PermanentError, TransientError
+
+
+class BridgeError(EtlError):
+    """桥的所有错误的基类。"""
+
+
+class NatsUnavailableError(BridgeError, TransientError):
+    """NATS 连不上、断开了或没有在限期内回答；消息不含密码。"""
+
+
+class NatsRefusedError(BridgeError, PermanentError):
+    """NATS 拒绝了我们：口令不对、没有 JetStream、版本太旧。"""
+
+
+class StreamMissingError(BridgeError, PermanentError):
+    """没有流保存这个主题，消息无处可存。"""
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        super().__init__(f"no JetStream stream stores subject {subject}: start `etl up` or `etl listen` once, or add it to your stream")
+
+
+class StreamConflictError(BridgeError, PermanentError):
+    """流或消费者存在，但不是我们能用的样子。"""
+
+    def __init__(self, stream: str, problem: str, remedy: str) -> None:
+        self.stream = stream
+        self.problem = problem
+        super().__init__(f"JetStream stream {stream} cannot be used: {problem}; {remedy}")
+
+
+class StreamFullError(BridgeError, TransientError):
+    """流满了：新消息被拒，旧消息不丢。"""
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        super().__init__(f"the stream of {subject} is full and nothing was stored: start more workers, or raise the stream's limits")
+
+
+class PayloadTooLargeError(BridgeError, PermanentError):
+    """消息超过了服务器或流的上限。"""
+
+    def __init__(self, subject: str, *, size_bytes: int, limit_bytes: int | None) -> None:
+        self.subject = subject
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+        limit = "the stream's max_msg_size" if limit_bytes is None else f"the limit of {limit_bytes} bytes"
+        super().__init__(
+            f"a message of {size_bytes} bytes for {subject} exceeds {limit}: send references instead of data, or raise the limit"
+        )
+
+
+class UnknownLaneError(BridgeError, PermanentError):
+    """任务指定了不存在的车道。"""
+
+    def __init__(self, lane: str, known: tuple[str, ...]) -> None:
+        self.lane = lane
+        super().__init__(f"there is no task lane {lane!r}: use one of {', '.join(known)}")
+
+
+class InvalidEventError(BridgeError, PermanentError):
+    """事件不合约定：重试没有用，进死信流。"""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the event is not usable: {reason}; correct its publisher")
+
+
+def is_transient(error: BaseException) -> bool:
+    """再试可能成功：我们自己归类的，以及没有人翻译过的断线。"""
+    return isinstance(
+        error, TransientError | ConnectionError | TimeoutError | sa.exc.OperationalError | sa.exc.InterfaceError | psycopg.OperationalError
+    )

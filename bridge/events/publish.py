@@ -1,0 +1,61 @@
+"""发布事件：校验、去重、等到流存下才返回；外围应用、命令行与发件箱共用。"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from bridge.errors import InvalidEventError, PayloadTooLargeError
+from bridge.events.envelope import Event, event_type
+from bridge.jetstream import JetStreamConnection
+from bridge.settings import BridgeSettings, get_bridge_settings
+
+
+@dataclass(frozen=True)
+class PublishedEvent:
+    """流存下的位置；duplicate 表示这个 event_id 已经在流里，没有再存一份。"""
+
+    stream: str
+    sequence: int
+    duplicate: bool
+
+
+class EventPublisher:
+    """一条连接发许多事件：`async with EventPublisher() as publisher`。"""
+
+    def __init__(self, settings: BridgeSettings | None = None) -> None:
+        self._settings = settings or get_bridge_settings()
+        self._connection = JetStreamConnection(self._settings, name="publisher")
+
+    async def __aenter__(self) -> Self:
+        await self._connection.open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        await self._connection.close()
+
+    async def publish(self, subject: str, event: Event) -> PublishedEvent:
+        """存进流里才返回；同一个 event_id 再发一次没有害处。"""
+        wanted = event_type(subject)
+        if not isinstance(event, wanted):
+            raise InvalidEventError(f"{subject} carries {wanted.__name__}, not {type(event).__name__}")
+        data = event.model_dump_json(exclude_none=True).encode()
+        if len(data) > self._settings.event_max_bytes:
+            raise PayloadTooLargeError(subject, size_bytes=len(data), limit_bytes=self._settings.event_max_bytes)
+        stored = await self._connection.publish(subject, data, message_id=str(event.event_id))
+        return PublishedEvent(stored.stream, stored.seq, bool(stored.duplicate))
+
+
+async def publish_event(subject: str, event: Event, *, settings: BridgeSettings | None = None) -> PublishedEvent:
+    """连上、发一个、断开；要发许多时用 EventPublisher。"""
+    async with EventPublisher(settings) as publisher:
+        return await publisher.publish(subject, event)
+
+
+def publish_event_sync(subject: str, event: Event, *, settings: BridgeSettings | None = None) -> PublishedEvent:
+    """给没有事件循环的代码；在有事件循环的线程里也能调，只是会挡住它。"""
+    with ThreadPoolExecutor(1, thread_name_prefix="publish-event") as pool:
+        return pool.submit(asyncio.run, publish_event(subject, event, settings=settings)).result()

@@ -1,0 +1,250 @@
+"""事件监听器：从 EVENTS 成批取事件，校验，交给处理器，敲门铃，最后才确认。"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
+
+from bridge.errors import InvalidEventError, is_transient
+from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, Ignored, NotYet, ReceivedEvent, Rejected
+from bridge.events.subjects import EVENTS_DLQ_PREFIX, EVENTS_DLQ_STREAM, EVENTS_PREFIX, EVENTS_STREAM, dead_letter_subject
+from bridge.jetstream import JetStreamConnection, header_text
+from bridge.pull import Puller
+from bridge.settings import BridgeSettings, Lane
+from etl_assets.core.errors import PermanentError
+from etl_assets.core.log import get_logger
+
+logger = get_logger(__name__)
+
+CONSUMER = "etl-bridge"
+LANE: Lane = "event"
+FINISH_SECONDS = 20.0
+"""要求停下之后，手里那一批最多再做这么久；没确认的会重投。"""
+
+_DAY = 86_400
+_MIB = 1 << 20
+_EVENTS = StreamConfig(name=EVENTS_STREAM, subjects=[EVENTS_PREFIX + ">"], max_bytes=512 * _MIB, max_age=30 * _DAY, duplicate_window=600)
+_DEAD_LETTERS = StreamConfig(
+    name=EVENTS_DLQ_STREAM, subjects=[EVENTS_DLQ_PREFIX + ">"], max_bytes=64 * _MIB, max_age=30 * _DAY, duplicate_window=600
+)
+
+Result = TypeVar("Result")
+Ring = Callable[[str, Lane], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """处理器没有给出决定：隔一会儿再来；bounded 的到了次数进死信。"""
+
+    reason: str
+    bounded: bool
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """一条消息与它的去向。"""
+
+    message: Msg
+    decision: Decision | _Failed
+    task_name: str = ""
+
+    @property
+    def wants_ring(self) -> bool:
+        return isinstance(self.decision, Done) and self.decision.ring
+
+
+class Listener:
+    """一个持久消费者；同时开几个，事件在它们之间分。"""
+
+    def __init__(self, settings: BridgeSettings, *, handlers: Sequence[EventTaskHandler[Any]], ring: Ring) -> None:
+        self._settings = settings
+        self._handlers = {handler.subject: handler for handler in handlers}
+        self._ring = ring
+        self._connection = JetStreamConnection(settings, name="listener")
+        self._puller = Puller(self._connection, EVENTS_STREAM, restore=self._ensure_streams)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """监听到 stop 为止；NATS 中途断开不算错，开头连不上抛 BridgeError。"""
+        await self._connection.open()
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await self._ensure_streams()
+            logger.info("ready", subjects=sorted(self._handlers))
+            while not stop.is_set():
+                await self._work(stopping)
+        finally:
+            stopping.cancel()
+            await self._connection.close()
+
+    async def _ensure_streams(self) -> None:
+        await self._connection.adopt_stream(_EVENTS, sorted(self._handlers))
+        await self._connection.ensure_stream(_DEAD_LETTERS)
+        await self._connection.ensure_consumer(
+            EVENTS_STREAM,
+            ConsumerConfig(
+                durable_name=CONSUMER,
+                filter_subjects=sorted(self._handlers),
+                ack_policy=AckPolicy.EXPLICIT,
+                ack_wait=self._settings.event_ack_wait_seconds,
+                max_deliver=-1,  # 次数由我们数：服务器的上限会让事件无声地搁浅
+                max_ack_pending=20_000,
+            ),
+        )
+
+    async def _work(self, stopping: asyncio.Task[Any]) -> None:
+        """取一批、处理一批；要求停下时不再等新的，手里的做完。"""
+        linger_seconds = self._settings.listener_batch_milliseconds / 1000
+        pulling = self._puller.wait([CONSUMER], batch=self._settings.listener_batch_size, linger_seconds=linger_seconds)
+        messages = await _until_stopping(pulling, stopping, patience_seconds=0) or []
+        messages += self._puller.take_leftovers()
+        if messages:
+            await _until_stopping(self._handle_batch(messages), stopping, patience_seconds=FINISH_SECONDS)
+
+    # ---- 一批事件 ---------------------------------------------------------------
+
+    async def _handle_batch(self, messages: Sequence[Msg]) -> None:
+        """次序是安全的全部：效果提交，门铃存下，然后才确认。"""
+        groups = defaultdict(list)
+        for message in messages:
+            groups[message.subject].append(message)
+        async with self._connection.in_progress(messages, ack_wait_seconds=self._settings.event_ack_wait_seconds):
+            verdicts = [verdict for subject, group in groups.items() for verdict in await self._judge(subject, group)]
+            verdicts = await self._ring_doorbells(verdicts)
+            await self._settle(verdicts)
+
+    async def _judge(self, subject: str, messages: Sequence[Msg]) -> list[_Verdict]:
+        """同一主题的一组：不合约定的挑出来，其余交给处理器。"""
+        handler = self._handlers.get(subject)
+        if handler is None:
+            return [_Verdict(message, Ignored("no handler for this subject any more")) for message in messages]
+        verdicts: list[_Verdict] = []
+        valid: list[tuple[Msg, ReceivedEvent[Any]]] = []
+        for message in messages:
+            try:
+                valid.append((message, self._receive(handler, message)))
+            except InvalidEventError as error:
+                verdicts.append(_Verdict(message, Rejected(error.reason)))
+        return verdicts + await self._call(handler, valid) if valid else verdicts
+
+    def _receive(self, handler: EventTaskHandler[Any], message: Msg) -> ReceivedEvent[Any]:
+        limit = self._settings.event_max_bytes
+        if len(message.data) > limit:
+            raise InvalidEventError(f"{len(message.data)} bytes, ETL_EVENT_MAX_BYTES allows {limit}")
+        origin = message.metadata
+        return ReceivedEvent(
+            event=handler.parse(message.data),
+            subject=message.subject,
+            sequence=origin.sequence.stream,
+            published_at=origin.timestamp,
+            attempt=origin.num_delivered,
+        )
+
+    async def _call(self, handler: EventTaskHandler[Any], events: Sequence[tuple[Msg, ReceivedEvent[Any]]]) -> list[_Verdict]:
+        """整批交给处理器；出错而重试无用时逐个再来，一个毒事件拖不住其余的。"""
+        try:
+            decisions = await handler([event for _, event in events])
+            return [_Verdict(message, decision, handler.task_name) for (message, _), decision in zip(events, decisions, strict=True)]
+        except Exception as error:  # noqa: BLE001 处理器抛什么都不能让监听器倒下
+            if is_transient(error):
+                logger.warning("handler failed, trying again", subject=handler.subject, events=len(events), error=header_text(error))
+                return [_Verdict(message, _Failed(header_text(error), bounded=False)) for message, _ in events]
+            if len(events) == 1:
+                return [_Verdict(events[0][0], self._blame(events[0][1], error))]
+        return [verdict for event in events for verdict in await self._call(handler, [event])]
+
+    def _blame(self, event: ReceivedEvent[Any], error: Exception) -> Decision | _Failed:
+        reason = f"handler failed: {type(error).__name__}: {error}"
+        if isinstance(error, PermanentError):
+            return Rejected(reason)
+        if event.attempt < self._settings.event_max_attempts:
+            logger.warning("handler failed on an event", subject=event.subject, sequence=event.sequence, exc_info=error)
+        return _Failed(reason, bounded=True)
+
+    async def _ring_doorbells(self, verdicts: Sequence[_Verdict]) -> list[_Verdict]:
+        """每个任务一批只敲一次；敲不响的那些事件稍后再来，不确认。"""
+        failed: dict[str, _Failed] = {}
+        for task_name in sorted({verdict.task_name for verdict in verdicts if verdict.wants_ring}):
+            try:
+                await self._ring(task_name, LANE)
+            except Exception as error:  # noqa: BLE001 门铃没存下就不能确认，原因不论
+                logger.warning("cannot ring, trying again", task=task_name, error=header_text(error))
+                failed[task_name] = _Failed(f"cannot ring {task_name}: {error}", bounded=False)
+        return [
+            replace(verdict, decision=failed[verdict.task_name]) if verdict.wants_ring and verdict.task_name in failed else verdict
+            for verdict in verdicts
+        ]
+
+    # ---- 了结 ------------------------------------------------------------------
+
+    async def _settle(self, verdicts: Sequence[_Verdict]) -> None:
+        """做不到的留给 ack_wait 之后的重投。"""
+        outcomes = await asyncio.gather(
+            *(self._carry_out(verdict.message, verdict.decision) for verdict in verdicts), return_exceptions=True
+        )
+        errors = [outcome for outcome in outcomes if outcome is not None]
+        if errors:
+            logger.error("events not settled, they will be delivered again", events=len(errors), error=header_text(errors[0]))
+
+    async def _carry_out(self, message: Msg, decision: Decision | _Failed) -> None:
+        attempt = message.metadata.num_delivered
+        match decision:
+            case Done():
+                await self._connection.confirm(message, b"+ACK")
+            case Ignored(reason):
+                logger.info("event ignored", subject=message.subject, sequence=message.metadata.sequence.stream, reason=reason)
+                await self._connection.confirm(message, b"+ACK")
+            case Rejected(reason):
+                await self._bury(message, reason)
+            case NotYet(reason):
+                await self._wait_or_bury(message, reason)
+            case _Failed(reason, bounded):
+                if bounded and attempt >= self._settings.event_max_attempts:
+                    await self._bury(message, reason)
+                else:
+                    await self._connection.postpone(message, self._delay_seconds(attempt))
+
+    async def _wait_or_bury(self, message: Msg, reason: str) -> None:
+        """限期从事件发布算起，不从第一次投递算。"""
+        age_seconds = (datetime.now(UTC) - message.metadata.timestamp).total_seconds()
+        left_seconds = self._settings.event_retry_seconds - age_seconds
+        if left_seconds <= 0:
+            await self._bury(message, f"{reason}; given up {age_seconds:.0f} s after it was published")
+            return
+        delay_seconds = min(self._delay_seconds(message.metadata.num_delivered), left_seconds)
+        logger.info("event not ready, trying again", subject=message.subject, reason=reason, delay_seconds=round(delay_seconds, 1))
+        await self._connection.postpone(message, delay_seconds)
+
+    def _delay_seconds(self, attempt: int) -> float:
+        doubled = self._settings.event_retry_delay_seconds * 2.0 ** min(attempt - 1, 30)
+        return min(doubled, self._settings.event_retry_delay_max_seconds)
+
+    async def _bury(self, message: Msg, reason: str) -> None:
+        origin = message.metadata
+        await self._connection.bury(message, subject=dead_letter_subject(message.subject), reason=reason, attempts=origin.num_delivered)
+        logger.error(
+            "event dead-lettered",
+            subject=message.subject,
+            sequence=origin.sequence.stream,
+            attempts=origin.num_delivered,
+            reason=header_text(reason),
+        )
+
+
+async def _until_stopping(work: Coroutine[Any, Any, Result], stopping: asyncio.Task[Any], *, patience_seconds: float) -> Result | None:
+    """做 work；要求停下之后再给它 patience_seconds，做不完就取消，返回 None。"""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task}, timeout=patience_seconds)
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+    return None if task.cancelled() else task.result()

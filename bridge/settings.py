@@ -1,0 +1,73 @@
+"""桥的设置：NATS、事件监听、任务队列；与 etl_assets 的设置同样从 ETL_* 与 .env 读取一次。"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from etl_assets.core.settings import read_settings
+
+Lane = Literal["interactive", "event", "bulk"]
+LANES: tuple[Lane, ...] = get_args(Lane)
+"""任务的车道，先执行的在前：人的点击、事件、回填。"""
+
+_SCHEMES = ("nats", "tls", "ws", "wss")
+
+
+class BridgeSettings(BaseSettings):
+    """事件与任务一侧的设置。"""
+
+    model_config = SettingsConfigDict(env_prefix="ETL_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    nats_url: str = Field(default="", description="URL of the NATS server, or of a cluster's servers separated by commas")
+    connect_timeout_seconds: int = Field(default=5, ge=1, le=300)
+
+    event_max_bytes: int = Field(default=262_144, ge=1_024, le=67_108_864, description="a larger event is dead-lettered unread")
+    event_retry_seconds: int = Field(default=3_600, ge=1, le=604_800, description="how long an event of a missing import is tried again")
+    event_retry_delay_seconds: float = Field(default=1.0, gt=0, le=3_600, description="first delay, doubled each time")
+    event_retry_delay_max_seconds: float = Field(default=60.0, gt=0, le=3_600)
+    event_max_attempts: int = Field(default=5, ge=1, le=1_000, description="deliveries of an event that its handler cannot digest")
+    event_ack_wait_seconds: float = Field(default=30.0, ge=0.5, le=3_600, description="a silent listener's events go to another after this")
+    listener_batch_size: int = Field(default=256, ge=1, le=10_000)
+    listener_batch_milliseconds: int = Field(default=5, ge=0, le=10_000, description="how long a batch waits for company")
+
+    task_ack_wait_seconds: float = Field(default=30.0, ge=0.5, le=3_600, description="a silent worker's tasks go to another after this")
+    task_max_attempts: int = Field(default=5, ge=1, le=1_000)
+    worker_lanes: Annotated[tuple[Lane, ...], NoDecode] = Field(default=LANES, min_length=1, description="lanes that a worker serves")
+    lease_seconds: int = Field(default=15, ge=2, le=3_600, description="a silent worker's run goes to another after this")
+
+    @field_validator("nats_url")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        for server in _split(value):
+            try:
+                parts = urlsplit(server)
+                usable = parts.scheme in _SCHEMES and bool(parts.hostname) and (parts.port or 1) > 0
+            except ValueError:
+                usable = False
+            if not usable:
+                raise ValueError("must look like nats://user:password@host:4222")
+        return value
+
+    @field_validator("worker_lanes", mode="before")
+    @classmethod
+    def _split_lanes(cls, value: Any) -> Any:
+        return tuple(_split(value)) if isinstance(value, str) else value
+
+    @property
+    def nats_servers(self) -> list[str]:
+        return _split(self.nats_url)
+
+
+def _split(value: str) -> list[str]:
+    return [part for piece in value.split(",") if (part := piece.strip())]
+
+
+@lru_cache(maxsize=1)
+def get_bridge_settings() -> BridgeSettings:
+    """本进程的设置；第一次调用时读取。"""
+    return read_settings(BridgeSettings)

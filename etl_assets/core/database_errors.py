@@ -1,0 +1,45 @@
+"""驱动的错误在这一处变成本包的错误：消息说怎么办，类别说重试有没有用。"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg.errors
+import sqlalchemy as sa
+
+from etl_assets.core.errors import DatabaseUnavailableError, EtlError, PermanentError, TransientError
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """块里的数据库错误变成 EtlError。"""
+    try:
+        yield
+    except (sa.exc.DBAPIError, psycopg.Error) as error:
+        raise translate(driver_error(error)) from error
+
+
+def driver_error(error: sa.exc.DBAPIError | psycopg.Error) -> BaseException:
+    """SQLAlchemy 包着的 psycopg 错误；COPY 的错误没有包。"""
+    return error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error
+
+
+def translate(cause: BaseException) -> EtlError:
+    """一个驱动错误对应的 EtlError。"""
+    summary = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    match cause:
+        case psycopg.errors.LockNotAvailable():
+            return TransientError(f"another run holds the rows for longer than ETL_LOCK_TIMEOUT_SECONDS: {summary}")
+        case psycopg.errors.QueryCanceled():
+            return TransientError(f"a statement ran longer than ETL_STATEMENT_TIMEOUT_SECONDS or was cancelled: {summary}")
+        case psycopg.errors.DiskFull() | psycopg.errors.OutOfMemory() | psycopg.errors.InsufficientResources():
+            return TransientError(f"PostgreSQL is out of resources, free some and the run will succeed: {summary}")
+        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedColumn():
+            return PermanentError(f"the tables differ from the contract, run `etl init-db` or correct them: {summary}")
+        case psycopg.OperationalError() | psycopg.InterfaceError():
+            return DatabaseUnavailableError(f"the connection to PostgreSQL was lost, nothing was written: {summary}")
+        case psycopg.errors.DataError() | psycopg.errors.IntegrityError():
+            return PermanentError(f"PostgreSQL refused the data, nothing was written: {summary}")
+        case _:
+            return TransientError(f"PostgreSQL reported: {summary}")

@@ -1,0 +1,145 @@
+"""导入事件进台账：哪些天受一次导入影响，一条查询答完一批；没有分区可去的坏行也在这里记下。"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Literal
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+from etl_assets.core.business_day import local_day, partition_range
+from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import import_events, import_requests, import_tasks, ledger, raw_orders, target_tables, trimmed
+from etl_assets.services import raw_rows
+from etl_assets.services.ledger import ASSETS, request_days
+
+Outcome = Literal["requested", "known", "irrelevant", "pending", "missing"]
+"""requested：已要求受影响的日子；known：同一事件先前已处理；irrelevant：撤回的导入从未入表；
+pending、missing：导入还没完成、还没有。"""
+
+
+@dataclass(frozen=True)
+class ImportEvent:
+    """说一次导入完成或撤回的事件；范围以 import_tasks 的行为准。"""
+
+    import_id: UUID
+    event_id: UUID
+    allow_deletes: bool = False
+
+
+def request_imports(engine: sa.Engine, settings: EtlSettings, events: Sequence[ImportEvent]) -> list[Outcome]:
+    """在一个事务里处理一批事件，逐个给出结果。"""
+    with engine.begin() as connection:
+        outcomes = _decide(connection, settings, events)
+        requested = [event for event, outcome in zip(events, outcomes, strict=True) if outcome == "requested"]
+        if requested:
+            _request(connection, settings, requested)
+        return outcomes
+
+
+def _decide(connection: sa.Connection, settings: EtlSettings, events: Sequence[ImportEvent]) -> list[Outcome]:
+    import_ids = sorted({event.import_id for event in events})
+    statuses = _mapping(
+        connection, sa.select(import_tasks.c.import_id, import_tasks.c.status).where(import_tasks.c.import_id.in_(import_ids))
+    )
+    handled = _mapping(
+        connection,
+        sa.select(import_events.c.import_id, import_events.c.event_id).where(
+            import_events.c.target == settings.target_schema, import_events.c.import_id.in_(import_ids)
+        ),
+    )
+    withdrawn = [import_id for import_id in import_ids if statuses.get(import_id) == "failed"]
+    orders = target_tables(settings.target_schema).orders
+    in_orders = (
+        set(connection.scalars(sa.select(orders.c.import_id.distinct()).where(orders.c.import_id.in_(withdrawn)))) if withdrawn else set()
+    )
+
+    def decide(event: ImportEvent) -> Outcome:
+        match statuses.get(event.import_id):
+            case None:
+                return "missing"
+            case "completed" | "failed" if handled.get(event.import_id) == event.event_id:
+                return "known"
+            case "completed":
+                return "requested"
+            case "failed":
+                # 先前要求过的导入可能正被别的运行写入，那时 orders 里还看不到它
+                return "requested" if event.import_id in in_orders or event.import_id in handled else "irrelevant"
+            case _:
+                return "pending"
+
+    return [decide(event) for event in events]
+
+
+def _request(connection: sa.Connection, settings: EtlSettings, events: Sequence[ImportEvent]) -> None:
+    target = settings.target_schema
+    import_ids = sorted({event.import_id for event in events})
+    raw_rows.reject_rows_without_partition(connection, settings, import_ids)
+    affected = read_affected_days(connection, settings, import_ids)
+    deleting = {event.import_id for event in events if event.allow_deletes}
+    request_days(connection, target, {day for import_id, day in affected if import_id in deleting}, allow_deletes=True)
+    request_days(connection, target, {day for import_id, day in affected if import_id not in deleting})
+    _remember_requests(connection, target, affected)
+    newest = {event.import_id: event.event_id for event in events}
+    rows = [{"target": target, "import_id": import_id, "event_id": newest[import_id]} for import_id in import_ids]
+    insert = pg.insert(import_events)
+    connection.execute(
+        insert.on_conflict_do_update(
+            index_elements=["target", "import_id"], set_={"event_id": insert.excluded.event_id, "handled_at": sa.func.now()}
+        ),
+        rows,
+    )
+
+
+def read_affected_days(connection: sa.Connection, settings: EtlSettings, import_ids: Sequence[UUID]) -> list[tuple[UUID, date]]:
+    """每个导入影响的业务日：它点名的订单在任何完成的导入里的全部版本，加上它自己的行（坏行也要上账）。
+
+    只看存在的分区；撤回的导入自己的版本也算。
+    """
+    named_row = raw_orders.alias("named_row")
+    version = raw_orders.alias("version")
+    ids = sa.cast(list(import_ids), sa.ARRAY(sa.Uuid))
+    named = (
+        sa.select(named_row.c.import_id, trimmed(named_row.c.order_id).label("order_id"), trimmed(named_row.c.shop).label("shop"))
+        .where(named_row.c.import_id == sa.any_(ids))
+        .distinct()
+        .subquery("named")
+    )
+    of_versions = (
+        sa.select(named.c.import_id, local_day(version.c.ordered_at, settings.timezone).label("day"))
+        .join(version, sa.and_(trimmed(version.c.order_id) == named.c.order_id, trimmed(version.c.shop) == named.c.shop))
+        .join(import_tasks, import_tasks.c.import_id == version.c.import_id)
+        .where(raw_rows.IN_SCOPE)
+    )
+    own = sa.select(raw_orders.c.import_id, local_day(raw_orders.c.ordered_at, settings.timezone)).where(
+        raw_orders.c.import_id == sa.any_(ids)
+    )
+    days = of_versions.union(own).subquery("days")
+    rows = connection.execute(sa.select(days.c.import_id, days.c.day).where(partition_range(settings).includes(days.c.day)))
+    return [(import_id, day) for import_id, day in rows]
+
+
+def _remember_requests(connection: sa.Connection, target: str, affected: Sequence[tuple[UUID, date]]) -> None:
+    """记下每个导入在哪一天要求了哪个版本：`etl wait` 与完成事件的 import_ids 由此而来。"""
+    pair = (
+        sa.func.unnest(
+            sa.cast([import_id for import_id, _ in affected], sa.ARRAY(sa.Uuid)),
+            sa.cast([day for _, day in affected], sa.ARRAY(sa.Date)),
+        )
+        .table_valued("import_id", "day", name="pair")
+        .render_derived()
+    )
+    own = sa.and_(ledger.c.target == target, ledger.c.asset == ASSETS[0], ledger.c.day == pair.c.day)
+    rows = sa.select(sa.literal(target), pair.c.import_id, pair.c.day, ledger.c.requested).join(ledger, own)
+    insert = pg.insert(import_requests).from_select(["target", "import_id", "day", "revision"], rows)
+    connection.execute(
+        insert.on_conflict_do_update(index_elements=["target", "import_id", "day"], set_={"revision": insert.excluded.revision})
+    )
+
+
+def _mapping(connection: sa.Connection, statement: sa.Select[Any]) -> Mapping[UUID, Any]:
+    return {row[0]: row[1] for row in connection.execute(statement)}

@@ -1,0 +1,195 @@
+"""给人看的查询：导入的去向、台账的现状。只读；都是整批的一条语句。"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import (
+    import_events,
+    import_requests,
+    import_tasks,
+    leases,
+    ledger,
+    outbox,
+    raw_orders,
+    rejected_rows,
+    shop_configs,
+    target_tables,
+    trimmed,
+)
+from etl_assets.services.ledger import ASSETS
+
+
+@dataclass(frozen=True)
+class ImportProgress:
+    """一次导入走到哪里：handled 是它的事件进了台账没有，days、done、held 是受影响的、做完的、搁置的天数。"""
+
+    handled: bool
+    days: int
+    done: int
+    held: int
+    held_reason: str | None
+
+
+def import_accounting(connection: sa.Connection, settings: EtlSettings, *, limit: int | None = None) -> Sequence[sa.RowMapping]:
+    """每次导入一行，新的在前：raw = loaded + superseded + rejected + waiting。
+
+    superseded 是同一订单另有赢家的行；waiting 是还没有哪次运行处理过的行。不在范围的导入只有 raw。
+    """
+    orders = target_tables(settings.target_schema).orders
+    target = settings.target_schema
+    tasks = import_tasks.c
+    chosen = sa.select(import_tasks).order_by(tasks.created_at.desc().nulls_last(), tasks.import_id).limit(limit).subquery("chosen")
+    rejected = sa.and_(rejected_rows.c.raw_id == raw_orders.c.raw_id, rejected_rows.c.target == target)
+    winner = sa.and_(orders.c.shop_id == shop_configs.c.shop_id, orders.c.order_id == trimmed(raw_orders.c.order_id))
+    in_scope = chosen.c.status == "completed"
+    is_rejected = rejected_rows.c.raw_id.is_not(None)
+    is_loaded = sa.and_(~is_rejected, orders.c.raw_id == raw_orders.c.raw_id)
+    is_superseded = sa.and_(~is_rejected, orders.c.raw_id.is_not(None), orders.c.raw_id != raw_orders.c.raw_id)
+
+    def count(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+        return sa.func.count(raw_orders.c.raw_id).filter(sa.and_(in_scope, condition))
+
+    loaded, superseded, refused = count(is_loaded), count(is_superseded), count(is_rejected)
+    statement = (
+        sa.select(
+            chosen.c.import_id,
+            chosen.c.source_name,
+            chosen.c.status,
+            chosen.c.completed_at,
+            sa.func.count(raw_orders.c.raw_id).label("raw"),
+            loaded.label("loaded"),
+            superseded.label("superseded"),
+            refused.label("rejected"),
+            (count(sa.true()) - loaded - superseded - refused).label("waiting"),
+        )
+        .select_from(chosen)
+        .outerjoin(raw_orders, raw_orders.c.import_id == chosen.c.import_id)
+        .outerjoin(shop_configs, shop_configs.c.shop_name == trimmed(raw_orders.c.shop))
+        .outerjoin(orders, winner)
+        .outerjoin(rejected_rows, rejected)
+        .group_by(chosen.c.import_id, chosen.c.source_name, chosen.c.status, chosen.c.completed_at, chosen.c.created_at)
+        .order_by(chosen.c.created_at.desc().nulls_last(), chosen.c.import_id)
+    )
+    return connection.execute(statement).mappings().all()
+
+
+def import_progress(connection: sa.Connection, settings: EtlSettings, import_id: UUID) -> ImportProgress:
+    """一次导入要求的日子做到了没有；链末的资产做到了那个版本，就是全程都做到了。"""
+    target = settings.target_schema
+    last = ledger.alias("last")
+    held = ledger.alias("held")
+    reason = (
+        sa.select(held.c.held_reason)
+        .where(held.c.target == target, held.c.day == import_requests.c.day, held.c.held_reason.is_not(None))
+        .limit(1)
+        .scalar_subquery()
+    )
+    days = (
+        sa.select((last.c.materialized >= import_requests.c.revision).label("is_done"), reason.label("reason"))
+        .join(last, sa.and_(last.c.target == target, last.c.day == import_requests.c.day, last.c.asset == ASSETS[-1]))
+        .where(import_requests.c.target == target, import_requests.c.import_id == import_id)
+        .subquery("days")
+    )
+    waiting_in_vain = sa.and_(~days.c.is_done, days.c.reason.is_not(None))
+    total, done, held_days, held_reason = connection.execute(
+        sa.select(
+            sa.func.count(),
+            sa.func.count().filter(days.c.is_done),
+            sa.func.count().filter(waiting_in_vain),
+            sa.func.max(days.c.reason).filter(waiting_in_vain),
+        ).select_from(days)
+    ).one()
+    handled = connection.execute(
+        sa.select(import_events.c.event_id).where(import_events.c.target == target, import_events.c.import_id == import_id)
+    ).first()
+    return ImportProgress(handled=handled is not None, days=total, done=done, held=held_days, held_reason=held_reason)
+
+
+def ledger_summary(connection: sa.Connection, settings: EtlSettings) -> Sequence[sa.RowMapping]:
+    """每个资产一行：天数、到期、等着重试、搁置、等得最久的一天。"""
+    due = ledger.c.requested > ledger.c.materialized
+    held = ledger.c.held_reason.is_not(None)
+    position = sa.func.array_position(sa.cast(list(ASSETS), sa.ARRAY(sa.Text)), ledger.c.asset)
+    statement = (
+        sa.select(
+            ledger.c.asset,
+            sa.func.count().label("days"),
+            sa.func.count().filter(due, ~held).label("due"),
+            sa.func.count().filter(due, ledger.c.retry_at > sa.func.now()).label("waiting_to_retry"),
+            sa.func.count().filter(due, held).label("held"),
+            sa.func.min(ledger.c.requested_at).filter(due, ~held).label("oldest_due_since"),
+            sa.func.max(ledger.c.materialized_at).label("last_materialized_at"),
+        )
+        .where(ledger.c.target == settings.target_schema)
+        .group_by(ledger.c.asset)
+        .order_by(position)
+    )
+    return connection.execute(statement).mappings().all()
+
+
+def held_days(connection: sa.Connection, settings: EtlSettings, *, limit: int = 20) -> Sequence[sa.RowMapping]:
+    """搁置的日子与缘由。"""
+    statement = (
+        sa.select(ledger.c.asset, ledger.c.day, ledger.c.held_reason)
+        .where(ledger.c.target == settings.target_schema, ledger.c.held_reason.is_not(None), ledger.c.requested > ledger.c.materialized)
+        .order_by(ledger.c.day)
+        .limit(limit)
+    )
+    return connection.execute(statement).mappings().all()
+
+
+def running_leases(connection: sa.Connection, settings: EtlSettings) -> Sequence[sa.RowMapping]:
+    """正在执行的运行。"""
+    statement = (
+        sa.select(leases.c.run_id, leases.c.owner, leases.c.first_day, leases.c.last_day, leases.c.acquired_at)
+        .where(leases.c.target == settings.target_schema, leases.c.expires_at > sa.func.clock_timestamp())
+        .order_by(leases.c.acquired_at)
+    )
+    return connection.execute(statement).mappings().all()
+
+
+def rejected_by_rule(connection: sa.Connection, settings: EtlSettings) -> Sequence[sa.RowMapping]:
+    """每条拒收规则的行数。"""
+    statement = (
+        sa.select(rejected_rows.c.rule, sa.func.count().label("rows"))
+        .where(rejected_rows.c.target == settings.target_schema)
+        .group_by(rejected_rows.c.rule)
+        .order_by(sa.func.count().desc(), rejected_rows.c.rule)
+    )
+    return connection.execute(statement).mappings().all()
+
+
+def unpublished_events(connection: sa.Connection) -> int:
+    """发件箱里还没发布的完成事件。"""
+    return connection.execute(sa.select(sa.func.count()).select_from(outbox)).scalar_one()
+
+
+def show_rows(
+    connection: sa.Connection, settings: EtlSettings, table: str, *, customer: str | None, day: Any, limit: int
+) -> Sequence[sa.RowMapping]:
+    """一张结果表的行，新的在前；customer 按昵称或 customer_key 的一部分找，day 是业务日。"""
+    tables = target_tables(settings.target_schema)
+    customers = tables.customers
+    at = {"orders": tables.orders.c.ordered_at, "customers": customers.c.last_order_at, "leads": tables.leads.c.last_order_at}[table]
+    pattern = None if customer is None else "%" + customer.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+    if table == "leads":
+        statement = sa.select(customers.c.customer_nickname, tables.leads).join_from(
+            tables.leads, customers, customers.c.customer_global_id == tables.leads.c.customer_global_id, isouter=True
+        )
+        nickname = customers.c.customer_nickname
+    else:
+        source = tables.orders if table == "orders" else customers
+        statement = sa.select(source)
+        nickname = source.c.customer_nickname
+    if pattern is not None:
+        statement = statement.where(nickname.like(pattern))
+    if day is not None:
+        statement = statement.where(sa.cast(sa.func.timezone(settings.timezone, at), sa.Date) == day)
+    return connection.execute(statement.order_by(at.desc().nulls_last()).limit(limit)).mappings().all()
