@@ -27,7 +27,7 @@ from bridge.errors import (
 )
 from bridge.settings import BridgeSettings
 from etl_assets.core.errors import SettingsError
-from etl_assets.core.log import get_logger, redact
+from etl_assets.core.log import get_logger
 
 logger = get_logger(__name__)
 
@@ -81,7 +81,7 @@ class JetStreamConnection:
         self.context: JetStreamContext
         self._settings = settings
         self._name = name
-        self._server = redact(settings.nats_url)
+        self._server = settings.nats_address
         self._started = False
         self._opening = False
         self._cause: Exception | None = None
@@ -139,7 +139,10 @@ class JetStreamConnection:
         except (nats.js.errors.APIError, nats.errors.NoRespondersError) as error:
             raise NatsRefusedError(f"NATS at {self._server} offers no JetStream: start nats-server with -js, or allow this user") from error
         except nats.errors.TimeoutError as error:
-            raise NatsUnavailableError(f"JetStream at {self._server} does not answer: look into the server's log") from error
+            raise NatsUnavailableError(
+                f"JetStream at {self._server} does not answer ({header_text(self._cause or 'no reason given')}): "
+                "look into the server's log, and at this user's permissions"
+            ) from error
 
     async def close(self) -> None:
         """断开，不再重连；没连过也可以调。"""
@@ -164,7 +167,7 @@ class JetStreamConnection:
         # 重连每秒一次，同一原因一分钟只说一回
         if now - self._said.get(cause, -60.0) >= 60:
             self._said[cause] = now
-            logger.warning("nats trouble", connection=self._name, cause=redact(cause))
+            logger.warning("nats trouble", connection=self._name, cause=cause)
 
     async def _disconnected(self) -> None:
         if self._opening or self.client.is_closed:

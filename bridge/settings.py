@@ -62,6 +62,12 @@ class BridgeSettings(BaseSettings):
     def nats_servers(self) -> list[str]:
         return _split(self.nats_url)
 
+    @property
+    def nats_address(self) -> str:
+        """给日志与错误看的地址：没有用户、口令与令牌。"""
+        parts = [urlsplit(server) for server in self.nats_servers]
+        return ",".join(f"{part.scheme}://{part.hostname}:{part.port or 4222}" for part in parts)
+
 
 def _split(value: str) -> list[str]:
     return [part for piece in value.split(",") if (part := piece.strip())]

@@ -16,6 +16,8 @@ from bridge.settings import LANES, get_bridge_settings
 from etl_assets.core.log import configure_logging
 
 _RESTART_SECONDS = 2.0
+# 一个运行三十天，就是每个资产三十个事件：成批写入，计划事件合成一个
+_DAGSTER_ENVIRONMENT = {"DAGSTER_EVENT_BATCH_SIZE": "1000", "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1"}
 
 
 @click.command("listen")
@@ -44,6 +46,7 @@ def worker_command(processes: int, lanes: str | None) -> None:
 
 
 def _run_worker() -> None:
+    os.environ.update(_DAGSTER_ENVIRONMENT)
     configure_logging("worker")
     from bridge.broker import serve
     from bridge.tasks import broker

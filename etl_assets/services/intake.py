@@ -111,6 +111,7 @@ def read_affected_days(connection: sa.Connection, settings: EtlSettings, import_
     )
     of_versions = (
         sa.select(named.c.import_id, local_day(version.c.ordered_at, settings.timezone).label("day"))
+        .select_from(named)
         .join(version, sa.and_(trimmed(version.c.order_id) == named.c.order_id, trimmed(version.c.shop) == named.c.shop))
         .join(import_tasks, import_tasks.c.import_id == version.c.import_id)
         .where(raw_rows.IN_SCOPE)
@@ -134,7 +135,7 @@ def _remember_requests(connection: sa.Connection, target: str, affected: Sequenc
         .render_derived()
     )
     own = sa.and_(ledger.c.target == target, ledger.c.asset == ASSETS[0], ledger.c.day == pair.c.day)
-    rows = sa.select(sa.literal(target), pair.c.import_id, pair.c.day, ledger.c.requested).join(ledger, own)
+    rows = sa.select(sa.literal(target), pair.c.import_id, pair.c.day, ledger.c.requested).select_from(pair).join(ledger, own)
     insert = pg.insert(import_requests).from_select(["target", "import_id", "day", "revision"], rows)
     connection.execute(
         insert.on_conflict_do_update(index_elements=["target", "import_id", "day"], set_={"revision": insert.excluded.revision})

@@ -1,0 +1,124 @@
+"""etl import、etl imports。"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bridge.cli.options import Format, print_rows, with_stack
+from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.log import configure_logging
+
+_IMPORTS_COLUMNS = ["import_id", "source_name", "status", "completed_at", "raw", "loaded", "superseded", "rejected", "waiting"]
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--map", "pairs", multiple=True, metavar="OURS=THEIRS", help="Take column OURS of raw_orders from the file's column THEIRS.")
+@click.option("--profile", help="TOML profile: a path, or the name of a shipped one (cdnow, online_retail).")
+@click.option("--shop", help="The shop of every row.")
+@click.option("--create-shops", is_flag=True, help="Add shops that shop_configs does not know.")
+@click.option("--skip-bad-rows", is_flag=True, help="Import the rest and write the bad rows beside the file.")
+@click.option("--dry-run", is_flag=True, help="Read and check the file, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@with_stack
+def import_command(
+    file: Path,
+    pairs: tuple[str, ...],
+    profile: str | None,
+    shop: str | None,
+    create_shops: bool,
+    skip_bad_rows: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Import a CSV (UTF-8, GB18030) or Excel file into raw_orders, then publish DATA_IMPORT_COMPLETED.
+
+    All or nothing: one bad row and nothing is imported, unless --skip-bad-rows.
+    """
+    from bridge.events.envelope import DataImportCompleted
+    from bridge.events.publish import publish_event
+    from bridge.events.subjects import DATA_IMPORT_COMPLETED
+    from bridge.imports.loading import import_file
+    from bridge.imports.profile import load_profile
+    from bridge.settings import get_bridge_settings
+    from etl_assets.core.database_sync import get_engine
+    from etl_assets.core.settings import get_settings
+
+    configure_logging("import", level="WARNING")
+    mapping = _parse_pairs(pairs)
+    loaded = load_profile(profile) if profile else None
+    columns = (TextColumn(file.name), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("import", total=None)
+        report = import_file(
+            get_engine(),
+            file,
+            settings=get_settings(),
+            profile=loaded,
+            shop=shop,
+            mapping=mapping,
+            create_shops=create_shops,
+            skip_bad_rows=skip_bad_rows,
+            dry_run=dry_run,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if report.import_id is not None:
+        try:
+            asyncio.run(
+                publish_event(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=report.import_id), settings=get_bridge_settings())
+            )
+        except Exception:
+            click.echo(
+                f"import {report.import_id} is in raw_orders but was not announced; once NATS is back: "
+                f"etl publish {DATA_IMPORT_COMPLETED} '{json.dumps({'status': 'completed', 'import_id': str(report.import_id)})}'",
+                err=True,
+            )
+            raise
+    if as_json:
+        click.echo(json.dumps(asdict(report), ensure_ascii=False, indent=2, default=str))
+        return
+    for name, rows in report.unknown_shops.items():
+        click.echo(f"warning: shop {name!r} is not in shop_configs, its {rows:,} rows will be rejected (--create-shops adds it)", err=True)
+    if report.created_shops:
+        click.echo(f"added shops: {', '.join(report.created_shops)}", err=True)
+    if report.skipped_rows:
+        click.echo(
+            f"skipped {report.skipped_rows:,} bad rows" + (f", see {report.rejected_file}" if report.rejected_file else ""), err=True
+        )
+    click.echo(f"{report.rows:,} orders from {report.source_rows:,} rows of {file.name} in {report.seconds:.2f} s", err=True)
+    click.echo(str(report.import_id) if report.import_id else "dry run: nothing was written")
+
+
+@click.command("imports")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most this many imports, newest first.")
+@click.option("--format", "how", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@with_stack
+def imports_command(limit: int, how: Format) -> None:
+    """List the imports: file, time, and how many rows were loaded, superseded, rejected or are still waiting."""
+    from etl_assets.core.database_sync import get_engine
+    from etl_assets.core.settings import get_settings
+    from etl_assets.services.reports import import_accounting
+
+    settings = get_settings()
+    with translated_errors(), get_engine().connect() as connection:
+        rows = [dict(row) for row in import_accounting(connection, settings, limit=limit)]
+    if how == "table":
+        for row in rows:
+            row["completed_at"] = row["completed_at"] and row["completed_at"].astimezone(settings.zone).strftime("%Y-%m-%d %H:%M:%S")
+    print_rows(rows, _IMPORTS_COLUMNS, how)
+
+
+def _parse_pairs(pairs: tuple[str, ...]) -> Mapping[str, str]:
+    wrong = next((pair for pair in pairs if "=" not in pair), None)
+    if wrong is not None:
+        raise click.BadParameter(f"{wrong!r} is not OURS=THEIRS, for example --map amount=实付金额", param_hint="--map")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in (pair.partition("=") for pair in pairs)}

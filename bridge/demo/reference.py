@@ -1,0 +1,38 @@
+"""与逐行参照核对：参照在 tests/reference，与产品不共用代码，所以这里按路径找它。"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from etl_assets.core.errors import PermanentError
+from etl_assets.core.settings import EtlSettings
+
+_CHECKOUT = Path(__file__).parents[2]
+
+
+def find_differences(engine: sa.Engine, settings: EtlSettings) -> list[str]:
+    """三张表与拒收记录跟参照的差别，一句一处；没有就是空。
+
+    :raises PermanentError: 不是从检出的代码里运行的，没有参照。
+    """
+    if not (_CHECKOUT / "tests" / "reference" / "oracle.py").exists():
+        raise PermanentError("the row-by-row reference lives in the repository's tests: run the demo from a checkout")
+    if str(_CHECKOUT) not in sys.path:
+        sys.path.append(str(_CHECKOUT))
+    oracle = importlib.import_module("tests.reference.oracle")
+    reference_settings = oracle.ReferenceSettings(
+        timezone=settings.timezone,
+        partitions_start=settings.partitions_start,
+        today=settings.today(),
+        cancelled_statuses=settings.cancelled_statuses,
+        completed_statuses=settings.completed_statuses,
+        cold_after_days=settings.cold_after_days,
+    )
+    with engine.connect() as connection:
+        actual = oracle.actual(connection, target_schema=settings.target_schema)
+        expected = oracle.expected(connection, reference_settings, target_schema=settings.target_schema)
+    return list(oracle.differences(expected, actual))

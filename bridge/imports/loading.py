@@ -1,0 +1,199 @@
+"""一次导入：在一个事务里登记 import_tasks、把文件 COPY 进 raw_orders，要么全有，要么全无。"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID, uuid4, uuid5
+
+import polars as pl
+import psycopg
+import sqlalchemy as sa
+from psycopg.copy import QueuedLibpqWriter
+from sqlalchemy.dialects.postgresql import insert
+
+from bridge.imports.mapping import map_columns
+from bridge.imports.orders import OrderBuilder
+from bridge.imports.problems import BadRows
+from bridge.imports.profile import FileFormat, Profile
+from bridge.imports.reading import Progress, Reading
+from bridge.imports.source import open_source
+from etl_assets.core.errors import DatabaseUnavailableError, PermanentError
+from etl_assets.core.log import get_logger
+from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import import_tasks, raw_orders, shop_configs
+
+logger = get_logger(__name__)
+
+# 由店名算出 shop_id：两处各自建的同名店是同一个 id
+SHOP_NAMESPACE = UUID("5a0c2d0e-6c1b-4a57-9d55-6f0d0c1f7e3a")
+CREATED_SHOP_PLATFORM = "import"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """一次导入的结果。
+
+    :param import_id: 试运行时是 None。
+    :param rows: raw_orders 的行数。
+    :param source_rows: 文件里的记录数；一行一件商品时是商品行数。
+    :param skipped_rows: 没有导入的记录数，原文在 rejected_file 里。
+    :param unknown_shops: 不在 shop_configs 里的店名与行数；ETL 会拒收这些行。
+    """
+
+    import_id: UUID | None
+    rows: int
+    source_rows: int
+    skipped_rows: int
+    rejected_file: Path | None
+    unknown_shops: Mapping[str, int]
+    created_shops: Sequence[str]
+    first_ordered_at: datetime | None
+    last_ordered_at: datetime | None
+    seconds: float
+
+
+def import_file(
+    engine: sa.Engine,
+    path: Path,
+    *,
+    settings: EtlSettings,
+    profile: Profile | None = None,
+    shop: str | None = None,
+    mapping: Mapping[str, str] | None = None,
+    create_shops: bool = False,
+    skip_bad_rows: bool = False,
+    dry_run: bool = False,
+    on_progress: Progress | None = None,
+) -> ImportReport:
+    """导入一个文件；返回时事务已经提交。试运行只读文件、查店名，什么也不写。
+
+    DATA_IMPORT_COMPLETED 由调用者随后发布。若进程死在提交与发布之间，导入已经完整地在库里，只是没有人知道：
+    `etl imports` 看得到它，`etl publish` 补发事件；补发几次都无妨。
+
+    :param mapping: raw_orders 的列 → 来源的列，盖过配置；空串表示文件里没有这一列。
+    :param on_progress: 收到（已处理字节，总字节）。
+    :raises ImportFileError: 文件不能导入；没有 skip_bad_rows 时一个坏行就够。
+    :raises DatabaseUnavailableError: 连不上数据库。
+    """
+    started = time.monotonic()
+    source = open_source(path, profile.file if profile else FileFormat())
+    columns = map_columns(source, profile, overrides=mapping or {}, shop=shop)
+    builder = OrderBuilder(source, columns, settings.timezone)
+    with BadRows(path, write=skip_bad_rows and not dry_run) as bad_rows:
+        reading = Reading(builder, bad_rows, skip_bad_rows=skip_bad_rows, on_progress=on_progress)
+        with _translated_errors(), engine.begin() as connection:
+            import_id = None if dry_run else _load(connection, path.name, reading)
+            if dry_run:
+                _read_to_end(reading)
+            created = _create_shops(connection, reading.shops) if create_shops and not dry_run else []
+            unknown = _find_unknown_shops(connection, reading.shops)
+            if import_id is not None:
+                _complete(connection, import_id, reading.rows)
+        bad_rows.keep()
+    report = ImportReport(
+        import_id=import_id,
+        rows=reading.rows,
+        source_rows=reading.source_rows,
+        skipped_rows=bad_rows.count,
+        rejected_file=bad_rows.path,
+        unknown_shops={name: reading.shops[name] for name in unknown},
+        created_shops=created,
+        first_ordered_at=reading.first_ordered_at,
+        last_ordered_at=reading.last_ordered_at,
+        seconds=time.monotonic() - started,
+    )
+    logger.info("file imported", file=path.name, import_id=str(import_id), rows=report.rows, skipped_rows=report.skipped_rows)
+    return report
+
+
+def _load(connection: sa.Connection, source_name: str, reading: Reading) -> UUID:
+    """登记导入并 COPY 全部订单；别的事务在提交之后才看得到。"""
+    # COPY 是一条语句，文件多大就要多久；它的时限由读文件的人掌握
+    connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
+    import_id = uuid4()
+    connection.execute(
+        sa.insert(import_tasks).values(import_id=import_id, source_name=source_name, status="pending", created_at=sa.func.clock_timestamp())
+    )
+    _copy_orders(connection, import_id, reading.orders())
+    return import_id
+
+
+def _copy_orders(connection: sa.Connection, import_id: UUID, blocks: Iterable[pl.DataFrame]) -> None:
+    """一条 COPY 写完所有块；写在另一个线程里等 PostgreSQL，这里同时准备下一块。"""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - 告诉类型检查器驱动是哪一个
+    blocks = iter(blocks)
+    first = next(blocks)
+    names = ["import_id", *_stored_columns(first)]
+    preparer = connection.dialect.identifier_preparer
+    statement = f"COPY {preparer.format_table(raw_orders)} ({', '.join(map(preparer.quote, names))}) FROM STDIN (FORMAT csv)"
+    with driver.cursor() as cursor, cursor.copy(statement.encode(), writer=QueuedLibpqWriter(cursor)) as copy:
+        copy.write(_to_csv(first, import_id))
+        for block in blocks:
+            copy.write(_to_csv(block, import_id))
+
+
+def _stored_columns(orders: pl.DataFrame) -> list[str]:
+    return [name for name in orders.columns if name in raw_orders.c]
+
+
+def _to_csv(orders: pl.DataFrame, import_id: UUID) -> memoryview:
+    """会话时区是 UTC，所以时刻写成没有时区的 UTC。"""
+    stored = orders.select(pl.lit(str(import_id)).alias("import_id"), *_stored_columns(orders))
+    buffer = io.BytesIO()
+    stored.with_columns(pl.col(pl.Datetime("us", "UTC")).dt.replace_time_zone(None)).write_csv(buffer, include_header=False)
+    return buffer.getbuffer()
+
+
+def _read_to_end(reading: Reading) -> None:
+    for _ in reading.orders():
+        pass
+
+
+def _complete(connection: sa.Connection, import_id: UUID, rows: int) -> None:
+    connection.execute(
+        sa.update(import_tasks)
+        .where(import_tasks.c.import_id == import_id)
+        .values(status="completed", row_count=rows, completed_at=sa.func.clock_timestamp())
+    )
+
+
+def _find_unknown_shops(connection: sa.Connection, shops: Iterable[str]) -> list[str]:
+    names = sorted(shops)
+    known = connection.scalars(
+        sa.select(shop_configs.c.shop_name).where(shop_configs.c.shop_name == sa.any_(sa.literal(names, sa.ARRAY(sa.Text))))
+    )
+    present = set(known)
+    return [name for name in names if name not in present]
+
+
+def _create_shops(connection: sa.Connection, shops: Iterable[str]) -> list[str]:
+    """建立不认识的店；别人同时建了同一个也无妨。"""
+    missing = [
+        {"shop_id": uuid5(SHOP_NAMESPACE, name), "shop_name": name, "platform": CREATED_SHOP_PLATFORM}
+        for name in _find_unknown_shops(connection, shops)
+    ]
+    if not missing:
+        return []
+    statement = insert(shop_configs).values(missing).on_conflict_do_nothing().returning(shop_configs.c.shop_name)
+    return sorted(connection.scalars(statement))
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """COPY 抛的是 psycopg 的错误，别的语句抛的是 SQLAlchemy 的。"""
+    try:
+        yield
+    except (psycopg.Error, sa.exc.DBAPIError) as error:
+        original = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        reason = (str(original).strip().splitlines() or [type(original).__name__])[0]
+        if isinstance(original, psycopg.OperationalError):
+            raise DatabaseUnavailableError(f"nothing was imported, the database of ETL_DATABASE_URL cannot be used: {reason}") from error
+        raise PermanentError(f"nothing was imported, PostgreSQL refused it: {reason}; run `etl init-db` and `etl doctor`") from error

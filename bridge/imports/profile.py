@@ -1,0 +1,239 @@
+"""导入配置：一个 TOML 文件，说明 raw_orders 的每一列从来源文件的哪里来。随包的配置在 profiles/ 里，也是写法的示范。"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import available_timezones
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from bridge.imports.errors import ProfileError
+
+SHIPPED_PROFILES = Path(__file__).parent / "profiles"
+TARGETS = ("order_id", "shop", "customer_name", "order_type", "order_status", "amount", "quantity", "ordered_at")
+# ETL 对没有这几列的行一律拒绝，所以配置里不能没有它们（shop 可以由 --shop 给出）
+NEEDED_TARGETS = ("order_id", "customer_name", "ordered_at")
+ROW_NUMBER = "row_number"
+
+_ACROSS_LINES = re.compile(
+    r"\b(?:over|sum|min|max|avg|count|median|mode|first|last|corr|covar|quantile_cont|quantile_disc|array_agg|string_agg|listagg"
+    r"|(?:covar|stddev|var)_(?:pop|samp)|std|stddev|stdev|var|variance|(?:bit|bool)_(?:and|or|xor)|every)\s*\(",
+    re.IGNORECASE,
+)
+
+Aggregate = Literal["first", "last", "sum", "min", "max"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TextTarget(_Table):
+    """raw_orders 的一列；column、constant、expression、aggregate_expression 四者取一。"""
+
+    column: str | Annotated[int, Field(ge=1)] | None = None
+    constant: str | None = None
+    expression: str | None = None
+    aggregate_expression: str | None = None
+    aggregate: Aggregate = "first"
+
+    @field_validator("expression", "aggregate_expression")
+    @classmethod
+    def _parsable(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_expression(value)
+        return value
+
+    @field_validator("expression")
+    @classmethod
+    def _by_line(cls, value: str | None) -> str | None:
+        """文件是分块算的，把多行合成一个值的写法会随块的大小变。"""
+        if value is not None and _ACROSS_LINES.search(value):
+            raise ValueError("must use one line at a time; SUM, MAX … belong in aggregate_expression")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        ways = (self.column, self.constant, self.expression, self.aggregate_expression)
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError("give exactly one of column, constant, expression, aggregate_expression")
+        return self
+
+    def from_column(self, column: str) -> Self:
+        """换成读这一列，其余（格式、时区、进位、汇总）不变。"""
+        return self.model_copy(update={"column": column, "constant": None, "expression": None, "aggregate_expression": None})
+
+
+class AmountTarget(TextTarget):
+    """金额；round = true 时四舍五入（远离零）到分，否则多于两位小数是错误。"""
+
+    round: bool = False
+
+
+class TimeTarget(TextTarget):
+    """时间；format 是 strptime 写法，time_zone 用于没有时区的时间（默认 ETL_TIMEZONE）。"""
+
+    format: str | None = None
+    time_zone: str | None = None
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in available_timezones():
+            raise ValueError("must be an IANA time zone name such as Asia/Shanghai or Europe/London")
+        return value
+
+
+class FileFormat(_Table):
+    """来源文件的样子。excel 由内容认出，不必写。"""
+
+    format: Literal["csv", "whitespace", "excel"] | None = None
+    encoding: str | None = None
+    separator: str | None = Field(default=None, min_length=1, max_length=1)
+    header: bool = True
+    columns: tuple[str, ...] = ()
+    sheet: str | None = None
+    numbers: tuple[str, ...] = ()
+
+    @field_validator("columns", "numbers", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("encoding")
+    @classmethod
+    def _ascii_compatible(cls, value: str | None) -> str | None:
+        """按字节找换行，所以只收与 ASCII 兼容的编码（UTF-16 不是）。"""
+        try:
+            usable = value is None or "\n".encode(value) == b"\n"
+        except LookupError:
+            usable = False
+        if not usable:
+            raise ValueError("must be a text encoding that contains ASCII, such as utf-8, gb18030, big5, cp1252")
+        return value
+
+    @field_validator("separator")
+    @classmethod
+    def _not_special(cls, value: str | None) -> str | None:
+        if value is not None and value in '"\n\r':
+            raise ValueError("must not be a quote or a line break")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.header and self.columns:
+            raise ValueError("columns names the columns of a file without a header: add header = false")
+        return self
+
+
+class Grouping(_Table):
+    """一行是一件商品时：by 相同的行合成一个订单。by 为空的行各成一单。"""
+
+    by: tuple[str, ...] = Field(min_length=1)
+
+    @field_validator("by", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Orders(_Table):
+    """raw_orders 的各列；没写的列是 NULL。"""
+
+    order_id: TextTarget | None = None
+    shop: TextTarget | None = None
+    customer_name: TextTarget | None = None
+    order_type: TextTarget | None = None
+    order_status: TextTarget | None = None
+    amount: AmountTarget | None = None
+    quantity: TextTarget | None = None
+    ordered_at: TimeTarget | None = None
+
+    def targets(self) -> dict[str, TextTarget]:
+        return {name: target for name in TARGETS if (target := getattr(self, name)) is not None}
+
+
+class Profile(_Table):
+    """一个配置文件的全部内容。"""
+
+    file: FileFormat = FileFormat()
+    group: Grouping | None = None
+    keep_extra: bool = False
+    orders: Orders
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        targets = self.orders.targets()
+        missing = [name for name in NEEDED_TARGETS if name not in targets]
+        if missing:
+            raise ValueError(f"[orders] lacks {', '.join(missing)}: every row would be rejected without it")
+        if self.group is None:
+            grouped = [name for name, target in targets.items() if target.aggregate != "first" or target.aggregate_expression]
+            if grouped:
+                raise ValueError(f"orders.{grouped[0]} aggregates, but there is no [group]")
+        elif self.keep_extra:
+            raise ValueError("keep_extra cannot be used with [group]: an order has no single source line")
+        return self
+
+
+def parse_expression(text: str) -> pl.Expr:
+    """一个 Polars SQL 表达式。
+
+    :raises ValueError: 语法不对，或用了不支持的函数。
+    """
+    try:
+        expression = pl.sql_expr(text)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"is not a usable SQL expression: {error}") from error
+    if expression.meta.has_multiple_outputs():
+        raise ValueError("must give one column")
+    return expression
+
+
+def load_profile(name: str | Path) -> Profile:
+    """读一个配置：文件路径，或随包配置的名字（cdnow、online_retail）。
+
+    :raises ProfileError: 找不到、不是 TOML、有不认识的键或不合格的值。
+    """
+    path = _find_profile(name)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ProfileError(f"the profile {path} cannot be read: {error}") from error
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        raise ProfileError(f"the profile {path.name} is not usable: {_first_problem(error)}; correct the file") from error
+
+
+def _find_profile(name: str | Path) -> Path:
+    shipped = {path.stem: path for path in SHIPPED_PROFILES.glob("*.toml")}
+    path = Path(name)
+    if path.is_file():
+        return path
+    if str(name) in shipped:
+        return shipped[str(name)]
+    raise ProfileError(f"there is no profile {str(name)!r}: give the path of a TOML file, or one of {', '.join(sorted(shipped))}")
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key} (known: {', '.join(_known_keys(problem['loc'][:-1]))})"
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')}" if key else problem["msg"].removeprefix("Value error, ")
+
+
+def _known_keys(location: tuple[int | str, ...]) -> Mapping[str, Any]:
+    model: Any = Profile
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        candidates = getattr(annotation, "__args__", (annotation,))
+        model = next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))
+    fields: Mapping[str, Any] = model.model_fields
+    return fields

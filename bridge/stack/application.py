@@ -1,0 +1,60 @@
+"""栈里除数据库与 NATS 以外的子进程：代码服务器、网页、守护进程、监听者、工人。"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from subprocess import Popen
+
+from bridge.stack.dagster_home import CODE_MODULE, LOCATION_NAME
+from bridge.stack.readiness import answers_http, listens_on, logged_ready
+from bridge.stack.supervisor import Service
+from etl_assets.core.child_process import launch
+
+CODE_SERVER = "code-server"
+
+
+@dataclass(frozen=True)
+class ApplicationPlan:
+    """各子进程要知道的：环境变量、端口、工人的个数。"""
+
+    environment: Mapping[str, str]
+    workspace: Path
+    code_server_port: int
+    ui_port: int
+    workers: int
+
+
+ApplicationServices = Callable[[ApplicationPlan], list[Service]]
+
+
+def application_services(plan: ApplicationPlan) -> list[Service]:
+    """导入 Dagster 要两到五秒 CPU：代码服务器与工人先占满核，网页与守护进程等代码服务器，免得它们空连。"""
+    workspace = ("--workspace", str(plan.workspace))
+    local = ("--host", "127.0.0.1", "--port")
+    code = ("--module-name", CODE_MODULE, "--location-name", LOCATION_NAME, "--empty-working-directory")
+    json_log = ("--log-format", "json")
+    code_server = ("api", "grpc", *local, str(plan.code_server_port), *code, "--use-python-environment-entry-point", *json_log)
+    return [
+        Service(CODE_SERVER, _python(plan, "dagster", *code_server), listens_on(plan.code_server_port)),
+        Service("listener", _python(plan, "bridge.cli.main", "listen"), logged_ready),
+        *(
+            Service(f"worker-{number}", _python(plan, "bridge.cli.main", "worker"), logged_ready, stop_timeout_seconds=30)
+            for number in range(1, plan.workers + 1)
+        ),
+        Service(
+            "webserver",
+            _python(plan, "dagster_webserver", *local, str(plan.ui_port), *workspace, *json_log),
+            answers_http(f"http://127.0.0.1:{plan.ui_port}/server_info"),
+            after=(CODE_SERVER,),
+        ),
+        Service("daemon", _python(plan, "dagster._daemon", "run", *workspace, *json_log), after=(CODE_SERVER,)),
+    ]
+
+
+def _python(plan: ApplicationPlan, module: str, *arguments: str) -> partial[Popen[bytes]]:
+    """`-P`：当前文件夹里碰巧同名的文件不会顶替我们的模块。"""
+    return partial(launch, [sys.executable, "-P", "-m", module, *arguments], env=plan.environment)

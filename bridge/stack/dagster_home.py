@@ -1,0 +1,93 @@
+"""DAGSTER_HOME：生成的 dagster.yaml 与 workspace.yaml，以及 Dagster 存储所在的 schema。"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import sqlalchemy as sa
+from psycopg import sql
+
+from bridge.stack.supervisor import ServiceStartError
+from etl_assets.core.child_log import open_log, read_last_line
+from etl_assets.core.child_process import launch
+from etl_assets.core.database_sync import normalize_url
+from etl_assets.core.private_folder import create_private_folder, write_private_file
+
+CODE_MODULE = "etl_assets.definitions"
+LOCATION_NAME = "etl_assets"
+_SCHEMA = "dagster"
+_MIGRATION_LOCK = 0x444147  # "DAG"：两个栈用同一个数据库时排队
+
+
+def build_dagster_postgres_url(database_url: str) -> str:
+    """同一个数据库里的 schema dagster；驱动要写明，因为 dagster-postgres 用 psycopg2。"""
+    url = normalize_url(database_url).set(drivername="postgresql+psycopg2")
+    given = url.query.get("options", ())
+    options = [*([given] if isinstance(given, str) else given), f"-csearch_path={_SCHEMA}"]
+    return url.update_query_dict({"options": " ".join(options)}).render_as_string(hide_password=False)
+
+
+def write_dagster_home(folder: Path) -> None:
+    """没有口令：地址来自环境变量 DAGSTER_POSTGRES_URL。JSON 也是 YAML。"""
+    create_private_folder(folder)
+    document = {
+        "storage": {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}},
+        "run_coordinator": {"module": "dagster._core.run_coordinator", "class": "DefaultRunCoordinator"},
+        "compute_logs": {
+            "module": "dagster._core.storage.local_compute_log_manager",
+            "class": "LocalComputeLogManager",
+            "config": {"base_dir": str(folder / "compute_logs")},
+        },
+        "local_artifact_storage": {
+            "module": "dagster._core.storage.root",
+            "class": "LocalArtifactStorage",
+            "config": {"base_dir": str(folder / "artifacts")},
+        },
+        "telemetry": {"enabled": False},
+        "nux": {"enabled": False},
+    }
+    write_private_file(folder / "dagster.yaml", json.dumps(document, indent=2))
+
+
+def write_workspace(path: Path, *, code_server_port: int) -> None:
+    server = {"host": "127.0.0.1", "port": code_server_port, "location_name": LOCATION_NAME}
+    write_private_file(path, json.dumps({"load_from": [{"grpc_server": server}]}, indent=2))
+
+
+def create_dagster_storage(engine: sa.Engine, *, environment: Mapping[str, str], log_path: Path) -> None:
+    """建立或升级 Dagster 的表，由一个进程先做完：几个 Dagster 进程同时第一次启动会抢着建表。
+
+    已经是这一版就不再花导入 Dagster 的两三秒；版本记在 schema 的注释里。
+    """
+    version = f"dagster {importlib.metadata.version('dagster')}"
+    with engine.connect() as connection:
+        connection.execute(sa.select(sa.func.pg_advisory_lock(_MIGRATION_LOCK)))
+        connection.detach()  # 会话锁随连接关闭而释放
+        connection.execute(sa.schema.CreateSchema(_SCHEMA, if_not_exists=True))
+        connection.commit()
+        found = connection.scalar(sa.text("SELECT obj_description(CAST(:schema AS regnamespace), 'pg_namespace')"), {"schema": _SCHEMA})
+        connection.commit()
+        if found == version:
+            return
+        _migrate(environment, log_path)
+        comment = sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(_SCHEMA), sql.Literal(version))
+        connection.exec_driver_sql(comment.as_string())
+        connection.commit()
+
+
+def _migrate(environment: Mapping[str, str], log_path: Path) -> None:
+    with open_log(log_path) as log:
+        start = log.tell()
+        process = launch([sys.executable, "-P", "-m", "dagster", "instance", "migrate"], log, env=environment)
+        try:
+            exit_code = process.wait(timeout=300)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            exit_code = process.wait()
+    if exit_code != 0:
+        raise ServiceStartError(name="dagster-storage", log=log_path, reason=read_last_line(log_path, start))

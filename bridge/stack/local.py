@@ -1,0 +1,221 @@
+"""内嵌的本地栈：把各部分组合起来，一起启动、一起停下。
+
+命令行只用这里的 `Stack`（`run` 给 `etl up`，with 语句给 `etl demo`）与 bridge.stack.addresses 的
+`default_state_dir`、`read_addresses`。
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from bridge.jetstream import JetStreamConnection
+from bridge.settings import BridgeSettings
+from bridge.stack.addresses import StackAddresses, remove_addresses, write_addresses
+from bridge.stack.application import ApplicationPlan, ApplicationServices, application_services
+from bridge.stack.dagster_home import build_dagster_postgres_url, create_dagster_storage, write_dagster_home, write_workspace
+from bridge.stack.embedded_nats import EmbeddedNats
+from bridge.stack.supervisor import Service, Supervisor
+from etl_assets.core.child_process import identify
+from etl_assets.core.database_sync import build_engine
+from etl_assets.core.embedded_postgres import EmbeddedPostgres
+from etl_assets.core.embedded_server import EmbeddedServer
+from etl_assets.core.errors import SettingsError
+from etl_assets.core.log import get_logger
+from etl_assets.core.loopback_port import find_free_port, is_free
+from etl_assets.core.settings import EtlSettings
+from etl_assets.migrations.upgrade import upgrade_database
+
+logger = get_logger(__name__)
+
+_DEFAULT_UI_PORT = 3000
+_SERVER_TIMEOUT_SECONDS = 60
+_APPLICATION_TIMEOUT_SECONDS = 180  # 全新的环境里第一次导入还要编译字节码
+
+
+class Stack:
+    """一个状态文件夹里的栈：PostgreSQL 与 NATS（没有给出外面的地址时）、Dagster、监听者、工人。"""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        settings: EtlSettings,
+        bridge_settings: BridgeSettings,
+        port: int | None = None,
+        workers: int = 2,
+        durable: bool = True,
+        services: ApplicationServices = application_services,
+    ) -> None:
+        """
+        :param settings: `database_url` 非空就用它，不内嵌 PostgreSQL。
+        :param bridge_settings: `nats_url` 非空就用它，不内嵌 NATS。
+        :param port: 网页的端口；None 表示 3000，被占了就另找。
+        """
+        self._state_dir = state_dir.absolute()
+        self._settings = settings
+        self._bridge_settings = bridge_settings
+        self._port = port
+        self._workers = workers
+        self._services = services
+        self._announced = False
+        self._supervisor = Supervisor(self._state_dir)
+        self._postgres = None if settings.database_url else EmbeddedPostgres(self._state_dir / "postgres", durable=durable)
+        self._nats = None if bridge_settings.nats_url else EmbeddedNats(self._state_dir / "nats", durable=durable)
+
+    def start(self) -> StackAddresses:
+        """全部就绪才返回；失败则什么也不留下。
+
+        :raises EtlError: 一句话，说明怎么办。
+        """
+        try:
+            return self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """停下所有进程；可以多次调用。"""
+        if self._announced:
+            remove_addresses(self._state_dir)
+            self._announced = False
+        self._supervisor.stop()
+        for server in self._embedded:
+            server.release()
+
+    def run(self, announce: Callable[[StackAddresses], None]) -> None:
+        """在前台运行，直到 SIGINT、SIGTERM 或 SIGHUP；全部就绪时调用一次 `announce`。只能在主线程里用。"""
+        with _stop_signals_interrupt():
+            try:
+                announce(self.start())
+                threading.Event().wait()
+            except KeyboardInterrupt:
+                logger.info("stopping the stack")
+            finally:
+                self.stop()
+
+    def __enter__(self) -> StackAddresses:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def _embedded(self) -> list[EmbeddedServer]:
+        return [server for server in (self._postgres, self._nats) if server]
+
+    def _start(self) -> StackAddresses:
+        ui_port = self._choose_ui_port()
+        self._supervisor.start()
+        if self._nats is None:
+            asyncio.run(_check_nats(self._bridge_settings))
+        addresses = self._prepare(ui_port)
+        self._supervisor.supervise([_as_service(server) for server in self._embedded])
+        self._supervisor.wait_until_ready(timeout_seconds=_SERVER_TIMEOUT_SECONDS)
+
+        self._upgrade_database(addresses)
+        self._supervisor.supervise(self._plan_services(addresses, ui_port))
+        self._supervisor.wait_until_ready(timeout_seconds=_APPLICATION_TIMEOUT_SECONDS)
+
+        write_addresses(self._state_dir, addresses)
+        self._announced = True
+        return addresses
+
+    def _choose_ui_port(self) -> int:
+        if self._port is None:
+            return find_free_port(_DEFAULT_UI_PORT)
+        if not is_free(self._port):
+            raise SettingsError(f"port {self._port} is not free: choose another one with --port, or leave the choice to `etl up`")
+        return self._port
+
+    def _prepare(self, ui_port: int) -> StackAddresses:
+        database_url = self._postgres.prepare() if self._postgres else self._settings.database_url
+        nats_url = self._nats.prepare() if self._nats else self._bridge_settings.nats_url
+        dagster_home = self._state_dir / "dagster"
+        write_dagster_home(dagster_home)
+        own = identify(os.getpid())
+        return StackAddresses(
+            database_url=database_url,
+            nats_url=nats_url,
+            dagster_home=str(dagster_home),
+            dagster_postgres_url=build_dagster_postgres_url(database_url),
+            ui_url=f"http://127.0.0.1:{ui_port}",
+            pid=os.getpid(),
+            started_ticks=own.started_ticks if own else 0,
+        )
+
+    def _plan_services(self, addresses: StackAddresses, ui_port: int) -> list[Service]:
+        workspace = self._state_dir / "workspace.yaml"
+        code_server_port = find_free_port()
+        write_workspace(workspace, code_server_port=code_server_port)
+        plan = ApplicationPlan(
+            environment=self._environment(addresses),
+            workspace=workspace,
+            code_server_port=code_server_port,
+            ui_port=ui_port,
+            workers=self._workers,
+        )
+        servers = tuple(server.name for server in self._embedded)
+        return [replace(service, after=(*service.after, *servers)) for service in self._services(plan)]
+
+    def _environment(self, addresses: StackAddresses) -> dict[str, str]:
+        return {
+            **os.environ,
+            **addresses.environment(),
+            "ETL_STATE_DIR": str(self._state_dir),
+            "DAGSTER_DISABLE_TELEMETRY": "1",
+            "PYTHONUNBUFFERED": "1",
+            # Dagster 装载代码时去掉 sys.path 的第一项，以为那是当前文件夹；用 `-P` 启动时要有一项给它去掉
+            "PYTHONPATH": os.pathsep.join(filter(None, [addresses.dagster_home, os.environ.get("PYTHONPATH")])),
+        }
+
+    def _upgrade_database(self, addresses: StackAddresses) -> None:
+        engine = build_engine(self._settings.model_copy(update={"database_url": addresses.database_url}))
+        try:
+            upgrade_database(engine)
+            log_path = self._state_dir / "logs" / "dagster-storage.log"
+            create_dagster_storage(engine, environment=self._environment(addresses), log_path=log_path)
+        finally:
+            engine.dispose()
+
+
+def _as_service(server: EmbeddedServer) -> Service:
+    return Service(
+        server.name,
+        server.launch,
+        lambda attempt: server.is_ready(attempt.process),
+        stop_signal=server.stop_signal,
+        stop_timeout_seconds=server.stop_timeout_seconds,
+        after_exit=server.clear_leftovers,
+    )
+
+
+async def _check_nats(settings: BridgeSettings) -> None:
+    connection = JetStreamConnection(settings, name="stack")
+    await connection.open()
+    await connection.close()
+
+
+@contextmanager
+def _stop_signals_interrupt() -> Iterator[None]:
+    """三个停止信号都变成一次 KeyboardInterrupt；停下的过程中再来的不理会：停下本身有期限。"""
+    interrupted = threading.Event()
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        if not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,68 @@
+"""就绪检查：一个刚启动的子进程能用了没有。都不阻塞太久，由监督者反复问。"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from etl_assets.core.loopback_port import accepts_connections
+
+_READY_MESSAGE = "ready"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """一次启动：进程，以及它在日志里从哪个字节开始写。"""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    log_start: int
+
+
+ReadinessCheck = Callable[[Attempt], bool]
+
+
+def started(_attempt: Attempt) -> bool:
+    """活着就算就绪。"""
+    return True
+
+
+def listens_on(port: int) -> ReadinessCheck:
+    return lambda _attempt: accepts_connections(port)
+
+
+def answers_http(url: str) -> ReadinessCheck:
+    """GET 返回 200。"""
+
+    def check(_attempt: Attempt) -> bool:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 地址由我们拼成，只指向本机
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    return check
+
+
+def logged_ready(attempt: Attempt) -> bool:
+    """这一次启动以来，日志里有一行 JSON 的 message 是 ready。"""
+    try:
+        with attempt.log.open("rb") as file:
+            file.seek(attempt.log_start)
+            return any(_is_ready_line(line) for line in file)
+    except FileNotFoundError:  # 有人清掉了日志
+        return False
+
+
+def _is_ready_line(line: bytes) -> bool:
+    if _READY_MESSAGE.encode() not in line:
+        return False
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(event, dict) and event.get("message") == _READY_MESSAGE

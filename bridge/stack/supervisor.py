@@ -1,0 +1,232 @@
+"""监督者：按依赖启动子进程，死了的重启，停下时按相反的顺序，不留下任何进程。"""
+
+from __future__ import annotations
+
+import contextvars
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from bridge.stack.leftovers import forget_children, kill_leftovers, record_children
+from bridge.stack.readiness import Attempt, ReadinessCheck, started
+from etl_assets.core.child_log import open_log, read_last_line
+from etl_assets.core.child_process import ProcessIdentity, has_exited, identify, send_group_signal, send_signal
+from etl_assets.core.errors import EtlError, TransientError
+from etl_assets.core.log import get_logger
+from etl_assets.core.private_folder import FolderLock, create_private_folder
+
+_TICK_SECONDS = 0.05
+_FIRST_BACKOFF_SECONDS = 0.2
+_LONGEST_BACKOFF_SECONDS = 30.0
+_STABLE_SECONDS = 60.0  # 活过这么久再死，算第一次
+_CRASH_LOOP = 3
+
+logger = get_logger(__name__)
+
+
+def _nothing() -> None:
+    return
+
+
+@dataclass(frozen=True)
+class Service:
+    """一个受监督的子进程。"""
+
+    name: str
+    launch: Callable[[IO[bytes]], subprocess.Popen[bytes]]
+    is_ready: ReadinessCheck = started
+    after: tuple[str, ...] = ()
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_timeout_seconds: float = 10.0
+    after_exit: Callable[[], None] = _nothing
+
+
+class ServiceStartError(TransientError):
+    """一个子进程起不来。"""
+
+    def __init__(self, *, name: str, log: Path, reason: str) -> None:
+        self.name = name
+        self.log = log
+        self.reason = reason
+        super().__init__(f"{name} does not start: {reason or 'it wrote nothing'}; see {log}")
+
+
+@dataclass
+class _Child:
+    service: Service
+    attempt: Attempt | None = None
+    identity: ProcessIdentity | None = None
+    ready: bool = False
+    failures: int = 0
+    launched_at: float = 0.0
+    not_before: float = 0.0
+    kill_at: float | None = None
+    last_words: str = field(default="", repr=False)
+
+
+class Supervisor:
+    """一个状态文件夹的监督者。
+
+    子进程都由它自己的线程启动：内核在启动者的 *线程* 结束时结束子进程，而这个线程活到最后一个子进程停下。
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+        self._logs = state_dir / "logs"
+        self._lock = FolderLock(state_dir)
+        self._children: dict[str, _Child] = {}
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        # 带上调用者的上下文：日志里的 component 在里面
+        run = partial(contextvars.copy_context().run, self._run)
+        self._thread = threading.Thread(target=run, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        """占住状态文件夹，结束上一个监督者留下的进程。
+
+        :raises SettingsError: 另一个栈正在使用这个文件夹。
+        """
+        create_private_folder(self._state_dir)
+        self._lock.acquire()
+        create_private_folder(self._logs)
+        kill_leftovers(self._state_dir)
+        self._thread.start()
+
+    def supervise(self, services: Sequence[Service]) -> None:
+        """开始看管这些子进程；`after` 里的都就绪以后才启动它。"""
+        with self._changed:
+            self._children.update({service.name: _Child(service) for service in services})
+
+    def wait_until_ready(self, *, timeout_seconds: float) -> None:
+        """等到看管着的都就绪。
+
+        :raises ServiceStartError: 有一个反复起不来，或到时还没就绪。
+        """
+        deadline = time.monotonic() + timeout_seconds
+        with self._changed:
+            while waiting := [child for child in self._children.values() if not child.ready]:
+                hopeless = next((child for child in waiting if child.failures >= _CRASH_LOOP), None)
+                if hopeless:
+                    raise ServiceStartError(name=hopeless.service.name, log=self._log_path(hopeless), reason=hopeless.last_words)
+                if time.monotonic() > deadline:
+                    late = waiting[0]
+                    reason = f"not ready after {timeout_seconds:.0f} s"
+                    raise ServiceStartError(name=late.service.name, log=self._log_path(late), reason=reason)
+                self._changed.wait(_TICK_SECONDS)
+
+    def stop(self) -> None:
+        """停下所有子进程，放开状态文件夹；可以多次调用。"""
+        if not self._lock.is_held:
+            return
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+            forget_children(self._state_dir)
+        self._lock.release()
+
+    # ---- 以下在监督者的线程里 -----------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_TICK_SECONDS):
+            with self._changed:
+                for child in self._children.values():
+                    self._advance_safely(child)
+                self._changed.notify_all()
+        self._stop_all()
+
+    def _advance_safely(self, child: _Child) -> None:
+        try:
+            self._advance(child)
+        except Exception as error:  # noqa: BLE001 监督者的线程一死，所有子进程都会跟着死：一个出错不能连累别的
+            self._back_off(child, f"{type(error).__name__}: {error}", exit_code=None)
+
+    def _advance(self, child: _Child) -> None:
+        if time.monotonic() < child.not_before:
+            return
+        if child.attempt is None:
+            if self._are_ready(child.service.after):
+                self._launch(child)
+        elif has_exited(child.attempt.process):
+            self._handle_death(child, child.attempt)
+        elif not child.ready and child.service.is_ready(child.attempt):
+            child.ready = True
+            logger.info("child ready", name=child.service.name, seconds=round(time.monotonic() - child.launched_at, 2))
+
+    def _are_ready(self, names: Iterable[str]) -> bool:
+        return all(self._children[name].ready for name in names)
+
+    def _launch(self, child: _Child) -> None:
+        path = self._log_path(child)
+        child.launched_at = time.monotonic()
+        with open_log(path) as log:
+            start = log.tell()
+            process = child.service.launch(log)
+        child.attempt = Attempt(process, path, start)
+        child.identity = identify(process.pid)
+        self._record()
+
+    def _handle_death(self, child: _Child, attempt: Attempt) -> None:
+        exit_code = self._bury(child, attempt)
+        if child.ready and time.monotonic() - child.launched_at > _STABLE_SECONDS:
+            child.failures = 0
+        child.ready = False
+        self._back_off(child, read_last_line(attempt.log, attempt.log_start), exit_code=exit_code)
+
+    def _back_off(self, child: _Child, last_words: str, *, exit_code: int | None) -> None:
+        child.failures += 1
+        child.last_words = last_words
+        delay = min(_FIRST_BACKOFF_SECONDS * 2 ** (child.failures - 1), _LONGEST_BACKOFF_SECONDS)
+        child.not_before = time.monotonic() + delay
+        report = logger.error if child.failures >= _CRASH_LOOP else logger.warning
+        report(
+            "child stops again and again" if child.failures >= _CRASH_LOOP else "child stopped, starting it again",
+            name=child.service.name,
+            exit_code=exit_code,
+            last_line=last_words,
+            log=str(self._log_path(child)),
+            restart_in_seconds=delay,
+        )
+
+    def _bury(self, child: _Child, attempt: Attempt) -> int:
+        """先结束它的整个进程组再收尸：收尸之前，组号不会被别人重用。"""
+        send_group_signal(attempt.process.pid, signal.SIGKILL)
+        exit_code = attempt.process.wait()
+        child.attempt = child.identity = None
+        try:
+            child.service.after_exit()
+        except EtlError as error:
+            logger.error("cleaning up after a child failed", name=child.service.name, reason=str(error))
+        return exit_code
+
+    def _stop_all(self) -> None:
+        """先停没有别人依赖的；过了期限的整组 SIGKILL。"""
+        while running := [child for child in self._children.values() if child.attempt]:
+            needed = {name for child in running for name in child.service.after}
+            for child in running:
+                self._stop_step(child, child.attempt, may_stop=child.service.name not in needed)
+            time.sleep(0.01)
+
+    def _stop_step(self, child: _Child, attempt: Attempt | None, *, may_stop: bool) -> None:
+        if attempt is None:
+            return
+        if has_exited(attempt.process):
+            self._bury(child, attempt)
+        elif child.kill_at is None:
+            if may_stop:
+                send_signal(attempt.process.pid, child.service.stop_signal)
+                child.kill_at = time.monotonic() + child.service.stop_timeout_seconds
+        elif time.monotonic() > child.kill_at:
+            logger.warning("child does not stop, killing it", name=child.service.name)
+            send_group_signal(attempt.process.pid, signal.SIGKILL)
+
+    def _record(self) -> None:
+        record_children(self._state_dir, [child.identity for child in self._children.values() if child.identity])
+
+    def _log_path(self, child: _Child) -> Path:
+        return self._logs / f"{child.service.name}.log"

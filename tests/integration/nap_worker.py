@@ -1,0 +1,30 @@
+"""子进程里的 worker 程序：任务开始与结束时各往 JOURNAL 指的文件记一行。"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+from bridge.broker import SafeJetStreamBroker, serve
+
+
+def build_worker() -> SafeJetStreamBroker:
+    worker = SafeJetStreamBroker()
+
+    def note(line: str) -> None:
+        with Path(os.environ["JOURNAL"]).open("a") as journal:
+            journal.write(line + "\n")
+
+    @worker.task(task_name="nap")
+    def nap(name: str, seconds: float) -> None:
+        note(f"start {name}")
+        time.sleep(seconds)
+        note(f"end {name}")
+
+    return worker
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(build_worker(), grace_seconds=2))

@@ -1,0 +1,506 @@
+"""任务队列对真 NATS：任务结束才确认，长任务只跑一次，被杀的由别人接手，急的先做，毒的进死信。"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import structlog
+from nats.js.api import RawStreamMsg
+from taskiq.exceptions import SendTaskError, TaskRejectedError
+from taskiq.kicker import AsyncKicker
+
+from bridge import broker as broker_module
+from bridge.broker import SafeJetStreamBroker, SafeReceiver
+from bridge.errors import BridgeError, UnknownLaneError
+from bridge.settings import BridgeSettings, Lane
+from etl_assets.core.errors import PermanentError, TransientError
+
+from .conftest import NatsServer
+
+WORKER_PROGRAM = Path(__file__).with_name("nap_worker.py")
+
+
+@pytest.fixture
+def settings(nats_server: NatsServer) -> BridgeSettings:
+    return BridgeSettings(nats_url=nats_server.url, task_ack_wait_seconds=1, task_max_attempts=3)
+
+
+@pytest.fixture(autouse=True)
+def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_module, "RETRY_SECONDS", (0.05,))
+
+
+@pytest.fixture
+async def client(settings: BridgeSettings) -> AsyncIterator[SafeJetStreamBroker]:
+    """只投递的一方。"""
+    broker = SafeJetStreamBroker(settings)
+    await broker.startup()
+    yield broker
+    await broker.shutdown()
+
+
+@asynccontextmanager
+async def working(broker: SafeJetStreamBroker, *, slots: int = 1) -> AsyncIterator[asyncio.Event]:
+    """本进程里的 worker；离开时请它停下，并等它停好。"""
+    broker.is_worker_process = True
+    stop = asyncio.Event()
+    task = asyncio.create_task(SafeReceiver(broker, slots=slots, wait_tasks_timeout=10).listen(stop))
+    try:
+        yield stop
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, 30)
+        await broker.shutdown()
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(25):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def send(client: SafeJetStreamBroker, name: str, *args: Any, lane: Lane = "bulk") -> None:
+    await AsyncKicker(name, client, {"lane": lane}).kiq(*args)
+
+
+async def left_in_queue(client: SafeJetStreamBroker) -> int:
+    return (await client.js.stream_info("TASKS")).state.messages
+
+
+async def queue_is_empty(client: SafeJetStreamBroker) -> None:
+    async with asyncio.timeout(25):
+        while await left_in_queue(client):
+            await asyncio.sleep(0.02)
+
+
+async def delivered(client: SafeJetStreamBroker, lane: Lane) -> int:
+    """这条车道上取走了、还没了结的。"""
+    return (await client.js.consumer_info("TASKS", lane)).num_ack_pending or 0
+
+
+async def dead_letters(client: SafeJetStreamBroker, count: int) -> list[RawStreamMsg]:
+    async with asyncio.timeout(25):
+        while (await client.js.stream_info("TASKS_DLQ")).state.messages < count:
+            await asyncio.sleep(0.02)
+    total = (await client.js.stream_info("TASKS_DLQ")).state.messages
+    return [await client.js.get_msg("TASKS_DLQ", sequence) for sequence in range(1, total + 1)]
+
+
+# ---- 确认 ----------------------------------------------------------------------
+
+
+async def test_task_is_acknowledged_only_after_it_ended(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+    worker = SafeJetStreamBroker(settings)
+    started, release = asyncio.Event(), asyncio.Event()
+    seen: list[str] = []
+
+    @worker.task(task_name="wait")
+    async def wait(text: str) -> None:
+        started.set()
+        await release.wait()
+        seen.append(text)
+
+    await send(client, "wait", "中文")
+    async with working(worker):
+        await asyncio.wait_for(started.wait(), 10)
+        assert (await left_in_queue(client), await delivered(client, "bulk")) == (1, 1)
+        release.set()
+        await queue_is_empty(client)
+    assert seen == ["中文"]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_task_longer_than_the_ack_wait_runs_once(client: SafeJetStreamBroker, settings: BridgeSettings, kind: str) -> None:
+    worker = SafeJetStreamBroker(settings)
+    starts: list[float] = []
+    seconds = settings.task_ack_wait_seconds * 2.5
+
+    @worker.task(task_name="sync")
+    def sleep() -> None:
+        starts.append(time.monotonic())
+        time.sleep(seconds)
+
+    @worker.task(task_name="async")
+    async def sleep_async() -> None:
+        starts.append(time.monotonic())
+        await asyncio.sleep(seconds)
+
+    await send(client, kind)
+    async with working(worker):
+        await queue_is_empty(client)
+    assert len(starts) == 1
+
+
+async def test_same_task_id_is_stored_once(client: SafeJetStreamBroker) -> None:
+    kicker: AsyncKicker[..., Any] = AsyncKicker("anything", client, {}).with_task_id("the-same")
+    await kicker.kiq()
+    await kicker.kiq()
+    assert await left_in_queue(client) == 1
+
+
+async def test_doorbell_goes_to_its_lane(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+    rung: list[str] = []
+    worker = SafeJetStreamBroker(settings)
+    worker.serve_only(("event",))
+    worker.task(task_name="materialize")(lambda: rung.append("event"))
+    await client.ring("materialize", "event")
+    async with working(worker):
+        await queue_is_empty(client)
+    assert rung == ["event"]
+
+
+async def test_unknown_lane_is_refused(client: SafeJetStreamBroker) -> None:
+    with pytest.raises(SendTaskError) as raised:
+        await AsyncKicker("anything", client, {"lane": "fast"}).kiq()
+    assert isinstance(raised.value.__cause__, UnknownLaneError)
+    with pytest.raises(UnknownLaneError, match="there is no task lane 'fast': use one of interactive, event, bulk"):
+        client.serve_only(("fast",))  # type: ignore[arg-type]  # 正是要传错的
+
+
+async def test_broker_that_was_not_started_says_so(settings: BridgeSettings) -> None:
+    with pytest.raises(BridgeError, match="the broker is not started"):
+        await SafeJetStreamBroker(settings).ring("anything", "event")
+
+
+# ---- 车道 ----------------------------------------------------------------------
+
+
+async def test_the_most_urgent_lane_goes_first(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+    worker = SafeJetStreamBroker(settings)
+    order: list[str] = []
+
+    @worker.task(task_name="note")
+    async def note(lane: str) -> None:
+        order.append(lane)
+
+    for lane in ("bulk", "event", "interactive"):
+        for _ in range(2):
+            await send(client, "note", lane, lane=lane)
+    async with working(worker):
+        await queue_is_empty(client)
+    assert order == ["interactive", "interactive", "event", "event", "bulk", "bulk"]
+
+
+async def test_busy_worker_holds_nothing_it_cannot_run(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+    worker = SafeJetStreamBroker(settings)
+    started, release = asyncio.Event(), asyncio.Event()
+    order: list[str] = []
+
+    @worker.task(task_name="note")
+    async def note(name: str) -> None:
+        order.append(name)
+        started.set()
+        await release.wait()
+
+    await send(client, "note", "first")
+    async with working(worker):
+        await asyncio.wait_for(started.wait(), 10)
+        await send(client, "note", "bulk")
+        await send(client, "note", "urgent", lane="interactive")
+        assert await delivered(client, "bulk") == 1
+        assert await delivered(client, "interactive") == 0
+        release.set()
+        await queue_is_empty(client)
+    assert order == ["first", "urgent", "bulk"]
+
+
+async def test_two_slots_run_two_tasks_at_once(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+    worker = SafeJetStreamBroker(settings)
+    together = threading.Barrier(2)
+    worker.task(task_name="meet")(lambda: together.wait(10))
+    for _ in range(2):
+        await send(client, "meet")
+    async with working(worker, slots=2):
+        await queue_is_empty(client)
+    assert (await client.js.stream_info("TASKS_DLQ")).state.messages == 0
+
+
+async def test_messages_that_arrive_together_at_an_idle_worker_are_given_back_but_the_most_urgent(
+    client: SafeJetStreamBroker, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """空闲的 worker 在三条车道上等；同时来了三条，做一条，两条立刻归还，而且不算一次尝试。"""
+    worker = SafeJetStreamBroker(settings)
+    worker.is_worker_process = True
+    await worker.startup()
+
+    async def nothing(_consumer: str) -> None:
+        return None
+
+    for lane in ("bulk", "event", "interactive"):
+        for _ in range(2):
+            await send(client, "anything", lane=lane)
+    monkeypatch.setattr(worker.puller, "take", nothing)
+    urgent = await worker._next_delivery()
+    assert urgent.lane == "interactive"
+    assert worker.held == {urgent}
+    monkeypatch.undo()
+    assert (await worker._next_delivery()).lane == "interactive"
+    given_back = await worker._next_delivery()
+    await given_back.read_forgiven()
+    assert (given_back.lane, given_back.message.metadata.num_delivered, given_back.attempt) == ("event", 2, 1)
+    await worker.shutdown()
+
+
+# ---- 失败 ----------------------------------------------------------------------
+
+
+async def test_failing_task_is_tried_a_bounded_number_of_times(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+    worker = SafeJetStreamBroker(settings)
+    runs: list[str] = []
+
+    @worker.task(task_name="fail")
+    def fail(name: str) -> None:
+        runs.append(name)
+        raise ValueError(f"{name} is broken\nbadly")
+
+    await send(client, "fail", "crank", lane="event")
+    with structlog.testing.capture_logs() as logs:
+        async with working(worker):
+            (letter,) = await dead_letters(client, 1)
+            await queue_is_empty(client)
+    headers = letter.headers or {}
+    assert runs == ["crank"] * 3
+    assert letter.subject == "tasks_dlq.event"
+    assert (headers["Etl-Reason"], headers["Etl-Attempts"]) == ("ValueError: crank is broken badly", "3")
+    assert headers["Etl-Task"].startswith("fail ")
+    assert json.loads(letter.data or b"")["args"] == ["crank"]
+    assert [line["event"] for line in logs if line["log_level"] in ("warning", "error")] == [
+        "task failed, trying again",
+        "task failed, trying again",
+        "task dead-lettered",
+    ]
+
+
+@pytest.mark.parametrize("error", [PermanentError("schema is wrong"), TaskRejectedError()])
+async def test_permanent_failure_is_dead_lettered_at_once(client: SafeJetStreamBroker, settings: BridgeSettings, error: Exception) -> None:
+    worker = SafeJetStreamBroker(settings)
+    runs: list[int] = []
+
+    @worker.task(task_name="fail")
+    async def fail() -> None:
+        runs.append(1)
+        raise error
+
+    await send(client, "fail")
+    async with working(worker):
+        (letter,) = await dead_letters(client, 1)
+        await queue_is_empty(client)
+    assert runs == [1]
+    assert (letter.headers or {})["Etl-Attempts"] == "1"
+
+
+async def test_transient_failures_are_not_counted(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+    worker = SafeJetStreamBroker(settings)
+    runs: list[int] = []
+
+    @worker.task(task_name="fail")
+    async def fail() -> None:
+        runs.append(1)
+        if len(runs) <= 2 * settings.task_max_attempts:
+            raise TransientError("database away")
+
+    await send(client, "fail")
+    async with working(worker):
+        await eventually(lambda: len(runs) == 2 * settings.task_max_attempts + 1)
+        await queue_is_empty(client)
+    assert (await client.js.stream_info("TASKS_DLQ")).state.messages == 0
+
+
+async def test_poison_is_dead_lettered_and_the_next_task_runs(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+    worker = SafeJetStreamBroker(settings)
+    ran: list[int] = []
+    worker.task(task_name="good")(lambda: ran.append(1))
+    await client.connection.publish("tasks.event", b"\xff not json", message_id=str(uuid4()))
+    await client.connection.publish("tasks.event", b"[]", message_id=str(uuid4()))
+    await send(client, "no.such.task", lane="event")
+    await send(client, "good", lane="event")
+    async with working(worker):
+        letters = await dead_letters(client, 3)
+        await queue_is_empty(client)
+    assert ran == [1]
+    assert letters[0].data == b"\xff not json"
+    assert {(letter.headers or {})["Etl-Reason"] for letter in letters} == {"poison: not a task message, or no such task"}
+
+
+async def test_task_that_kills_its_workers_is_buried_before_it_runs_again(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+    settings = settings.model_copy(update={"task_max_attempts": 1})
+    worker = SafeJetStreamBroker(settings)
+    ran: list[int] = []
+    worker.task(task_name="deadly")(lambda: ran.append(1))
+    await send(client, "deadly")
+    # 取走而没有下文，就像执行它的进程被杀了
+    victim = SafeJetStreamBroker(settings)
+    victim.is_worker_process = True
+    await victim.startup()
+    assert await victim.puller.take("bulk")
+    await victim.shutdown()
+    async with working(worker):
+        (letter,) = await dead_letters(client, 1)
+    assert ran == []
+    assert "every delivery ended without an answer" in (letter.headers or {})["Etl-Reason"]
+
+
+# ---- 断线与重启 ------------------------------------------------------------------
+
+
+async def test_killing_and_restarting_nats_loses_no_task(
+    client: SafeJetStreamBroker, settings: BridgeSettings, nats_server: NatsServer
+) -> None:
+    worker = SafeJetStreamBroker(settings)
+    started, release = asyncio.Event(), asyncio.Event()
+    ran: list[int] = []
+
+    @worker.task(task_name="count")
+    async def count(number: int) -> None:
+        started.set()
+        await release.wait()
+        ran.append(number)
+
+    for number in range(20):
+        await send(client, "count", number)
+    async with working(worker):
+        await asyncio.wait_for(started.wait(), 10)
+        nats_server.kill()
+        release.set()
+        await eventually(lambda: ran)
+        nats_server.start()
+        await send(client, "count", 20)
+        await queue_is_empty(client)
+    assert set(ran) == set(range(21))
+
+
+async def test_task_that_ends_while_nats_is_away_is_not_run_again(
+    client: SafeJetStreamBroker, settings: BridgeSettings, nats_server: NatsServer
+) -> None:
+    worker = SafeJetStreamBroker(settings)
+    started, release = asyncio.Event(), asyncio.Event()
+    ran: list[str] = []
+
+    @worker.task(task_name="wait")
+    async def wait() -> None:
+        started.set()
+        await release.wait()
+        ran.append("done")
+
+    await send(client, "wait")
+    async with working(worker):
+        await asyncio.wait_for(started.wait(), 10)
+        nats_server.stop()
+        release.set()
+        await eventually(lambda: ran)
+        nats_server.start()
+        await queue_is_empty(client)
+    assert ran == ["done"]
+
+
+# ---- 子进程里的 worker -----------------------------------------------------------
+
+
+class WorkerProcess:
+    """一个真的 worker 进程与它的流水。"""
+
+    def __init__(self, folder: Path, settings: BridgeSettings, name: str) -> None:
+        self.journal_path = folder / f"{name}.journal"
+        self._log_path = folder / f"{name}.log"
+        self._environment = os.environ | {
+            "JOURNAL": str(self.journal_path),
+            "ETL_NATS_URL": settings.nats_url,
+            "ETL_CONNECT_TIMEOUT_SECONDS": "1",
+            "ETL_TASK_ACK_WAIT_SECONDS": str(settings.task_ack_wait_seconds),
+        }
+        self.process: subprocess.Popen[bytes]
+
+    def start(self, command: list[str]) -> None:
+        with self._log_path.open("wb") as log:
+            self.process = subprocess.Popen([sys.executable, *command], env=self._environment, stdout=log, stderr=log)
+
+    def lines(self) -> list[str]:
+        return self.journal_path.read_text().splitlines() if self.journal_path.exists() else []
+
+    def log(self) -> str:
+        return self._log_path.read_text()
+
+
+@contextmanager
+def worker_process(folder: Path, settings: BridgeSettings, *command: str, name: str = "worker") -> Iterator[WorkerProcess]:
+    worker = WorkerProcess(folder, settings, name)
+    worker.start(list(command) or [str(WORKER_PROGRAM)])
+    try:
+        yield worker
+    finally:
+        worker.process.kill()
+        worker.process.wait()
+
+
+async def test_task_of_a_killed_worker_is_run_by_another(client: SafeJetStreamBroker, settings: BridgeSettings, tmp_path: Path) -> None:
+    await send(client, "nap", "long", 60.0)
+    with worker_process(tmp_path, settings, name="first") as first:
+        await eventually(first.lines)
+    killed_at = time.monotonic()
+    with worker_process(tmp_path, settings, name="second") as second:
+        await eventually(second.lines)
+    assert second.lines() == ["start long"]
+    assert time.monotonic() - killed_at < 20
+
+
+async def test_sigterm_finishes_the_task_in_hand_and_takes_no_other(
+    client: SafeJetStreamBroker, settings: BridgeSettings, tmp_path: Path
+) -> None:
+    with worker_process(tmp_path, settings) as worker:
+        await send(client, "nap", "one", 1.0)
+        await send(client, "nap", "two", 1.0)
+        await eventually(worker.lines)
+        worker.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.process.wait, 20) == 0, worker.log()
+        assert worker.lines() == ["start one", "end one"]
+    assert (await left_in_queue(client), await delivered(client, "bulk")) == (1, 0)
+
+
+async def test_sigterm_gives_back_what_outlasts_the_grace_time(
+    client: SafeJetStreamBroker, settings: BridgeSettings, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"task_ack_wait_seconds": 300.0})
+    with worker_process(tmp_path, settings, name="first") as first:
+        await send(client, "nap", "endless", 600.0)
+        await eventually(first.lines)
+        first.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(first.process.wait, 20) == 0, first.log()
+    # 远早于 ack_wait 就到了别人手里
+    with worker_process(tmp_path, settings, name="second") as second:
+        await eventually(second.lines)
+    assert second.lines() == ["start endless"]
+
+
+async def test_worker_that_cannot_reach_nats_ends_with_one_sentence(
+    nats_server: NatsServer, settings: BridgeSettings, tmp_path: Path
+) -> None:
+    nats_server.kill()
+    with worker_process(tmp_path, settings) as worker:
+        assert await asyncio.to_thread(worker.process.wait, 30) != 0
+    assert worker.log().splitlines()[-1].startswith("bridge.errors.NatsUnavailableError: cannot reach NATS at nats://127.0.0.1:")
+
+
+async def test_stock_taskiq_worker_runs_tasks_with_the_safe_receiver(
+    client: SafeJetStreamBroker, settings: BridgeSettings, tmp_path: Path
+) -> None:
+    target = [f"{WORKER_PROGRAM.stem}:build_worker", "--app-dir", str(WORKER_PROGRAM.parent)]
+    command = ["-m", "taskiq", "worker", *target, "--workers", "1"]
+    await send(client, "nap", "short", 0.0)
+    with worker_process(tmp_path, settings, *command, "--receiver", "bridge.broker:SafeReceiver") as worker:
+        await queue_is_empty(client)
+        worker.process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(worker.process.wait, 20)
+    assert worker.lines() == ["start short", "end short"]

@@ -1,0 +1,573 @@
+"""事件监听器对真 NATS：先有效果与门铃，后有确认；毒事件各进一次死信；断线、重启、停止都不丢。"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import structlog
+from nats.js.api import RawStreamMsg, RetentionPolicy, StreamConfig
+from nats.js.errors import NotFoundError
+
+from bridge.errors import StreamConflictError
+from bridge.events import DataImportCompleted
+from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, Ignored, NotYet, ReceivedEvent, Rejected, event_task_handler
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
+from bridge.jetstream import JetStreamConnection
+from bridge.listener import CONSUMER, Listener
+from bridge.settings import BridgeSettings, Lane
+from etl_assets.core.errors import PermanentError, TransientError
+
+from .conftest import NatsServer
+
+Batch = Sequence[ReceivedEvent[DataImportCompleted]]
+Decide = Callable[[Batch], Awaitable[Sequence[Decision]]]
+DEAD_SUBJECT = "events_dlq.data_import.completed"
+
+
+@pytest.fixture
+def settings(nats_server: NatsServer) -> BridgeSettings:
+    return BridgeSettings(
+        nats_url=nats_server.url,
+        event_ack_wait_seconds=1,
+        event_retry_seconds=1,
+        event_retry_delay_seconds=0.02,
+        event_max_attempts=3,
+        listener_batch_milliseconds=50,
+    )
+
+
+class Bench:
+    """一台装好流的工作台：发事件，开监听器，看死信与消费者。"""
+
+    def __init__(self, settings: BridgeSettings) -> None:
+        self.settings = settings
+        self.connection = JetStreamConnection(settings, name="test")
+        self.rings: list[tuple[str, Lane]] = []
+
+    async def add_stream(self, **options: Any) -> None:
+        await self.connection.context.add_stream(StreamConfig(**({"name": "EVENTS", "subjects": ["events.>"]} | options)))
+
+    async def publish(self, data: bytes | None = None, *, subject: str = DATA_IMPORT_COMPLETED, import_id: UUID | None = None) -> UUID:
+        event = DataImportCompleted(import_id=import_id or uuid4())
+        await self.connection.publish(subject, event.model_dump_json().encode() if data is None else data, message_id=str(uuid4()))
+        return event.import_id
+
+    def listener(self, decide: Decide, *, ring: Callable[[str, Lane], Awaitable[None]] | None = None) -> Listener:
+        return Listener(self.settings, handlers=[handler_of(decide)], ring=ring or self.ring)
+
+    async def ring(self, task_name: str, lane: Lane) -> None:
+        self.rings.append((task_name, lane))
+
+    async def unacknowledged(self) -> int:
+        """还没确认的：在手里的与还没取的。"""
+        info = await self.connection.context.consumer_info("EVENTS", CONSUMER)
+        return (info.num_ack_pending or 0) + (info.num_pending or 0)
+
+    async def all_acknowledged(self) -> None:
+        async with asyncio.timeout(20):
+            while await self.unacknowledged():
+                await asyncio.sleep(0.02)
+
+    async def eventually(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async def eventually_consumer(self) -> None:
+        """监听器建好（或重建）了流与消费者。"""
+        async with asyncio.timeout(20):
+            while True:
+                with suppress(NotFoundError):
+                    await self.connection.context.consumer_info("EVENTS", CONSUMER)
+                    return
+                await asyncio.sleep(0.02)
+
+    async def dead_letter_count(self) -> int:
+        with suppress(NotFoundError):
+            return (await self.connection.context.stream_info("EVENTS_DLQ")).state.messages
+        return 0
+
+    async def dead_letters(self, count: int) -> list[RawStreamMsg]:
+        """等到有 count 封死信。"""
+        async with asyncio.timeout(20):
+            while await self.dead_letter_count() < count:
+                await asyncio.sleep(0.02)
+        return [await self.connection.context.get_msg("EVENTS_DLQ", sequence) for sequence in range(1, await self.dead_letter_count() + 1)]
+
+
+@pytest.fixture
+async def bench(settings: BridgeSettings) -> AsyncIterator[Bench]:
+    workbench = Bench(settings)
+    await workbench.connection.open()
+    yield workbench
+    await workbench.connection.close()
+
+
+def handler_of(decide: Decide) -> EventTaskHandler[DataImportCompleted]:
+    return event_task_handler(subject=DATA_IMPORT_COMPLETED, required_fields=("import_id",), task_name="materialize")(decide)
+
+
+@asynccontextmanager
+async def running(listener: Listener) -> AsyncIterator[asyncio.Event]:
+    """开着的监听器；离开时请它停下，并等它停好。"""
+    stop = asyncio.Event()
+    task = asyncio.create_task(listener.run(stop))
+    try:
+        yield stop
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, 30)
+
+
+def import_ids(events: Batch) -> list[UUID]:
+    return [event.event.import_id for event in events]
+
+
+async def test_events_of_a_batch_share_one_call_and_one_doorbell(bench: Bench) -> None:
+    calls: list[list[UUID]] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        calls.append(import_ids(events))
+        return [Done()] * len(events)
+
+    await bench.add_stream()
+    published = [await bench.publish() for _ in range(50)]
+    async with running(bench.listener(decide)):
+        await bench.eventually(lambda: calls)
+        await bench.all_acknowledged()
+    assert calls == [published]
+    assert bench.rings == [("materialize", "event")]
+
+
+async def test_event_carries_where_and_when_it_was_stored(bench: Bench) -> None:
+    seen: list[ReceivedEvent[DataImportCompleted]] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        seen.extend(events)
+        return [Done(ring=False)] * len(events)
+
+    await bench.add_stream()
+    await bench.publish()
+    async with running(bench.listener(decide)):
+        await bench.eventually(lambda: seen)
+    assert (seen[0].subject, seen[0].sequence, seen[0].attempt) == (DATA_IMPORT_COMPLETED, 1, 1)
+    assert abs((datetime.now(UTC) - seen[0].published_at).total_seconds()) < 20
+    assert bench.rings == []
+
+
+async def test_nothing_is_acknowledged_before_the_doorbell_is_stored(bench: Bench) -> None:
+    pending: list[int] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        pending.append(await bench.unacknowledged())
+        return [Done()] * len(events)
+
+    async def ring(_task_name: str, _lane: Lane) -> None:
+        pending.append(await bench.unacknowledged())
+
+    await bench.add_stream()
+    await bench.publish()
+    async with running(bench.listener(decide, ring=ring)):
+        await bench.eventually(lambda: len(pending) == 2)
+        await bench.all_acknowledged()
+    assert pending == [1, 1]
+
+
+async def test_events_come_again_when_the_doorbell_cannot_be_rung(bench: Bench) -> None:
+    attempts: list[int] = []
+    rings: list[str] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        attempts.extend(event.attempt for event in events)
+        return [Done()] * len(events)
+
+    async def ring(task_name: str, _lane: Lane) -> None:
+        rings.append(task_name)
+        if len(rings) < 4:
+            raise TransientError("the task queue is away")
+
+    await bench.add_stream()
+    await bench.publish()
+    async with running(bench.listener(decide, ring=ring)):
+        await bench.eventually(lambda: len(rings) == 4)
+        await bench.all_acknowledged()
+    assert attempts == [1, 2, 3, 4]
+    assert await bench.dead_letter_count() == 0
+
+
+def poison(settings: BridgeSettings) -> dict[str, bytes]:
+    """每一种毒事件，与理由的开头。"""
+    good = json.loads(DataImportCompleted(import_id=uuid4()).model_dump_json())
+    return {
+        "not JSON": b"\xff{",
+        "a JSON list instead of an object": b"[1]",
+        "event_version is '9.9', supported is '1.0'": json.dumps(good | {"event_version": "9.9"}).encode(),
+        "field import_id is missing": json.dumps({key: value for key, value in good.items() if key != "import_id"}).encode(),
+        "field import_id: Input should be a valid UUID": json.dumps(good | {"import_id": "7-7"}).encode(),
+        "field status: Input should be a valid string": json.dumps(good | {"status": 7}).encode(),
+        f"{settings.event_max_bytes + 1} bytes, ETL_EVENT_MAX_BYTES allows": b"x" * (settings.event_max_bytes + 1),
+    }
+
+
+async def test_each_poison_gives_one_log_line_and_one_dead_letter_and_the_next_event_is_handled(bench: Bench) -> None:
+    handled: list[UUID] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        handled.extend(import_ids(events))
+        return [Done()] * len(events)
+
+    await bench.add_stream()
+    kinds = poison(bench.settings)
+    good = []
+    for data in kinds.values():
+        await bench.publish(data)
+        good.append(await bench.publish())
+    with structlog.testing.capture_logs() as logs:
+        async with running(bench.listener(decide)):
+            letters = await bench.dead_letters(len(kinds))
+            await bench.all_acknowledged()
+    assert handled == good
+    lines = [line for line in logs if line["log_level"] in ("warning", "error")]
+    assert {line["event"] for line in lines} == {"event dead-lettered"}
+    for expected, line in zip(kinds, sorted(lines, key=lambda line: line["sequence"]), strict=True):
+        assert line["reason"].startswith(expected)
+    by_sequence = {int((letter.headers or {})["Etl-Sequence"]): letter for letter in letters}
+    for sequence, (expected, data) in enumerate(kinds.items()):
+        letter = by_sequence[2 * sequence + 1]
+        headers = letter.headers or {}
+        assert letter.subject == DEAD_SUBJECT
+        assert letter.data == data
+        assert headers["Etl-Reason"].startswith(expected)
+        assert (headers["Etl-Subject"], headers["Etl-Stream"], headers["Etl-Attempts"]) == (DATA_IMPORT_COMPLETED, "EVENTS", "1")
+
+
+async def test_dead_letter_that_does_not_fit_is_cut_and_says_so(bench: Bench) -> None:
+    async def decide(events: Batch) -> Sequence[Decision]:
+        return [Done()] * len(events)
+
+    await bench.add_stream()
+    limit = bench.connection.client.max_payload
+    data = b"x" * (limit - 100)
+    await bench.publish(data)
+    async with running(bench.listener(decide)):
+        (letter,) = await bench.dead_letters(1)
+        await bench.all_acknowledged()
+    assert letter.data is not None
+    assert limit - 600 < len(letter.data) < len(data)
+    assert (letter.headers or {})["Etl-Original-Bytes"] == str(len(data))
+
+
+async def test_event_of_another_status_is_acknowledged_with_a_log_line(bench: Bench) -> None:
+    async def decide(events: Batch) -> Sequence[Decision]:
+        return [Ignored("status archived is none of ours")] * len(events)
+
+    await bench.add_stream()
+    await bench.publish()
+    with structlog.testing.capture_logs() as logs:
+        async with running(bench.listener(decide)):
+            await bench.eventually(lambda: [line for line in logs if line["event"] == "event ignored"])
+            await bench.all_acknowledged()
+    assert bench.rings == []
+
+
+async def test_event_whose_import_is_not_there_yet_is_tried_again_until_it_is(bench: Bench) -> None:
+    attempts: list[int] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        attempts.append(events[0].attempt)
+        return [Done() if events[0].attempt == 3 else NotYet("the import is pending")]
+
+    await bench.add_stream()
+    await bench.publish()
+    async with running(bench.listener(decide)):
+        await bench.eventually(lambda: len(attempts) == 3)
+        await bench.all_acknowledged()
+    assert attempts == [1, 2, 3]
+    assert await bench.dead_letter_count() == 0
+    assert bench.rings == [("materialize", "event")]
+
+
+async def test_event_whose_import_never_comes_is_dead_lettered_after_the_bounded_time(bench: Bench) -> None:
+    attempts: list[int] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        attempts.append(events[0].attempt)
+        return [NotYet("import is not in import_tasks")]
+
+    await bench.add_stream()
+    await bench.publish()
+    start = time.monotonic()
+    async with running(bench.listener(decide)):
+        (letter,) = await bench.dead_letters(1)
+    assert time.monotonic() - start >= 1
+    # 间隔翻倍：一秒之内不会敲几十次
+    assert 3 <= len(attempts) <= 8
+    headers = letter.headers or {}
+    assert headers["Etl-Reason"].startswith("import is not in import_tasks; given up 1 s after it was published")
+    assert headers["Etl-Attempts"] == str(len(attempts))
+
+
+@pytest.mark.parametrize("error", [TransientError("database away"), ConnectionResetError(), TimeoutError()])
+async def test_whole_batch_comes_again_while_the_database_is_away(bench: Bench, error: Exception) -> None:
+    calls: list[int] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        calls.append(events[0].attempt)
+        # 比 event_max_attempts 多：暂时的错误不计次数
+        if len(calls) <= 5:
+            raise error
+        return [Done()] * len(events)
+
+    await bench.add_stream()
+    await bench.publish()
+    async with running(bench.listener(decide)):
+        await bench.eventually(lambda: len(calls) == 6)
+        await bench.all_acknowledged()
+    assert calls == [1, 2, 3, 4, 5, 6]
+    assert await bench.dead_letter_count() == 0
+
+
+async def test_one_event_that_breaks_the_handler_does_not_hold_up_the_batch(bench: Bench) -> None:
+    await bench.add_stream()
+    good = [await bench.publish() for _ in range(3)]
+    hopeless = await bench.publish()
+    buggy = await bench.publish()
+    good += [await bench.publish() for _ in range(3)]
+    done: list[UUID] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        wanted = import_ids(events)
+        if hopeless in wanted:
+            raise PermanentError("this import breaks a rule")
+        if buggy in wanted:
+            raise ZeroDivisionError
+        done.extend(wanted)
+        return [Done()] * len(events)
+
+    async with running(bench.listener(decide)):
+        letters = await bench.dead_letters(2)
+        await bench.all_acknowledged()
+    assert sorted(done) == sorted(good)
+    reasons = {json.loads(letter.data or b"")["import_id"]: letter.headers or {} for letter in letters}
+    assert reasons[str(hopeless)]["Etl-Reason"] == "handler failed: PermanentError: this import breaks a rule"
+    assert reasons[str(hopeless)]["Etl-Attempts"] == "1"
+    assert reasons[str(buggy)]["Etl-Reason"].startswith("handler failed: ZeroDivisionError")
+    assert reasons[str(buggy)]["Etl-Attempts"] == "3"
+
+
+async def test_rejected_event_is_dead_lettered_once_also_when_it_comes_again(bench: Bench) -> None:
+    """进了死信、还没来得及终结就崩溃：重投之后编号相同，只有一封。"""
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        return [Rejected("no such import will ever come")] * len(events)
+
+    await bench.add_stream()
+    await bench.publish()
+    listener = bench.listener(decide)
+    await bench.connection.ensure_stream(StreamConfig(name="EVENTS_DLQ", subjects=["events_dlq.>"], duplicate_window=600))
+    async with running(listener):
+        (letter,) = await bench.dead_letters(1)
+        await bench.all_acknowledged()
+    message_id = (letter.headers or {})["Nats-Msg-Id"]
+    again = await bench.connection.publish(DEAD_SUBJECT, b"{}", message_id=message_id)
+    assert again.duplicate
+
+
+async def test_wrong_number_of_decisions_loses_no_event(bench: Bench) -> None:
+    async def decide(events: Batch) -> Sequence[Decision]:
+        return [Done()] * (len(events) - 1)
+
+    await bench.add_stream()
+    await bench.publish()
+    async with running(bench.listener(decide)):
+        (letter,) = await bench.dead_letters(1)
+    assert "ValueError" in (letter.headers or {})["Etl-Reason"]
+
+
+async def test_event_of_a_listener_that_crashed_goes_to_the_next(bench: Bench) -> None:
+    started = asyncio.Event()
+
+    async def hang(events: Batch) -> Sequence[Decision]:
+        started.set()
+        await asyncio.Event().wait()
+        return [Done()] * len(events)
+
+    seen: list[int] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        seen.extend(event.attempt for event in events)
+        return [Done()] * len(events)
+
+    await bench.add_stream()
+    await bench.publish()
+    crashing = asyncio.create_task(bench.listener(hang).run(asyncio.Event()))
+    await asyncio.wait_for(started.wait(), 10)
+    crashing.cancel()
+    await asyncio.wait({crashing})
+    assert await bench.unacknowledged() == 1
+    async with running(bench.listener(decide)):
+        await bench.eventually(lambda: seen)
+        await bench.all_acknowledged()
+    assert seen == [2]
+
+
+async def test_handler_slower_than_the_ack_wait_runs_once(bench: Bench) -> None:
+    calls: list[int] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        calls.append(events[0].attempt)
+        await asyncio.sleep(bench.settings.event_ack_wait_seconds * 2.5)
+        return [Done()] * len(events)
+
+    await bench.add_stream()
+    await bench.publish()
+    async with running(bench.listener(decide)):
+        await bench.eventually(lambda: calls)
+        await bench.all_acknowledged()
+    assert calls == [1]
+
+
+async def test_killing_and_restarting_nats_in_mid_consumption_loses_nothing(bench: Bench, nats_server: NatsServer) -> None:
+    handled: list[UUID] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        await asyncio.sleep(0.01)
+        handled.extend(import_ids(events))
+        return [Done()] * len(events)
+
+    await bench.add_stream()
+    bench.settings = bench.settings.model_copy(update={"listener_batch_size": 5})
+    published = [await bench.publish() for _ in range(200)]
+    with structlog.testing.capture_logs() as logs:
+        async with running(bench.listener(decide)):
+            await bench.eventually(lambda: len(handled) > 20)
+            nats_server.kill()
+            await asyncio.sleep(0.3)
+            nats_server.start()
+            published += [await bench.publish() for _ in range(20)]
+            await bench.all_acknowledged()
+    assert set(handled) == set(published)
+    # 断线在日志里是几行，不是每次重连一行
+    assert len([line for line in logs if line["log_level"] == "warning"]) < 10
+
+
+async def test_consumer_that_vanished_is_made_again(bench: Bench) -> None:
+    handled: list[UUID] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        handled.extend(import_ids(events))
+        return [Done()] * len(events)
+
+    await bench.add_stream()
+    first = await bench.publish()
+    async with running(bench.listener(decide)):
+        await bench.eventually(lambda: handled)
+        await bench.connection.context.delete_stream("EVENTS")
+        await bench.eventually_consumer()
+        second = await bench.publish()
+        await bench.eventually(lambda: len(handled) == 2)
+    assert handled == [first, second]
+
+
+async def test_stopping_finishes_the_batch_in_hand(bench: Bench) -> None:
+    started = asyncio.Event()
+    release = asyncio.Event()
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        started.set()
+        await release.wait()
+        return [Done()] * len(events)
+
+    await bench.add_stream()
+    await bench.publish()
+    stop = asyncio.Event()
+    task = asyncio.create_task(bench.listener(decide).run(stop))
+    await asyncio.wait_for(started.wait(), 10)
+    stop.set()
+    await bench.publish()
+    release.set()
+    await asyncio.wait_for(task, 5)
+    assert bench.rings == [("materialize", "event")]
+    # 手里的确认了，停下之后来的没有动
+    assert await bench.unacknowledged() == 1
+
+
+async def test_idle_listener_stops_at_once_and_says_ready_before(bench: Bench) -> None:
+    async def decide(events: Batch) -> Sequence[Decision]:
+        return [Done()] * len(events)
+
+    with structlog.testing.capture_logs() as logs:
+        async with running(bench.listener(decide)):
+            await bench.eventually(lambda: [line for line in logs if line["event"] == "ready"])
+            start = time.monotonic()
+    assert time.monotonic() - start < 1
+
+
+async def test_listener_stops_while_nats_is_away(bench: Bench, nats_server: NatsServer) -> None:
+    async def decide(events: Batch) -> Sequence[Decision]:
+        return [Done()] * len(events)
+
+    with structlog.testing.capture_logs() as logs:
+        async with running(bench.listener(decide)):
+            await bench.eventually(lambda: [line for line in logs if line["event"] == "ready"])
+            nats_server.kill()
+            await bench.eventually(lambda: [line for line in logs if line["event"] == "nats disconnected"])
+            start = time.monotonic()
+    assert time.monotonic() - start < 5
+
+
+async def test_existing_stream_is_used_as_it_is(bench: Bench) -> None:
+    handled: list[UUID] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        handled.extend(import_ids(events))
+        return [Done()] * len(events)
+
+    await bench.add_stream(subjects=["events.data_import.*", "app.>"], max_msgs=77, retention=RetentionPolicy.INTEREST)
+    before = (await bench.connection.context.stream_info("EVENTS")).config
+    async with running(bench.listener(decide)):
+        await bench.eventually_consumer()
+        published = await bench.publish()
+        await bench.eventually(lambda: handled)
+    assert handled == [published]
+    assert (await bench.connection.context.stream_info("EVENTS")).config == before
+
+
+async def test_stream_that_does_not_carry_the_subjects_is_one_clear_error(bench: Bench) -> None:
+    async def decide(events: Batch) -> Sequence[Decision]:
+        return [Done()] * len(events)
+
+    await bench.add_stream(subjects=["app.>"])
+    with pytest.raises(
+        StreamConflictError, match=r"stores app\.>, which does not cover events\.data_import\.completed; add these subjects"
+    ):
+        await bench.listener(decide).run(asyncio.Event())
+
+
+async def test_two_handlers_get_their_own_events(bench: Bench) -> None:
+    seen: dict[str, int] = {}
+
+    async def decide(events: Sequence[ReceivedEvent[Any]]) -> Sequence[Decision]:
+        for event in events:
+            seen[event.subject] = seen.get(event.subject, 0) + 1
+        return [Done()] * len(events)
+
+    handlers = [handler_of(decide), event_task_handler(subject=ORDERS_ETL_COMPLETED, task_name="downstream")(decide)]
+    completion = {"event_id": str(uuid4()), "event_version": "1.0", "occurred_at": "2026-01-05T00:00:00Z", "status": "success"}
+    await bench.add_stream()
+    await bench.publish()
+    await bench.publish(json.dumps(completion | {"partitions": ["2026-01-05"], "run_id": "r"}).encode(), subject=ORDERS_ETL_COMPLETED)
+    await bench.publish(b"{}", subject="events.somebody.else")
+    async with running(Listener(bench.settings, handlers=handlers, ring=bench.ring)):
+        await bench.eventually(lambda: len(seen) == 2)
+        await bench.all_acknowledged()
+    assert seen == {DATA_IMPORT_COMPLETED: 1, ORDERS_ETL_COMPLETED: 1}
+    assert sorted(bench.rings) == [("downstream", "event"), ("materialize", "event")]

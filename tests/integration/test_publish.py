@@ -1,0 +1,200 @@
+"""发布事件与连接 NATS：存下才返回，出错只有一句话。"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+import structlog
+from nats.js.api import DiscardPolicy, StreamConfig
+
+from bridge import jetstream
+from bridge.errors import (
+    InvalidEventError,
+    NatsRefusedError,
+    NatsUnavailableError,
+    PayloadTooLargeError,
+    StreamConflictError,
+    StreamFullError,
+    StreamMissingError,
+)
+from bridge.events import DataImportCompleted, Event, EventPublisher, publish_event, publish_event_sync
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
+from bridge.jetstream import JetStreamConnection
+from bridge.settings import BridgeSettings
+from etl_assets.core.errors import SettingsError
+
+from .conftest import NatsServer
+
+
+@pytest.fixture
+async def connection(nats_server: NatsServer) -> AsyncIterator[JetStreamConnection]:
+    link = JetStreamConnection(BridgeSettings(nats_url=nats_server.url), name="test")
+    await link.open()
+    yield link
+    await link.close()
+
+
+@pytest.fixture
+def settings(nats_server: NatsServer) -> BridgeSettings:
+    return BridgeSettings(nats_url=nats_server.url, connect_timeout_seconds=1)
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """占着端口却从不说话的服务。"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+async def test_published_event_is_stored_once_however_often_it_is_sent(connection: JetStreamConnection, settings: BridgeSettings) -> None:
+    await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"]))
+    event = DataImportCompleted.model_validate({"import_id": uuid4(), "shop": "中文店"})
+    async with EventPublisher(settings) as publisher:
+        first = await publisher.publish(DATA_IMPORT_COMPLETED, event)
+        again = await publisher.publish(DATA_IMPORT_COMPLETED, event)
+    assert (first.stream, first.sequence, first.duplicate) == ("EVENTS", 1, False)
+    assert (again.sequence, again.duplicate) == (1, True)
+    stored = json.loads((await connection.context.get_msg("EVENTS", 1)).data or b"")
+    assert UUID(stored["event_id"]) == event.event_id
+    assert (stored["event_version"], stored["status"], stored["shop"]) == ("1.0", "completed", "中文店")
+
+
+async def test_sync_publish_works_with_and_without_a_running_loop(connection: JetStreamConnection, settings: BridgeSettings) -> None:
+    await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"]))
+    outside = await asyncio.to_thread(publish_event_sync, DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=uuid4()), settings=settings)
+    inside = publish_event_sync(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=uuid4()), settings=settings)
+    assert (outside.sequence, inside.sequence) == (1, 2)
+
+
+async def test_event_of_the_wrong_type_is_refused_before_it_is_sent(settings: BridgeSettings) -> None:
+    async with EventPublisher(settings) as publisher:
+        with pytest.raises(InvalidEventError, match="carries EtlCompleted, not DataImportCompleted"):
+            await publisher.publish(ORDERS_ETL_COMPLETED, DataImportCompleted(import_id=uuid4()))
+
+
+async def test_publishing_without_a_stream_says_so(settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jetstream, "NO_STREAM_SECONDS", 0.1)
+    with pytest.raises(StreamMissingError, match=r"no JetStream stream stores subject events\.data_import\.completed: start"):
+        await publish_event(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=uuid4()), settings=settings)
+
+
+async def test_too_large_event_is_refused_and_the_connection_stays_usable(
+    connection: JetStreamConnection, settings: BridgeSettings
+) -> None:
+    await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"], max_msg_size=2_000))
+    async with EventPublisher(settings) as publisher:
+        with pytest.raises(PayloadTooLargeError, match="exceeds the limit of 262144 bytes"):
+            await publisher.publish("events.other", Event.model_validate({"status": "x", "note": "n" * 300_000}))
+        with pytest.raises(PayloadTooLargeError, match="exceeds the stream's max_msg_size"):
+            await publisher.publish("events.other", Event.model_validate({"status": "x", "note": "n" * 3_000}))
+        assert (await publisher.publish("events.other", Event(status="x"))).sequence == 1
+    # 正文刚好够、加上消息头就超：服务器会因此断开连接，所以在这边就拒绝
+    with pytest.raises(PayloadTooLargeError, match="exceeds the limit of 1048576 bytes"):
+        await connection.publish("events.other", b"x" * connection.client.max_payload, message_id="large")
+
+
+async def test_full_stream_refuses_new_messages_and_keeps_the_old(connection: JetStreamConnection) -> None:
+    await connection.context.add_stream(StreamConfig(name="Q", subjects=["q.>"], max_msgs=1, discard=DiscardPolicy.NEW))
+    await connection.publish("q.a", b"old", message_id="1")
+    with pytest.raises(StreamFullError, match=r"the stream of q\.a is full"):
+        await connection.publish("q.a", b"new", message_id="2")
+    assert (await connection.context.get_msg("Q", 1)).data == b"old"
+
+
+async def test_publishing_survives_a_restart_of_the_server(
+    connection: JetStreamConnection, settings: BridgeSettings, nats_server: NatsServer
+) -> None:
+    await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"]))
+    async with EventPublisher(settings) as publisher:
+        nats_server.kill()
+        sending = asyncio.create_task(publisher.publish("events.other", Event(status="x")))
+        await asyncio.sleep(0)
+        nats_server.start()
+        await sending
+    assert (await connection.context.stream_info("EVENTS")).state.messages == 1
+
+
+async def test_publishing_gives_up_after_a_bounded_time(
+    connection: JetStreamConnection, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jetstream, "PUBLISH_SECONDS", 0.2)
+    monkeypatch.setattr(jetstream, "ANSWER_SECONDS", 0.2)
+    nats_server.kill()
+    with pytest.raises(NatsUnavailableError, match=r"NATS at nats://127.*did not store a message for events\.x"):
+        await connection.publish("events.x", b"{}", message_id="1")
+
+
+async def test_lost_connection_is_logged_once_per_cause(connection: JetStreamConnection, nats_server: NatsServer) -> None:
+    with structlog.testing.capture_logs() as logs:
+        nats_server.kill()
+        # 重连失败了几次之后，同一句话仍只有一行
+        while max(server.reconnects for server in connection.client.server_pool) < 3:
+            await asyncio.sleep(0.05)
+        nats_server.start()
+        while not connection.client.is_connected:
+            await asyncio.sleep(0.05)
+    causes = [line["cause"] for line in logs if line["event"] == "nats trouble"]
+    assert len(causes) == len(set(causes))
+    assert [line["event"] for line in logs if line["event"] != "nats trouble"] == ["nats disconnected", "nats reconnected"]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nats://etl:wrong@127.0.0.1:{port}", "refuses the user or password: correct ETL_NATS_URL"),
+        ("nats://127.0.0.1:{port}", "refuses the user or password: correct ETL_NATS_URL"),
+    ],
+)
+async def test_wrong_password_is_one_sentence_at_once(nats_server: NatsServer, url: str, message: str) -> None:
+    settings = BridgeSettings(nats_url=url.format(port=nats_server.port), connect_timeout_seconds=30)
+    with pytest.raises(NatsRefusedError, match=message) as raised:
+        await JetStreamConnection(settings, name="test").open()
+    assert "wrong" not in str(raised.value)
+
+
+async def test_unreachable_server_is_one_sentence(nats_server: NatsServer, silent_port: int) -> None:
+    nats_server.kill()
+    for port in (nats_server.port, silent_port):
+        settings = BridgeSettings(nats_url=f"nats://etl:s3cret@127.0.0.1:{port}", connect_timeout_seconds=1)
+        with pytest.raises(NatsUnavailableError, match=r"cannot reach NATS at .* within 1 s") as raised:
+            await JetStreamConnection(settings, name="test").open()
+        assert "s3cret" not in str(raised.value)
+
+
+async def test_server_without_jetstream_is_refused(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path, jetstream=False)
+    server.start()
+    try:
+        with pytest.raises(NatsRefusedError, match="offers no JetStream"):
+            await JetStreamConnection(BridgeSettings(nats_url=server.url), name="test").open()
+    finally:
+        server.kill()
+
+
+async def test_too_old_server_is_refused(settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jetstream, "OLDEST_SERVER", (99, 0))
+    with pytest.raises(NatsRefusedError, match=r"is version .*: upgrade it"):
+        await JetStreamConnection(settings, name="test").open()
+
+
+async def test_missing_url_is_a_settings_error() -> None:
+    with pytest.raises(SettingsError, match="ETL_NATS_URL is not set"):
+        await JetStreamConnection(BridgeSettings(nats_url=""), name="test").open()
+
+
+async def test_own_stream_keeps_the_replicas_and_takes_our_limits(connection: JetStreamConnection) -> None:
+    await connection.context.add_stream(StreamConfig(name="MINE", subjects=["mine.>"], max_bytes=1_000_000))
+    await connection.ensure_stream(StreamConfig(name="MINE", subjects=["mine.>"], max_bytes=2_000_000))
+    assert (await connection.context.stream_info("MINE")).config.max_bytes == 2_000_000
+
+
+async def test_stream_in_the_way_is_named(connection: JetStreamConnection) -> None:
+    await connection.context.add_stream(StreamConfig(name="THEIRS", subjects=["mine.>"]))
+    with pytest.raises(StreamConflictError, match="stream MINE cannot be used: subjects overlap with an existing stream"):
+        await connection.ensure_stream(StreamConfig(name="MINE", subjects=["mine.>"]))

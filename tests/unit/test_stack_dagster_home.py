@@ -1,0 +1,35 @@
+"""生成的 DAGSTER_HOME：Dagster 自己能读懂，而且里面没有口令。"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from dagster._core.instance.config import dagster_instance_config
+
+from bridge.stack.dagster_home import build_dagster_postgres_url, write_dagster_home
+
+
+def test_dagster_accepts_the_generated_settings(tmp_path: Path) -> None:
+    write_dagster_home(tmp_path)
+
+    config, _ = dagster_instance_config(str(tmp_path))
+
+    assert config["storage"] == {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}}
+    assert config["telemetry"] == {"enabled": False}
+    assert config["compute_logs"]["config"]["base_dir"].startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ("postgres://etl:p%40ss@db:5432/shop", "-csearch_path=dagster"),
+        ("postgresql+psycopg://etl:p%40ss@db:5432/shop?options=-cwork_mem%3D8MB", "-cwork_mem=8MB -csearch_path=dagster"),
+    ],
+)
+def test_dagster_uses_its_own_schema_of_the_same_database(given: str, options: str) -> None:
+    url = sa.make_url(build_dagster_postgres_url(given))
+
+    assert (url.drivername, url.password, url.host, url.database) == ("postgresql+psycopg2", "p@ss", "db", "shop")
+    assert url.query["options"] == options
