@@ -56,7 +56,7 @@ class Puller:
         silence_seconds = self.HEARTBEAT_SECONDS * 2.5 if "idle_heartbeat" in request else ANSWER_SECONDS
         inbox = _Inbox(self._connection.client, limit=limit)
         try:
-            if True:
+            with self._connection.on_disconnect(lambda: inbox.end(_DISCONNECTED)):
                 await inbox.exchange(self._stream, consumers, request, silence_seconds=silence_seconds, linger_seconds=linger_seconds)
         except nats.errors.Error as error:
             logger.warning("pull failed", stream=self._stream, cause=header_text(error))

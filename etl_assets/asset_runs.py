@@ -32,7 +32,7 @@ def result_of(report: AssetReport) -> MaterializeResult[None]:
     return MaterializeResult(
         metadata={
             "days": len(report.days),
-            "rows": report.rows,
+            "rows": report.written.rows,
             "rejected": report.rejected,
             "inserted": report.written.inserted,
             "updated": report.written.updated,

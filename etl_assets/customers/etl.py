@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
+from etl_assets.services.batch import write_batches
 from etl_assets.services.customer_keys import nickname_of_key
 from etl_assets.services.customer_orders import lock_customers_at_hand, read_customer_ids, read_customer_orders
 from etl_assets.services.figures import FIGURES, aggregate_figures, total_amount, zero_figures
@@ -23,12 +24,16 @@ def materialize_customers(engine: sa.Engine, settings: EtlSettings, days: DayRan
     """让这些天有订单的客户与全部陈旧的客户都正确。"""
     with data_transaction(engine, settings, asset="customers", days=days, run=run) as transaction:
         at_hand = lock_customers_at_hand(transaction)
-        orders = read_customer_orders(transaction, at_hand.table)
-        known = read_customer_ids(transaction, at_hand.table)
-        customers = transform(orders, known)
-        written = load(transaction, customers, at_hand.table)
+        written = write_batches(at_hand.batches, lambda number: write_customers(transaction, at_hand.batch(number)))
         consume_marks(transaction.connection, at_hand.marks)
-        return transaction.complete(at_hand.revisions, rows=customers.height, rejected=0, written=written)
+        return transaction.complete(at_hand.revisions, written=written)
+
+
+def write_customers(transaction: DataTransaction, at_hand: sa.FromClause) -> WriteCounts:
+    """读、算、写一批客户。"""
+    orders = read_customer_orders(transaction, at_hand)
+    known = read_customer_ids(transaction, at_hand)
+    return load(transaction, transform(orders, known), at_hand)
 
 
 def transform(orders: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
@@ -71,7 +76,7 @@ def transform_orderless(known: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def load(transaction: DataTransaction, customers: pl.DataFrame, at_hand: sa.Table) -> WriteCounts:
+def load(transaction: DataTransaction, customers: pl.DataFrame, at_hand: sa.FromClause) -> WriteCounts:
     """写有订单的客户；没有订单的连同没人碰过的商机一起删去，删不掉的归零。"""
     connection, table = transaction.connection, transaction.tables.customers
     written = upsert_frame(connection, customers, table, CUSTOMER_UPSERT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import date, timedelta
 
 import polars as pl
@@ -11,10 +10,10 @@ import sqlalchemy as sa
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
 from etl_assets.leads.dealing import deal_orders
+from etl_assets.services.batch import write_batches
 from etl_assets.services.customer_keys import with_lead_ids
 from etl_assets.services.customer_orders import lock_customers_at_hand, read_customer_ids, read_customer_orders
 from etl_assets.services.figures import FIGURES, aggregate_figures
-from etl_assets.services.ledger import Revisions
 from etl_assets.services.locks import acquire_locks
 from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
 from etl_assets.services.order_index import consume_marks
@@ -22,15 +21,6 @@ from etl_assets.services.people import PROTECTED_COLUMNS, closed_by_person, touc
 from etl_assets.services.vectorized_queries import Upsert, WriteCounts, read_frame, stage_frame, upsert_staged
 
 LEAD_UPSERT = Upsert(key=("customer_global_id", "lead_no"), insert_only=("lead_id",), protected=PROTECTED_COLUMNS, touch="updated_at")
-
-
-@dataclass(frozen=True)
-class LoadedLeads:
-    """第一个事务的结果，留给清扫的事务上报。"""
-
-    revisions: Revisions
-    rows: int
-    written: WriteCounts
 
 
 @retry_conflicts
@@ -41,23 +31,24 @@ def materialize_leads(engine: sa.Engine, settings: EtlSettings, days: DayRange, 
     台账与完成事件写在第二个事务，所以两步之间崩溃时这些天仍然到期。
     """
     with data_transaction(engine, settings, asset="leads", days=days, run=run) as transaction:
-        loaded = write_leads(transaction)
-    with data_transaction(engine, settings, asset="leads", days=days, run=run) as transaction:
+        started_at = transaction.started_at
+        at_hand = lock_customers_at_hand(transaction)
+        written = write_batches(at_hand.batches, lambda number: write_leads(transaction, at_hand.batch(number)))
+        consume_marks(transaction.connection, at_hand.marks)
+    with data_transaction(engine, settings, asset="leads", days=days, run=run, started_at=started_at) as transaction:
         swept = sweep_cold(transaction)
-        return transaction.complete(loaded.revisions, rows=loaded.rows, rejected=0, written=loaded.written + WriteCounts(updated=swept))
+        return transaction.complete(at_hand.revisions, written=written + WriteCounts(updated=swept))
 
 
-def write_leads(transaction: DataTransaction) -> LoadedLeads:
-    """读、算、写手头客户的商机。"""
-    at_hand = lock_customers_at_hand(transaction)
-    orders = read_customer_orders(transaction, at_hand.table)
-    customer_ids = read_customer_ids(transaction, at_hand.table).drop("is_known")
+def write_leads(transaction: DataTransaction, at_hand: sa.FromClause) -> WriteCounts:
+    """读、算、写一批客户的商机。"""
+    orders = read_customer_orders(transaction, at_hand)
+    customer_ids = read_customer_ids(transaction, at_hand).drop("is_known")
     customers = stage_frame(transaction.connection, customer_ids, name="customer_ids", like=transaction.tables.customers)
     people = read_people(transaction, customers)
-    leads = transform(orders, customer_ids, people, last_warm_day(transaction))
-    written = load(transaction, leads, customers)
-    consume_marks(transaction.connection, at_hand.marks)
-    return LoadedLeads(revisions=at_hand.revisions, rows=leads.height, written=written)
+    written = load(transaction, transform(orders, customer_ids, people, last_warm_day(transaction)), customers)
+    customers.drop(transaction.connection)
+    return written
 
 
 def read_people(transaction: DataTransaction, customers: sa.Table) -> pl.DataFrame:
@@ -142,7 +133,8 @@ def load(transaction: DataTransaction, leads: pl.DataFrame, customers: sa.Table)
     )
     theirs = table.c.customer_global_id == customers.c.customer_global_id
     deleted = connection.execute(sa.delete(table).where(theirs, ~kept.exists(), ~touched(table)))
-    return written + WriteCounts(deleted=deleted.rowcount)
+    staging.drop(connection)
+    return written + WriteCounts(rows=leads.height, deleted=deleted.rowcount)
 
 
 def last_warm_day(transaction: DataTransaction) -> date | None:

@@ -12,11 +12,12 @@ from etl_assets.core.errors import TooManyDeletesError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import order_index, order_type_mappings, rejected_rows
 from etl_assets.services import raw_rows
+from etl_assets.services.batch import transform_batches
 from etl_assets.services.ledger import Revisions, days_allowing_deletes
 from etl_assets.services.locks import lock_days
 from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
 from etl_assets.services.order_index import index_orders, mark_stale, unindex_orders
-from etl_assets.services.vectorized_queries import Upsert, WriteCounts, read_frame, stage_frame, upsert_staged
+from etl_assets.services.vectorized_queries import Upsert, WriteCounts, read_batches, read_frame, stage_frame, upsert_staged
 
 SYSTEM_ORDER_TYPES = ("SAMPLE", "PROOF", "BULK")
 ALWAYS_ALLOWED_DELETES = 20
@@ -51,7 +52,7 @@ def materialize_orders(engine: sa.Engine, settings: EtlSettings, days: DayRange,
         versions = extract(transaction)
         result = transform(versions.judged, versions.type_mappings, days)
         written = load(transaction, result)
-        return transaction.complete(versions.revisions, rows=result.orders.height, rejected=result.rejected.height, written=written)
+        return transaction.complete(versions.revisions, written=written, rejected=result.rejected.height)
 
 
 def extract(transaction: DataTransaction) -> Versions:
@@ -65,7 +66,7 @@ def extract(transaction: DataTransaction) -> Versions:
         savepoint = connection.begin_nested()
         lock_days(connection, transaction.target, locked)
         revisions = transaction.read_revisions()
-        judged = raw_rows.judge(read_frame(connection, versions_at_hand(transaction)))
+        judged = transform_batches(read_batches(connection, versions_at_hand(transaction)), raw_rows.judge)
         elsewhere = raw_rows.closure_days(judged) - locked
         if not elsewhere:
             break
@@ -140,7 +141,7 @@ def load(transaction: DataTransaction, result: TransformedOrders) -> WriteCounts
     deleted = connection.execute(sa.delete(orders).where(same_order)).rowcount
     own_days = transaction.days.includes(rejected_rows.c.day)
     raw_rows.write_rejected(connection, target, result.rejected, own_days)
-    return written + WriteCounts(deleted=deleted)
+    return written + WriteCounts(rows=result.orders.height, deleted=deleted)
 
 
 def stage_gone_orders(transaction: DataTransaction, staging: sa.Table) -> sa.Table:

@@ -21,11 +21,16 @@ from etl_assets.services.vectorized_queries import read_frame
 
 @dataclass(frozen=True)
 class CustomersAtHand:
-    """锁住的客户：临时表、读数据之前的台账版本、要消掉的陈旧标记。"""
+    """锁住的客户：临时表与批数、读数据之前的台账版本、要消掉的陈旧标记。"""
 
     table: sa.Table
+    batches: int
     revisions: Revisions
     marks: Sequence[int]
+
+    def batch(self, number: int) -> sa.Subquery:
+        """第 number 批的客户（从 0 起）。"""
+        return sa.select(self.table.c.customer_key).where(self.table.c.batch == number).subquery("at_hand")
 
 
 def lock_customers_at_hand(transaction: DataTransaction) -> CustomersAtHand:
@@ -35,10 +40,11 @@ def lock_customers_at_hand(transaction: DataTransaction) -> CustomersAtHand:
     adopt_orders(connection, transaction.tables, transaction.days)
     table = stage_customers(connection, target, asset, transaction.days)
     lock_customers(connection, target, table)
-    return CustomersAtHand(table=table, revisions=revisions, marks=read_marks(connection, target, asset, table))
+    batches = connection.execute(sa.select(sa.func.coalesce(sa.func.max(table.c.batch) + 1, 0))).scalar_one()
+    return CustomersAtHand(table=table, batches=batches, revisions=revisions, marks=read_marks(connection, target, asset, table))
 
 
-def read_customer_orders(transaction: DataTransaction, at_hand: sa.Table) -> pl.DataFrame:
+def read_customer_orders(transaction: DataTransaction, at_hand: sa.FromClause) -> pl.DataFrame:
     """手头客户的全部订单，一行一个订单，按 (customer_key, ordered_at, order_id) 排好。
 
     is_counted：状态不在取消之列；is_completed：状态在完成之列而不在取消之列。
@@ -65,7 +71,7 @@ def read_customer_orders(transaction: DataTransaction, at_hand: sa.Table) -> pl.
     return frame.with_columns(is_counted=~cancelled, is_completed=completed & ~cancelled).sort("customer_key", "ordered_at", "order_id")
 
 
-def read_customer_ids(transaction: DataTransaction, at_hand: sa.Table) -> pl.DataFrame:
+def read_customer_ids(transaction: DataTransaction, at_hand: sa.FromClause) -> pl.DataFrame:
     """手头客户一行一个：customer_key 与 customer_global_id；customers 里已有的 id 优先，is_known 表示已有。"""
     customers = transaction.tables.customers
     existing = read_frame(

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import wraps
 from typing import ParamSpec
 
@@ -42,11 +42,10 @@ class RunContext:
 
 @dataclass(frozen=True, kw_only=True)
 class AssetReport:
-    """一次物化的结果：rows 是算出的行数（不论变没变），written 是真正写下的。"""
+    """一次物化的结果。"""
 
     asset: str
     days: DayRange
-    rows: int
     rejected: int
     written: WriteCounts
     duration_seconds: float
@@ -62,7 +61,7 @@ class DataTransaction:
     asset: str
     days: DayRange
     run: RunContext
-    started_at: float = field(default_factory=time.monotonic)
+    started_at: float
 
     @property
     def target(self) -> str:
@@ -72,7 +71,7 @@ class DataTransaction:
         """读数据之前调用；交给 complete。"""
         return ledger.read_revisions(self.connection, self.target, self.asset, self.days)
 
-    def complete(self, revisions: Revisions, *, rows: int, rejected: int, written: WriteCounts) -> AssetReport:
+    def complete(self, revisions: Revisions, *, written: WriteCounts, rejected: int = 0) -> AssetReport:
         """记台账、写完成事件；都在这个事务里，一起提交或一起消失。"""
         finished = ledger.mark_materialized(self.connection, self.target, self.asset, self.days, revisions, run_id=self.run.run_id)
         duration_seconds = time.monotonic() - self.started_at
@@ -86,22 +85,31 @@ class DataTransaction:
                 status="partial_success" if rejected else "success",
                 downstream="included" if included else "pending",
                 import_ids=finished,
-                success_count=rows,
+                success_count=written.rows,
                 error_count=rejected,
                 duration_seconds=duration_seconds,
             ),
         )
-        return AssetReport(
-            asset=self.asset, days=self.days, rows=rows, rejected=rejected, written=written, duration_seconds=duration_seconds
-        )
+        return AssetReport(asset=self.asset, days=self.days, rejected=rejected, written=written, duration_seconds=duration_seconds)
 
 
 @contextmanager
-def data_transaction(engine: sa.Engine, settings: EtlSettings, *, asset: str, days: DayRange, run: RunContext) -> Iterator[DataTransaction]:
-    """READ COMMITTED 事务：先锁后读，每条语句看到锁住之后的最新数据；提交前查租约。"""
+def data_transaction(
+    engine: sa.Engine, settings: EtlSettings, *, asset: str, days: DayRange, run: RunContext, started_at: float | None = None
+) -> Iterator[DataTransaction]:
+    """READ COMMITTED 事务：先锁后读，每条语句看到锁住之后的最新数据；提交前查租约。
+
+    :param started_at: 物化早先开始的时刻（time.monotonic），给分成两个事务的资产。
+    """
     with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
         yield DataTransaction(
-            connection=connection, settings=settings, tables=target_tables(settings.target_schema), asset=asset, days=days, run=run
+            connection=connection,
+            settings=settings,
+            tables=target_tables(settings.target_schema),
+            asset=asset,
+            days=days,
+            run=run,
+            started_at=time.monotonic() if started_at is None else started_at,
         )
         assert_lease_held(connection)
 

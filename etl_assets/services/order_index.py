@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.tables import TargetTables, order_index, stale_customers
+from etl_assets.services.batch import CUSTOMERS_PER_BATCH
 from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.locks import lock_days
 from etl_assets.services.vectorized_queries import Upsert, read_frame, stage_frame, upsert_staged
@@ -51,7 +52,7 @@ def mark_stale(connection: sa.Connection, target: str, customer_keys: sa.Select[
 
 
 def stage_customers(connection: sa.Connection, target: str, asset: str, days: DayRange) -> sa.Table:
-    """临时表 customers_at_hand(customer_key)：这些天有订单的客户，加上该资产全部陈旧的客户。"""
+    """临时表 customers_at_hand：这些天有订单的客户，加上该资产全部陈旧的客户；batch 从 0 起给他们分批。"""
     on_days = sa.select(order_index.c.customer_key).where(order_index.c.target == target, days.includes(order_index.c.order_date))
     stale = sa.select(stale_customers.c.customer_key).where(stale_customers.c.target == target, stale_customers.c.asset == asset)
     keys = on_days.union(stale).subquery("keys")
@@ -59,11 +60,14 @@ def stage_customers(connection: sa.Connection, target: str, asset: str, days: Da
         "customers_at_hand",
         sa.MetaData(),
         sa.Column("customer_key", sa.Text, primary_key=True),
+        sa.Column("batch", sa.Integer, nullable=False),
         prefixes=["TEMPORARY"],
         postgresql_on_commit="DROP",
     )
     at_hand.create(connection)
-    connection.execute(pg.insert(at_hand).from_select(["customer_key"], sa.select(keys.c.customer_key)))
+    position = sa.func.row_number().over(order_by=keys.c.customer_key) - 1
+    numbered = sa.select(keys.c.customer_key, sa.cast(position / CUSTOMERS_PER_BATCH, sa.Integer))
+    connection.execute(pg.insert(at_hand).from_select(["customer_key", "batch"], numbered))
     connection.exec_driver_sql("ANALYZE customers_at_hand")
     return at_hand
 

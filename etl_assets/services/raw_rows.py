@@ -78,7 +78,7 @@ def on_days(rows: sa.FromClause, days: DayRange) -> sa.ColumnElement[bool]:
 def judge(rows: pl.DataFrame) -> pl.DataFrame:
     """逐行评判：修剪文字，空串当作没有，`rule` 是第一条命中的拒收规则，NULL 表示有效。
 
-    输入一行一条原始记录（`frame_columns`），输出同样的行，加上 `rule`。
+    输入一行一条原始记录（`frame_columns`），输出同样的行，加上 `rule`，去掉只有评判用得着的列。
     """
     text = [_clean(name) for name in ("order_id", "shop", "customer_name", "order_type", "order_status")]
     too_long = pl.max_horizontal(pl.col("order_id", "customer_name").str.len_chars()) > MAX_TEXT_LENGTH
@@ -95,7 +95,7 @@ def judge(rows: pl.DataFrame) -> pl.DataFrame:
         "text_too_long": too_long,
     }
     first_hit = pl.coalesce(*[pl.when(hit).then(pl.lit(rule)) for rule, hit in rules.items()])
-    return rows.with_columns(text).with_columns(rule=first_hit)
+    return rows.with_columns(text).with_columns(rule=first_hit).drop("shop", "amount_is_nan", "has_ordered_at")
 
 
 def write_rejected(connection: sa.Connection, target: str, rejected: pl.DataFrame, covered: sa.ColumnElement[bool]) -> None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,14 +34,16 @@ _POLARS_TYPES: tuple[tuple[type[sa.types.TypeEngine[Any]], pl.DataType], ...] = 
 
 @dataclass(frozen=True, kw_only=True)
 class WriteCounts:
-    """一次 upsert 真正写下的行数；没有变化的行不计。"""
+    """rows 是算出的行数；其余是真正写下的，没有变化的行不计。"""
 
+    rows: int = 0
     inserted: int = 0
     updated: int = 0
     deleted: int = 0
 
     def __add__(self, other: WriteCounts) -> WriteCounts:
         return WriteCounts(
+            rows=self.rows + other.rows,
             inserted=self.inserted + other.inserted,
             updated=self.updated + other.updated,
             deleted=self.deleted + other.deleted,
@@ -81,26 +83,26 @@ def polars_type(sql_type: sa.types.TypeEngine[Any]) -> pl.DataType:
 
 def read_frame(connection: sa.Connection, statement: sa.Select[Any]) -> pl.DataFrame:
     """用 COPY 读出一个查询：每行一条记录，类型来自列，NULL 与空串不混。"""
+    return pl.concat(read_batches(connection, statement))
+
+
+def read_batches(connection: sa.Connection, statement: sa.Select[Any]) -> Iterator[pl.DataFrame]:
+    """同 read_frame，一批约 16 MB 文本；至少一批，可能是空的。读完之前连接不能作他用。"""
     columns = list(statement.selected_columns)
     schema = {column.name: polars_type(column.type) for column in columns}
     text, parameters = _compile(connection, _booleans_as_text(statement, columns))
-    frames: list[pl.DataFrame] = []
     buffer = io.BytesIO()
+    is_first = True
     cursor = _driver(connection).cursor()
     with cursor, cursor.copy(f"COPY ({text}) TO STDOUT (FORMAT csv)".encode(), parameters) as copy:
         for row in copy:  # psycopg 每行给一个 memoryview：立刻写走，不能攒成列表
             buffer.write(row)
             if buffer.tell() >= _READ_CHUNK_BYTES:
-                frames.append(_parse(buffer, schema))
+                yield _parse(buffer, schema)
+                is_first = False
                 buffer = io.BytesIO()
-    if buffer.tell() or not frames:
-        frames.append(_parse(buffer, schema))
-    return pl.concat(frames)
-
-
-def read_scalar(connection: sa.Connection, statement: sa.Select[Any]) -> Any:
-    """读一个值；没有行时是 None。"""
-    return connection.execute(statement).scalar()
+    if buffer.tell() or is_first:
+        yield _parse(buffer, schema)
 
 
 def stage_frame(connection: sa.Connection, frame: pl.DataFrame, *, name: str, like: sa.Table) -> sa.Table:
@@ -171,7 +173,7 @@ def upsert_frame(connection: sa.Connection, frame: pl.DataFrame, table: sa.Table
     staging = stage_frame(connection, frame, name=f"staged_{table.name}", like=table)
     counts = upsert_staged(connection, staging, table, how)
     staging.drop(connection)
-    return counts
+    return counts + WriteCounts(rows=frame.height)
 
 
 def _driver(connection: sa.Connection) -> psycopg.Connection[Any]:

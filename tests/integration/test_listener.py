@@ -22,6 +22,7 @@ from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, Ign
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
 from bridge.jetstream import JetStreamConnection
 from bridge.listener import CONSUMER, Listener
+from bridge.pull import Puller
 from bridge.settings import BridgeSettings, Lane
 from etl_assets.core.errors import PermanentError, TransientError
 
@@ -429,7 +430,8 @@ async def test_handler_slower_than_the_ack_wait_runs_once(bench: Bench) -> None:
 
     await bench.add_stream()
     await bench.publish()
-    async with running(bench.listener(decide)):
+    # 另有一个监听器闲着：不报平安，它就会再拿到一次
+    async with running(bench.listener(decide)), running(bench.listener(decide)):
         await bench.eventually(lambda: calls)
         await bench.all_acknowledged()
     assert calls == [1]
@@ -457,6 +459,25 @@ async def test_killing_and_restarting_nats_in_mid_consumption_loses_nothing(benc
     assert set(handled) == set(published)
     # 断线在日志里是几行，不是每次重连一行
     assert len([line for line in logs if line["log_level"] == "warning"]) < 10
+
+
+async def test_idle_listener_hears_the_first_event_after_a_restart_of_nats(bench: Bench, nats_server: NatsServer) -> None:
+    handled: list[UUID] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        handled.extend(import_ids(events))
+        return [Done()] * len(events)
+
+    await bench.add_stream()
+    async with running(bench.listener(decide)):
+        await bench.eventually_consumer()
+        nats_server.kill()
+        nats_server.start()
+        published = await bench.publish()
+        # 拉取请求随旧服务器一起没了；不必等到心跳缺席才发觉
+        async with asyncio.timeout(Puller.HEARTBEAT_SECONDS):
+            await bench.eventually(lambda: handled)
+    assert handled == [published]
 
 
 async def test_consumer_that_vanished_is_made_again(bench: Bench) -> None:

@@ -1,0 +1,274 @@
+"""内嵌的栈作为整体：真的 PostgreSQL 与 NATS，其余用小脚本代替，一秒就能起停。"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nats
+import psycopg
+import pytest
+
+from bridge.errors import NatsRefusedError, NatsUnavailableError
+from bridge.settings import BridgeSettings
+from bridge.stack.addresses import StackAddresses, read_addresses
+from bridge.stack.application import ApplicationPlan, application_services
+from bridge.stack.embedded_nats import EmbeddedNats
+from bridge.stack.local import Stack
+from bridge.stack.readiness import logged_ready
+from bridge.stack.supervisor import Service, ServiceStartError
+from etl_assets.core.child_process import identify, launch
+from etl_assets.core.errors import DatabaseUnavailableError, SettingsError
+from etl_assets.core.settings import EtlSettings
+from etl_assets.testing.databases import cloned_database
+
+REPORT_ENVIRONMENT = """
+import json, os, sys, time
+environment = {name: value for name, value in os.environ.items() if name.startswith(("ETL_", "DAGSTER_"))}
+print(json.dumps({"message": "environment", "pid": os.getpid(), **environment}), file=sys.stderr)
+print(json.dumps({"message": "ready"}), file=sys.stderr, flush=True)
+time.sleep(600)
+"""
+RUN_IN_FOREGROUND = """
+import sys
+from pathlib import Path
+from bridge.settings import BridgeSettings
+from bridge.stack.local import Stack
+from etl_assets.core.log import configure_logging
+from etl_assets.core.settings import EtlSettings
+configure_logging("stack")
+stack = Stack(
+    Path(sys.argv[1]),
+    settings=EtlSettings(database_url=sys.argv[2]),
+    bridge_settings=BridgeSettings(nats_url=""),
+    durable=False,
+    services=lambda plan: [],
+)
+stack.run(lambda addresses: print("up", addresses.pid, flush=True))
+print("down", flush=True)
+"""
+
+
+def one_service(plan: ApplicationPlan) -> list[Service]:
+    return [Service("reporter", partial(launch, [sys.executable, "-c", REPORT_ENVIRONMENT], env=plan.environment), logged_ready)]
+
+
+def no_services(_plan: ApplicationPlan) -> list[Service]:
+    return []
+
+
+def read_report(state_dir: Path) -> dict[str, Any]:
+    lines = (state_dir / "logs" / "reporter.log").read_text().splitlines()
+    report: dict[str, Any] = next(event for line in lines if (event := json.loads(line))["message"] == "environment")
+    return report
+
+
+def build_stack(state_dir: Path, *, database_url: str = "", nats_url: str = "", port: int | None = None) -> Stack:
+    return Stack(
+        state_dir,
+        settings=EtlSettings(database_url=database_url),
+        bridge_settings=BridgeSettings(nats_url=nats_url, connect_timeout_seconds=1),
+        port=port,
+        durable=False,
+        services=no_services,
+    )
+
+
+async def publish_and_count(url: str) -> int:
+    client = await nats.connect(url)
+    jetstream = client.jetstream()
+    await jetstream.add_stream(name="TEST", subjects=["test"])
+    await jetstream.publish("test", b"x")
+    messages = (await jetstream.stream_info("TEST")).state.messages
+    await client.close()
+    return int(messages)
+
+
+@pytest.fixture(scope="module")
+def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with EmbeddedNats(tmp_path_factory.mktemp("nats"), durable=False) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def database_url(postgres_url: str, database_template: str) -> Iterator[str]:
+    """一个「外面的」数据库；各测试共用，Dagster 的表只建一次。"""
+    with cloned_database(postgres_url, database_template) as url:
+        yield url
+
+
+# ---- NATS ------------------------------------------------------------------------
+
+
+def test_nats_keeps_messages_and_address_over_a_restart(tmp_path: Path) -> None:
+    with EmbeddedNats(tmp_path / "nats") as first:
+        assert asyncio.run(publish_and_count(first)) == 1
+    with EmbeddedNats(tmp_path / "nats") as second:
+        assert second == first
+        assert asyncio.run(publish_and_count(second)) == 2
+
+
+def test_nats_password_is_in_private_files_only(nats_url: str) -> None:
+    password = nats_url.split(":")[2].split("@")[0]
+    command_lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if identify(int(path.parent.name))]
+    assert not [line for line in command_lines if password.encode() in line]
+
+
+def test_nats_is_ready_only_when_it_is_our_own_server_that_answers(tmp_path: Path, nats_url: str) -> None:
+    server = EmbeddedNats(tmp_path / "nats", durable=False)
+    server.prepare()
+    try:
+        port = int(nats_url.rpartition(":")[2])
+        server._port = port  # 端口被别的 NATS 抢走了
+        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+            assert not server.is_ready(process)  # type: ignore[arg-type]
+            process.kill()
+    finally:
+        server.release()
+
+
+# ---- 整个栈 ------------------------------------------------------------------------
+
+
+def test_stack_comes_up_ready_and_leaves_nothing(tmp_path: Path) -> None:
+    state_dir = tmp_path / "state"
+    stack = Stack(
+        state_dir, settings=EtlSettings(database_url=""), bridge_settings=BridgeSettings(nats_url=""), durable=False, services=one_service
+    )
+    with stack as addresses:
+        assert read_addresses(state_dir) == addresses
+        with psycopg.connect(addresses.database_url) as connection:
+            schemas = "SELECT schemaname, count(*) FROM pg_tables WHERE schemaname IN ('public', 'etl', 'dagster') GROUP BY 1 ORDER BY 1"
+            tables = dict(connection.execute(schemas).fetchall())
+        assert set(tables) == {"dagster", "etl", "public"}
+        assert tables["dagster"] > 10
+        assert asyncio.run(publish_and_count(addresses.nats_url)) == 1
+        environment = read_report(state_dir)
+        assert {**environment, **addresses.environment(), "ETL_STATE_DIR": str(state_dir), "DAGSTER_DISABLE_TELEMETRY": "1"} == environment
+        children = [child["pid"] for child in json.loads((state_dir / "pids.json").read_text())["children"]]
+        assert len(children) == 3
+    assert [pid for pid in children if identify(pid)] == []
+    assert read_addresses(state_dir) is None
+    assert not (state_dir / "stack.json").exists()
+
+
+def test_two_stacks_run_side_by_side(tmp_path: Path, database_url: str) -> None:
+    with (
+        build_stack(tmp_path / "one", database_url=database_url) as one,
+        build_stack(tmp_path / "two", database_url=database_url) as two,
+    ):
+        assert one.nats_url != two.nats_url
+        assert asyncio.run(publish_and_count(one.nats_url)) == asyncio.run(publish_and_count(two.nats_url)) == 1
+
+
+def test_second_stack_on_a_folder_is_refused_and_the_first_stays(tmp_path: Path, database_url: str) -> None:
+    with build_stack(tmp_path, database_url=database_url) as addresses:
+        with pytest.raises(SettingsError, match="another process is using the state folder"):
+            build_stack(tmp_path, database_url=database_url).start()
+        assert read_addresses(tmp_path) == addresses
+
+
+def test_given_servers_replace_the_embedded_ones(tmp_path: Path, nats_url: str, database_url: str) -> None:
+    with build_stack(tmp_path, database_url=database_url, nats_url=nats_url) as addresses:
+        assert (addresses.database_url, addresses.nats_url) == (database_url, nats_url)
+        assert not (tmp_path / "postgres").exists()
+        assert not (tmp_path / "nats").exists()
+
+
+def test_occupied_port_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with socket.socket() as occupant:
+        occupant.bind(("127.0.0.1", 0))
+        occupant.listen()
+        port = occupant.getsockname()[1]
+        with pytest.raises(SettingsError, match=f"port {port} is not free: choose another one with --port"):
+            build_stack(tmp_path, port=port).start()
+
+
+def test_unusable_servers_are_refused_in_one_sentence(tmp_path: Path, nats_url: str, database_url: str) -> None:
+    wrong_database = database_url.replace("@", "x@")
+    with pytest.raises(DatabaseUnavailableError, match="password authentication failed"):
+        build_stack(tmp_path, database_url=wrong_database, nats_url=nats_url).start()
+    with pytest.raises(DatabaseUnavailableError, match="Connection refused"):
+        build_stack(tmp_path, database_url="postgresql://etl:x@127.0.0.1:1/etl", nats_url=nats_url).start()
+    with pytest.raises(NatsRefusedError, match="correct ETL_NATS_URL"):
+        build_stack(tmp_path, database_url=database_url, nats_url=nats_url.replace("@", "x@")).start()
+    with pytest.raises(NatsUnavailableError, match="cannot reach NATS"):
+        build_stack(tmp_path, database_url=database_url, nats_url="nats://127.0.0.1:1").start()
+    assert not (tmp_path / "stack.json").exists()
+
+
+def test_failed_start_leaves_nothing_running(tmp_path: Path, database_url: str) -> None:
+    def failing(plan: ApplicationPlan) -> list[Service]:
+        broken = partial(launch, [sys.executable, "-c", "raise SystemExit('broken')"], env=plan.environment)
+        return [*one_service(plan), Service("listener", broken, logged_ready)]
+
+    stack = Stack(
+        tmp_path,
+        settings=EtlSettings(database_url=database_url),
+        bridge_settings=BridgeSettings(nats_url=""),
+        durable=False,
+        services=failing,
+    )
+    with pytest.raises(ServiceStartError, match="listener does not start: broken"):
+        stack.start()
+
+    assert identify(read_report(tmp_path)["pid"]) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stop_signal_ends_the_foreground_stack_in_order(tmp_path: Path, database_url: str, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", RUN_IN_FOREGROUND, str(tmp_path), database_url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"up {process.pid}\n"
+            nats_pid = json.loads((tmp_path / "pids.json").read_text())["children"][0]["pid"]
+            # 终端与上层工具可能各发一次：第二次不能打断停下的过程
+            process.send_signal(number)
+            process.send_signal(number)
+            assert process.stdout.readline() == "down\n"
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    assert identify(nats_pid) is None
+    assert read_addresses(tmp_path) is None
+
+
+def test_addresses_of_a_killed_stack_do_not_count(tmp_path: Path, database_url: str) -> None:
+    command = [sys.executable, "-c", RUN_IN_FOREGROUND, str(tmp_path), database_url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("up")
+        first = read_addresses(tmp_path)
+        os.kill(process.pid, signal.SIGKILL)
+    assert isinstance(first, StackAddresses)
+    assert (tmp_path / "stack.json").exists()
+    assert read_addresses(tmp_path) is None
+
+    with build_stack(tmp_path, database_url=database_url) as second:
+        assert second.nats_url == first.nats_url
+
+
+def test_real_application_is_one_code_server_ui_daemon_listener_and_workers(tmp_path: Path) -> None:
+    plan = ApplicationPlan(environment={}, workspace=tmp_path / "workspace.yaml", code_server_port=1, ui_port=2, workers=3)
+
+    services = {service.name: service.after for service in application_services(plan)}
+
+    assert services == {
+        "code-server": (),
+        "listener": (),
+        "worker-1": (),
+        "worker-2": (),
+        "worker-3": (),
+        "webserver": ("code-server",),
+        "daemon": ("code-server",),
+    }
