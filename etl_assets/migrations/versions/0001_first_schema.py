@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import sqlalchemy as sa
-from alembic import context, op
+from pathlib import Path
 
-from etl_assets.core import tables
+from alembic import context, op
 
 revision = "0001"
 down_revision = None
+
+_FOLDER = Path(__file__).parent
 
 
 def upgrade() -> None:
     connection = op.get_bind()
     if context.config.attributes["create_application_tables"]:
-        tables.application.create_all(connection)
-    tables.etl.create_all(connection)
-    connection.execute(sa.insert(tables.installation))
+        connection.exec_driver_sql((_FOLDER / "0001_application_tables.sql").read_text(encoding="utf-8"))
+    connection.exec_driver_sql((_FOLDER / "0001_etl.sql").read_text(encoding="utf-8"))
+    connection.exec_driver_sql("INSERT INTO etl.installation DEFAULT VALUES")
