@@ -256,7 +256,7 @@ class JetStreamConnection:
 
     async def publish(self, subject: str, data: bytes, *, message_id: str, headers: Mapping[str, str] | None = None) -> PubAck:
         """存进流里才返回；NATS 不在时以同一个编号重试，限期内等不到就抛错（迟到的那份会被去重）。"""
-        await self._not_closed()
+        self._require_open()
         fields = {"Nats-Msg-Id": message_id, **(headers or {})}
         size = len(data) + header_bytes(fields)
         if size > self.client.max_payload:
@@ -285,7 +285,7 @@ class JetStreamConnection:
             await asyncio.sleep(delay)
             delay = min(delay * 2, 1.0)
 
-    async def _not_closed(self) -> None:
+    def _require_open(self) -> None:
         if self.client.is_closed or not hasattr(self, "context"):
             raise NatsUnavailableError(f"the connection to NATS at {self._server} is not open: start it first")
 
