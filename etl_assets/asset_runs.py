@@ -22,7 +22,7 @@ def run_of(context: AssetExecutionContext) -> RunContext:
     """这一步所属的运行，以及它还做哪些资产。"""
     return RunContext(
         run_id=context.run.run_id,
-        assets=frozenset(key.to_user_string() for key in context.selected_asset_keys),
+        assets=frozenset(key.to_user_string() for key in context.job_def.asset_layer.selected_asset_keys),
         allow_deletes=context.run.tags.get(ALLOW_DELETES_TAG) == "true",
     )
 

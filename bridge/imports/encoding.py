@@ -9,6 +9,8 @@ from pathlib import Path
 from bridge.imports.errors import ImportFileError
 
 BLOCK_BYTES = 8 << 20
+# 一条记录最长这么多；更长的不是表格，或引号没有合上
+MAX_RECORD_BYTES = 64 << 20
 UTF8_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 REPLACEMENT = "\ufffd"
@@ -97,8 +99,8 @@ def _read_byte_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         while chunk := file.read(BLOCK_BYTES):
             cut = chunk.rfind(b"\n") + 1
-            if not cut and len(rest) >= BLOCK_BYTES:
-                raise ImportFileError(path, f"no line break within {BLOCK_BYTES >> 20} MiB after byte {offset}: this is not a table")
+            if not cut and len(rest) > MAX_RECORD_BYTES:
+                raise ImportFileError(path, f"no line break within {MAX_RECORD_BYTES >> 20} MiB after byte {offset}: this is not a table")
             if not cut:
                 rest += chunk
                 continue

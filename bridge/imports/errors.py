@@ -45,5 +45,5 @@ class ImportFileError(BridgeError, PermanentError):
         self.more_bad_rows = more_bad_rows
         place = file.name + (f", row {row}" if row is not None else "") + (f", column {column!r}" if column else "")
         shown = f"{shorten(value)} " if value is not None else ""
-        more = f" ({more_bad_rows} more bad rows)" if more_bad_rows else ""
+        more = f" ({more_bad_rows} more bad row{'s' if more_bad_rows > 1 else ''})" if more_bad_rows else ""
         super().__init__(f"{place}: {shown}{problem}{more}; nothing was imported" + (f": {advice}" if advice else ""))

@@ -147,9 +147,9 @@ def _find_companions(lines: pl.DataFrame, bad: pl.DataFrame) -> pl.DataFrame:
     keys = [name for name in lines.columns if name.startswith(_KEY)]
     bad_orders = (
         lines.join(bad, on=ROW_NUMBER, how="semi")
-        .select(keys, pl.col(ROW_NUMBER).alias("bad row"))
+        .select(*keys, pl.col(ROW_NUMBER).alias("bad row"))
         .unique(keys, keep="first", maintain_order=True)
     )
     companions = lines.join(bad_orders, on=keys, how="inner", nulls_equal=True, maintain_order="left")
     problem = pl.format("belongs to the same order as the bad row {}", pl.col("bad row"))
-    return find_problems(companions, pl.lit(value=True), column="", problem=problem, value=pl.lit(None, dtype=pl.String))
+    return find_problems(companions, pl.lit(value=True), column="", problem=problem, value=None)

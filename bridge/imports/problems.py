@@ -16,13 +16,15 @@ from bridge.imports.profile import ROW_NUMBER
 PROBLEMS = pl.Schema({ROW_NUMBER: pl.Int64(), "column": pl.String(), "problem": pl.String(), "value": pl.String()})
 
 
-def find_problems(frame: pl.DataFrame, condition: pl.Expr, *, column: str, problem: str | pl.Expr, value: pl.Expr) -> pl.DataFrame:
-    """合乎条件的行各成一条。"""
+def find_problems(
+    frame: pl.DataFrame, condition: pl.Expr, *, column: str | pl.Expr, problem: str | pl.Expr, value: pl.Expr | None
+) -> pl.DataFrame:
+    """合乎条件的行各成一条；value 是出错的原文，没有就不给。"""
     return frame.filter(condition).select(
         ROW_NUMBER,
-        pl.lit(column).alias("column"),
-        (pl.lit(problem) if isinstance(problem, str) else problem).cast(pl.String).alias("problem"),
-        value.cast(pl.String).alias("value"),
+        (pl.lit(column) if isinstance(column, str) else column).alias("column"),
+        (pl.lit(problem) if isinstance(problem, str) else problem).alias("problem"),
+        (pl.lit(None) if value is None else value).cast(pl.String).alias("value"),
     )
 
 

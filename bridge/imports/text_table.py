@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from bridge.imports.cells import CellBlock, Source, drop_empty_rows, find_bad_cells, name_columns, name_positions
-from bridge.imports.encoding import BLOCK_BYTES, Encoding, check_encoding, detect_encoding, read_text_blocks
+from bridge.imports.encoding import MAX_RECORD_BYTES, Encoding, check_encoding, detect_encoding, read_text_blocks
 from bridge.imports.errors import ImportFileError
 from bridge.imports.problems import find_problems
 from bridge.imports.profile import ROW_NUMBER, FileFormat
@@ -68,9 +68,13 @@ def open_text_table(path: Path, file: FileFormat) -> Source:
         raise ImportFileError(path, "the file is empty")
     row, header = int(first.rows[0]), [str(name) for name in first.fields[0]]
     repeated: frozenset[str] = frozenset()
+    if any("\0" in name for name in header):
+        raise ImportFileError(path, "the first row contains a NUL byte: this is not a text file", row=row)
     if file.header:
         if first.broken and any("\ufffd" in name for name in header):
-            raise ImportFileError(path, f"the header contains bytes that are not {encoding.name} (byte {encoding.first_bad_byte})", row=row)
+            raise ImportFileError(
+                path, f"the header contains bytes that are not {encoding.name.upper()} (byte {encoding.first_bad_byte})", row=row
+            )
         columns, repeated = name_columns([_unquote_name(name) for name in header])
         first = replace(first, rows=first.rows[1:], fields=first.fields[1:])
     else:
@@ -91,9 +95,9 @@ def _to_cells(records: _Records, columns: tuple[str, ...], encoding: Encoding) -
         find_problems(
             wide,
             count < len(columns),
-            column="",
-            problem=pl.format(f"is the whole row: it has {{}} fields instead of {len(columns)}", count),
-            value=pl.col("fields").list.join(" | "),
+            column=pl.lit(pl.Series(columns)).gather(count),
+            problem=pl.format(f"is missing: the row has {{}} fields instead of {len(columns)}", count),
+            value=None,
         ),
         find_problems(
             wide,
@@ -109,7 +113,7 @@ def _to_cells(records: _Records, columns: tuple[str, ...], encoding: Encoding) -
     if records.quoted:
         cells = cells.with_columns(_unquote(cells[name]) for name in columns)
     cells = drop_empty_rows(cells.with_columns(pl.when(pl.col(name) != "").then(pl.col(name)) for name in columns))
-    bad_cells = find_bad_cells(cells, broken=records.broken, encoding=encoding.name, first_bad_byte=encoding.first_bad_byte)
+    bad_cells = find_bad_cells(cells, broken=records.broken, encoding=encoding.name.upper(), first_bad_byte=encoding.first_bad_byte)
     return CellBlock(cells, [*ragged, *malformed, *bad_cells], records.end_byte)
 
 
@@ -127,8 +131,10 @@ def _unquote(text: pl.Series) -> pl.Series:
         if inner.str.contains('""', literal=True).any():
             inner = inner.str.replace_all('""', '"', literal=True)
         text = inner.zip_with(quoted, text)
-    protected = text.str.starts_with('="') & text.str.ends_with('"')
-    return text.str.strip_prefix('="').str.strip_suffix('"').zip_with(protected, text) if protected.any() else text
+    if text.str.starts_with('="').any():
+        protected = text.str.contains(r'^="[^"]*"$')
+        text = text.str.strip_prefix('="').str.strip_suffix('"').zip_with(protected, text)
+    return text
 
 
 def _unquote_name(name: str) -> str:
@@ -150,7 +156,7 @@ def _read_records(path: Path, encoding: Encoding, file: FileFormat) -> Iterator[
         pending = _open_record(records, dialect)
         pending_broken = broken and bool(pending)
         if pending:
-            if len(pending) > BLOCK_BYTES:
+            if len(pending) > MAX_RECORD_BYTES:
                 raise _never_closed(path, line + text[: -len(pending)].count("\n"))
             records = records[:-1]
             text = text[: -len(pending)]

@@ -33,10 +33,14 @@ def translate(cause: BaseException) -> EtlError:
             return TransientError(f"another run holds the rows for longer than ETL_LOCK_TIMEOUT_SECONDS: {summary}")
         case psycopg.errors.QueryCanceled():
             return TransientError(f"a statement ran longer than ETL_STATEMENT_TIMEOUT_SECONDS or was cancelled: {summary}")
+        case psycopg.errors.DeadlockDetected() | psycopg.errors.SerializationFailure():
+            return TransientError(f"other runs were in the way every time, nothing was written: {summary}")
         case psycopg.errors.DiskFull() | psycopg.errors.OutOfMemory() | psycopg.errors.InsufficientResources():
             return TransientError(f"PostgreSQL is out of resources, free some and the run will succeed: {summary}")
         case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedColumn():
             return PermanentError(f"the tables differ from the contract, run `etl init-db` or correct them: {summary}")
+        case psycopg.errors.InsufficientPrivilege():
+            return PermanentError(f"the role of ETL_DATABASE_URL lacks a right, grant it: {summary}")
         case psycopg.OperationalError() | psycopg.InterfaceError():
             return DatabaseUnavailableError(f"the connection to PostgreSQL was lost, nothing was written: {summary}")
         case psycopg.errors.DataError() | psycopg.errors.IntegrityError():

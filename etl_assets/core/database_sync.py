@@ -20,8 +20,9 @@ def normalize_url(url: str) -> sa.URL:
     """接受 postgres://、postgresql://、postgresql+psycopg:// 的写法，统一成 psycopg 3 驱动。"""
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise SettingsError("ETL_DATABASE_URL is not a database URL; use postgresql://user:password@host:5432/name") from error
+    except (sa.exc.ArgumentError, ValueError):
+        # 不带原错误：口令里有 @ 或 : 时，它会引用口令的一段
+        raise SettingsError("ETL_DATABASE_URL is not a database URL; use postgresql://user:password@host:5432/name") from None
     if parsed.get_backend_name() not in ("postgresql", "postgres"):
         raise SettingsError(f"ETL_DATABASE_URL must name a PostgreSQL database, not {parsed.get_backend_name()!r}")
     return parsed.set(drivername="postgresql+psycopg")

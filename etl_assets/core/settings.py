@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from etl_assets.core.errors import SettingsError
+from etl_assets.core.text import WHITE_SPACE
 
 AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 StatusList = Annotated[tuple[str, ...], NoDecode]
@@ -21,7 +22,7 @@ class EtlSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ETL_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    database_url: str = Field(default="", description="SQLAlchemy or libpq URL of the PostgreSQL that holds raw_orders")
+    database_url: str = Field(default="", repr=False, description="SQLAlchemy or libpq URL of the PostgreSQL that holds raw_orders")
     target_schema: str = Field(default="public", min_length=1, max_length=63, description="schema of orders, customers, business_leads")
     timezone: str = Field(default="Asia/Shanghai", description="IANA time zone of the business day")
     partitions_start: date = Field(default=date(2000, 1, 1), ge=date(1900, 1, 1), description="first daily partition")
@@ -47,7 +48,7 @@ class EtlSettings(BaseSettings):
     def _split_statuses(cls, value: Any) -> Any:
         """环境变量里是逗号分隔的一行；比较时两边都修剪并 casefold。"""
         parts = value.split(",") if isinstance(value, str) else value
-        return tuple(folded for part in parts if (folded := part.strip().casefold()))
+        return tuple(folded for part in parts if (folded := part.strip(WHITE_SPACE).casefold()))
 
     @property
     def zone(self) -> ZoneInfo:

@@ -52,9 +52,9 @@ def write_leads(transaction: DataTransaction, at_hand: sa.FromClause) -> WriteCo
 
 
 def read_people(transaction: DataTransaction, customers: sa.Table) -> pl.DataFrame:
-    """一行一个人碰过的商机；stage 与 closed_at 只有人关闭的才有值。
+    """一行一个人碰过的商机；people_closed_at 只有人关闭的才有值。
 
-    无穷大的 closed_at 夹进 Polars 装得下的年份：与订单时刻比较的结果不变，写回时这一列受保护。
+    无穷大的 closed_at 夹进 Polars 装得下的年份：与订单时刻比较的结果不变，而它只读不写。
     """
     leads = transaction.tables.leads
     earliest = sa.cast("0002-01-01 00:00:00+00", sa.TIMESTAMP(timezone=True))
@@ -66,7 +66,6 @@ def read_people(transaction: DataTransaction, customers: sa.Table) -> pl.DataFra
         sa.select(
             customers.c.customer_key,
             leads.c.lead_no,
-            sa.case((closed, leads.c.current_stage)).label("people_stage"),
             sa.case((closed, clamped)).label("people_closed_at"),
         )
         .join(leads, leads.c.customer_global_id == customers.c.customer_global_id)
@@ -75,14 +74,16 @@ def read_people(transaction: DataTransaction, customers: sa.Table) -> pl.DataFra
 
 
 def transform(orders: pl.DataFrame, customer_ids: pl.DataFrame, people: pl.DataFrame, last_warm: date | None) -> pl.DataFrame:
-    """手头客户的全部订单与人碰过的商机 → 一行一个商机（business_leads 的列，人写的列除外）。
+    """手头客户的全部订单与人碰过的商机 → 一行一个商机（business_leads 的列，owner 与 notes 除外）。
+
+    人关闭的商机在这里当作没有关闭：写入时关闭的各列受保护；人若在读写之间收回了关闭，也不会把它写回去。
 
     :param orders: 一行一个订单，按 (customer_key, ordered_at, order_id) 排好。
     :param people: `read_people` 的结果。
     :param last_warm: 最后一单早于这一天的商机是 COLD；没有订单时是 None。
     """
     counted = orders.filter("is_counted").with_columns(wins=pl.col("is_completed") & (pl.col("system_order_type") == "BULK"))
-    closings = people.filter(pl.col("people_closed_at").is_not_null())
+    closings = people.filter(pl.col("people_closed_at").is_not_null(), pl.col("lead_no") >= 1)
     dealt = deal_orders(counted, closings.select("customer_key", "lead_no", closed_at="people_closed_at"))
     held = dealt.group_by("customer_key", "lead_no").agg(
         pl.col("ordered_at").min().alias("opened_at"),
@@ -91,23 +92,16 @@ def transform(orders: pl.DataFrame, customer_ids: pl.DataFrame, people: pl.DataF
         pl.col("ordered_at").filter("wins").max().alias("won_at"),
         *aggregate_figures(),
     )
-    closed_by_people = pl.col("people_closed_at").is_not_null()
-    won = pl.col("won_at").is_not_null()
+    won = pl.col("won_at").is_not_null() & pl.col("people_closed_at").is_null()
     is_cold = (pl.col("last_order_date") < pl.lit(last_warm, pl.Date)).fill_null(value=False)
     leads = (
         held.join(people, on=["customer_key", "lead_no"], how="full", coalesce=True)
         .with_columns(pl.col(FIGURES).fill_null(0))
         .join(customer_ids, on="customer_key", how="left")
         .with_columns(
-            current_stage=pl.when(closed_by_people)
-            .then("people_stage")
-            .when(won)
-            .then(pl.lit("WON"))
-            .when(is_cold)
-            .then(pl.lit("COLD"))
-            .otherwise(pl.lit("OPEN")),
-            closed_at=pl.coalesce("people_closed_at", "won_at"),
-            closed_by=pl.when(closed_by_people).then(pl.lit("user")).when(won).then(pl.lit("etl")),
+            current_stage=pl.when(won).then(pl.lit("WON")).when(is_cold).then(pl.lit("COLD")).otherwise(pl.lit("OPEN")),
+            closed_at=pl.when(won).then("won_at"),
+            closed_by=pl.when(won).then(pl.lit("etl")),
         )
     )
     return with_lead_ids(leads).select(

@@ -66,7 +66,7 @@ def stage_customers(connection: sa.Connection, target: str, asset: str, days: Da
     )
     at_hand.create(connection)
     position = sa.func.row_number().over(order_by=keys.c.customer_key) - 1
-    numbered = sa.select(keys.c.customer_key, sa.cast(position / CUSTOMERS_PER_BATCH, sa.Integer))
+    numbered = sa.select(keys.c.customer_key, position // CUSTOMERS_PER_BATCH)
     connection.execute(pg.insert(at_hand).from_select(["customer_key", "batch"], numbered))
     connection.exec_driver_sql("ANALYZE customers_at_hand")
     return at_hand

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -200,4 +201,7 @@ def _compile(connection: sa.Connection, statement: sa.Select[Any]) -> tuple[str,
 
 
 def _parse(buffer: io.BytesIO, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    return pl.read_csv(buffer.getvalue(), has_header=False, schema=dict(schema)) if buffer.tell() else pl.DataFrame(schema=dict(schema))
+    data = buffer.getvalue()
+    if data.startswith(codecs.BOM_UTF8):  # read_csv 会吃掉开头的一个 BOM，而它是第一个值的一部分
+        data = codecs.BOM_UTF8 + data
+    return pl.read_csv(data, has_header=False, schema=dict(schema)) if data else pl.DataFrame(schema=dict(schema))

@@ -1,0 +1,86 @@
+"""验收测试的夹具：一个真的栈，整个会话共用；命令行像用户那样调。"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from bridge.settings import BridgeSettings
+from bridge.stack.addresses import StackAddresses
+from bridge.stack.local import Stack
+from etl_assets.core.database_sync import build_engine
+from etl_assets.core.settings import EtlSettings
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+Etl = Callable[..., subprocess.CompletedProcess[str]]
+Query = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stack") / "state"
+
+
+@pytest.fixture(scope="session")
+def stack(state_dir: Path) -> Iterator[StackAddresses]:
+    """PostgreSQL、NATS、Dagster 网页与守护进程、监听器、两个工人。"""
+    settings = EtlSettings(database_url="")
+    with Stack(state_dir, settings=settings, bridge_settings=BridgeSettings(nats_url=""), durable=False, workers=2) as addresses:
+        yield addresses
+
+
+@pytest.fixture(scope="session")
+def stack_settings(stack: StackAddresses) -> EtlSettings:
+    return EtlSettings(database_url=stack.database_url)
+
+
+@pytest.fixture(scope="session")
+def stack_engine(stack_settings: EtlSettings) -> Iterator[sa.Engine]:
+    engine = build_engine(stack_settings)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def etl(stack: StackAddresses) -> Etl:
+    """`etl("wait", "--import-id", …)`：在子进程里运行命令，检查退出码（缺省 0）。"""
+    state_dir = str(Path(stack.dagster_home).parent)
+
+    def run(*arguments: str, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ETL_")}
+        command = [sys.executable, "-m", "bridge.cli.main", *arguments]
+        result = subprocess.run(
+            command, env={**environment, "ETL_STATE_DIR": state_dir}, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert result.returncode == exit_code, result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def query(stack: StackAddresses) -> Query:
+    """向 Dagster 网页发一个 GraphQL 查询。"""
+
+    def ask(text: str, **variables: Any) -> dict[str, Any]:
+        request = urllib.request.Request(  # noqa: S310  # 地址是自己的栈
+            f"{stack.ui_url}/graphql",
+            json.dumps({"query": text, "variables": variables}).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310  # 同上
+            answer: dict[str, Any] = json.load(response)
+        assert "errors" not in answer, answer
+        data: dict[str, Any] = answer["data"]
+        return data
+
+    return ask

@@ -1,0 +1,55 @@
+"""bridge/dagster_adapter.py 对 Dagster 内部的假设；换了版本而这里失败，就去看那个模块。"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+
+from dagster import DagsterInstance
+from dagster._core.definitions.job_base import IJob
+from dagster._core.execution import context_creation_job
+from dagster._core.execution.api import create_execution_plan, execute_run_iterator
+from dagster_postgres.event_log import PostgresEventLogStorage
+from dagster_postgres.run_storage import PostgresRunStorage
+from dagster_postgres.schedule_storage import PostgresScheduleStorage
+from dagster_postgres.utils import create_pg_engine
+
+from bridge import dagster_adapter
+
+
+def parameters(function: object) -> set[str]:
+    return set(inspect.signature(function).parameters)  # type: ignore[arg-type]  # 都是函数
+
+
+def test_versions_are_the_pinned_ones() -> None:
+    assert importlib.metadata.version("dagster") == "1.13.27"
+    assert importlib.metadata.version("dagster-postgres") == "0.29.27"
+
+
+def test_runs_are_created_with_these_arguments() -> None:
+    used = {
+        "job_name", "run_id", "run_config", "status", "tags", "root_run_id", "parent_run_id", "step_keys_to_execute",
+        "execution_plan_snapshot", "job_snapshot", "parent_job_snapshot", "asset_selection", "asset_check_selection",
+        "resolved_op_selection", "op_selection", "remote_job_origin", "job_code_origin", "asset_graph",
+    }  # fmt: skip
+    assert used <= parameters(DagsterInstance.create_run)
+
+
+def test_a_job_in_memory_needs_exactly_these_methods() -> None:
+    implemented = {"get_definition", "get_repository_definition", "get_subset", "op_selection", "asset_selection", "asset_check_selection"}
+    assert set(IJob.__abstractmethods__) == implemented
+
+
+def test_runs_are_planned_and_executed_through_these_functions() -> None:
+    assert {"job", "run_config", "instance_ref"} <= parameters(create_execution_plan)
+    assert {"job", "dagster_run", "instance"} <= parameters(execute_run_iterator)
+
+
+def test_console_loggers_come_from_the_function_that_is_replaced() -> None:
+    assert parameters(getattr(context_creation_job, dagster_adapter._CONSOLE_LOGGERS)) == {"instance"}
+
+
+def test_storages_keep_their_engine_where_the_pool_is_put() -> None:
+    for storage in (PostgresRunStorage, PostgresEventLogStorage, PostgresScheduleStorage):
+        assert "self._engine = " in inspect.getsource(storage.__init__)
+    assert parameters(create_pg_engine) == {"postgres_url", "token_provider", "engine_kwargs"}
