@@ -54,6 +54,7 @@ def import_command(
     from etl_assets.core.settings import get_settings
 
     configure_logging("import", level="WARNING")
+    settings = get_settings()
     mapping = _parse_pairs(pairs)
     loaded = load_profile(profile) if profile else None
     columns = (TextColumn(file.name), BarColumn(), DownloadColumn(), TimeElapsedColumn())
@@ -62,7 +63,7 @@ def import_command(
         report = import_file(
             get_engine(),
             file,
-            settings=get_settings(),
+            settings=settings,
             profile=loaded,
             shop=shop,
             mapping=mapping,
@@ -88,6 +89,13 @@ def import_command(
         return
     for name, rows in report.unknown_shops.items():
         click.echo(f"warning: shop {name!r} is not in shop_configs, its {rows:,} rows will be rejected (--create-shops adds it)", err=True)
+    first_day = report.first_ordered_at and report.first_ordered_at.astimezone(settings.zone).date()
+    if first_day and first_day < settings.partitions_start:
+        click.echo(
+            f"warning: orders before {settings.partitions_start} are outside the partitions and will be rejected; "
+            f"the file begins on {first_day}: set ETL_PARTITIONS_START and restart the stack to load them",
+            err=True,
+        )
     if report.created_shops:
         click.echo(f"added shops: {', '.join(report.created_shops)}", err=True)
     if report.skipped_rows:
@@ -111,9 +119,6 @@ def imports_command(limit: int, how: Format) -> None:
     settings = get_settings()
     with translated_errors(), get_engine().connect() as connection:
         rows = [dict(row) for row in import_accounting(connection, settings, limit=limit)]
-    if how == "table":
-        for row in rows:
-            row["completed_at"] = row["completed_at"] and row["completed_at"].astimezone(settings.zone).strftime("%Y-%m-%d %H:%M:%S")
     print_rows(rows, _IMPORTS_COLUMNS, how)
 
 

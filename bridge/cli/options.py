@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec
@@ -17,9 +18,11 @@ from rich.table import Table
 
 from bridge.stack.addresses import default_state_dir, read_addresses
 from etl_assets.core.errors import SettingsError
+from etl_assets.core.settings import get_settings
 
 P = ParamSpec("P")
 Format = Literal["table", "csv", "json"]
+_PIPE_WIDTH = 200
 
 
 def with_stack(command: Callable[P, None]) -> Callable[P, None]:
@@ -64,7 +67,15 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], how: F
         table = Table(title=title, title_justify="left")
         for column in columns:
             numeric = records and all(isinstance(record[column], int | float) or record[column] is None for record in records)
-            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=column.endswith("_id"))
         for record in records:
-            table.add_row(*["" if value is None else str(value) for value in record.values()])
-        Console().print(table)
+            table.add_row(*[_readable(value) for value in record.values()])
+        # 不在终端里（管道、日志）就不按 80 列折行
+        Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
+
+
+def _readable(value: Any) -> str:
+    """给人看的一格：时刻到秒，按业务时区。"""
+    if isinstance(value, datetime):
+        return value.astimezone(get_settings().zone).strftime("%Y-%m-%d %H:%M:%S")
+    return "" if value is None else str(value)

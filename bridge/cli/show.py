@@ -39,14 +39,5 @@ def show_command(table: str, customer: str | None, day: datetime | None, limit: 
         rows: list[dict[str, Any]] = [
             dict(row) for row in show_rows(connection, settings, table, customer=customer, day=wanted, limit=limit)
         ]
-    if how == "table":
-        for row in rows:
-            row.update(
-                {
-                    name: value.astimezone(settings.zone).strftime("%Y-%m-%d %H:%M")
-                    for name, value in row.items()
-                    if isinstance(value, datetime)
-                }
-            )
     columns = _COLUMNS[table] if how == "table" or not rows else list(rows[0])
     print_rows(rows, columns, how)

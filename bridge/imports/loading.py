@@ -121,34 +121,30 @@ def _load(connection: sa.Connection, source_name: str, reading: Reading) -> UUID
     connection.execute(
         sa.insert(import_tasks).values(import_id=import_id, source_name=source_name, status="pending", created_at=sa.func.clock_timestamp())
     )
-    _copy_orders(connection, import_id, reading.orders())
+    _copy_orders(connection, import_id, reading)
     return import_id
 
 
-def _copy_orders(connection: sa.Connection, import_id: UUID, blocks: Iterable[pl.DataFrame]) -> None:
-    """一条 COPY 写完所有块；写在另一个线程里等 PostgreSQL，这里同时准备下一块。"""
+def _copy_orders(connection: sa.Connection, import_id: UUID, reading: Reading) -> None:
+    """一条 COPY 写完所有块；写在另一个线程里等 PostgreSQL，这里同时准备下一块。
+
+    先开始 COPY 再读文件：读得再久，事务也不算闲着（idle_in_transaction_session_timeout）。
+    """
     driver = connection.connection.driver_connection
-    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - 告诉类型检查器驱动是哪一个
-    blocks = iter(blocks)
-    first = next(blocks)
-    names = ["import_id", *_stored_columns(first)]
+    if not isinstance(driver, psycopg.Connection):
+        raise TypeError(f"COPY needs psycopg 3, not {type(driver).__module__}")
     preparer = connection.dialect.identifier_preparer
-    statement = f"COPY {preparer.format_table(raw_orders)} ({', '.join(map(preparer.quote, names))}) FROM STDIN (FORMAT csv)"
+    names = ", ".join(preparer.quote(name) for name in ("import_id", *reading.columns))
+    statement = f"COPY {preparer.format_table(raw_orders)} ({names}) FROM STDIN (FORMAT csv)"
     with driver.cursor() as cursor, cursor.copy(statement.encode(), writer=QueuedLibpqWriter(cursor)) as copy:
-        copy.write(_to_csv(first, import_id))
-        for block in blocks:
-            copy.write(_to_csv(block, import_id))
+        for orders in reading.orders():
+            copy.write(_to_csv(orders.select(pl.lit(str(import_id)).alias("import_id"), *reading.columns)))
 
 
-def _stored_columns(orders: pl.DataFrame) -> list[str]:
-    return [name for name in orders.columns if name in raw_orders.c]
-
-
-def _to_csv(orders: pl.DataFrame, import_id: UUID) -> memoryview:
+def _to_csv(orders: pl.DataFrame) -> memoryview:
     """会话时区是 UTC，所以时刻写成没有时区的 UTC。"""
-    stored = orders.select(pl.lit(str(import_id)).alias("import_id"), *_stored_columns(orders))
     buffer = io.BytesIO()
-    stored.with_columns(pl.col(pl.Datetime("us", "UTC")).dt.replace_time_zone(None)).write_csv(buffer, include_header=False)
+    orders.with_columns(pl.col(pl.Datetime("us", "UTC")).dt.replace_time_zone(None)).write_csv(buffer, include_header=False)
     return buffer.getbuffer()
 
 

@@ -32,6 +32,15 @@ class OrderBuilder:
     mapping: ColumnMapping
     time_zone: str
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """写进 raw_orders 的列。"""
+        return (*self.mapping.targets, *(("extra",) if self._unused else ()))
+
+    @property
+    def _unused(self) -> list[str]:
+        return [name for name in self.source.columns if name not in self.mapping.used] if self.mapping.keep_extra else []
+
     def build(self, block: CellBlock) -> OrderBlock:
         """一块单元格变成订单；要合并时，整个文件必须是一块。"""
         group = self.mapping.group
@@ -97,12 +106,10 @@ class OrderBuilder:
 
     def _add_extra(self, orders: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
         """没有用到的来源列放进 extra，一个 JSON 对象。"""
-        wanted = [ROW_NUMBER, *self.mapping.targets]
-        unused = [name for name in self.source.columns if name not in self.mapping.used]
-        if not self.mapping.keep_extra or not unused:
-            return orders.select(wanted)
-        extra = cells.select(ROW_NUMBER, pl.struct(unused).struct.json_encode().alias("extra"))
-        return orders.select(wanted).join(extra, on=ROW_NUMBER, how="left", maintain_order="left")
+        if not self._unused:
+            return orders.select(ROW_NUMBER, *self.columns)
+        extra = cells.select(ROW_NUMBER, pl.struct(self._unused).struct.json_encode().alias("extra"))
+        return orders.join(extra, on=ROW_NUMBER, how="left", maintain_order="left").select(ROW_NUMBER, *self.columns)
 
     def _compute(self, query: pl.LazyFrame, name: str) -> pl.DataFrame:
         """表达式是人写的：算不出时指出是哪一个。"""

@@ -53,7 +53,9 @@ class BadRows(AbstractContextManager["BadRows"]):
         if not problems.height:
             return
         if self._first is None:
-            self._first = problems.row(0)
+            # 只因同单的别行坏了的行没有自己的毛病，消息里不说它
+            own = problems.filter((pl.col("column") != "") | pl.col("value").is_not_null())
+            self._first = (own if own.height else problems).row(0)
         self.count += problems.height
         if self._write:
             self._append(problems, cells)

@@ -19,12 +19,14 @@ Progress = Callable[[int, int], None]
 class Reading:
     """一次通读；orders() 走完之后，合计才是全的。
 
+    :ivar columns: 每块里 raw_orders 的列。
     :ivar source_rows: 文件里的记录数，连坏行在内；一行一件商品时是商品行数。
     :ivar shops: 修剪过的店名与它的行数。
     """
 
     def __init__(self, builder: OrderBuilder, bad_rows: BadRows, *, skip_bad_rows: bool, on_progress: Progress | None) -> None:
         self._builder = builder
+        self.columns = builder.columns
         self._bad_rows = bad_rows
         self._skip_bad_rows = skip_bad_rows
         self._on_progress = on_progress

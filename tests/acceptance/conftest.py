@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from etl_assets.core.database_sync import build_engine
 from etl_assets.core.settings import EtlSettings
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
+PARTITIONS_START = "1997-01-01"
 Etl = Callable[..., subprocess.CompletedProcess[str]]
 Query = Callable[..., dict[str, Any]]
 
@@ -32,15 +34,17 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stack(state_dir: Path) -> Iterator[StackAddresses]:
-    """PostgreSQL、NATS、Dagster 网页与守护进程、监听器、两个工人。"""
-    settings = EtlSettings(database_url="")
-    with Stack(state_dir, settings=settings, bridge_settings=BridgeSettings(nats_url=""), durable=False, workers=2) as addresses:
-        yield addresses
+    """PostgreSQL、NATS、Dagster 网页与守护进程、监听器、两个工人；分区从 1997 年起，样例文件才都进得去。"""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ETL_PARTITIONS_START", PARTITIONS_START)
+        settings = EtlSettings(database_url="")
+        with Stack(state_dir, settings=settings, bridge_settings=BridgeSettings(nats_url=""), durable=False, workers=2) as addresses:
+            yield addresses
 
 
 @pytest.fixture(scope="session")
 def stack_settings(stack: StackAddresses) -> EtlSettings:
-    return EtlSettings(database_url=stack.database_url)
+    return EtlSettings(database_url=stack.database_url, partitions_start=date.fromisoformat(PARTITIONS_START))
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +63,12 @@ def etl(stack: StackAddresses) -> Etl:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETL_")}
         command = [sys.executable, "-m", "bridge.cli.main", *arguments]
         result = subprocess.run(
-            command, env={**environment, "ETL_STATE_DIR": state_dir}, capture_output=True, text=True, timeout=120, check=False
+            command,
+            env={**environment, "ETL_STATE_DIR": state_dir, "ETL_PARTITIONS_START": PARTITIONS_START},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert result.returncode == exit_code, result.stderr
         return result

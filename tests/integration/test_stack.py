@@ -117,10 +117,21 @@ def test_nats_keeps_messages_and_address_over_a_restart(tmp_path: Path) -> None:
         assert asyncio.run(publish_and_count(second)) == 2
 
 
-def test_nats_password_is_in_private_files_only(nats_url: str) -> None:
-    password = nats_url.split(":")[2].split("@")[0]
-    command_lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if identify(int(path.parent.name))]
-    assert not [line for line in command_lines if password.encode() in line]
+def test_nats_password_is_in_private_files_and_on_no_command_line(tmp_path: Path) -> None:
+    with EmbeddedNats(tmp_path / "nats", durable=False) as url:
+        password = url.split(":")[2].split("@")[0].encode()
+        holders = [path for path in tmp_path.rglob("*") if path.is_file() and password in path.read_bytes()]
+        assert {path.name: oct(path.stat().st_mode & 0o777) for path in holders} == {"password": "0o600", "nats.conf": "0o600"}
+        server = (tmp_path / "nats" / "nats.log").read_bytes()
+        pid = int(server.partition(b"]")[0].removeprefix(b"["))
+        assert password not in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_durable_nats_writes_through_to_the_disk(tmp_path: Path) -> None:
+    with EmbeddedNats(tmp_path / "nats"):
+        config = json.loads((tmp_path / "nats" / "nats.conf").read_text())
+    assert config["jetstream"]["sync_interval"] == "always"
+    assert config["listen"].startswith("127.0.0.1:")
 
 
 def test_nats_is_ready_only_when_it_is_our_own_server_that_answers(tmp_path: Path, nats_url: str) -> None:
@@ -130,8 +141,9 @@ def test_nats_is_ready_only_when_it_is_our_own_server_that_answers(tmp_path: Pat
         port = int(nats_url.rpartition(":")[2])
         server._port = port  # 端口被别的 NATS 抢走了
         with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
-            assert not server.is_ready(process)  # type: ignore[arg-type]
+            ready = server.is_ready(process)
             process.kill()
+        assert not ready
     finally:
         server.release()
 

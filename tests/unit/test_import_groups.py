@@ -88,6 +88,16 @@ def test_a_bad_line_takes_its_whole_order_along(tmp_path: Path) -> None:
     ]
 
 
+def test_the_message_names_the_bad_line_and_not_its_companions(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text(HEADER, encoding="utf-8")
+    built = build(tmp_path, "A,张,2024-01-05,1,1,\nA,张,2024-01-05,x,1,\n")
+    with BadRows(path, write=False) as bad_rows:
+        bad_rows.add(built.problems, built.orders)
+    assert "items.csv, row 3, column 'price': 'x' is not a number" in str(bad_rows.error())
+    assert bad_rows.error().more_bad_rows == 1
+
+
 def test_a_total_too_large_rejects_the_order_with_all_its_lines(tmp_path: Path) -> None:
     built = build(tmp_path, "A,张,2024-01-05,1,2000000000,\nB,李,2024-01-05,1,1,\nA,张,2024-01-05,1,2000000000,\n")
     assert built.orders["order_id"].to_list() == ["B"]

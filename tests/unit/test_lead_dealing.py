@@ -137,9 +137,7 @@ CLOSING_SETS = st.dictionaries(st.tuples(st.sampled_from("ab"), st.integers(1, 4
 
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)
 @given(history=HISTORIES, closings=CLOSING_SETS)
-def test_dealing_in_rounds_equals_dealing_one_by_one(
-    history: list[tuple[str, int, bool]], closings: dict[tuple[str, int], int]
-) -> None:
+def test_dealing_in_rounds_equals_dealing_one_by_one(history: list[tuple[str, int, bool]], closings: dict[tuple[str, int], int]) -> None:
     found = dealt(history, [(customer, number, day) for (customer, number), day in closings.items()])
     expected = {customer: reference(customer, history, closings) for customer, _, _ in history}
     assert found == expected
@@ -152,7 +150,8 @@ def reference(customer: str, history: list[tuple[str, int, bool]], closings: Map
     leads = deal(sorted(orders, key=lambda order: order.sequence), closed, ReferenceSettings())
     pairs = [(number, order) for number, lead in leads.items() for order in lead.orders]
     return [
-        (number, float((order.ordered_at - to_instant(START)) / 86_400)) for number, order in sorted(pairs, key=lambda pair: pair[1].sequence)
+        (number, float((order.ordered_at - to_instant(START)) / 86_400))
+        for number, order in sorted(pairs, key=lambda pair: pair[1].sequence)
     ]
 
 

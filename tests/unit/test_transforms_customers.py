@@ -96,9 +96,7 @@ def assert_customers(result: pl.DataFrame, *customers: dict[str, Any]) -> None:
 def known(**ids: str) -> pl.DataFrame:
     keys = {"zhang": ZHANG, "li": LI}
     rows = [(keys[name], customer_id, True) for name, customer_id in ids.items()]
-    return pl.DataFrame(
-        rows, schema={"customer_key": pl.String, "customer_global_id": pl.String, "is_known": pl.Boolean}, orient="row"
-    )
+    return pl.DataFrame(rows, schema={"customer_key": pl.String, "customer_global_id": pl.String, "is_known": pl.Boolean}, orient="row")
 
 
 def transformed(*orders: dict[str, Any], **ids: str) -> pl.DataFrame:

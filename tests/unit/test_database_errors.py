@@ -1,0 +1,75 @@
+"""驱动的错误变成会说话的错误：类别说重试有没有用。"""
+
+from __future__ import annotations
+
+import socket
+
+import psycopg
+import psycopg.errors
+import pytest
+import sqlalchemy as sa
+
+from etl_assets.core.database_errors import driver_error, translate, translated_errors
+from etl_assets.core.database_sync import build_engine
+from etl_assets.core.errors import DatabaseUnavailableError, EtlError, PermanentError, TransientError
+from etl_assets.core.settings import EtlSettings
+
+SECRET = "h0nse-Secret"
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "advice"),
+    [
+        (psycopg.errors.LockNotAvailable, TransientError, "ETL_LOCK_TIMEOUT_SECONDS"),
+        (psycopg.errors.QueryCanceled, TransientError, "ETL_STATEMENT_TIMEOUT_SECONDS"),
+        (psycopg.errors.DiskFull, TransientError, "out of resources"),
+        (psycopg.errors.OutOfMemory, TransientError, "out of resources"),
+        (psycopg.errors.DeadlockDetected, TransientError, "other runs were in the way"),
+        (psycopg.errors.SerializationFailure, TransientError, "other runs were in the way"),
+        (psycopg.errors.IdleInTransactionSessionTimeout, TransientError, "PostgreSQL reported"),
+        (psycopg.errors.AdminShutdown, DatabaseUnavailableError, "connection to PostgreSQL was lost"),
+        (psycopg.OperationalError, DatabaseUnavailableError, "connection to PostgreSQL was lost"),
+        (psycopg.InterfaceError, DatabaseUnavailableError, "connection to PostgreSQL was lost"),
+        (psycopg.errors.UndefinedTable, PermanentError, "etl init-db"),
+        (psycopg.errors.UndefinedColumn, PermanentError, "etl init-db"),
+        (psycopg.errors.InsufficientPrivilege, PermanentError, "grant it"),
+        (psycopg.errors.UniqueViolation, PermanentError, "refused the data"),
+        (psycopg.errors.NumericValueOutOfRange, PermanentError, "refused the data"),
+    ],
+)
+def test_driver_error_says_what_to_do_and_whether_a_retry_helps(cause: type[psycopg.Error], kind: type[EtlError], advice: str) -> None:
+    error = translate(cause("first line\nDETAIL: second line"))
+    assert type(error) is kind
+    assert advice in str(error)
+    assert str(error).endswith("first line")
+
+
+def test_error_without_a_text_is_named_by_its_class() -> None:
+    assert str(translate(psycopg.errors.DiskFull())).endswith(": DiskFull")
+
+
+def test_cause_is_kept_whether_sqlalchemy_wrapped_it_or_not() -> None:
+    cause = psycopg.errors.UndefinedTable("no such table")
+    wrapped = sa.exc.ProgrammingError("SELECT 1", {}, cause)
+    for raised in (cause, wrapped):
+        with pytest.raises(PermanentError, match="no such table") as caught, translated_errors():
+            raise raised
+        assert caught.value.__cause__ is raised
+        assert driver_error(raised) is cause
+
+
+def test_other_errors_pass_untranslated() -> None:
+    with pytest.raises(ZeroDivisionError), translated_errors():
+        _ = 1 / 0
+
+
+def test_unreachable_server_is_transient_and_the_password_stays_secret() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    engine = build_engine(EtlSettings(database_url=f"postgresql://etl:{SECRET}@127.0.0.1:{port}/etl"))
+    with pytest.raises(DatabaseUnavailableError) as caught, translated_errors(), engine.connect():
+        pass
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert SECRET not in str(error)
+        error = error.__cause__
