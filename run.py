@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
         sys.exit("usage: python3 run.py demo | test | up | any command of `etl`")
     prepare()
     # 字节码在安装时就编译好：不然栈的每个进程第一次启动都要各编译一遍
-    os.environ.update(PDM_USE_UV="1", PDM_CHECK_UPDATE="0", UV_COMPILE_BYTECODE="1")
+    os.environ.update(PDM_USE_UV="1", PDM_CHECK_UPDATE="0", UV_COMPILE_BYTECODE="1", UV_SYSTEM_CERTS="1")
     # 不理会已激活的别的虚拟环境
     os.environ.update(PDM_PYTHON=str(VENV / "bin" / "python"), PDM_IGNORE_ACTIVE_VENV="1")
     for name in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONHOME"):

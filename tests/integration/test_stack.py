@@ -160,7 +160,7 @@ def test_stack_comes_up_ready_and_leaves_nothing(tmp_path: Path) -> None:
         assert read_addresses(state_dir) == addresses
         with psycopg.connect(addresses.database_url) as connection:
             schemas = "SELECT schemaname, count(*) FROM pg_tables WHERE schemaname IN ('public', 'etl', 'dagster') GROUP BY 1 ORDER BY 1"
-            tables = dict(connection.execute(schemas).fetchall())
+            tables: dict[str, int] = dict(connection.execute(schemas).fetchall())
         assert set(tables) == {"dagster", "etl", "public"}
         assert tables["dagster"] > 10
         assert asyncio.run(publish_and_count(addresses.nats_url)) == 1
