@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -17,7 +18,8 @@ BOOTSTRAP = ROOT / ".bootstrap"
 VENV = ROOT / ".venv"
 MINORS = range(11, 15)  # Python 3.11 … 3.14，与 pyproject.toml 的 requires-python 相同
 TOOLS = ["pdm[locked]>=2.29,<3", "uv"]  # 不带 [locked] 的 PDM 眼下装出来不能用
-SCRIPTS = ("check", "demo", "test", "up")
+DEVELOPMENT = ("check", "test")
+SCRIPTS = (*DEVELOPMENT, "demo", "up")
 
 
 def find_python() -> str:
@@ -54,21 +56,34 @@ def prepare() -> None:
         run(BOOTSTRAP / "bin" / "python", "-m", "uv", "venv", "--quiet", "--clear", "--python", find_python(), VENV)
 
 
+def sync(pdm: list[str], command: str) -> None:
+    """装好锁住的依赖；锁文件没变就不再来，离线也能用。demo 与 up 用不着的开发工具，test 与 check 才装。"""
+    marker = VENV / "synced.txt"
+    locked = hashlib.sha256((ROOT / "pdm.lock").read_bytes()).hexdigest()
+    complete = f"{locked} all"
+    wanted = complete if command in DEVELOPMENT else f"{locked} prod"
+    if marker.exists() and marker.read_text() in (wanted, complete):
+        return
+    sys.stderr.write("installing the locked packages\n")
+    # uv 快几倍，并在安装时编译字节码：不然栈的每个进程第一次启动都要各编译一遍
+    os.environ.update(PDM_USE_UV="1", UV_COMPILE_BYTECODE="1", UV_SYSTEM_CERTS="1")
+    run(*pdm, "sync", "--quiet", "--project", ROOT, *([] if wanted == complete else ["--prod"]))
+    marker.write_text(wanted)
+
+
 def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.exit("usage: python3 run.py demo | test | up | any command of `etl`")
     prepare()
-    # 字节码在安装时就编译好：不然栈的每个进程第一次启动都要各编译一遍
-    os.environ.update(PDM_USE_UV="1", PDM_CHECK_UPDATE="0", UV_COMPILE_BYTECODE="1", UV_SYSTEM_CERTS="1")
     # 不理会已激活的别的虚拟环境
-    os.environ.update(PDM_PYTHON=str(VENV / "bin" / "python"), PDM_IGNORE_ACTIVE_VENV="1")
+    os.environ.update(PDM_CHECK_UPDATE="0", PDM_PYTHON=str(VENV / "bin" / "python"), PDM_IGNORE_ACTIVE_VENV="1")
     for name in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONHOME"):
         os.environ.pop(name, None)
     pdm = [str(BOOTSTRAP / "bin" / "python"), "-m", "pdm"]
+    sync(pdm, arguments[0])
     if arguments[0] not in SCRIPTS:
-        if not (VENV / "bin" / "etl").exists():
-            run(*pdm, "sync", "--quiet", "--prod", "--project", ROOT)
         arguments = ["etl", *arguments]
+    os.environ["PDM_USE_UV"] = "0"  # 已经装好；PDM 自己核对不用联网，uv 却要
     # 换成 PDM 自己，不做它的父进程：终端、信号与退出码都直接是它的
     os.execv(pdm[0], [*pdm, "run", "--project", str(ROOT), *arguments])  # noqa: S606 不经过 shell 正是所要的
 
