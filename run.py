@@ -83,7 +83,6 @@ def main(arguments: list[str]) -> None:
     sync(pdm, arguments[0])
     if arguments[0] not in SCRIPTS:
         arguments = ["etl", *arguments]
-    os.environ["PDM_USE_UV"] = "0"  # 已经装好；PDM 自己核对不用联网，uv 却要
     # 换成 PDM 自己，不做它的父进程：终端、信号与退出码都直接是它的
     os.execv(pdm[0], [*pdm, "run", "--project", str(ROOT), *arguments])  # noqa: S606 不经过 shell 正是所要的
 

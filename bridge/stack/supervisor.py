@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -67,7 +67,7 @@ class _Child:
     launched_at: float = 0.0
     not_before: float = 0.0
     kill_at: float | None = None
-    last_words: str = field(default="", repr=False)
+    last_words: str = ""
 
 
 class Supervisor:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -59,6 +60,20 @@ def exists(pid: int) -> bool:
     return identify(pid) is not None
 
 
+@dataclass(frozen=True)
+class Running:
+    folder: Path
+    url: str
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """一台服务器，给只看不动的测试共用。"""
+    folder = tmp_path_factory.mktemp("shared") / "server"
+    with EmbeddedPostgres(folder, durable=False) as url:
+        yield Running(folder, url)
+
+
 def test_data_and_address_survive_a_restart(tmp_path: Path) -> None:
     with EmbeddedPostgres(tmp_path / "server") as first, psycopg.connect(first) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 7 AS seven")
@@ -89,44 +104,40 @@ def test_only_the_durable_server_waits_for_the_disk(tmp_path: Path, durable: boo
     assert found == expected
 
 
-def test_text_is_ordered_by_code_point_and_times_are_utc(tmp_path: Path) -> None:
-    with EmbeddedPostgres(tmp_path / "server", durable=False) as url, psycopg.connect(url) as connection:
-        ordered = connection.execute(
-            "SELECT array_agg(t ORDER BY t), lower('É') FROM unnest(ARRAY['b', 'a', 'B', 'é', '张', '-']) t"
-        ).fetchone()
+def test_text_is_ordered_by_code_point_and_times_are_utc(running: Running) -> None:
+    with psycopg.connect(running.url) as connection:
+        texts = ["b", "a", "B", "é", "张", "-"]
+        ordered = connection.execute("SELECT array_agg(t ORDER BY t), lower('É') FROM unnest(%s::text[]) t", [texts]).fetchone()
         settings = connection.execute("SELECT current_setting('timezone'), current_setting('server_encoding')").fetchone()
     assert ordered == (["-", "B", "a", "b", "é", "张"], "é")
     assert settings == ("UTC", "UTF8")
 
 
-def test_listens_on_loopback_only_and_without_socket_files(tmp_path: Path) -> None:
-    with EmbeddedPostgres(tmp_path / "server", durable=False) as url, psycopg.connect(url) as connection:
+def test_listens_on_loopback_only_and_without_socket_files(running: Running) -> None:
+    with psycopg.connect(running.url) as connection:
         found = connection.execute("SELECT current_setting('listen_addresses'), current_setting('unix_socket_directories')").fetchone()
     assert found == ("127.0.0.1", "")
 
 
-def test_wrong_or_missing_password_is_refused(tmp_path: Path) -> None:
-    with EmbeddedPostgres(tmp_path / "server", durable=False) as url:
-        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-            psycopg.connect(url, password="guess")
-        password = str(psycopg.conninfo.conninfo_to_dict(url)["password"])
-        with pytest.raises(psycopg.OperationalError, match="no password supplied"):
-            psycopg.connect(url.replace(f":{password}", ""), passfile="/dev/null")
+def test_wrong_or_missing_password_is_refused(running: Running) -> None:
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(running.url, password="guess")
+    password = str(psycopg.conninfo.conninfo_to_dict(running.url)["password"])
+    with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+        psycopg.connect(running.url.replace(f":{password}", ""), passfile="/dev/null")
 
 
-def test_password_is_in_one_private_file_and_on_no_command_line(tmp_path: Path) -> None:
-    with EmbeddedPostgres(tmp_path / "server", durable=False) as url:
-        password = str(psycopg.conninfo.conninfo_to_dict(url)["password"])
-        holders = [path for path in tmp_path.rglob("*") if path.is_file() and password.encode() in path.read_bytes()]
-        assert [(path.name, oct(path.stat().st_mode & 0o777)) for path in holders] == [("password", "0o600")]
-        assert not [line for line in command_lines().values() if password in line]
+def test_password_is_in_one_private_file_and_on_no_command_line(running: Running) -> None:
+    password = str(psycopg.conninfo.conninfo_to_dict(running.url)["password"])
+    holders = [path for path in running.folder.rglob("*") if path.is_file() and password.encode() in path.read_bytes()]
+    assert [(path.name, oct(path.stat().st_mode & 0o777)) for path in holders] == [("password", "0o600")]
+    assert not [line for line in command_lines().values() if password in line]
 
 
-def test_second_server_on_the_same_folder_is_refused(tmp_path: Path) -> None:
-    with EmbeddedPostgres(tmp_path / "server", durable=False) as url:
-        with pytest.raises(SettingsError, match="another process is using the state folder"):
-            EmbeddedPostgres(tmp_path / "server").start()
-        psycopg.connect(url).close()
+def test_second_server_on_the_same_folder_is_refused(running: Running) -> None:
+    with pytest.raises(SettingsError, match="another process is using the state folder"):
+        EmbeddedPostgres(running.folder).start()
+    psycopg.connect(running.url).close()
 
 
 @pytest.fixture

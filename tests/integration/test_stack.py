@@ -9,7 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,19 +40,24 @@ print(json.dumps({"message": "ready"}), file=sys.stderr, flush=True)
 time.sleep(600)
 """
 RUN_IN_FOREGROUND = """
-import sys
+import os, sys
+from functools import partial
 from pathlib import Path
 from bridge.settings import BridgeSettings
 from bridge.stack.local import Stack
+from bridge.stack.supervisor import Service
+from etl_assets.core.child_process import launch
 from etl_assets.core.log import configure_logging
 from etl_assets.core.settings import EtlSettings
 configure_logging("stack")
+stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+slow_to_stop = Service("slow", partial(launch, [sys.executable, "-c", stubborn], env=dict(os.environ)), stop_timeout_seconds=1)
 stack = Stack(
     Path(sys.argv[1]),
     settings=EtlSettings(database_url=sys.argv[2]),
     bridge_settings=BridgeSettings(nats_url=""),
     durable=False,
-    services=lambda plan: [],
+    services=lambda plan: [slow_to_stop],
 )
 stack.run(lambda addresses: print("up", addresses.pid, flush=True))
 print("down", flush=True)
@@ -60,6 +66,13 @@ print("down", flush=True)
 
 def one_service(plan: ApplicationPlan) -> list[Service]:
     return [Service("reporter", partial(launch, [sys.executable, "-c", REPORT_ENVIRONMENT], env=plan.environment), logged_ready)]
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_seconds: float = 10) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
 
 
 def no_services(_plan: ApplicationPlan) -> list[Service]:
@@ -244,9 +257,9 @@ def test_stop_signal_ends_the_foreground_stack_in_order(tmp_path: Path, database
             assert process.stdout is not None
             assert process.stdout.readline() == f"up {process.pid}\n"
             nats_pid = json.loads((tmp_path / "pids.json").read_text())["children"][0]["pid"]
-            # 终端与上层工具可能各发一次：第二次不能打断停下的过程
             process.send_signal(number)
-            process.send_signal(number)
+            wait_until(lambda: not (tmp_path / "stack.json").exists())
+            process.send_signal(number)  # 终端与上层工具可能各发一次：第二次不能打断停下的过程
             assert process.stdout.readline() == "down\n"
             assert process.wait(20) == 0
         finally:

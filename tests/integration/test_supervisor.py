@@ -264,7 +264,8 @@ def test_next_start_kills_what_a_killed_supervisor_left(tmp_path: Path) -> None:
 def test_next_start_spares_a_process_that_only_has_the_same_pid(tmp_path: Path, recorded: str) -> None:
     state_dir = tmp_path / "state"
     state_dir.mkdir()
-    with subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True) as bystander:
+    environment = {**os.environ, "ETL_STATE_DIR": str(state_dir)}  # 用户自己的 shell 里也可能有
+    with subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True, env=environment) as bystander:
         identity = identify(bystander.pid)
         assert identity is not None
         off_by = 1 if recorded == "other start time" else 0
