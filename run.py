@@ -18,8 +18,7 @@ BOOTSTRAP = ROOT / ".bootstrap"
 VENV = ROOT / ".venv"
 MINORS = range(11, 15)  # Python 3.11 … 3.14，与 pyproject.toml 的 requires-python 相同
 TOOLS = ["pdm[locked]>=2.29,<3", "uv"]  # 不带 [locked] 的 PDM 眼下装出来不能用
-DEVELOPMENT = ("check", "test")
-SCRIPTS = (*DEVELOPMENT, "demo", "up")
+SCRIPTS = ("check", "demo", "test", "up")
 
 
 def find_python() -> str:
@@ -56,19 +55,17 @@ def prepare() -> None:
         run(BOOTSTRAP / "bin" / "python", "-m", "uv", "venv", "--quiet", "--clear", "--python", find_python(), VENV)
 
 
-def sync(pdm: list[str], command: str) -> None:
-    """装好锁住的依赖；锁文件没变就不再来，离线也能用。demo 与 up 用不着的开发工具，test 与 check 才装。"""
+def sync(pdm: list[str]) -> None:
+    """装好锁住的依赖；锁文件没变就不再来，离线也能用。"""
     marker = VENV / "synced.txt"
     locked = hashlib.sha256((ROOT / "pdm.lock").read_bytes()).hexdigest()
-    complete = f"{locked} all"
-    wanted = complete if command in DEVELOPMENT else f"{locked} prod"
-    if marker.exists() and marker.read_text() in (wanted, complete):
+    if marker.exists() and marker.read_text() == locked:
         return
     sys.stderr.write("installing the locked packages\n")
     # uv 快几倍，并在安装时编译字节码：不然栈的每个进程第一次启动都要各编译一遍
     os.environ.update(PDM_USE_UV="1", UV_COMPILE_BYTECODE="1", UV_SYSTEM_CERTS="1")
-    run(*pdm, "sync", "--quiet", "--project", ROOT, *([] if wanted == complete else ["--prod"]))
-    marker.write_text(wanted)
+    run(*pdm, "sync", "--quiet", "--project", ROOT)
+    marker.write_text(locked)
 
 
 def main(arguments: list[str]) -> None:
@@ -80,7 +77,7 @@ def main(arguments: list[str]) -> None:
     for name in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONHOME"):
         os.environ.pop(name, None)
     pdm = [str(BOOTSTRAP / "bin" / "python"), "-m", "pdm"]
-    sync(pdm, arguments[0])
+    sync(pdm)
     if arguments[0] not in SCRIPTS:
         arguments = ["etl", *arguments]
     # 换成 PDM 自己，不做它的父进程：终端、信号与退出码都直接是它的

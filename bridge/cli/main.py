@@ -58,6 +58,8 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """运行一个命令；已知的错误只印一句话，不印栈。"""
+    if started_in := os.environ.get("PDM_RUN_CWD"):
+        os.chdir(started_in)  # PDM 的脚本先去了项目的根；人给的文件名是从他所在的文件夹说的
     try:
         cli.main(args=list(arguments) if arguments is not None else None, prog_name="etl")
     except EtlError as error:

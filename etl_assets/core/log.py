@@ -43,7 +43,7 @@ def configure_logging(component: str, *, level: str = "INFO", console: bool | No
         cache_logger_on_first_use=True,
     )
     rendering: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]  # 缺省的样式会印出局部变量，里面有口令
         if human
         else [structlog.processors.format_exc_info, _redact_values, structlog.processors.JSONRenderer(ensure_ascii=False)]
     )
@@ -61,6 +61,7 @@ def configure_logging(component: str, *, level: str = "INFO", console: bool | No
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # 迁移成功不必每次说三行
     structlog.contextvars.bind_contextvars(component=component)
 
 

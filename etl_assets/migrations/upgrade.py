@@ -47,7 +47,9 @@ def upgrade_database(engine: sa.Engine) -> bool:
             connection.commit()
             return not existing
     except sa.exc.OperationalError as error:
-        raise DatabaseUnavailableError(f"cannot use the database of ETL_DATABASE_URL: {_first_line(error)}") from error
+        raise DatabaseUnavailableError(
+            f"cannot use the database of ETL_DATABASE_URL, check the address and that the server is up: {_first_line(error)}"
+        ) from error
     except sa.exc.ProgrammingError as error:
         raise PermanentError(f"cannot create the schema: {_first_line(error)}; the role needs CREATE on the database") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 
@@ -26,11 +27,11 @@ ORDERS: dict[str, dict[str, object]] = {
 }
 
 
-def profile(**targets: dict[str, object]) -> Profile:
+def profile(**targets: Mapping[str, object]) -> Profile:
     return Profile.model_validate({"file": {"numbers": ["price", "count"]}, "group": {"by": ["invoice"]}, "orders": ORDERS | targets})
 
 
-def build(folder: Path, rows: str, **targets: dict[str, object]) -> OrderBlock:
+def build(folder: Path, rows: str, **targets: Mapping[str, object]) -> OrderBlock:
     path = folder / "items.csv"
     path.write_text(HEADER + rows, encoding="utf-8")
     used = profile(**targets)

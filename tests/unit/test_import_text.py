@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 import pytest
@@ -54,7 +55,7 @@ def problems_of(path: Path) -> list[tuple[int, str, str]]:
     block_bytes=st.integers(min_value=8, max_value=200),
 )
 def test_records_and_their_lines_are_those_of_the_csv_standard(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]], quoting: int, line_end: str, block_bytes: int
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]], quoting: Literal[0, 1], line_end: str, block_bytes: int
 ) -> None:
     text = io.StringIO()
     csv.writer(text, quoting=quoting, lineterminator=line_end).writerows([("x", "y", "z"), *rows])

@@ -1,0 +1,301 @@
+"""租约：领到的日子不重叠，过期的有人接手，接手之后原来的工人提交不了。"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, timedelta
+from threading import Barrier
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from etl_assets.core.business_day import DayRange
+from etl_assets.core.errors import LeaseLostError
+from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import leases, ledger, outbox
+from etl_assets.orders import etl as orders_etl
+from etl_assets.services import materialization
+from etl_assets.services.leases import (
+    MAX_DAYS_PER_RUN,
+    Claim,
+    Lease,
+    assert_lease_held,
+    claim_due_days,
+    current_lease,
+    extend_lease,
+    has_claimable_days,
+    release_lease,
+    take_expired_leases,
+)
+from etl_assets.services.ledger import ASSETS, mark_materialized, read_revisions, request_days
+from etl_assets.testing.fixtures import ReadTable
+from etl_assets.testing.raw_data import RawData
+from tests.integration.chain import Chain
+
+DAY = date(2026, 1, 5)
+TARGET = "public"
+
+
+@pytest.fixture
+def chain(engine: sa.Engine, etl_settings: EtlSettings) -> Chain:
+    return Chain(engine, etl_settings)
+
+
+def days_from(first: date, count: int) -> list[date]:
+    return [first + timedelta(days=offset) for offset in range(count)]
+
+
+def request(engine: sa.Engine, days: Sequence[date]) -> None:
+    with engine.begin() as connection:
+        request_days(connection, TARGET, days)
+
+
+def claim(engine: sa.Engine, run_id: str, *, lease_seconds: float = 60) -> Claim | None:
+    with engine.begin() as connection:
+        return claim_due_days(connection, TARGET, run_id=run_id, owner="test", lease_seconds=lease_seconds)
+
+
+def claim_all(engine: sa.Engine, name: str) -> list[Claim]:
+    claims: list[Claim] = []
+    while (claimed := claim(engine, f"{name}-{len(claims)}")) is not None:
+        claims.append(claimed)
+    return claims
+
+
+def expire(engine: sa.Engine, run_id: str) -> None:
+    """时候到了：不等，直接把到期时刻改成过去。"""
+    with engine.begin() as connection:
+        past = sa.func.clock_timestamp() - timedelta(seconds=1)
+        connection.execute(sa.update(leases).where(leases.c.run_id == run_id).values(expires_at=past))
+
+
+def done(engine: sa.Engine, asset: str, days: DayRange) -> None:
+    with engine.begin() as connection:
+        mark_materialized(connection, TARGET, asset, days, read_revisions(connection, TARGET, asset, days), run_id="run")
+
+
+def held_leases(engine: sa.Engine) -> list[str]:
+    with engine.connect() as connection:
+        return list(connection.scalars(sa.select(leases.c.run_id).order_by(leases.c.run_id)))
+
+
+# ---- 领取 ------------------------------------------------------------------------
+
+
+def test_nothing_due_means_nothing_claimed(engine: sa.Engine) -> None:
+    assert claim(engine, "run") is None
+    assert held_leases(engine) == []
+
+
+def test_contiguous_days_are_claimed_together_and_a_gap_starts_another_run(engine: sa.Engine) -> None:
+    early, late = days_from(DAY, 3), days_from(DAY + timedelta(days=4), 2)
+    request(engine, [*late, *early])
+    first, second = claim_all(engine, "run")
+    assert (list(first.days), first.more) == (early, True)
+    assert (list(second.days), second.more) == (late, False)
+
+
+def test_run_takes_at_most_30_days(engine: sa.Engine) -> None:
+    days = days_from(DAY, 2 * MAX_DAYS_PER_RUN + 3)
+    request(engine, days)
+    claims = claim_all(engine, "run")
+    assert [len(claimed.days) for claimed in claims] == [30, 30, 3]
+    assert [day for claimed in claims for day in claimed.days] == days
+
+
+def test_days_that_waited_longest_are_claimed_first(engine: sa.Engine) -> None:
+    request(engine, [DAY])
+    request(engine, [DAY - timedelta(days=10)])
+    first, second = claim_all(engine, "run")
+    assert (first.days.first, second.days.first) == (DAY, DAY - timedelta(days=10))
+
+
+def test_neighbouring_days_with_different_next_assets_are_different_runs(engine: sa.Engine) -> None:
+    days = days_from(DAY, 3)
+    request(engine, days)
+    done(engine, "orders", DayRange(days[1], days[1]))
+    claims = {claimed.days.first: claimed for claimed in claim_all(engine, "run")}
+    assert {day: (len(claimed.days), claimed.assets) for day, claimed in claims.items()} == {
+        days[0]: (1, ASSETS),
+        days[1]: (1, ("customers", "leads")),
+        days[2]: (1, ASSETS),
+    }
+
+
+def test_claimed_days_are_not_claimed_again_until_they_are_released(engine: sa.Engine) -> None:
+    request(engine, [DAY])
+    claimed = claim(engine, "one")
+    assert claimed is not None
+    request(engine, [DAY])
+    assert claim(engine, "two") is None
+    with engine.begin() as connection:
+        assert not has_claimable_days(connection, TARGET)
+        release_lease(connection, claimed.lease)
+    assert claim(engine, "two") is not None
+
+
+def test_claimers_at_the_same_time_never_overlap(engine: sa.Engine) -> None:
+    days = [day for month in range(6) for day in days_from(DAY + timedelta(days=50 * month), 40)]
+    request(engine, days)
+    workers = 4
+    barrier = Barrier(workers)
+
+    def work(name: str) -> list[Claim]:
+        barrier.wait(timeout=20)
+        return claim_all(engine, name)
+
+    with ThreadPoolExecutor(workers) as pool:
+        claims = [claimed for found in pool.map(work, "abcd") for claimed in found]
+    assert sorted(day for claimed in claims for day in claimed.days) == sorted(days)
+
+
+# ---- 过期与心跳 ------------------------------------------------------------------
+
+
+def test_expired_lease_is_taken_by_another(engine: sa.Engine) -> None:
+    request(engine, [DAY])
+    assert claim(engine, "dead") is not None
+    expire(engine, "dead")
+    taken = claim(engine, "next")
+    assert taken is not None
+    assert taken.days == DayRange(DAY, DAY)
+    with engine.begin() as connection:
+        assert take_expired_leases(connection, TARGET) == ["dead"]
+    assert held_leases(engine) == ["next"]
+
+
+def test_lease_of_zero_seconds_is_expired_by_the_database_clock(engine: sa.Engine) -> None:
+    request(engine, [DAY])
+    assert claim(engine, "dead", lease_seconds=0) is not None
+    assert claim(engine, "next") is not None
+
+
+def test_heartbeat_extends_a_lease_that_is_held(engine: sa.Engine) -> None:
+    request(engine, [DAY])
+    claimed = claim(engine, "run", lease_seconds=30)
+    assert claimed is not None
+    with engine.begin() as connection:
+        before = connection.scalar(sa.select(leases.c.expires_at))
+        assert extend_lease(connection, claimed.lease, lease_seconds=300)
+        after = connection.scalar(sa.select(leases.c.expires_at))
+    assert before is not None
+    assert after is not None
+    assert after - before > timedelta(seconds=200)
+
+
+def test_heartbeat_cannot_revive_an_expired_lease(engine: sa.Engine) -> None:
+    request(engine, [DAY])
+    claimed = claim(engine, "run")
+    assert claimed is not None
+    expire(engine, "run")
+    with engine.begin() as connection:
+        assert not extend_lease(connection, claimed.lease, lease_seconds=300)
+    assert claim(engine, "next") is not None
+
+
+def test_worker_with_an_old_token_can_neither_extend_nor_release(engine: sa.Engine) -> None:
+    """同一个运行交给了别的工人：run_id 相同，token 不同。"""
+    request(engine, [DAY])
+    claimed = claim(engine, "run")
+    assert claimed is not None
+    stranger = Lease(run_id="run", token=UUID(int=1))
+    with engine.begin() as connection:
+        assert not extend_lease(connection, stranger, lease_seconds=300)
+        release_lease(connection, stranger)
+    assert held_leases(engine) == ["run"]
+
+
+# ---- 栅栏 ------------------------------------------------------------------------
+
+
+def run_orders_under(lease: Lease, chain: Chain) -> None:
+    token = current_lease.set(lease)
+    try:
+        chain.run(DAY, assets=["orders"])
+    finally:
+        current_lease.reset(token)
+
+
+def written(chain: Chain) -> tuple[int, int, int]:
+    """订单数、完成事件数、做过的台账行数。"""
+    orders = sa.select(sa.func.count()).select_from(sa.table("orders"))
+    marked = sa.select(sa.func.count()).select_from(ledger).where(ledger.c.materialized > 0)
+    (row,) = chain.rows(
+        sa.select(orders.scalar_subquery(), sa.select(sa.func.count(outbox.c.outbox_id)).scalar_subquery(), marked.scalar_subquery())
+    )
+    return row[0], row[1], row[2]
+
+
+@pytest.fixture
+def claimed(engine: sa.Engine, chain: Chain, raw_data: RawData) -> Claim:
+    """一个有一天订单要做、已经领到它的工人。"""
+    chain.announce(raw_data.add_import([{}]))
+    claimed = claim(engine, "run")
+    assert claimed is not None
+    return claimed
+
+
+def test_worker_that_holds_its_lease_commits(chain: Chain, claimed: Claim) -> None:
+    run_orders_under(claimed.lease, chain)
+    assert written(chain) == (1, 1, 1)
+
+
+def test_worker_whose_lease_is_gone_before_it_starts_writes_nothing(chain: Chain, claimed: Claim) -> None:
+    expire(chain.engine, "run")
+    with pytest.raises(LeaseLostError, match="the lease of run run has expired") as caught:
+        run_orders_under(claimed.lease, chain)
+    assert caught.value.run_id == "run"
+    assert written(chain) == (0, 0, 0)
+
+
+def test_worker_that_loses_its_lease_while_it_writes_is_rolled_back(
+    chain: Chain, claimed: Claim, monkeypatch: pytest.MonkeyPatch, read_table: ReadTable
+) -> None:
+    load = orders_etl.load
+
+    def load_slowly(*arguments: Any) -> Any:
+        """数据已经写下、还没提交：租约过期，别人接手。"""
+        result = load(*arguments)
+        expire(chain.engine, "run")
+        with chain.engine.begin() as connection:
+            assert take_expired_leases(connection, TARGET) == ["run"]
+        return result
+
+    monkeypatch.setattr(orders_etl, "load", load_slowly)
+    with pytest.raises(LeaseLostError):
+        run_orders_under(claimed.lease, chain)
+    assert written(chain) == (0, 0, 0)
+    monkeypatch.undo()
+    successor = claim(chain.engine, "next")
+    assert successor is not None
+    run_orders_under(successor.lease, chain)
+    assert read_table("orders").height == 1
+
+
+def test_lease_stays_in_place_until_the_data_is_committed(chain: Chain, claimed: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """查过租约之后到提交之前，收租约的人要等：不会两个人都以为自己是主人。"""
+    blocked: list[str] = []
+
+    def commit_after_the_fence(connection: sa.Connection) -> None:
+        assert_lease_held(connection)
+        with chain.engine.begin() as other:
+            other.exec_driver_sql("SET LOCAL lock_timeout = '100ms'")
+            try:
+                other.execute(sa.delete(leases))
+            except sa.exc.OperationalError as error:
+                blocked.append(type(error.orig).__name__)
+                other.rollback()
+
+    monkeypatch.setattr(materialization, "assert_lease_held", commit_after_the_fence)
+    run_orders_under(claimed.lease, chain)
+    assert blocked == ["LockNotAvailable"]
+    assert written(chain) == (1, 1, 1)
+
+
+def test_run_without_a_lease_needs_none(chain: Chain, raw_data: RawData) -> None:
+    raw_data.add_import([{}])
+    chain.run(DAY, assets=["orders"])
+    assert written(chain) == (1, 1, 1)
