@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -29,6 +30,7 @@ from dagster_postgres.utils import create_pg_engine
 from dagster_shared.error import SerializableErrorInfo
 
 from etl_assets.core.business_day import DayRange
+from etl_assets.core.errors import SettingsError
 
 _POOL_SIZE = 2
 _CONSOLE_LOGGERS = "default_system_loggers"
@@ -184,6 +186,8 @@ def fail_abandoned_run(instance: DagsterInstance, run_id: str, message: str) -> 
 
 def open_instance() -> DagsterInstance:
     """DAGSTER_HOME 指的实例，改成适合常驻进程的样子：存储共用一个连接池，运行不再各自往终端打日志。"""
+    if not os.environ.get("DAGSTER_HOME"):
+        raise SettingsError("DAGSTER_HOME is not set: take it from `etl env`, or point it at the folder of your dagster.yaml")
     instance = DagsterInstance.get()
     _share_pool(instance)
     _silence_console()

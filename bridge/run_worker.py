@@ -10,6 +10,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 from dagster import DagsterInstance
 
+from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, RunResult, fail_abandoned_run, open_instance
 from bridge.settings import BridgeSettings
 from etl_assets.core.database_errors import translated_errors
@@ -22,10 +23,6 @@ from etl_assets.services.leases import Claim, claim_due_days, current_lease
 from etl_assets.services.outbox import Completion, add_completion
 
 logger = get_logger(__name__)
-
-CODE_MODULE = "etl_assets.definitions"
-LOCATION_NAME = "etl_assets"
-JOB_NAME = "etl"
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
 
 from bridge.cli.options import with_stack
 from etl_assets.core.errors import DatabaseUnavailableError
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from etl_assets.services.reports import Progress
 
 _EXIT_FAILED = 1
 _EXIT_TIMEOUT = 2
@@ -59,21 +67,29 @@ def wait_command(import_id: UUID, timeout_seconds: float) -> None:
 
 
 def wait_for_import(import_id: UUID, *, timeout_seconds: float) -> int:
-    """等到导入进表，终端上显示进度条；返回退出码。数据库暂时不在就接着等。"""
-    from etl_assets.core.database_errors import translated_errors
-    from etl_assets.core.database_sync import get_engine
+    """等到导入进表；返回退出码。"""
     from etl_assets.core.settings import get_settings
     from etl_assets.services.reports import import_progress
+
+    return wait_until_done(
+        f"import {import_id}", lambda connection: import_progress(connection, get_settings(), import_id), timeout_seconds=timeout_seconds
+    )
+
+
+def wait_until_done(what: str, read_progress: Callable[[sa.Connection], Progress], *, timeout_seconds: float) -> int:
+    """等到每一天都做完，终端上显示进度条；返回退出码。数据库暂时不在就接着等。"""
+    from etl_assets.core.database_errors import translated_errors
+    from etl_assets.core.database_sync import get_engine
 
     deadline = time.monotonic() + timeout_seconds
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("days"), TimeElapsedColumn())
     problem = "its event has not been handled yet: is the listener running (`etl status`)?"
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(f"import {import_id}", total=None)
+    with ProgressBar(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=None)
         while True:
             try:
                 with translated_errors(), get_engine().connect() as connection:
-                    progress = import_progress(connection, get_settings(), import_id)
+                    progress = read_progress(connection)
             except DatabaseUnavailableError as error:
                 problem = str(error)
             else:
@@ -81,11 +97,11 @@ def wait_for_import(import_id: UUID, *, timeout_seconds: float) -> int:
                 if progress.handled and progress.done == progress.days:
                     return 0
                 if progress.held:
-                    click.echo(f"error: {progress.held} days of import {import_id} failed for good: {progress.held_reason}", err=True)
+                    click.echo(f"error: {progress.held} days of {what} failed for good: {progress.held_reason}", err=True)
                     return _EXIT_FAILED
                 if progress.handled:
                     problem = f"{progress.done} of {progress.days} days are materialized"
             if time.monotonic() > deadline:
-                click.echo(f"error: import {import_id} is not in the tables after {timeout_seconds:g} s: {problem}", err=True)
+                click.echo(f"error: {what} is not in the tables after {timeout_seconds:g} s: {problem}", err=True)
                 return _EXIT_TIMEOUT
             time.sleep(_POLL_SECONDS)

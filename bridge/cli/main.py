@@ -25,6 +25,7 @@ _COMMANDS = {
     "show": ("bridge.cli.show", "Show rows of orders, customers or leads."),
     "publish": ("bridge.cli.events", "Publish one event, validated."),
     "wait": ("bridge.cli.events", "Wait until an import is in the tables."),
+    "backfill": ("bridge.cli.backfill", "Materialize a range of days again, through the same queue."),
     "status": ("bridge.cli.status", "Show what is due, running, held, queued and rejected."),
     "demo": ("bridge.cli.demo", "Run the whole flow on sample data, check it, and stop."),
 }

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +22,7 @@ from bridge.imports.problems import BadRows
 from bridge.imports.profile import FileFormat, Profile
 from bridge.imports.reading import Progress, Reading
 from bridge.imports.source import open_source
-from etl_assets.core.errors import DatabaseUnavailableError, PermanentError
+from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, shop_configs
@@ -87,7 +86,7 @@ def import_file(
     builder = OrderBuilder(source, columns, settings.timezone)
     with BadRows(path, write=skip_bad_rows and not dry_run) as bad_rows:
         reading = Reading(builder, bad_rows, skip_bad_rows=skip_bad_rows, on_progress=on_progress)
-        with _translated_errors(), engine.begin() as connection:
+        with translated_errors(), engine.begin() as connection:
             import_id = None if dry_run else _load(connection, path.name, reading)
             if dry_run:
                 _read_to_end(reading)
@@ -180,16 +179,3 @@ def _create_shops(connection: sa.Connection, shops: Iterable[str]) -> list[str]:
         return []
     statement = insert(shop_configs).values(missing).on_conflict_do_nothing().returning(shop_configs.c.shop_name)
     return sorted(connection.scalars(statement))
-
-
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    """COPY 抛的是 psycopg 的错误，别的语句抛的是 SQLAlchemy 的。"""
-    try:
-        yield
-    except (psycopg.Error, sa.exc.DBAPIError) as error:
-        original = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-        reason = (str(original).strip().splitlines() or [type(original).__name__])[0]
-        if isinstance(original, psycopg.OperationalError):
-            raise DatabaseUnavailableError(f"nothing was imported, the database of ETL_DATABASE_URL cannot be used: {reason}") from error
-        raise PermanentError(f"nothing was imported, PostgreSQL refused it: {reason}; run `etl init-db` and `etl doctor`") from error

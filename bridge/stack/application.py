@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from subprocess import Popen
 
-from bridge.stack.dagster_home import CODE_MODULE, LOCATION_NAME
+from bridge.code_location import CODE_MODULE, LOCATION_NAME
 from bridge.stack.readiness import answers_http, listens_on, logged_ready
 from bridge.stack.supervisor import Service
 from etl_assets.core.child_process import launch

@@ -12,14 +12,13 @@ from pathlib import Path
 import sqlalchemy as sa
 from psycopg import sql
 
+from bridge.code_location import LOCATION_NAME
 from bridge.stack.supervisor import ServiceStartError
 from etl_assets.core.child_log import open_log, read_last_line
 from etl_assets.core.child_process import launch
 from etl_assets.core.database_sync import normalize_url
 from etl_assets.core.private_folder import create_private_folder, write_private_file
 
-CODE_MODULE = "etl_assets.definitions"
-LOCATION_NAME = "etl_assets"
 _SCHEMA = "dagster"
 _MIGRATION_LOCK = 0x444147  # "DAG"：两个栈用同一个数据库时排队
 

@@ -42,7 +42,9 @@ def translate(cause: BaseException) -> EtlError:
         case psycopg.errors.InsufficientPrivilege():
             return PermanentError(f"the role of ETL_DATABASE_URL lacks a right, grant it: {summary}")
         case psycopg.OperationalError() | psycopg.InterfaceError():
-            return DatabaseUnavailableError(f"the connection to PostgreSQL was lost, nothing was written: {summary}")
+            return DatabaseUnavailableError(
+                f"cannot reach the PostgreSQL of ETL_DATABASE_URL, nothing was written; check that it is up: {summary}"
+            )
         case psycopg.errors.DataError() | psycopg.errors.IntegrityError():
             return PermanentError(f"PostgreSQL refused the data, nothing was written: {summary}")
         case _:

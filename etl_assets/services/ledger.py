@@ -44,6 +44,11 @@ def after(asset: str) -> list[str]:
     return list(ASSETS[ASSETS.index(asset) + 1 :][:1])
 
 
+def before(asset: str) -> str:
+    """紧排在 asset 前面的资产；链头没有。"""
+    return ASSETS[ASSETS.index(asset) - 1]
+
+
 def ensure_days(connection: sa.Connection, target: str, days: Iterable[date]) -> None:
     """让这些天的每个资产都有一行。"""
     pairs = [(day, asset) for day in sorted(set(days)) for asset in sorted(ASSETS)]

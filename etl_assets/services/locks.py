@@ -13,7 +13,7 @@ from etl_assets.core.tables import locks
 
 LockKind = Literal["day", "customer", "sweep", "claim"]
 
-# 客户按散列分到固定数目的锁行：锁的行数有界，新客户也有行可锁
+# 客户按散列的低位分到固定数目的锁行（2 的幂）：锁的行数有界，新客户也有行可锁
 CUSTOMER_STRIPES = 1024
 
 
@@ -44,5 +44,5 @@ def lock_customers(connection: sa.Connection, target: str, customers: sa.Table) 
     散列由服务器计算：各台机器上的 Polars 版本可能不同，服务器只有一个。
     """
     hashed = sa.func.hashtextextended(customers.c.customer_key, 0, type_=sa.BigInteger())
-    stripe = sa.cast(sa.func.mod(hashed, CUSTOMER_STRIPES), sa.Integer)
+    stripe = sa.cast(hashed.op("&")(CUSTOMER_STRIPES - 1), sa.Integer)
     acquire_locks(connection, target, "customer", connection.scalars(sa.select(stripe.distinct())).all())

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import (
     import_events,
@@ -27,8 +28,8 @@ from etl_assets.services.ledger import ASSETS
 
 
 @dataclass(frozen=True)
-class ImportProgress:
-    """一次导入走到哪里：handled 是它的事件进了台账没有，days、done、held 是受影响的、做完的、搁置的天数。"""
+class Progress:
+    """一次导入或一段日子走到哪里：handled 是要求进了台账没有，days、done、held 是要做的、做完的、搁置的天数。"""
 
     handled: bool
     days: int
@@ -80,7 +81,7 @@ def import_accounting(connection: sa.Connection, settings: EtlSettings, *, limit
     return connection.execute(statement).mappings().all()
 
 
-def import_progress(connection: sa.Connection, settings: EtlSettings, import_id: UUID) -> ImportProgress:
+def import_progress(connection: sa.Connection, settings: EtlSettings, import_id: UUID) -> Progress:
     """一次导入要求的日子做到了没有；链末的资产做到了那个版本，就是全程都做到了。"""
     target = settings.target_schema
     last = ledger.alias("last")
@@ -109,7 +110,27 @@ def import_progress(connection: sa.Connection, settings: EtlSettings, import_id:
     handled = connection.execute(
         sa.select(import_events.c.event_id).where(import_events.c.target == target, import_events.c.import_id == import_id)
     ).first()
-    return ImportProgress(handled=handled is not None, days=total, done=done, held=held_days, held_reason=held_reason)
+    return Progress(handled=handled is not None, days=total, done=done, held=held_days, held_reason=held_reason)
+
+
+def range_progress(connection: sa.Connection, settings: EtlSettings, days: DayRange) -> Progress:
+    """一段日子走到哪里：整条链都没有到期的日子算做完。"""
+    due = ledger.c.requested > ledger.c.materialized
+    by_day = (
+        sa.select(sa.func.bool_or(due).label("is_due"), sa.func.max(ledger.c.held_reason).filter(due).label("reason"))
+        .where(ledger.c.target == settings.target_schema, days.includes(ledger.c.day))
+        .group_by(ledger.c.day)
+        .subquery("by_day")
+    )
+    total, done, held, reason = connection.execute(
+        sa.select(
+            sa.func.count(),
+            sa.func.count().filter(~by_day.c.is_due),
+            sa.func.count(by_day.c.reason),
+            sa.func.max(by_day.c.reason),
+        ).select_from(by_day)
+    ).one()
+    return Progress(handled=True, days=total, done=done, held=held, held_reason=reason)
 
 
 def ledger_summary(connection: sa.Connection, settings: EtlSettings) -> Sequence[sa.RowMapping]:

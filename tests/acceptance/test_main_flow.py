@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from bridge.demo.reference import find_differences
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import leases, target_tables
+from etl_assets.core.tables import leases, order_type_mappings, target_tables
 from tests.acceptance.conftest import DATA, Etl, Query
 
 HEADERS = ["order_id", "shop", "customer_name", "order_type", "order_status", "amount", "quantity", "ordered_at"]
@@ -162,6 +162,18 @@ def test_bad_file_is_refused_with_row_and_column_and_nothing_is_imported(etl: Et
     assert "amount" in result.stderr
     assert "Traceback" not in result.stderr
     assert etl("imports", "--format", "csv", "--limit", "1000").stdout == before
+
+
+def test_backfill_applies_a_changed_type_mapping(etl: Etl, stack_engine: sa.Engine, stack_settings: EtlSettings, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "mapped.csv", [("M-1", "映射店", "钱七", "样衣", "paid", "5", "1", "2026-07-07 12:00:00")])
+    import_and_wait(etl, str(path), "--create-shops")
+    with stack_engine.begin() as connection:
+        connection.execute(sa.insert(order_type_mappings).values(raw_order_type="样衣", system_order_type="SAMPLE"))
+    etl("backfill", "--from", "2026-07-01", "--to", "2026-07-10", "--timeout", "90")
+    rows = json.loads(etl("show", "customers", "--customer", "钱七", "--format", "json").stdout)
+    assert [row["sample_count"] for row in rows] == [1]
+    assert find_differences(stack_engine, stack_settings) == []
+    etl("backfill", "--from", "1990-01-01", "--to", "1990-01-02", exit_code=2)
 
 
 def test_work_of_a_killed_worker_is_done_by_another(etl: Etl, stack_engine: sa.Engine, stack_settings: EtlSettings, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 import sqlalchemy as sa
 from dagster import DagsterInstance, DagsterRunStatus
 
+from bridge.code_location import CODE_MODULE, LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation
-from bridge.run_worker import CODE_MODULE, LOCATION_NAME, RunWorker
+from bridge.run_worker import RunWorker
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import ledger, outbox
 from etl_assets.services.intake import ImportEvent, request_imports
