@@ -35,11 +35,12 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def stack(state_dir: Path) -> Iterator[StackAddresses]:
     """PostgreSQL、NATS、Dagster 网页与守护进程、监听器、两个工人；分区从 1997 年起，样例文件才都进得去。"""
-    with pytest.MonkeyPatch.context() as patch:
+    local = Stack(state_dir, settings=EtlSettings(database_url=""), bridge_settings=BridgeSettings(nats_url=""), durable=False, workers=2)
+    with pytest.MonkeyPatch.context() as patch:  # 子进程启动时带走环境变量；别的测试看不到它
         patch.setenv("ETL_PARTITIONS_START", PARTITIONS_START)
-        settings = EtlSettings(database_url="")
-        with Stack(state_dir, settings=settings, bridge_settings=BridgeSettings(nats_url=""), durable=False, workers=2) as addresses:
-            yield addresses
+        addresses = local.start()
+    yield addresses
+    local.stop()
 
 
 @pytest.fixture(scope="session")
