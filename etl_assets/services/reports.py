@@ -84,6 +84,10 @@ def import_accounting(connection: sa.Connection, settings: EtlSettings, *, limit
 def import_progress(connection: sa.Connection, settings: EtlSettings, import_id: UUID) -> Progress:
     """一次导入要求的日子做到了没有；链末的资产做到了那个版本，就是全程都做到了。"""
     target = settings.target_schema
+    # 先看事件进了台账没有：反过来，两条语句之间进来的事件会显得没有一天要做
+    handled = connection.execute(
+        sa.select(import_events.c.event_id).where(import_events.c.target == target, import_events.c.import_id == import_id)
+    ).first()
     last = ledger.alias("last")
     held = ledger.alias("held")
     reason = (
@@ -107,9 +111,6 @@ def import_progress(connection: sa.Connection, settings: EtlSettings, import_id:
             sa.func.max(days.c.reason).filter(waiting_in_vain),
         ).select_from(days)
     ).one()
-    handled = connection.execute(
-        sa.select(import_events.c.event_id).where(import_events.c.target == target, import_events.c.import_id == import_id)
-    ).first()
     return Progress(handled=handled is not None, days=total, done=done, held=held_days, held_reason=held_reason)
 
 
