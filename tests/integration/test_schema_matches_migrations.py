@@ -14,7 +14,8 @@ CATALOG = """
            concat_ws(' ', data_type, numeric_precision, numeric_scale, is_nullable, is_identity, column_default)
     FROM information_schema.columns WHERE table_schema IN ('public', 'etl') AND table_name <> 'schema_version'
     UNION ALL
-    SELECT schemaname, tablename, 'index ' || indexname, indexdef FROM pg_indexes WHERE schemaname IN ('public', 'etl') AND tablename <> 'schema_version'
+    SELECT schemaname, tablename, 'index ' || indexname, indexdef
+    FROM pg_indexes WHERE schemaname IN ('public', 'etl') AND tablename <> 'schema_version'
     UNION ALL
     SELECT n.nspname, c.relname, 'constraint ' || k.conname, pg_get_constraintdef(k.oid)
     FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
