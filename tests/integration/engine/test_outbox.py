@@ -11,20 +11,14 @@ import pytest
 import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import outbox
 from etl_assets.customers import etl as customers_etl
 from etl_assets.services.outbox import Completion, add_completion, delete_published, installation_id, read_unpublished
 from etl_assets.testing.raw_data import RawData
-from tests.integration.chain import Chain
+from tests.integration.engine.chain import Chain
 
 DAY = date(2026, 1, 5)
 NEXT = date(2026, 1, 6)
-
-
-@pytest.fixture
-def chain(engine: sa.Engine, etl_settings: EtlSettings) -> Chain:
-    return Chain(engine, etl_settings)
 
 
 @pytest.fixture

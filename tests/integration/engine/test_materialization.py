@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from threading import Event
 from time import monotonic, sleep
 from typing import Any
@@ -27,7 +27,7 @@ from etl_assets.services.customer_orders import read_customer_orders
 from etl_assets.services.ledger import request_days
 from etl_assets.services.vectorized_queries import WriteCounts
 from etl_assets.testing.raw_data import SAMPLE_SHOP, SAMPLE_SHOP_NAME, RawData
-from tests.integration.chain import Chain
+from tests.integration.engine.chain import Chain
 
 DAY = date(2026, 1, 5)
 NEXT = date(2026, 1, 6)
@@ -35,11 +35,6 @@ TABLES = target_tables("public")
 ORDERS, CUSTOMERS, LEADS = TABLES.orders, TABLES.customers, TABLES.leads
 LEGACY_ID = UUID("11111111-1111-4111-8111-111111111111")
 NOTHING_WRITTEN = (0, 0, 0)
-
-
-@pytest.fixture
-def chain(engine: sa.Engine, etl_settings: EtlSettings) -> Chain:
-    return Chain(engine, etl_settings)
 
 
 def at(day: int, *, month: int = 1, hour: int = 4) -> datetime:
@@ -720,23 +715,25 @@ def test_lock_that_another_holds_too_long_is_a_transient_error(chain: Chain, raw
 # ---- 影子结果 --------------------------------------------------------------------
 
 
-def test_shadow_schema_gets_its_own_result_and_its_own_ledger(chain: Chain, raw_data: RawData, etl_settings: EtlSettings) -> None:
-    raw_data.add_import([{}])
-    chain.run(DAY)
-    raw_data.add_import([{"customer_name": "李四"}], completed_at=later(23) + timedelta(days=1))
-    shadow_tables = target_tables("shadow")
+@pytest.fixture
+def shadow(chain: Chain) -> Iterator[Chain]:
+    """同一个数据库，结果写到 schema shadow。"""
     chain.execute(sa.schema.CreateSchema("shadow"))
     with chain.engine.begin() as connection:
-        shadow_tables.orders.metadata.create_all(connection)
-    shadow = Chain(chain.engine, etl_settings.model_copy(update={"target_schema": "shadow"}))
+        target_tables("shadow").orders.metadata.create_all(connection)
+    yield Chain(chain.engine, chain.settings.model_copy(update={"target_schema": "shadow"}))
+    chain.execute(sa.schema.DropSchema("shadow", cascade=True))
+
+
+def test_shadow_schema_gets_its_own_result_and_its_own_ledger(chain: Chain, shadow: Chain, raw_data: RawData) -> None:
+    raw_data.add_import([{}], completed_at=later(1))
+    chain.run(DAY)
+    raw_data.add_import([{"customer_name": "李四"}], completed_at=later(2))
     shadow.run(DAY)
-    shadow_customers = shadow_tables.customers
     assert nicknames(chain) == ["张三"]
-    assert chain.rows(sa.select(shadow_customers.c.customer_nickname)) == [("李四",)]
-    targets = (
-        sa.select(ledger.c.target, sa.func.count()).where(ledger.c.materialized > 0).group_by(ledger.c.target).order_by(ledger.c.target)
-    )
-    assert chain.rows(targets) == [("public", 3), ("shadow", 3)]
+    assert chain.rows(sa.select(target_tables("shadow").customers.c.customer_nickname)) == [("李四",)]
+    entries = sa.select(ledger.c.target, ledger.c.asset).where(ledger.c.materialized > 0).order_by(ledger.c.target, ledger.c.asset)
+    assert chain.rows(entries) == [(target, asset) for target in ("public", "shadow") for asset in ("customers", "leads", "orders")]
 
 
 def test_raw_rows_are_never_changed(chain: Chain, raw_data: RawData) -> None:

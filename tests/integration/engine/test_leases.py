@@ -14,7 +14,6 @@ import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.errors import LeaseLostError
-from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import leases, ledger, outbox
 from etl_assets.orders import etl as orders_etl
 from etl_assets.services import materialization
@@ -33,15 +32,10 @@ from etl_assets.services.leases import (
 from etl_assets.services.ledger import ASSETS, mark_materialized, read_revisions, request_days
 from etl_assets.testing.fixtures import ReadTable
 from etl_assets.testing.raw_data import RawData
-from tests.integration.chain import Chain
+from tests.integration.engine.chain import Chain
 
 DAY = date(2026, 1, 5)
 TARGET = "public"
-
-
-@pytest.fixture
-def chain(engine: sa.Engine, etl_settings: EtlSettings) -> Chain:
-    return Chain(engine, etl_settings)
 
 
 def days_from(first: date, count: int) -> list[date]:

@@ -28,16 +28,11 @@ from etl_assets.services.ledger import (
 )
 from etl_assets.services.reports import import_progress
 from etl_assets.testing.raw_data import RawData
-from tests.integration.chain import Chain
+from tests.integration.engine.chain import Chain
 
 DAY = date(2026, 1, 5)
 NEXT = date(2026, 1, 6)
 TARGET = "public"
-
-
-@pytest.fixture
-def chain(engine: sa.Engine, etl_settings: EtlSettings) -> Chain:
-    return Chain(engine, etl_settings)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import ledger
+from etl_assets.core.tables import application, etl, installation, ledger
 from etl_assets.customers.etl import materialize_customers
 from etl_assets.leads.etl import materialize_leads
 from etl_assets.orders.etl import materialize_orders
@@ -27,12 +27,20 @@ MATERIALIZE: dict[str, Callable[..., AssetReport]] = {
 }
 
 
+MONTH = timedelta(days=30)
+
+
 class Chain:
     """一个数据库上的资产链。"""
 
     def __init__(self, engine: sa.Engine, settings: EtlSettings) -> None:
         self.engine = engine
         self.settings = settings
+
+    def empty_database(self) -> None:
+        """像刚 init-db 那样：只留下安装的身份。"""
+        tables = [table.fullname for table in (*application.tables.values(), *etl.tables.values()) if table is not installation]
+        self.execute(sa.text(f"TRUNCATE {', '.join(tables)} RESTART IDENTITY"))
 
     def run(
         self, first: date, last: date | None = None, *, assets: Collection[str] = ASSETS, allow_deletes: bool = False
@@ -42,16 +50,15 @@ class Chain:
         days = DayRange(first, last or first)
         return [MATERIALIZE[asset](self.engine, self.settings, days, run) for asset in ASSETS if asset in assets]
 
-    def announce(self, import_id: UUID) -> list[date]:
-        """这次导入的事件到了；返回因此到期的日子。"""
-        request_imports(self.engine, self.settings, [ImportEvent(import_id, uuid4())])
+    def announce(self, *import_ids: UUID) -> list[date]:
+        """这些导入的事件到了，一批处理；返回因此到期的日子。"""
+        request_imports(self.engine, self.settings, [ImportEvent(import_id, uuid4()) for import_id in import_ids])
         return self.due_days()
 
     def run_due(self) -> None:
-        """物化到没有一天到期为止，一天一个运行。"""
-        while days := self.due_days():
-            for day in days:
-                self.run(day)
+        """物化到没有一天到期为止；相近的日子一个运行。"""
+        while due := self.due_days():
+            self.run(due[0], max(day for day in due if day - due[0] < MONTH))
 
     def due_days(self, asset: str | None = None) -> list[date]:
         """到期的日子；不给资产就是有任何资产到期的。"""

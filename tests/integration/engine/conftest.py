@@ -1,0 +1,39 @@
+"""引擎的测试共用一个数据库与一个引擎，每个测试开头清空：比每次克隆快得多，语句也只编译一次。"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+
+from etl_assets.core.database_sync import build_engine
+from etl_assets.core.settings import EtlSettings
+from etl_assets.testing.databases import cloned_database
+from tests.integration.engine.chain import Chain
+
+
+@pytest.fixture(scope="session")
+def shared_chain(postgres_url: str, database_template: str) -> Iterator[Chain]:
+    with cloned_database(postgres_url, database_template) as url:
+        settings = EtlSettings(database_url=url)
+        engine = build_engine(settings)
+        yield Chain(engine, settings)
+        engine.dispose()
+
+
+@pytest.fixture
+def chain(shared_chain: Chain) -> Chain:
+    """空数据库上的资产链。"""
+    shared_chain.empty_database()
+    return shared_chain
+
+
+@pytest.fixture
+def engine(chain: Chain) -> sa.Engine:
+    return chain.engine
+
+
+@pytest.fixture
+def etl_settings(chain: Chain) -> EtlSettings:
+    return chain.settings
