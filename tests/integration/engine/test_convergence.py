@@ -122,7 +122,7 @@ MATERIALIZATIONS = st.builds(
     st.integers(1, DAYS),
     st.sampled_from([frozenset(ASSETS), *[frozenset([name]) for name in ASSETS]]),
 )
-EVENTS = st.lists(st.one_of(IMPORTS, IMPORTS, st.builds(Withdraw, st.integers(0, 5)), TOUCHES, MATERIALIZATIONS), min_size=2, max_size=8)
+EVENTS = st.lists(st.one_of(IMPORTS, IMPORTS, st.builds(Withdraw, st.integers(0, 5)), TOUCHES, MATERIALIZATIONS), min_size=2, max_size=6)
 FINISHES = st.builds(Finish, st.booleans(), st.permutations(range(DAYS)).map(tuple))
 
 
@@ -219,13 +219,13 @@ def test_any_history_ends_as_the_reference_says(
 
 def test_four_imports_in_any_order_end_in_the_same_tables(chain: Chain) -> None:
     """同一个订单四个版本，换日子、换客户、取消、退款；raw_id 不变，所以结果逐字节相同。"""
-    results = [complete_in_order(World(chain), order) for order in permutations(range(4))]
+    results = [complete_in_order(World(chain), order, stop=index % 8) for index, order in enumerate(permutations(range(4)))]
     assert len(results[0].orders) == 3
     assert all(result == results[0] for result in results)
 
 
-def complete_in_order(world: World, order: Sequence[int]) -> Result:
-    """四次导入都在，按给定的次序完成；每完成两次物化一次。"""
+def complete_in_order(world: World, order: Sequence[int], *, stop: int) -> Result:
+    """四次导入都在，按给定的次序完成；第 `stop` 次之后先物化一遍（没有那一次就只在最后）。"""
     at = [datetime(2026, 1, 5 + day, 4, tzinfo=UTC) for day in range(3)]
     completed = [datetime(2026, 6, 1, hour, tzinfo=UTC) for hour in (1, 2, 2, 3)]
     rows: list[list[dict[str, Any]]] = [
@@ -238,11 +238,12 @@ def complete_in_order(world: World, order: Sequence[int]) -> Result:
         world.raw_data.add_import(versions, completed_at=moment, status="pending", import_id=UUID(int=number))
         for number, (versions, moment) in enumerate(zip(rows, completed, strict=True))
     ]
-    for pair in (order[:2], order[2:]):
-        for number in pair:
+    for part in (order[:stop], order[stop:]):
+        for number in part:
             world.raw_data.set_status(imports[number], "completed")
-        world.chain.announce(*(imports[number] for number in pair))
-        world.chain.run_due()
+        if part:
+            world.chain.announce(*(imports[number] for number in part))
+            world.chain.run_due()
     world.chain.assert_converged()
     with world.chain.engine.connect() as connection:
         return actual(connection)
