@@ -26,6 +26,7 @@ _COMMANDS = {
     "publish": ("bridge.cli.events", "Publish one event, validated."),
     "wait": ("bridge.cli.events", "Wait until an import is in the tables."),
     "backfill": ("bridge.cli.backfill", "Materialize a range of days again, through the same queue."),
+    "compare": ("bridge.cli.compare", "Compare the results in two schemas, column by column."),
     "status": ("bridge.cli.status", "Show what is due, running, held, queued and rejected."),
     "demo": ("bridge.cli.demo", "Run the whole flow on sample data, check it, and stop."),
 }

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_SHOWN_DEVIATIONS = 5
+
 
 class EtlError(Exception):
     """本包所有错误的基类。消息用英文一句话，说明发生了什么、该怎么办。"""
@@ -21,6 +26,31 @@ class SettingsError(PermanentError):
 
 class DatabaseUnavailableError(TransientError):
     """连不上 PostgreSQL，或版本太旧；消息不含密码。"""
+
+
+@dataclass(frozen=True)
+class TableDeviation:
+    """一处与约定不符：place 是 `schema.table`、`schema.table.column` 或 `schema.table (column, …)`。"""
+
+    place: str
+    found: str
+    wanted: str
+
+    def __str__(self) -> str:
+        return f"{self.place} is {self.found}, it must be {self.wanted}"
+
+
+class TableContractError(PermanentError):
+    """目标表或要读的表与约定不符；什么也没写。"""
+
+    def __init__(self, deviations: Sequence[TableDeviation]) -> None:
+        self.deviations = tuple(deviations)
+        shown = "; ".join(map(str, deviations[:_SHOWN_DEVIATIONS]))
+        more = len(deviations) - _SHOWN_DEVIATIONS
+        super().__init__(
+            f"the tables differ from the contract, nothing was written: {shown}{f'; and {more} more' if more > 0 else ''}; "
+            "correct the tables (or ETL_TARGET_SCHEMA) and run the days again"
+        )
 
 
 class TooManyDeletesError(PermanentError):

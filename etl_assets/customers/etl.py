@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
-from etl_assets.services.batch import write_batches
+from etl_assets.services.batch import transform_batches, write_batches
 from etl_assets.services.customer_keys import nickname_of_key
 from etl_assets.services.customer_orders import lock_customers_at_hand, read_customer_ids, read_customer_orders
 from etl_assets.services.figures import FIGURES, aggregate_figures, total_amount, zero_figures
@@ -31,9 +31,9 @@ def materialize_customers(engine: sa.Engine, settings: EtlSettings, days: DayRan
 
 def write_customers(transaction: DataTransaction, at_hand: sa.FromClause) -> WriteCounts:
     """读、算、写一批客户。"""
-    orders = read_customer_orders(transaction, at_hand)
     known = read_customer_ids(transaction, at_hand)
-    return load(transaction, transform(orders, known), at_hand)
+    customers = transform_batches(read_customer_orders(transaction, at_hand), lambda orders: transform(orders, known))
+    return load(transaction, customers, known, at_hand)
 
 
 def transform(orders: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
@@ -76,11 +76,11 @@ def transform_orderless(known: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def load(transaction: DataTransaction, customers: pl.DataFrame, at_hand: sa.FromClause) -> WriteCounts:
+def load(transaction: DataTransaction, customers: pl.DataFrame, known: pl.DataFrame, at_hand: sa.FromClause) -> WriteCounts:
     """写有订单的客户；没有订单的连同没人碰过的商机一起删去，删不掉的归零。"""
     connection, table = transaction.connection, transaction.tables.customers
     written = upsert_frame(connection, customers, table, CUSTOMER_UPSERT)
-    orderless = read_customer_ids(transaction, at_hand).join(customers, on="customer_key", how="anti").filter("is_known")
+    orderless = known.join(customers, on="customer_key", how="anti").filter("is_known")
     if orderless.is_empty():
         return written
     deleted = delete_untouched(transaction, orderless)

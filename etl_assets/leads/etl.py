@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
 from etl_assets.leads.dealing import deal_orders
-from etl_assets.services.batch import write_batches
+from etl_assets.services.batch import transform_batches, write_batches
 from etl_assets.services.customer_keys import with_lead_ids
 from etl_assets.services.customer_orders import lock_customers_at_hand, read_customer_ids, read_customer_orders
 from etl_assets.services.figures import FIGURES, aggregate_figures
@@ -42,11 +42,12 @@ def materialize_leads(engine: sa.Engine, settings: EtlSettings, days: DayRange, 
 
 def write_leads(transaction: DataTransaction, at_hand: sa.FromClause) -> WriteCounts:
     """读、算、写一批客户的商机。"""
-    orders = read_customer_orders(transaction, at_hand)
     customer_ids = read_customer_ids(transaction, at_hand).drop("is_known")
     customers = stage_frame(transaction.connection, customer_ids, name="customer_ids", like=transaction.tables.customers)
     people = read_people(transaction, customers)
-    written = load(transaction, transform(orders, customer_ids, people, last_warm_day(transaction)), customers)
+    last_warm = last_warm_day(transaction)
+    held = transform_batches(read_customer_orders(transaction, at_hand), lambda orders: hold_orders(orders, people))
+    written = load(transaction, transform(held, customer_ids, people, last_warm), customers)
     customers.drop(transaction.connection)
     return written
 
@@ -73,25 +74,33 @@ def read_people(transaction: DataTransaction, customers: sa.Table) -> pl.DataFra
     )
 
 
-def transform(orders: pl.DataFrame, customer_ids: pl.DataFrame, people: pl.DataFrame, last_warm: date | None) -> pl.DataFrame:
-    """手头客户的全部订单与人碰过的商机 → 一行一个商机（business_leads 的列，owner 与 notes 除外）。
+def hold_orders(orders: pl.DataFrame, people: pl.DataFrame) -> pl.DataFrame:
+    """若干客户的全部订单 → 一行一个有订单的商机：它的订单的时刻与汇总，won_at 是赢下它的那一单。
 
-    人关闭的商机在这里当作没有关闭：写入时关闭的各列受保护；人若在读写之间收回了关闭，也不会把它写回去。
-
-    :param orders: 一行一个订单，按 (customer_key, ordered_at, order_id) 排好。
-    :param people: `read_people` 的结果。
-    :param last_warm: 最后一单早于这一天的商机是 COLD；没有订单时是 None。
+    :param orders: 一行一个订单，按 (customer_key, ordered_at, order_id) 排好；一个客户的订单都在。
+    :param people: `read_people` 的结果，可以多于这些客户的。
     """
     counted = orders.filter("is_counted").with_columns(wins=pl.col("is_completed") & (pl.col("system_order_type") == "BULK"))
     closings = people.filter(pl.col("people_closed_at").is_not_null(), pl.col("lead_no") >= 1)
     dealt = deal_orders(counted, closings.select("customer_key", "lead_no", closed_at="people_closed_at"))
-    held = dealt.group_by("customer_key", "lead_no").agg(
+    return dealt.group_by("customer_key", "lead_no").agg(
         pl.col("ordered_at").min().alias("opened_at"),
         pl.col("ordered_at").max().alias("last_order_at"),
         pl.col("order_date").max().alias("last_order_date"),
         pl.col("ordered_at").filter("wins").max().alias("won_at"),
         *aggregate_figures(),
     )
+
+
+def transform(held: pl.DataFrame, customer_ids: pl.DataFrame, people: pl.DataFrame, last_warm: date | None) -> pl.DataFrame:
+    """有订单的商机与人碰过的商机 → 一行一个商机（business_leads 的列，owner 与 notes 除外）。
+
+    人关闭的商机在这里当作没有关闭：写入时关闭的各列受保护；人若在读写之间收回了关闭，也不会把它写回去。
+
+    :param held: `hold_orders` 的结果。
+    :param people: `read_people` 的结果。
+    :param last_warm: 最后一单早于这一天的商机是 COLD；没有订单时是 None。
+    """
     won = pl.col("won_at").is_not_null() & pl.col("people_closed_at").is_null()
     is_cold = (pl.col("last_order_date") < pl.lit(last_warm, pl.Date)).fill_null(value=False)
     leads = (

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
 
 import polars as pl
 import sqlalchemy as sa
@@ -10,36 +14,79 @@ import sqlalchemy as sa
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.errors import TooManyDeletesError
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import order_index, order_type_mappings, rejected_rows
+from etl_assets.core.tables import order_id_key, order_index, order_type_mappings, raw_orders, rejected_rows, shop_configs, trimmed
 from etl_assets.services import raw_rows
-from etl_assets.services.batch import transform_batches
+from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.ledger import Revisions, days_allowing_deletes
 from etl_assets.services.locks import lock_days
 from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
 from etl_assets.services.order_index import index_orders, mark_stale, unindex_orders
-from etl_assets.services.vectorized_queries import Upsert, WriteCounts, read_batches, read_frame, stage_frame, upsert_staged
+from etl_assets.services.vectorized_queries import (
+    Upsert,
+    WriteCounts,
+    copy_into,
+    create_staging,
+    read_frame,
+    reading_ahead,
+    stage_frame,
+    upsert_staged,
+)
 
 SYSTEM_ORDER_TYPES = ("SAMPLE", "PROOF", "BULK")
 ALWAYS_ALLOWED_DELETES = 20
+LONGEST_INDEXED_BYTES = 2_600
+"""PostgreSQL 的 B 树一项最多 2,704 字节。"""
 
 ORDER_UPSERT = Upsert(key=("shop_id", "order_id"), touch="updated_at")
 
 
 @dataclass(frozen=True)
-class Versions:
-    """手头订单的原始版本（已评判，一行一条原始记录），以及类型映射。"""
+class References:
+    """评判与换算一行所需的小表。"""
 
-    judged: pl.DataFrame
+    imports: pl.DataFrame
+    shops: pl.DataFrame
     type_mappings: pl.DataFrame
-    revisions: Revisions
 
 
 @dataclass(frozen=True)
-class TransformedOrders:
-    """orders：一行一个手头的订单。rejected：区间内一行一条被拒收的原始记录。"""
+class TransformedRows:
+    """versions：一行一条有效的原始记录，orders 的列加 import_rank 与 customer_key。rejected：一行一条被拒收的。"""
 
-    orders: pl.DataFrame
+    versions: pl.DataFrame
     rejected: pl.DataFrame
+
+
+@dataclass
+class StagedVersions:
+    """暂存在 `table` 的有效版本，一行一条；Polars 这边只留下选赢家要的列。"""
+
+    table: sa.Table
+    parts: list[pl.DataFrame] = field(default_factory=list)
+    rejected: list[pl.DataFrame] = field(default_factory=list)
+
+    def add(self, connection: sa.Connection, rows: TransformedRows) -> None:
+        copy_into(connection, rows.versions.drop("import_rank"), self.table)
+        self.parts.append(rows.versions.select("shop_id", "order_id", "import_rank", "raw_id", "order_date"))
+        self.rejected.append(rows.rejected)
+
+    def keys(self) -> pl.DataFrame:
+        """一行一个订单：shop_id、order_id。"""
+        return pl.concat(self.parts).select("shop_id", "order_id").unique()
+
+    def days(self) -> set[date]:
+        return set(pl.concat([part["order_date"].unique() for part in self.parts]))
+
+
+@dataclass(frozen=True)
+class StagedOrders:
+    """手头的订单：winners 暂存表一行一个赢家，gone 一行一个没有赢家的订单（shop_id、order_id、order_date）。"""
+
+    winners: sa.Table
+    count: int
+    gone: pl.DataFrame
+    rejected: pl.DataFrame
+    revisions: Revisions
 
 
 @retry_conflicts
@@ -49,14 +96,13 @@ def materialize_orders(engine: sa.Engine, settings: EtlSettings, days: DayRange,
     :raises TooManyDeletesError: 要删的订单太多而没人允许；什么也没写。
     """
     with data_transaction(engine, settings, asset="orders", days=days, run=run) as transaction:
-        versions = extract(transaction)
-        result = transform(versions.judged, versions.type_mappings, days)
-        written = load(transaction, result)
-        return transaction.complete(versions.revisions, written=written, rejected=result.rejected.height)
+        staged = extract(engine, transaction)
+        written = load(transaction, staged)
+        return transaction.complete(staged.revisions, written=written, rejected=staged.rejected.height)
 
 
-def extract(transaction: DataTransaction) -> Versions:
-    """锁住手头订单所有版本的业务日，再读它们。
+def extract(engine: sa.Engine, transaction: DataTransaction) -> StagedOrders:
+    """锁住手头订单所有版本的业务日，再读、换算、暂存它们。
 
     锁了才读，读出的版本若落在没锁的日子，就放开重锁：否则一个较旧的快照可能盖过较新的。
     """
@@ -66,50 +112,99 @@ def extract(transaction: DataTransaction) -> Versions:
         savepoint = connection.begin_nested()
         lock_days(connection, transaction.target, locked)
         revisions = transaction.read_revisions()
-        judged = transform_batches(read_batches(connection, versions_at_hand(transaction)), raw_rows.judge)
-        elsewhere = raw_rows.closure_days(judged) - locked
+        with open_snapshot(engine) as source:
+            versions, missing = stage_versions(transaction, source)
+        elsewhere = versions.days() - locked
         if not elsewhere:
             break
         savepoint.rollback()
         locked |= elsewhere
-    mappings = read_frame(connection, sa.select(order_type_mappings.c.raw_order_type, order_type_mappings.c.system_order_type))
-    return Versions(judged=judged, type_mappings=mappings, revisions=revisions)
-
-
-def versions_at_hand(transaction: DataTransaction) -> sa.Select[tuple[object, ...]]:
-    """区间内的全部行，加上同样那些订单在别的日子的版本。"""
-    orders = transaction.tables.orders
-    days = transaction.days
-    rows = raw_rows.scope(transaction.settings)
-    others = raw_rows.scope(transaction.settings)
-    on_days = raw_rows.on_days(rows, days)
-    named_by_rows = sa.select(rows.c.shop_id, rows.c.trimmed_order_id.label("order_id")).where(on_days, rows.c.shop_id.is_not(None))
-    named_by_orders = sa.select(orders.c.shop_id, orders.c.order_id).where(days.includes(orders.c.order_date))
-    named = named_by_rows.union(named_by_orders).subquery("named")
-    of_days = sa.select(*raw_rows.frame_columns(rows)).where(on_days)
-    of_orders = (
-        sa.select(*raw_rows.frame_columns(others))
-        .join(named, sa.and_(named.c.shop_id == others.c.shop_id, named.c.order_id == others.c.trimmed_order_id))
-        .where(sa.not_(days.includes(others.c.day)))
+    return StagedOrders(
+        winners=versions.table,
+        count=drop_superseded(connection, versions),
+        gone=missing.join(versions.keys(), on=["shop_id", "order_id"], how="anti"),
+        rejected=pl.concat(versions.rejected),
+        revisions=revisions,
     )
-    both = of_days.union_all(of_orders).subquery("versions")
-    return sa.select(*both.c)
 
 
-def transform(judged: pl.DataFrame, type_mappings: pl.DataFrame, days: DayRange) -> TransformedOrders:
-    """选出每个订单的赢家并换算成 orders 的列。
+@contextmanager
+def open_snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """另一个连接，整段读取是同一个快照；锁在写的连接上，所以在锁住之后打开。"""
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection, connection.begin():
+        yield connection
 
-    输入一行一条评判过的原始记录，输出一行一个订单；没有有效版本的订单不出现。
+
+def stage_versions(transaction: DataTransaction, source: sa.Connection) -> tuple[StagedVersions, pl.DataFrame]:
+    """暂存手头订单的有效版本；也返回 orders 里在这些天、而这些天没有有效版本的订单。
+
+    区间内的行一边读一边换算、暂存；然后按键去找同样那些订单在别的日子的版本。
     """
+    references = read_references(source)
+    versions = StagedVersions(create_version_staging(transaction))
+    stage_rows(transaction, source, rows_on_days(transaction), references, versions)
+    missing = read_orders_without_version(transaction, versions.table)
+    stage_keys(source, pl.concat([versions.keys(), missing.select("shop_id", "order_id")]), references.shops)
+    stage_rows(transaction, source, rows_elsewhere(transaction), references, versions)
+    return versions, missing
+
+
+def stage_rows(
+    transaction: DataTransaction,
+    source: sa.Connection,
+    statement: sa.Select[tuple[object, ...]],
+    references: References,
+    versions: StagedVersions,
+) -> None:
+    """读、换算、暂存：一边在 `source` 上读着下一批，一边把这一批 COPY 进事务。"""
+    with reading_ahead(source, statement, transaction.keep_alive) as batches:
+        for batch in batches:
+            rows = transform(batch, references, transaction.days)
+            versions.add(transaction.connection, reject_unindexable(transaction, rows))
+
+
+def read_references(source: sa.Connection) -> References:
+    types = sa.select(order_type_mappings.c.raw_order_type, order_type_mappings.c.system_order_type)
+    return References(
+        imports=raw_rows.read_imports(source),
+        shops=raw_rows.read_shops(source),
+        type_mappings=read_frame(source, types.where(order_type_mappings.c.system_order_type.in_(SYSTEM_ORDER_TYPES))),
+    )
+
+
+def rows_on_days(transaction: DataTransaction) -> sa.Select[tuple[object, ...]]:
+    """区间内的全部行。"""
+    rows = raw_rows.scope(transaction.settings)
+    return sa.select(rows.c.import_no, *raw_rows.frame_columns(rows)).where(raw_rows.on_days(rows, transaction.days))
+
+
+def stage_keys(source: sa.Connection, orders: pl.DataFrame, shops: pl.DataFrame) -> None:
+    """临时表 orders_at_hand：手头订单的 (shop, order_id)，shop 是店名。"""
+    keys = orders.join(shops, on="shop_id").select("shop", "order_id")
+    columns = [sa.Column("shop", shop_configs.c.shop_name.type), sa.Column("order_id", raw_orders.c.order_id.type)]
+    copy_into(source, keys, create_staging(source, "orders_at_hand", columns))
+    source.exec_driver_sql("ANALYZE orders_at_hand")
+
+
+def rows_elsewhere(transaction: DataTransaction) -> sa.Select[tuple[object, ...]]:
+    """手头订单在区间以外的版本；查找用的表达式与 raw_orders 的索引一致。"""
+    at_hand = sa.table("orders_at_hand", sa.column("shop"), sa.column("order_id"))
+    rows = raw_rows.scope(transaction.settings)
+    is_at_hand = sa.tuple_(order_id_key(rows.c.order_id), trimmed(rows.c.shop)).in_(sa.select(at_hand.c.order_id, at_hand.c.shop))
+    outside = sa.not_(transaction.days.includes(rows.c.day))
+    return sa.select(rows.c.import_no, *raw_rows.frame_columns(rows)).where(is_at_hand, outside)
+
+
+def transform(rows: pl.DataFrame, references: References, days: DayRange) -> TransformedRows:
+    """评判，并把有效的行换算成 orders 的列。
+
+    输入一行一条原始记录，输出的两帧合起来也是；区间以外被拒收的行不在其中，它们归自己的日子。
+    """
+    judged = raw_rows.judge(rows, references.shops).join(references.imports, on="import_no", how="left")
     own_day = pl.col("day").is_between(days.first, days.last)
     rejected = judged.filter(own_day & pl.col("rule").is_not_null()).select("raw_id", "import_id", "day", "rule")
-    winners = (
-        judged.filter(pl.col("rule").is_null())
-        .sort("import_rank", "raw_id")
-        .unique(["shop_id", "order_id"], keep="last", maintain_order=True)
-    )
-    known_types = type_mappings.filter(pl.col("system_order_type").is_in(SYSTEM_ORDER_TYPES))
-    orders = winners.join(known_types, left_on="order_type", right_on="raw_order_type", how="left").select(
+    valid = judged.filter(pl.col("rule").is_null())
+    versions = valid.join(references.type_mappings, left_on="order_type", right_on="raw_order_type", how="left").select(
         "shop_id",
         "order_id",
         pl.col("customer_name").alias("customer_nickname"),
@@ -122,55 +217,103 @@ def transform(judged: pl.DataFrame, type_mappings: pl.DataFrame, days: DayRange)
         pl.col("day").alias("order_date"),
         "import_id",
         "raw_id",
+        "import_rank",
     )
-    return TransformedOrders(orders=orders, rejected=rejected)
+    return TransformedRows(versions=versions.with_columns(customer_key()), rejected=rejected)
 
 
-def load(transaction: DataTransaction, result: TransformedOrders) -> WriteCounts:
+def reject_unindexable(transaction: DataTransaction, rows: TransformedRows) -> TransformedRows:
+    """NFKC 能把一个字变成十几个：customer_key 长到 customers 的唯一索引放不下的行，按 text_too_long 拒收。
+
+    放不放得下要看压缩之后的大小，只有服务器知道；这样的行几乎没有，有才去问。
+    """
+    long = rows.versions.filter(pl.col("customer_key").str.len_bytes() > LONGEST_INDEXED_BYTES)
+    if long.is_empty():
+        return rows
+    connection = transaction.connection
+    columns: list[sa.Column[Any]] = [sa.Column("raw_id", sa.BigInteger), sa.Column("customer_key", sa.Text)]
+    staging = create_staging(connection, "long_keys", columns)
+    copy_into(connection, long.select("raw_id", "customer_key"), staging)
+    stored_bytes = sa.func.pg_column_size(staging.c.customer_key)
+    unindexable = read_frame(connection, sa.select(staging.c.raw_id).where(stored_bytes > LONGEST_INDEXED_BYTES))
+    staging.drop(connection)
+    refused = rows.versions.join(unindexable, on="raw_id", how="semi").filter(
+        pl.col("order_date").is_between(transaction.days.first, transaction.days.last)
+    )
+    rejected = refused.select("raw_id", "import_id", pl.col("order_date").alias("day"), pl.lit("text_too_long").alias("rule"))
+    return TransformedRows(versions=rows.versions.join(unindexable, on="raw_id", how="anti"), rejected=pl.concat([rows.rejected, rejected]))
+
+
+def create_version_staging(transaction: DataTransaction) -> sa.Table:
+    """orders 的列，加上写索引要的 customer_key 与 target（缺省值，不必逐行传送）。"""
+    orders = transaction.tables.orders
+    columns = [sa.Column(column.name, column.type) for column in orders.columns if column.name not in ("created_at", "updated_at")]
+    customer = sa.Column("customer_key", order_index.c.customer_key.type)
+    target = sa.Column("target", order_index.c.target.type, server_default=sa.literal(transaction.target))
+    return create_staging(transaction.connection, "staged_orders", [*columns, customer, target])
+
+
+def drop_superseded(connection: sa.Connection, versions: StagedVersions) -> int:
+    """暂存表里只留赢家；返回赢家数。"""
+    candidates = pl.concat(versions.parts)
+    winners = pick_winners(candidates)
+    if winners.height < candidates.height:
+        superseded = candidates.join(winners, on="raw_id", how="anti")["raw_id"].to_list()
+        losers = sa.cast(superseded, sa.ARRAY(sa.BigInteger))
+        connection.execute(sa.delete(versions.table).where(versions.table.c.raw_id == sa.any_(losers)))
+    return winners.height
+
+
+def pick_winners(versions: pl.DataFrame) -> pl.DataFrame:
+    """每个订单最新的版本：导入的名次最高，同名次比 raw_id。输入一行一个有效版本，输出一行一个订单。"""
+    return versions.sort("import_rank", "raw_id").unique(["shop_id", "order_id"], keep="last")
+
+
+def read_orders_without_version(transaction: DataTransaction, versions: sa.Table) -> pl.DataFrame:
+    """orders 里在这些天、暂存的版本里没有的订单，一行一个：版本在别的日子，或没有赢家。"""
+    orders = transaction.tables.orders
+    same_order = sa.and_(versions.c.shop_id == orders.c.shop_id, versions.c.order_id == orders.c.order_id)
+    return read_frame(
+        transaction.connection,
+        sa.select(orders.c.shop_id, orders.c.order_id, orders.c.order_date).where(
+            transaction.days.includes(orders.c.order_date), ~sa.select(versions.c.order_id).where(same_order).exists()
+        ),
+    )
+
+
+def load(transaction: DataTransaction, staged: StagedOrders) -> WriteCounts:
     """写订单、删没有赢家的订单、更新客户索引与拒收记录。"""
     connection, target = transaction.connection, transaction.target
     orders = transaction.tables.orders
-    staging = stage_frame(connection, result.orders, name="staged_orders", like=orders)
-    gone = stage_gone_orders(transaction, staging)
-    guard_deletes(transaction, gone)
-    mark_changed_elsewhere(transaction, staging)
-    written = upsert_staged(connection, staging, orders, ORDER_UPSERT)
-    index_orders(connection, target, result.orders)
-    unindex_orders(connection, target, gone)
-    same_order = sa.and_(orders.c.shop_id == gone.c.shop_id, orders.c.order_id == gone.c.order_id)
-    deleted = connection.execute(sa.delete(orders).where(same_order)).rowcount
+    guard_deletes(transaction, staged.gone)
+    mark_changed_elsewhere(transaction, staged.winners)
+    written = upsert_staged(connection, staged.winners, orders, ORDER_UPSERT)
+    index_orders(connection, target, staged.winners)
+    deleted = delete_gone(transaction, staged.gone)
     own_days = transaction.days.includes(rejected_rows.c.day)
-    raw_rows.write_rejected(connection, target, result.rejected, own_days)
-    return written + WriteCounts(rows=result.orders.height, deleted=deleted)
+    raw_rows.write_rejected(connection, target, staged.rejected, own_days)
+    return written + WriteCounts(rows=staged.count, deleted=deleted)
 
 
-def stage_gone_orders(transaction: DataTransaction, staging: sa.Table) -> sa.Table:
-    """临时表：orders 里在这些天、却没有赢家的订单。"""
+def delete_gone(transaction: DataTransaction, gone: pl.DataFrame) -> int:
+    """删去没有赢家的订单；返回行数。"""
+    if gone.is_empty():
+        return 0
     orders = transaction.tables.orders
-    gone = sa.Table(
-        "gone_orders",
-        sa.MetaData(),
-        *[sa.Column(name, orders.c[name].type) for name in ("shop_id", "order_id", "order_date")],
-        prefixes=["TEMPORARY"],
-        postgresql_on_commit="DROP",
-    )
-    gone.create(transaction.connection)
-    has_winner = sa.select(staging.c.order_id).where(staging.c.shop_id == orders.c.shop_id, staging.c.order_id == orders.c.order_id)
-    without_winner = sa.select(orders.c.shop_id, orders.c.order_id, orders.c.order_date).where(
-        transaction.days.includes(orders.c.order_date), ~has_winner.exists()
-    )
-    transaction.connection.execute(sa.insert(gone).from_select(["shop_id", "order_id", "order_date"], without_winner))
-    return gone
+    staging = stage_frame(transaction.connection, gone, name="gone_orders", like=orders)
+    unindex_orders(transaction.connection, transaction.target, staging)
+    same_order = sa.and_(orders.c.shop_id == staging.c.shop_id, orders.c.order_id == staging.c.order_id)
+    return transaction.connection.execute(sa.delete(orders).where(same_order)).rowcount
 
 
-def guard_deletes(transaction: DataTransaction, gone: sa.Table) -> None:
+def guard_deletes(transaction: DataTransaction, gone: pl.DataFrame) -> None:
     """要删的太多就停下：多半是 shop_configs 里的店铺改了名，不该抹掉它的历史。"""
-    if transaction.run.allow_deletes:
+    if transaction.run.allow_deletes or gone.height <= ALWAYS_ALLOWED_DELETES:
         return
     connection, days = transaction.connection, transaction.days
     orders = transaction.tables.orders
-    guarded = sa.not_(gone.c.order_date.in_(days_allowing_deletes(transaction.target, days)))
-    deletes = connection.execute(sa.select(sa.func.count()).select_from(gone).where(guarded)).scalar_one()
+    allowed = connection.scalars(days_allowing_deletes(transaction.target, days)).all()
+    deletes = gone.filter(~pl.col("order_date").is_in(list(allowed))).height
     if deletes <= ALWAYS_ALLOWED_DELETES:
         return
     total = connection.execute(sa.select(sa.func.count()).select_from(orders).where(days.includes(orders.c.order_date))).scalar_one()
@@ -178,18 +321,18 @@ def guard_deletes(transaction: DataTransaction, gone: sa.Table) -> None:
         raise TooManyDeletesError(deletes=deletes, orders=total, first_day=str(days.first), last_day=str(days.last))
 
 
-def mark_changed_elsewhere(transaction: DataTransaction, staging: sa.Table) -> None:
+def mark_changed_elsewhere(transaction: DataTransaction, winners: sa.Table) -> None:
     """有变化、而赢家在区间之外的订单：下游只会在这个区间里找客户，所以给它们的客户记陈旧。"""
     orders = transaction.tables.orders
     changed = sa.or_(
-        *[orders.c[name].is_distinct_from(staging.c[name]) for name in ("latest_status", "system_order_type", "amount", "ordered_at")]
+        *[orders.c[name].is_distinct_from(winners.c[name]) for name in ("latest_status", "system_order_type", "amount", "ordered_at")]
     )
-    outside = sa.not_(transaction.days.includes(staging.c.order_date))
-    same_order = sa.and_(orders.c.shop_id == staging.c.shop_id, orders.c.order_id == staging.c.order_id)
-    same_index = sa.and_(order_index.c.shop_id == staging.c.shop_id, order_index.c.order_id == staging.c.order_id)
+    outside = sa.not_(transaction.days.includes(winners.c.order_date))
+    same_order = sa.and_(orders.c.shop_id == winners.c.shop_id, orders.c.order_id == winners.c.order_id)
+    same_index = sa.and_(order_index.c.shop_id == winners.c.shop_id, order_index.c.order_id == winners.c.order_id)
     keys = (
         sa.select(order_index.c.customer_key)
-        .select_from(staging)
+        .select_from(winners)
         .join(orders, same_order)
         .join(order_index, same_index)
         .where(order_index.c.target == transaction.target, outside, changed)

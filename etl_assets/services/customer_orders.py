@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,14 @@ import polars as pl
 import sqlalchemy as sa
 
 from etl_assets.core.tables import order_index
+from etl_assets.services.batch import CUSTOMERS_PER_BATCH, whole_groups
 from etl_assets.services.customer_keys import customer_id
 from etl_assets.services.figures import has_status
-from etl_assets.services.ledger import Revisions
+from etl_assets.services.ledger import Revisions, before
 from etl_assets.services.locks import lock_customers
 from etl_assets.services.materialization import DataTransaction
 from etl_assets.services.order_index import adopt_orders, read_marks, stage_customers
-from etl_assets.services.vectorized_queries import read_frame
+from etl_assets.services.vectorized_queries import read_frame, reading_ahead
 
 
 @dataclass(frozen=True)
@@ -30,28 +31,32 @@ class CustomersAtHand:
 
     def batch(self, number: int) -> sa.Subquery:
         """第 number 批的客户（从 0 起）。"""
-        return sa.select(self.table.c.customer_key).where(self.table.c.batch == number).subquery("at_hand")
+        of_batch = self.table.c.position // CUSTOMERS_PER_BATCH == number
+        return sa.select(self.table.c.customer_key, self.table.c.position).where(of_batch).subquery("at_hand")
 
 
 def lock_customers_at_hand(transaction: DataTransaction) -> CustomersAtHand:
     """选定并锁住这次要算的客户。先读台账再选客户：选定之后才来的要求由下一次运行做。"""
     connection, target, asset = transaction.connection, transaction.target, transaction.asset
     revisions = transaction.read_revisions()
-    adopt_orders(connection, transaction.tables, transaction.days)
+    if before(asset) not in transaction.run.assets:  # 同一运行里的上游刚写过索引
+        adopt_orders(connection, transaction.tables, transaction.days)
     table = stage_customers(connection, target, asset, transaction.days)
     lock_customers(connection, target, table)
-    batches = connection.execute(sa.select(sa.func.coalesce(sa.func.max(table.c.batch) + 1, 0))).scalar_one()
+    count = connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+    batches = -(-count // CUSTOMERS_PER_BATCH)
     return CustomersAtHand(table=table, batches=batches, revisions=revisions, marks=read_marks(connection, target, asset, table))
 
 
-def read_customer_orders(transaction: DataTransaction, at_hand: sa.FromClause) -> pl.DataFrame:
-    """手头客户的全部订单，一行一个订单，按 (customer_key, ordered_at, order_id) 排好。
+def read_customer_orders(transaction: DataTransaction, at_hand: sa.FromClause) -> Iterator[pl.DataFrame]:
+    """手头客户的全部订单，一行一个订单，分成若干帧：一个客户的订单都在同一帧，按 (customer_key, ordered_at, order_id) 排好。
 
-    is_counted：状态不在取消之列；is_completed：状态在完成之列而不在取消之列。
+    is_counted：状态不在取消之列；is_completed：状态在完成之列而不在取消之列。读完之前连接不能作他用。
     """
     orders = transaction.tables.orders
     settings = transaction.settings
     columns: list[sa.ColumnElement[Any]] = [
+        at_hand.c.position,
         order_index.c.customer_key,
         *[
             orders.c[name]
@@ -64,11 +69,14 @@ def read_customer_orders(transaction: DataTransaction, at_hand: sa.FromClause) -
         .join(order_index, order_index.c.customer_key == at_hand.c.customer_key)
         .join(orders, sa.and_(orders.c.shop_id == order_index.c.shop_id, orders.c.order_id == order_index.c.order_id))
         .where(order_index.c.target == transaction.target)
+        .order_by(at_hand.c.position)
     )
-    frame = read_frame(transaction.connection, statement)
-    cancelled = has_status(frame, settings.cancelled_statuses)
-    completed = has_status(frame, settings.completed_statuses)
-    return frame.with_columns(is_counted=~cancelled, is_completed=completed & ~cancelled).sort("customer_key", "ordered_at", "order_id")
+    with reading_ahead(transaction.connection, statement) as frames:
+        for frame in whole_groups(frames, "position"):
+            cancelled = has_status(frame, settings.cancelled_statuses)
+            completed = has_status(frame, settings.completed_statuses)
+            marked = frame.drop("position").with_columns(is_counted=~cancelled, is_completed=completed & ~cancelled)
+            yield marked.sort("customer_key", "ordered_at", "order_id")
 
 
 def read_customer_ids(transaction: DataTransaction, at_hand: sa.FromClause) -> pl.DataFrame:

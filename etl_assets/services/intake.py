@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import local_day, partition_range
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_events, import_requests, import_tasks, ledger, raw_orders, target_tables, trimmed
+from etl_assets.core.tables import import_events, import_requests, import_tasks, ledger, order_id_key, raw_orders, target_tables, trimmed
 from etl_assets.services import raw_rows
 from etl_assets.services.ledger import ASSETS, request_days
 
@@ -104,7 +104,7 @@ def read_affected_days(connection: sa.Connection, settings: EtlSettings, import_
     version = raw_orders.alias("version")
     ids = sa.cast(list(import_ids), sa.ARRAY(sa.Uuid))
     named = (
-        sa.select(named_row.c.import_id, trimmed(named_row.c.order_id).label("order_id"), trimmed(named_row.c.shop).label("shop"))
+        sa.select(named_row.c.import_id, order_id_key(named_row.c.order_id).label("order_id"), trimmed(named_row.c.shop).label("shop"))
         .where(named_row.c.import_id == sa.any_(ids))
         .distinct()
         .subquery("named")
@@ -112,7 +112,7 @@ def read_affected_days(connection: sa.Connection, settings: EtlSettings, import_
     of_versions = (
         sa.select(named.c.import_id, local_day(version.c.ordered_at, settings.timezone).label("day"))
         .select_from(named)
-        .join(version, sa.and_(trimmed(version.c.order_id) == named.c.order_id, trimmed(version.c.shop) == named.c.shop))
+        .join(version, sa.and_(order_id_key(version.c.order_id) == named.c.order_id, trimmed(version.c.shop) == named.c.shop))
         .join(import_tasks, import_tasks.c.import_id == version.c.import_id)
         .where(raw_rows.IN_SCOPE)
     )

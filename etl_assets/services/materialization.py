@@ -22,6 +22,7 @@ from etl_assets.services import ledger
 from etl_assets.services.leases import assert_lease_held
 from etl_assets.services.ledger import Revisions
 from etl_assets.services.outbox import Completion, add_completion
+from etl_assets.services.table_contract import assert_table_contract
 from etl_assets.services.vectorized_queries import WriteCounts
 
 logger = get_logger(__name__)
@@ -67,6 +68,10 @@ class DataTransaction:
     def target(self) -> str:
         return self.settings.target_schema
 
+    def keep_alive(self) -> None:
+        """数据在别的连接上读得久时，让这个事务不因为闲着而被服务器切断；冻住的工人不会调用它。"""
+        self.connection.execute(sa.select(1))
+
     def read_revisions(self) -> Revisions:
         """读数据之前调用；交给 complete。"""
         return ledger.read_revisions(self.connection, self.target, self.asset, self.days)
@@ -97,11 +102,12 @@ class DataTransaction:
 def data_transaction(
     engine: sa.Engine, settings: EtlSettings, *, asset: str, days: DayRange, run: RunContext, started_at: float | None = None
 ) -> Iterator[DataTransaction]:
-    """READ COMMITTED 事务：先锁后读，每条语句看到锁住之后的最新数据；提交前查租约。
+    """READ COMMITTED 事务：先核对表的约定；先锁后读，每条语句看到锁住之后的最新数据；提交前查租约。
 
     :param started_at: 物化早先开始的时刻（time.monotonic），给分成两个事务的资产。
     """
     with engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
+        assert_table_contract(connection, settings.target_schema)
         yield DataTransaction(
             connection=connection,
             settings=settings,

@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.tables import TargetTables, order_index, stale_customers
-from etl_assets.services.batch import CUSTOMERS_PER_BATCH
 from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.locks import lock_days
-from etl_assets.services.vectorized_queries import Upsert, read_frame, stage_frame, upsert_staged
+from etl_assets.services.vectorized_queries import create_staging, read_frame, stage_frame
 
 CUSTOMER_ASSETS = ("customers", "leads")
 """按客户计算的资产：各有自己的陈旧标记。"""
 
 
-def index_orders(connection: sa.Connection, target: str, orders: pl.DataFrame) -> None:
-    """更新这些订单的索引（列：shop_id、order_id、customer_nickname、order_date），换了客户的先给旧客户记陈旧。"""
-    frame = orders.select(pl.lit(target).alias("target"), "shop_id", "order_id", "customer_nickname", customer_key(), "order_date")
-    staging = stage_frame(connection, frame, name="staged_index", like=order_index)
-    moved = sa.select(order_index.c.customer_key).join(
-        staging,
-        sa.and_(
-            _same_order(staging),
-            order_index.c.target == target,
-            order_index.c.customer_key != staging.c.customer_key,
-        ),
+def index_orders(connection: sa.Connection, target: str, orders: sa.Table) -> None:
+    """更新这些订单的索引；换了客户的给旧客户记陈旧。
+
+    索引只有自己写，同一个订单又总有锁隔开，所以不用 ON CONFLICT：它给每行都多一次查找与一条 WAL。
+
+    :param orders: 暂存表，一行一个订单：target、shop_id、order_id、customer_nickname、customer_key、order_date。
+    """
+    same_row = sa.and_(_same_order(orders), order_index.c.target == orders.c.target)
+    values = ("customer_nickname", "customer_key", "order_date")
+    differs = sa.or_(*[order_index.c[name].is_distinct_from(orders.c[name]) for name in values])
+    changed = (
+        sa.select(*orders.c["target", "shop_id", "order_id", *values], order_index.c.customer_key.label("old_key"))
+        .join(order_index, same_row)
+        .where(differs)
+        .cte("changed")
     )
-    mark_stale(connection, target, moved)
-    upsert_staged(connection, staging, order_index, Upsert(key=("target", "shop_id", "order_id")))
-    staging.drop(connection)
+    left = sa.select(changed.c.old_key).where(changed.c.old_key != changed.c.customer_key)
+    marked = _insert_marks(target, left).cte("marked")
+    updated = (
+        sa.update(order_index)
+        .where(_same_order(changed), order_index.c.target == changed.c.target)
+        .values({name: changed.c[name] for name in values})
+        .cte("updated")
+    )
+    key = ("shop_id", "order_id", "target")
+    added = sa.select(*orders.c[*key, *values]).where(~sa.select(order_index.c.order_id).where(same_row).exists()).order_by(*orders.c[*key])
+    connection.execute(sa.insert(order_index).from_select([*key, *values], added).add_cte(changed, marked, updated))
 
 
 def unindex_orders(connection: sa.Connection, target: str, gone: sa.Table) -> None:
@@ -45,29 +56,26 @@ def unindex_orders(connection: sa.Connection, target: str, gone: sa.Table) -> No
 
 def mark_stale(connection: sa.Connection, target: str, customer_keys: sa.Select[tuple[str]]) -> None:
     """给每个按客户计算的资产各记一个标记；标记只增不改，谁修好谁删。"""
+    connection.execute(_insert_marks(target, customer_keys))
+
+
+def _insert_marks(target: str, customer_keys: sa.Select[tuple[str]]) -> sa.Insert:
     keys = customer_keys.distinct().subquery("keys")
-    for asset in CUSTOMER_ASSETS:
-        marks = sa.select(sa.literal(target), sa.literal(asset), keys.c.customer_key)
-        connection.execute(pg.insert(stale_customers).from_select(["target", "asset", "customer_key"], marks))
+    assets = sa.values(sa.column("asset", sa.Text), name="assets").data([(asset,) for asset in CUSTOMER_ASSETS])
+    (key,) = keys.c
+    marks = sa.select(sa.literal(target), assets.c.asset, key).select_from(keys).join(assets, sa.true())
+    return sa.insert(stale_customers).from_select(["target", "asset", "customer_key"], marks)
 
 
 def stage_customers(connection: sa.Connection, target: str, asset: str, days: DayRange) -> sa.Table:
-    """临时表 customers_at_hand：这些天有订单的客户，加上该资产全部陈旧的客户；batch 从 0 起给他们分批。"""
+    """临时表 customers_at_hand：这些天有订单的客户，加上该资产全部陈旧的客户；position 从 0 起给他们编号。"""
     on_days = sa.select(order_index.c.customer_key).where(order_index.c.target == target, days.includes(order_index.c.order_date))
     stale = sa.select(stale_customers.c.customer_key).where(stale_customers.c.target == target, stale_customers.c.asset == asset)
     keys = on_days.union(stale).subquery("keys")
-    at_hand = sa.Table(
-        "customers_at_hand",
-        sa.MetaData(),
-        sa.Column("customer_key", sa.Text, primary_key=True),
-        sa.Column("batch", sa.Integer, nullable=False),
-        prefixes=["TEMPORARY"],
-        postgresql_on_commit="DROP",
-    )
-    at_hand.create(connection)
-    position = sa.func.row_number().over(order_by=keys.c.customer_key) - 1
-    numbered = sa.select(keys.c.customer_key, position // CUSTOMERS_PER_BATCH)
-    connection.execute(pg.insert(at_hand).from_select(["customer_key", "batch"], numbered))
+    columns: list[sa.Column[Any]] = [sa.Column("customer_key", sa.Text), sa.Column("position", sa.Integer)]
+    at_hand = create_staging(connection, "customers_at_hand", columns)
+    numbered = sa.select(keys.c.customer_key, sa.func.row_number().over() - 1)
+    connection.execute(sa.insert(at_hand).from_select(["customer_key", "position"], numbered))
     connection.exec_driver_sql("ANALYZE customers_at_hand")
     return at_hand
 
@@ -93,7 +101,10 @@ def adopt_orders(connection: sa.Connection, tables: TargetTables, days: DayRange
         return 0
     lock_days(connection, tables.schema, days)  # 自己的 orders 运行可能正在写这些行：锁住再看一次
     foreign = _foreign_orders(connection, tables, days)
-    index_orders(connection, tables.schema, foreign)
+    named = foreign.select(pl.lit(tables.schema).alias("target"), *foreign.columns, customer_key())
+    staging = stage_frame(connection, named, name="foreign_orders", like=order_index)
+    index_orders(connection, tables.schema, staging)
+    staging.drop(connection)
     vanished = _vanished_orders(connection, tables, days)
     gone = stage_frame(
         connection,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date
 from typing import Any
 
 import polars as pl
@@ -10,7 +9,7 @@ import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange, local_day, may_fall_on, partition_range
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_tasks, raw_orders, rejected_rows, shop_configs, trimmed
+from etl_assets.core.tables import import_tasks, raw_orders, rejected_rows, shop_configs
 from etl_assets.services.vectorized_queries import Upsert, read_frame, stage_frame, upsert_staged
 
 MAX_TEXT_LENGTH = 500
@@ -18,54 +17,49 @@ MAX_TEXT_LENGTH = 500
 IN_SCOPE = import_tasks.c.status == "completed"
 
 
-def scope(settings: EtlSettings, *, condition: sa.ColumnElement[bool] = IN_SCOPE) -> sa.Subquery:
-    """范围之内的原始行，一行一条记录：附上业务日、店铺 id 与导入的先后名次。
+def scope(settings: EtlSettings) -> sa.Subquery:
+    """范围之内的原始行，一行一条记录：附上导入的编号（见 `read_imports`）与业务日。
 
-    名次按 completed_at，NULL 最旧；同名次再比 raw_id。NaN 金额与分区之外的时刻在这里换成 NULL 加标记，
-    因为 Polars 的 Decimal 与 Datetime 装不下它们。
+    NaN 金额与分区之外的时刻在这里换成 NULL 加规则名，因为 Polars 的 Decimal 与 Datetime 装不下它们。
     """
-    ranked = sa.select(
-        import_tasks.c.import_id,
-        sa.func.rank().over(order_by=import_tasks.c.completed_at.nulls_first()).label("import_rank"),
-    ).where(condition)
-    imports = ranked.subquery("imports")
+    imports = _numbered_imports().subquery("imports")
     raw = raw_orders.c
     day = local_day(raw.ordered_at, settings.timezone)
     in_partitions = partition_range(settings).includes(day)
-    not_a_number = sa.func.coalesce(raw.amount == sa.cast("NaN", sa.Numeric(14, 2)), sa.false())
+    time_rule = sa.case(
+        (raw.ordered_at.is_(None), "missing_ordered_at"),
+        (day.is_(None), "bad_ordered_at"),
+        (sa.not_(in_partitions), "outside_partitions"),
+    )
+    is_number = raw.amount != sa.cast("NaN", sa.Numeric(14, 2))
     return (
         sa.select(
             raw.raw_id,
             raw.import_id,
-            imports.c.import_rank,
-            shop_configs.c.shop_id,
+            imports.c.import_no,
             raw.order_id,
             raw.shop,
             raw.customer_name,
             raw.order_type,
             raw.order_status,
-            sa.case((~not_a_number, raw.amount)).label("amount"),
-            not_a_number.label("amount_is_nan"),
+            sa.case((is_number, raw.amount)).label("amount"),
+            sa.case((sa.not_(is_number), "bad_amount")).label("amount_rule"),
             raw.quantity,
-            raw.ordered_at.is_not(None).label("has_ordered_at"),
+            raw.ordered_at.label("raw_ordered_at"),
             sa.case((in_partitions, raw.ordered_at)).label("ordered_at"),
             day.label("day"),
-            in_partitions.label("in_partitions"),
-            trimmed(raw.order_id).label("trimmed_order_id"),
-            trimmed(raw.shop).label("trimmed_shop"),
-            raw.ordered_at.label("raw_ordered_at"),
+            time_rule.label("time_rule"),
         )
         .join(imports, imports.c.import_id == raw.import_id)
-        .outerjoin(shop_configs, shop_configs.c.shop_name == trimmed(raw.shop))
-        .subquery()
+        .subquery("raw_rows")
     )
 
 
 def frame_columns(rows: sa.FromClause) -> list[sa.ColumnElement[Any]]:
     """`judge` 需要的列。"""
     names = (
-        "raw_id", "import_id", "import_rank", "shop_id", "order_id", "shop", "customer_name", "order_type", "order_status",
-        "amount", "amount_is_nan", "quantity", "has_ordered_at", "ordered_at", "day", "in_partitions",
+        "raw_id", "order_id", "shop", "customer_name", "order_type", "order_status",
+        "amount", "amount_rule", "quantity", "ordered_at", "day", "time_rule",
     )  # fmt: skip
     return [rows.c[name] for name in names]
 
@@ -75,27 +69,42 @@ def on_days(rows: sa.FromClause, days: DayRange) -> sa.ColumnElement[bool]:
     return sa.and_(may_fall_on(rows.c.raw_ordered_at, days), days.includes(rows.c.day))
 
 
-def judge(rows: pl.DataFrame) -> pl.DataFrame:
+def read_imports(connection: sa.Connection) -> pl.DataFrame:
+    """范围之内的导入，一行一次：编号、id 与先后名次（按 completed_at，NULL 最旧，同时完成的名次相同）。
+
+    编号只在同一个快照里有意义。
+    """
+    return read_frame(connection, _numbered_imports())
+
+
+def read_shops(connection: sa.Connection) -> pl.DataFrame:
+    """店铺，一行一个：shop 是 shop_configs 里照存的名字。"""
+    named = shop_configs.c.shop_name.is_not(None)
+    return read_frame(connection, sa.select(shop_configs.c.shop_name.label("shop"), shop_configs.c.shop_id).where(named))
+
+
+def judge(rows: pl.DataFrame, shops: pl.DataFrame) -> pl.DataFrame:
     """逐行评判：修剪文字，空串当作没有，`rule` 是第一条命中的拒收规则，NULL 表示有效。
 
-    输入一行一条原始记录（`frame_columns`），输出同样的行，加上 `rule`，去掉只有评判用得着的列。
+    输入一行一条原始记录（`frame_columns`，别的列原样带过），输出同样的行，加上 shop_id 与 `rule`，去掉 SQL 给的规则名。
     """
     text = [_clean(name) for name in ("order_id", "shop", "customer_name", "order_type", "order_status")]
     too_long = pl.max_horizontal(pl.col("order_id", "customer_name").str.len_chars()) > MAX_TEXT_LENGTH
-    rules = {
+    hits = {
         "missing_order_id": pl.col("order_id").is_null(),
         "missing_shop": pl.col("shop").is_null(),
         "unknown_shop": pl.col("shop_id").is_null(),
         "missing_customer_name": pl.col("customer_name").is_null(),
-        "missing_ordered_at": ~pl.col("has_ordered_at"),
-        "bad_ordered_at": pl.col("day").is_null(),
-        "outside_partitions": ~pl.col("in_partitions").fill_null(value=False),
-        "bad_amount": pl.col("amount_is_nan"),
-        "negative_quantity": pl.col("quantity") < 0,
-        "text_too_long": too_long,
     }
-    first_hit = pl.coalesce(*[pl.when(hit).then(pl.lit(rule)) for rule, hit in rules.items()])
-    return rows.with_columns(text).with_columns(rule=first_hit).drop("shop", "amount_is_nan", "has_ordered_at")
+    later_hits = {"negative_quantity": pl.col("quantity") < 0, "text_too_long": too_long}
+    rule = pl.coalesce(
+        *[pl.when(hit).then(pl.lit(name)) for name, hit in hits.items()],
+        "time_rule",
+        "amount_rule",
+        *[pl.when(hit).then(pl.lit(name)) for name, hit in later_hits.items()],
+    )
+    known = rows.with_columns(text).join(shops, on="shop", how="left", maintain_order="left")
+    return known.with_columns(rule=rule).drop("time_rule", "amount_rule")
 
 
 def write_rejected(connection: sa.Connection, target: str, rejected: pl.DataFrame, covered: sa.ColumnElement[bool]) -> None:
@@ -114,8 +123,10 @@ def reject_rows_without_partition(connection: sa.Connection, settings: EtlSettin
     同一批导入中已不在范围内的行（撤回的导入）随之删去。
     """
     rows = scope(settings)
-    statement = sa.select(*frame_columns(rows)).where(rows.c.import_id.in_(import_ids), sa.func.coalesce(~rows.c.in_partitions, sa.true()))
-    judged = judge(read_frame(connection, statement))
+    statement = sa.select(rows.c.import_id, *frame_columns(rows)).where(
+        rows.c.import_id == sa.any_(sa.cast(import_ids, sa.ARRAY(sa.Uuid))), rows.c.time_rule.is_not(None)
+    )
+    judged = judge(read_frame(connection, statement), read_shops(connection))
     partitions = partition_range(settings)
     outside = sa.func.coalesce(~partitions.includes(rejected_rows.c.day), sa.true())
     write_rejected(
@@ -132,6 +143,10 @@ def _clean(name: str) -> pl.Expr:
     return pl.when(stripped != "").then(stripped).alias(name)
 
 
-def closure_days(rows: pl.DataFrame) -> set[date]:
-    """这些行所在的、分区之内的业务日。"""
-    return set(rows.filter("in_partitions")["day"].unique().to_list())
+def _numbered_imports() -> sa.Select[Any]:
+    newest_last = import_tasks.c.completed_at.nulls_first()
+    return sa.select(
+        import_tasks.c.import_id,
+        sa.func.row_number(type_=sa.Integer()).over(order_by=[newest_last, import_tasks.c.import_id]).label("import_no"),
+        sa.func.rank().over(order_by=newest_last).label("import_rank"),
+    ).where(IN_SCOPE)

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +21,7 @@ from sqlalchemy.dialects.postgresql import JSON, JSONB
 
 _READ_CHUNK_BYTES = 16 << 20
 _WRITE_CHUNK_ROWS = 50_000
+_WAITING_INTERVAL_SECONDS = 0.3  # 小于 idle_in_transaction_session_timeout 的最小值 1 秒
 
 _POLARS_TYPES: tuple[tuple[type[sa.types.TypeEngine[Any]], pl.DataType], ...] = (
     (sa.Float, pl.Float64()),  # Float 是 Numeric 的子类，必须在前
@@ -89,29 +93,73 @@ def read_frame(connection: sa.Connection, statement: sa.Select[Any]) -> pl.DataF
 
 def read_batches(connection: sa.Connection, statement: sa.Select[Any]) -> Iterator[pl.DataFrame]:
     """同 read_frame，一批约 16 MB 文本；至少一批，可能是空的。读完之前连接不能作他用。"""
-    columns = list(statement.selected_columns)
-    schema = {column.name: polars_type(column.type) for column in columns}
-    text, parameters = _compile(connection, _booleans_as_text(statement, columns))
-    buffer = io.BytesIO()
-    is_first = True
-    cursor = _driver(connection).cursor()
-    with cursor, cursor.copy(f"COPY ({text}) TO STDOUT (FORMAT csv)".encode(), parameters) as copy:
-        for row in copy:  # psycopg 每行给一个 memoryview：立刻写走，不能攒成列表
-            buffer.write(row)
-            if buffer.tell() >= _READ_CHUNK_BYTES:
-                yield _parse(buffer, schema)
-                is_first = False
-                buffer = io.BytesIO()
-    if buffer.tell() or is_first:
-        yield _parse(buffer, schema)
+    schema = {column.name: polars_type(column.type) for column in statement.selected_columns}
+    for chunk in _copy_out(connection, statement):
+        yield _parse(chunk, schema)
+
+
+@contextmanager
+def reading_ahead(
+    connection: sa.Connection, statement: sa.Select[Any], while_waiting: Callable[[], object] | None = None
+) -> Iterator[Iterator[pl.DataFrame]]:
+    """同 read_batches，但由一个线程先读着下一批：服务器发送时，调用者处理上一批。
+
+    离开 with 时没读完的查询被取消；出来以前连接归那个线程用。
+
+    :param while_waiting: 等下一批时每隔一会儿调用一次，好让别的连接上的事务不因为闲着而被服务器切断。
+    """
+    schema = {column.name: polars_type(column.type) for column in statement.selected_columns}
+    chunks: queue.Queue[io.BytesIO | BaseException | None] = queue.Queue(maxsize=1)
+    stopped = threading.Event()
+
+    def put(item: io.BytesIO | BaseException | None) -> None:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                chunks.put(item, timeout=0.1)
+                return
+
+    def read() -> None:
+        try:
+            for chunk in _copy_out(connection, statement, stopped):
+                put(chunk)
+            put(None)
+        except BaseException as error:  # noqa: BLE001  # 交给读的一方抛出
+            put(error)
+
+    def take() -> io.BytesIO | BaseException | None:
+        while while_waiting is not None:
+            with suppress(queue.Empty):
+                return chunks.get(timeout=_WAITING_INTERVAL_SECONDS)
+            while_waiting()
+        return chunks.get()
+
+    def batches() -> Iterator[pl.DataFrame]:
+        while (chunk := take()) is not None:
+            if isinstance(chunk, BaseException):
+                raise chunk
+            yield _parse(chunk, schema)
+
+    reader = threading.Thread(target=read, name="read-ahead", daemon=True)
+    reader.start()
+    try:
+        yield batches()
+    finally:
+        stopped.set()
+        reader.join()
 
 
 def stage_frame(connection: sa.Connection, frame: pl.DataFrame, *, name: str, like: sa.Table) -> sa.Table:
     """把一帧 COPY 进一张临时表（事务结束即删），列类型照抄 `like` 的同名列。"""
     columns = [sa.Column(column, like.c[column].type) for column in frame.columns]
+    staging = create_staging(connection, name, columns)
+    copy_into(connection, frame, staging)
+    return staging
+
+
+def create_staging(connection: sa.Connection, name: str, columns: Sequence[sa.Column[Any]]) -> sa.Table:
+    """建一张临时表，事务结束即删。"""
     staging = sa.Table(name, sa.MetaData(), *columns, prefixes=["TEMPORARY"], postgresql_on_commit="DROP")
     staging.create(connection)
-    copy_into(connection, frame, staging)
     return staging
 
 
@@ -128,14 +176,14 @@ def copy_into(connection: sa.Connection, frame: pl.DataFrame, table: sa.Table) -
 
 
 def upsert_staged(connection: sa.Connection, staging: sa.Table, table: sa.Table, how: Upsert) -> WriteCounts:
-    """把暂存表写进目标表：只写新的或变了的行，按键排序写（并发时不死锁），其余不碰。
+    """把暂存表写进目标表：只写新的或变了的行，按键排序写（并发时不死锁），其余不碰；目标表没有的列不写。
 
     先用联接滤掉没有变化的行，因为单靠 ON CONFLICT … WHERE 会给每一行加锁、写 WAL。
     """
     quote = connection.dialect.identifier_preparer.quote
     target = connection.dialect.identifier_preparer.format_table(table)
     stage = connection.dialect.identifier_preparer.format_table(staging)
-    columns = [column.name for column in staging.columns]
+    columns = [column.name for column in staging.columns if column.name in table.columns]
     values = [name for name in columns if name not in how.key and name not in how.insert_only]
 
     def existing_row(alias: str) -> str:
@@ -180,6 +228,25 @@ def upsert_frame(connection: sa.Connection, frame: pl.DataFrame, table: sa.Table
 def _driver(connection: sa.Connection) -> psycopg.Connection[Any]:
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]  # 引擎固定用 psycopg
     return driver
+
+
+def _copy_out(connection: sa.Connection, statement: sa.Select[Any], stopped: threading.Event | None = None) -> Iterator[io.BytesIO]:
+    """COPY 的 csv 文本，一块约 16 MB；至少一块，可能是空的。`stopped` 置位后取消查询。"""
+    text, parameters = _compile(connection, _booleans_as_text(statement, list(statement.selected_columns)))
+    buffer = io.BytesIO()
+    is_first = True
+    cursor = _driver(connection).cursor()
+    with cursor, cursor.copy(f"COPY ({text}) TO STDOUT (FORMAT csv)".encode(), parameters) as copy:
+        for row in copy:  # psycopg 每行给一个 memoryview：立刻写走，不能攒成列表
+            buffer.write(row)
+            if buffer.tell() >= _READ_CHUNK_BYTES:
+                yield buffer
+                is_first = False
+                buffer = io.BytesIO()
+                if stopped is not None and stopped.is_set():
+                    return
+    if buffer.tell() or is_first:
+        yield buffer
 
 
 def _booleans_as_text(statement: sa.Select[Any], columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:

@@ -78,7 +78,7 @@ def test_failed_run_is_tried_again_later_and_announced(
     claim = worker.claim()
     assert claim is not None
     result = worker.execute(claim)
-    assert (result.succeeded, result.failed_step, result.error_class) == (False, "orders", "PermanentError")
+    assert (result.succeeded, result.failed_step, result.error_class) == (False, "orders", "TableContractError")
     with engine.connect() as connection:
         event = connection.execute(sa.select(outbox.c.asset, outbox.c.payload)).one()
         held = connection.scalars(sa.select(ledger.c.held_reason).where(ledger.c.asset == "orders")).one()

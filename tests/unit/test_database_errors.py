@@ -22,14 +22,18 @@ SECRET = "h0nse-Secret"
     [
         (psycopg.errors.LockNotAvailable, TransientError, "ETL_LOCK_TIMEOUT_SECONDS"),
         (psycopg.errors.QueryCanceled, TransientError, "ETL_STATEMENT_TIMEOUT_SECONDS"),
-        (psycopg.errors.DiskFull, TransientError, "out of resources"),
+        (psycopg.errors.DiskFull, TransientError, "disk of the PostgreSQL server is full"),
         (psycopg.errors.OutOfMemory, TransientError, "out of resources"),
+        (psycopg.errors.ConfigurationLimitExceeded, TransientError, "out of resources"),
         (psycopg.errors.DeadlockDetected, TransientError, "other runs were in the way"),
         (psycopg.errors.SerializationFailure, TransientError, "other runs were in the way"),
-        (psycopg.errors.IdleInTransactionSessionTimeout, TransientError, "PostgreSQL reported"),
-        (psycopg.errors.AdminShutdown, DatabaseUnavailableError, "cannot reach the PostgreSQL"),
-        (psycopg.OperationalError, DatabaseUnavailableError, "cannot reach the PostgreSQL"),
-        (psycopg.InterfaceError, DatabaseUnavailableError, "cannot reach the PostgreSQL"),
+        (psycopg.errors.IdleInTransactionSessionTimeout, TransientError, "ETL_IDLE_TRANSACTION_TIMEOUT_SECONDS"),
+        (psycopg.errors.AdminShutdown, DatabaseUnavailableError, "what was not committed is undone"),
+        (psycopg.errors.CrashShutdown, DatabaseUnavailableError, "what was not committed is undone"),
+        (psycopg.OperationalError, DatabaseUnavailableError, "what was not committed is undone"),
+        (psycopg.InterfaceError, DatabaseUnavailableError, "what was not committed is undone"),
+        (psycopg.errors.IoError, TransientError, "PostgreSQL reported"),
+        (psycopg.errors.ProgramLimitExceeded, PermanentError, "cannot hold a value that is so large"),
         (psycopg.errors.UndefinedTable, PermanentError, "etl init-db"),
         (psycopg.errors.UndefinedColumn, PermanentError, "etl init-db"),
         (psycopg.errors.InsufficientPrivilege, PermanentError, "grant it"),
@@ -58,6 +62,22 @@ def test_cause_is_kept_whether_sqlalchemy_wrapped_it_or_not() -> None:
         assert driver_error(raised) is cause
 
 
+def test_first_error_is_the_cause_when_the_rollback_fails_too() -> None:
+    first = psycopg.errors.AdminShutdown("terminating connection")
+
+    def fail_twice() -> None:
+        try:
+            raise first
+        finally:
+            raise psycopg.OperationalError("the connection is lost")
+
+    with pytest.raises(psycopg.OperationalError) as later:
+        fail_twice()
+    wrapped = sa.exc.OperationalError("ROLLBACK", {}, later.value)
+    assert driver_error(later.value) is first
+    assert driver_error(wrapped) is first
+
+
 def test_other_errors_pass_untranslated() -> None:
     with pytest.raises(ZeroDivisionError), translated_errors():
         _ = 1 / 0
@@ -67,7 +87,7 @@ def test_unreachable_server_is_transient_and_the_password_stays_secret() -> None
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     engine = build_engine(EtlSettings(database_url=f"postgresql://etl:{SECRET}@127.0.0.1:{port}/etl"))
-    with pytest.raises(DatabaseUnavailableError) as caught, translated_errors(), engine.connect():
+    with pytest.raises(DatabaseUnavailableError, match="cannot reach the PostgreSQL") as caught, translated_errors(), engine.connect():
         pass
     error: BaseException | None = caught.value
     while error is not None:

@@ -15,50 +15,44 @@ from etl_assets.services.raw_rows import judge
 
 SCHEMA: dict[str, pl.DataType] = {
     "raw_id": pl.Int64(),
-    "import_id": pl.String(),
-    "import_rank": pl.Int32(),
-    "shop_id": pl.String(),
     "order_id": pl.String(),
     "shop": pl.String(),
     "customer_name": pl.String(),
     "order_type": pl.String(),
     "order_status": pl.String(),
     "amount": pl.Decimal(14, 2),
-    "amount_is_nan": pl.Boolean(),
+    "amount_rule": pl.String(),
     "quantity": pl.Int32(),
-    "has_ordered_at": pl.Boolean(),
     "ordered_at": pl.Datetime("us", "UTC"),
     "day": pl.Date(),
-    "in_partitions": pl.Boolean(),
+    "time_rule": pl.String(),
 }
+SHOP_ID = "00000000-0000-4000-8000-000000000001"
+SHOPS = pl.DataFrame({"shop": ["旗舰店", "二店"], "shop_id": [SHOP_ID, "00000000-0000-4000-8000-000000000002"]})
 VALID: dict[str, Any] = {
     "raw_id": 1,
-    "import_id": "10000000-0000-4000-8000-000000000001",
-    "import_rank": 1,
-    "shop_id": "00000000-0000-4000-8000-000000000001",
     "order_id": "A-1",
     "shop": "旗舰店",
     "customer_name": "张三",
     "order_type": "大货",
     "order_status": "completed",
     "amount": Decimal("10.00"),
-    "amount_is_nan": False,
+    "amount_rule": None,
     "quantity": 2,
-    "has_ordered_at": True,
     "ordered_at": datetime(2026, 1, 5, 4, tzinfo=UTC),
     "day": date(2026, 1, 5),
-    "in_partitions": True,
+    "time_rule": None,
 }
 # DOMAIN 第 3 节的次序；每一项是 SQL 给出的、恰好犯这一条的值
 BROKEN: list[tuple[str, dict[str, Any]]] = [
     ("missing_order_id", {"order_id": None}),
-    ("missing_shop", {"shop": None, "shop_id": None}),
-    ("unknown_shop", {"shop_id": None}),
+    ("missing_shop", {"shop": None}),
+    ("unknown_shop", {"shop": "没有这家"}),
     ("missing_customer_name", {"customer_name": None}),
-    ("missing_ordered_at", {"has_ordered_at": False, "ordered_at": None, "day": None, "in_partitions": None}),
-    ("bad_ordered_at", {"ordered_at": None, "day": None, "in_partitions": None}),
-    ("outside_partitions", {"ordered_at": None, "day": date(1999, 12, 31), "in_partitions": False}),
-    ("bad_amount", {"amount": None, "amount_is_nan": True}),
+    ("missing_ordered_at", {"ordered_at": None, "day": None, "time_rule": "missing_ordered_at"}),
+    ("bad_ordered_at", {"ordered_at": None, "day": None, "time_rule": "bad_ordered_at"}),
+    ("outside_partitions", {"ordered_at": None, "day": date(1999, 12, 31), "time_rule": "outside_partitions"}),
+    ("bad_amount", {"amount": None, "amount_rule": "bad_amount"}),
     ("negative_quantity", {"quantity": -1}),
     ("text_too_long", {"order_id": "x" * 501, "customer_name": "张" * 501}),
 ]
@@ -70,12 +64,12 @@ def rows(*changes: dict[str, Any]) -> pl.DataFrame:
 
 
 def rules(*changes: dict[str, Any]) -> list[str | None]:
-    return judge(rows(*changes))["rule"].to_list()
+    return judge(rows(*changes), SHOPS)["rule"].to_list()
 
 
 def test_valid_row_keeps_its_values_and_gets_no_rule() -> None:
-    expected = rows({}).drop("shop", "amount_is_nan", "has_ordered_at").with_columns(rule=pl.lit(None, pl.String))
-    assert_frame_equal(judge(rows({})), expected)
+    expected = rows({}).drop("amount_rule", "time_rule").with_columns(shop_id=pl.lit(SHOP_ID), rule=pl.lit(None, pl.String))
+    assert_frame_equal(judge(rows({}), SHOPS), expected)
 
 
 def test_text_is_trimmed_and_an_empty_text_is_missing() -> None:
@@ -87,8 +81,8 @@ def test_text_is_trimmed_and_an_empty_text_is_missing() -> None:
         "shop": f" 旗舰店{WHITE_SPACE}",
     }
     trimmed = {"order_id": "A 1", "customer_name": "张 三", "order_type": None, "order_status": None}
-    expected = rows(trimmed).drop("shop", "amount_is_nan", "has_ordered_at").with_columns(rule=pl.lit(None, pl.String))
-    assert_frame_equal(judge(rows(untrimmed)), expected)
+    expected = rows(trimmed).drop("amount_rule", "time_rule").with_columns(shop_id=pl.lit(SHOP_ID), rule=pl.lit(None, pl.String))
+    assert_frame_equal(judge(rows(untrimmed), SHOPS), expected)
 
 
 @pytest.mark.parametrize(("rule", "change"), BROKEN, ids=[rule for rule, _ in BROKEN])
@@ -106,7 +100,7 @@ def test_first_rule_that_hits_names_the_row() -> None:
 
 @pytest.mark.parametrize("blank", ["", " ", WHITE_SPACE])
 def test_blank_texts_are_missing(blank: str) -> None:
-    changes: list[dict[str, Any]] = [{"order_id": blank}, {"shop": blank, "shop_id": None}, {"customer_name": blank}]
+    changes: list[dict[str, Any]] = [{"order_id": blank}, {"shop": blank}, {"customer_name": blank}]
     assert rules(*changes) == ["missing_order_id", "missing_shop", "missing_customer_name"]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from etl_assets.leads.dealing import deal_orders
-from etl_assets.leads.etl import transform
+from etl_assets.leads.etl import hold_orders, transform
 from tests.reference.instants import to_instant
 from tests.reference.leads import deal
 from tests.reference.orders import Order
@@ -213,9 +213,8 @@ def transformed(
     *orders: dict[str, Any], people: Sequence[tuple[str, int, datetime | None]] = (), last_warm: date | None = date(2026, 1, 1)
 ) -> pl.DataFrame:
     customers = pl.DataFrame({"customer_key": [ZHANG, LI], "customer_global_id": [ZHANG_ID, "11111111-1111-4111-8111-111111111111"]})
-    return transform(
-        pl.DataFrame(list(orders), schema=ORDERS), customers, pl.DataFrame(list(people), schema=PEOPLE, orient="row"), last_warm
-    )
+    touched = pl.DataFrame(list(people), schema=PEOPLE, orient="row")
+    return transform(hold_orders(pl.DataFrame(list(orders), schema=ORDERS), touched), customers, touched, last_warm)
 
 
 def assert_leads(result: pl.DataFrame, *leads: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""订单的变换：选赢家、补缺省值、换算类型；整帧比较。"""
+"""订单的变换：补缺省值、换算类型、选赢家；整帧比较。"""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import polars as pl
 from polars.testing import assert_frame_equal
 
 from etl_assets.core.business_day import DayRange
-from etl_assets.orders.etl import TransformedOrders, transform
+from etl_assets.orders.etl import References, TransformedRows, pick_winners, transform
 
 SHOP = "00000000-0000-4000-8000-000000000001"
 OTHER_SHOP = "00000000-0000-4000-8000-000000000002"
 IMPORT = "10000000-0000-4000-8000-000000000001"
+OTHER_IMPORT = "10000000-0000-4000-8000-000000000002"
 DAYS = DayRange(date(2026, 1, 5), date(2026, 1, 6))
 
-JUDGED: dict[str, pl.DataType] = {
+RAW: dict[str, pl.DataType] = {
+    "import_no": pl.Int32(),
     "raw_id": pl.Int64(),
-    "import_id": pl.String(),
-    "import_rank": pl.Int32(),
-    "shop_id": pl.String(),
     "order_id": pl.String(),
+    "shop": pl.String(),
     "customer_name": pl.String(),
     "order_type": pl.String(),
     "order_status": pl.String(),
     "amount": pl.Decimal(14, 2),
+    "amount_rule": pl.String(),
     "quantity": pl.Int32(),
     "ordered_at": pl.Datetime("us", "UTC"),
     "day": pl.Date(),
-    "in_partitions": pl.Boolean(),
-    "rule": pl.String(),
+    "time_rule": pl.String(),
 }
 ORDERS: dict[str, pl.DataType] = {
     "shop_id": pl.String(),
@@ -46,31 +46,39 @@ ORDERS: dict[str, pl.DataType] = {
     "order_date": pl.Date(),
     "import_id": pl.String(),
     "raw_id": pl.Int64(),
+    "import_rank": pl.Int32(),
+    "customer_key": pl.String(),
 }
+VERSIONS = {"shop_id": pl.String(), "order_id": pl.String(), "import_rank": pl.Int32(), "raw_id": pl.Int64()}
 REJECTED: dict[str, pl.DataType] = {"raw_id": pl.Int64(), "import_id": pl.String(), "day": pl.Date(), "rule": pl.String()}
-MAPPINGS = pl.DataFrame(
-    [("打样", "SAMPLE"), ("产前样", "PROOF"), ("大货", "BULK"), ("定金", "DEPOSIT"), ("空", None)],
-    schema={"raw_order_type": pl.String(), "system_order_type": pl.String()},
-    orient="row",
+REFERENCES = References(
+    imports=pl.DataFrame(
+        {"import_no": [1, 2], "import_id": [IMPORT, OTHER_IMPORT], "import_rank": [1, 7]}, schema_overrides={"import_no": pl.Int32}
+    ),
+    shops=pl.DataFrame({"shop": ["旗舰店", "二店"], "shop_id": [SHOP, OTHER_SHOP]}),
+    type_mappings=pl.DataFrame(
+        [("打样", "SAMPLE"), ("产前样", "PROOF"), ("大货", "BULK")],
+        schema={"raw_order_type": pl.String(), "system_order_type": pl.String()},
+        orient="row",
+    ),
 )
 
 
-def version(raw_id: int, **changes: Any) -> dict[str, Any]:
+def raw(raw_id: int, **changes: Any) -> dict[str, Any]:
     row: dict[str, Any] = {
+        "import_no": 1,
         "raw_id": raw_id,
-        "import_id": IMPORT,
-        "import_rank": 1,
-        "shop_id": SHOP,
         "order_id": "A-1",
+        "shop": "旗舰店",
         "customer_name": "张三",
         "order_type": "大货",
         "order_status": "completed",
         "amount": Decimal("10.00"),
+        "amount_rule": None,
         "quantity": 2,
         "ordered_at": datetime(2026, 1, 5, 4, tzinfo=UTC),
         "day": date(2026, 1, 5),
-        "in_partitions": True,
-        "rule": None,
+        "time_rule": None,
     }
     return row | changes
 
@@ -89,87 +97,91 @@ def order(raw_id: int, **changes: Any) -> dict[str, Any]:
         "order_date": date(2026, 1, 5),
         "import_id": IMPORT,
         "raw_id": raw_id,
+        "import_rank": 1,
+        "customer_key": f"{SHOP}:张三",
     }
     return row | changes
 
 
-def transformed(*versions: dict[str, Any]) -> TransformedOrders:
-    return transform(pl.DataFrame(list(versions), schema=JUDGED), MAPPINGS, DAYS)
+def transformed(*rows: dict[str, Any]) -> TransformedRows:
+    return transform(pl.DataFrame(list(rows), schema=RAW), REFERENCES, DAYS)
 
 
-def assert_orders(result: TransformedOrders, *orders: dict[str, Any]) -> None:
-    """只放过 Decimal 的精度：写入时由目标列定。"""
-    assert_frame_equal(result.orders, pl.DataFrame(list(orders), schema=ORDERS), check_row_order=False, check_dtypes=False)
+def assert_versions(result: TransformedRows, *versions: dict[str, Any]) -> None:
+    """只放过数字的宽度：写入时由目标列定。"""
+    assert_frame_equal(result.versions, pl.DataFrame(list(versions), schema=ORDERS), check_row_order=False, check_dtypes=False)
 
 
-def assert_rejected(result: TransformedOrders, *rejected: tuple[int, date, str]) -> None:
+def assert_rejected(result: TransformedRows, *rejected: tuple[int, date, str]) -> None:
     rows = [(raw_id, IMPORT, day, rule) for raw_id, day, rule in rejected]
     assert_frame_equal(result.rejected, pl.DataFrame(rows, schema=REJECTED, orient="row"), check_row_order=False)
 
 
-def test_order_takes_the_values_of_its_only_version() -> None:
-    assert_orders(transformed(version(7)), order(7))
+def winners(*versions: tuple[str, str, int, int]) -> list[int]:
+    """:param versions: shop_id、order_id、import_rank、raw_id。"""
+    return sorted(pick_winners(pl.DataFrame(list(versions), schema=VERSIONS, orient="row"))["raw_id"])
+
+
+def test_version_takes_the_values_of_its_row() -> None:
+    assert_versions(transformed(raw(7)), order(7))
 
 
 def test_missing_values_get_their_defaults() -> None:
-    missing = version(7, order_type=None, order_status=None, amount=None, quantity=None)
+    missing = raw(7, order_type=None, order_status=None, amount=None, quantity=None)
     expected = order(7, latest_status="unknown", raw_order_type=None, amount=Decimal("0.00"), quantity=1)
-    assert_orders(transformed(missing), expected)
+    assert_versions(transformed(missing), expected)
 
 
 def test_types_are_mapped_exactly_and_all_others_are_bulk() -> None:
-    types = ["打样", "产前样", "大货", "定金", "空", "没有映射", None]
-    mapped = ["SAMPLE", "PROOF", "BULK", "BULK", "BULK", "BULK", "BULK"]
-    versions = [version(number, order_id=str(number), order_type=kind) for number, kind in enumerate(types)]
+    types = ["打样", "产前样", "大货", "没有映射", None]
+    mapped = ["SAMPLE", "PROOF", "BULK", "BULK", "BULK"]
+    rows = [raw(number, order_id=str(number), order_type=kind) for number, kind in enumerate(types)]
     expected = [
         order(number, order_id=str(number), raw_order_type=kind, system_order_type=system)
         for number, (kind, system) in enumerate(zip(types, mapped, strict=True))
     ]
-    assert_orders(transformed(*versions), *expected)
+    assert_versions(transformed(*rows), *expected)
 
 
-def test_version_of_the_newest_import_wins_whatever_its_raw_id() -> None:
-    result = transformed(version(1, import_rank=3, amount=Decimal("3.00")), version(9, import_rank=2), version(10, import_rank=1))
-    assert_orders(result, order(1, amount=Decimal("3.00")))
+def test_import_number_becomes_the_import_and_its_rank() -> None:
+    assert_versions(transformed(raw(7, import_no=2)), order(7, import_id=OTHER_IMPORT, import_rank=7))
 
 
-def test_among_imports_of_the_same_moment_the_highest_raw_id_wins() -> None:
-    result = transformed(version(3, import_rank=2), version(8, import_rank=2, quantity=8), version(5, import_rank=2), version(9))
-    assert_orders(result, order(8, quantity=8))
+def test_customer_key_is_normalized_and_the_nickname_is_not() -> None:
+    expected = order(7, customer_nickname="ＡＢ　 Ｃ", customer_key=f"{SHOP}:AB C")
+    assert_versions(transformed(raw(7, customer_name=" ＡＢ　 Ｃ ")), expected)
 
 
-def test_rejected_version_never_wins_and_is_listed_with_its_rule() -> None:
-    result = transformed(version(1), version(2, import_rank=2, quantity=-1, rule="negative_quantity"))
-    assert_orders(result, order(1))
+def test_rejected_row_is_no_version_and_is_listed_with_its_rule() -> None:
+    result = transformed(raw(1), raw(2, quantity=-1))
+    assert_versions(result, order(1))
     assert_rejected(result, (2, date(2026, 1, 5), "negative_quantity"))
 
 
-def test_order_whose_versions_are_all_rejected_does_not_exist() -> None:
-    result = transformed(version(1, rule="bad_amount"))
-    assert_orders(result)
-    assert_rejected(result, (1, date(2026, 1, 5), "bad_amount"))
-
-
-def test_winner_outside_the_range_is_written_but_rejected_rows_outside_belong_to_other_days() -> None:
+def test_version_outside_the_range_counts_but_rejected_rows_outside_belong_to_other_days() -> None:
     elsewhere = {"ordered_at": datetime(2026, 1, 9, 4, tzinfo=UTC), "day": date(2026, 1, 9)}
-    result = transformed(
-        version(1), version(2, import_rank=2, **elsewhere), version(3, rule="unknown_shop", **elsewhere), version(4, day=None, rule="x")
-    )
-    assert_orders(result, order(2, ordered_at=elsewhere["ordered_at"], order_date=elsewhere["day"]))
+    result = transformed(raw(2, **elsewhere), raw(3, shop="没有这家", **elsewhere), raw(4, day=None, time_rule="bad_ordered_at"))
+    assert_versions(result, order(2, ordered_at=elsewhere["ordered_at"], order_date=elsewhere["day"]))
     assert_rejected(result)
+
+
+def test_no_rows_give_no_versions() -> None:
+    result = transformed()
+    assert_versions(result)
+    assert_rejected(result)
+
+
+def test_version_of_the_newest_import_wins_whatever_its_raw_id() -> None:
+    assert winners((SHOP, "A", 3, 1), (SHOP, "A", 2, 9), (SHOP, "A", 1, 10)) == [1]
+
+
+def test_among_imports_of_the_same_moment_the_highest_raw_id_wins() -> None:
+    assert winners((SHOP, "A", 2, 3), (SHOP, "A", 2, 8), (SHOP, "A", 2, 5), (SHOP, "A", 1, 9)) == [8]
 
 
 def test_same_order_id_in_two_shops_is_two_orders() -> None:
-    result = transformed(version(1), version(2, shop_id=OTHER_SHOP))
-    assert_orders(result, order(1), order(2, shop_id=OTHER_SHOP))
+    assert winners((SHOP, "A", 1, 1), (OTHER_SHOP, "A", 1, 2)) == [1, 2]
 
 
 def test_order_ids_that_differ_in_case_are_two_orders() -> None:
-    result = transformed(version(1, order_id="a"), version(2, order_id="A"))
-    assert_orders(result, order(1, order_id="a"), order(2, order_id="A"))
-
-
-def test_no_versions_give_no_orders() -> None:
-    result = transformed()
-    assert_orders(result)
-    assert_rejected(result)
+    assert winners((SHOP, "a", 1, 1), (SHOP, "A", 1, 2)) == [1, 2]

@@ -22,7 +22,7 @@ from etl_assets.core.tables import TIMESTAMP, ledger, order_index, raw_orders, r
 from etl_assets.customers import etl as customers_etl
 from etl_assets.leads import etl as leads_etl
 from etl_assets.orders import etl as orders_etl
-from etl_assets.services import order_index as order_index_service
+from etl_assets.services import customer_orders
 from etl_assets.services.customer_orders import read_customer_orders
 from etl_assets.services.ledger import request_days
 from etl_assets.services.vectorized_queries import WriteCounts
@@ -112,7 +112,8 @@ def test_number_of_statements_does_not_grow_with_the_rows(
     chain: Chain, raw_data: RawData, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """第一次与再一次、一行与几百行：语句一样多。"""
-    raw_data.add_import(versions(orders=1, completed_hour=1))
+    for hour in (0, 1):  # 两个版本，所以也有被取代的行
+        raw_data.add_import(versions(orders=1, completed_hour=hour), completed_at=later(hour))
     with counted_statements(engine, monkeypatch) as statements:
         few = [statements(lambda: chain.run(DAY, NEXT)) for _ in range(2)]
         for hour in (2, 3):
@@ -172,7 +173,7 @@ def test_customers_are_done_in_batches_that_fit_in_memory(chain: Chain, raw_data
         sizes.append(result.rows)
         return result
 
-    monkeypatch.setattr(order_index_service, "CUSTOMERS_PER_BATCH", 3)
+    monkeypatch.setattr(customer_orders, "CUSTOMERS_PER_BATCH", 3)
     monkeypatch.setattr(customers_etl, "write_customers", observed)
     raw_data.add_import([{"order_id": str(number), "customer_name": f"客户{number // 2}"} for number in range(14)])
     chain.run(DAY)
@@ -279,11 +280,11 @@ def test_mark_that_comes_while_a_run_works_survives_it(chain: Chain, raw_data: R
     chain.run(DAY)
 
     def read_then_move(*arguments: Any) -> Any:
-        frame = read_customer_orders(*arguments)
+        frames = list(read_customer_orders(*arguments))
         monkeypatch.undo()
         raw_data.add_import([{"customer_name": "李四"}, {"order_id": "B", "customer_name": "李四"}], completed_at=later(2))
         chain.run(DAY, assets=["orders"])
-        return frame
+        return iter(frames)
 
     monkeypatch.setattr(customers_etl, "read_customer_orders", read_then_move)
     chain.run(DAY, assets=["customers"])
