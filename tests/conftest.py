@@ -1,5 +1,13 @@
-"""全部测试共用的夹具：就是提供给用户的那一套。"""
+"""全部测试共用的夹具：就是提供给用户的那一套；以及 Hypothesis 试多少例子。"""
 
 from __future__ import annotations
 
+from hypothesis import settings
+
 pytest_plugins = ["etl_assets.testing.fixtures"]
+
+# 平时：每轮都一样的例子，不会偶尔红
+settings.register_profile("normal", max_examples=50, derandomize=True, deadline=None, database=None)
+# --hypothesis-profile=deep：每轮都是新的例子；失败时印出怎样重放
+settings.register_profile("deep", max_examples=2000, derandomize=False, deadline=None, database=None, print_blob=True)
+settings.load_profile("normal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date, datetime
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar
@@ -24,6 +25,7 @@ class EtlSettings(BaseSettings):
 
     database_url: str = Field(default="", repr=False, description="SQLAlchemy or libpq URL of the PostgreSQL that holds raw_orders")
     target_schema: str = Field(default="public", min_length=1, max_length=63, description="schema of orders, customers, business_leads")
+    rollout: Annotated[int | tuple[str, ...], NoDecode] = Field(default=100, description="percent of the customers, or names of shops")
     timezone: str = Field(default="Asia/Shanghai", description="IANA time zone of the business day")
     partitions_start: date = Field(default=date(2000, 1, 1), ge=date(1900, 1, 1), description="first daily partition")
     cancelled_statuses: StatusList = ("cancelled", "canceled", "closed", "refunded", "已取消", "已关闭", "已退款")
@@ -42,6 +44,20 @@ class EtlSettings(BaseSettings):
         if value not in available_timezones():
             raise ValueError("must be an IANA time zone name such as Asia/Shanghai or UTC")
         return value
+
+    @field_validator("rollout", mode="before")
+    @classmethod
+    def _parse_rollout(cls, value: Any) -> Any:
+        """`10%` 变成 10，逗号分隔的店名变成元组；不带百分号的 10 多半是忘了写，不当店名。"""
+        if not isinstance(value, str):
+            return value
+        text = value.strip(WHITE_SPACE)
+        if percent := re.fullmatch(r"(100|[1-9][0-9]?)\s*%", text):
+            return int(percent[1])
+        shops = tuple(dict.fromkeys(name.strip(WHITE_SPACE) for name in text.split(",")))
+        if "%" in text or "" in shops or re.fullmatch(r"[-+]?([0-9]{1,3}|[0-9]*[.][0-9]+)", text):
+            raise ValueError("must be a whole percentage from 1% to 100%, or names of shops separated by commas")
+        return shops
 
     @field_validator("cancelled_statuses", "completed_statuses", mode="before")
     @classmethod

@@ -248,7 +248,16 @@ locks = sa.Table(
     sa.Column("target", sa.Text, primary_key=True),
     sa.Column("kind", sa.Text, primary_key=True),
     sa.Column("key", sa.Integer, primary_key=True),
-    comment="rows that stand for days, customers (striped) and the COLD sweep; locked in sorted order",
+    comment="rows that stand for days, customers (striped), imports (striped) and the claim; locked in sorted order",
+)
+
+cold_sweeps = sa.Table(
+    "cold_sweeps",
+    etl,
+    sa.Column("target", sa.Text, primary_key=True),
+    sa.Column("last_warm_day", sa.Date),
+    sa.Column("rollout", sa.Text, nullable=False),
+    comment="leads without closed_at, of the customers in this share, are COLD if their last order is before last_warm_day, else OPEN",
 )
 
 # target 放在主键最后：它几乎总是同一个值
@@ -265,7 +274,6 @@ order_index = sa.Table(
 )
 # 散列索引：比文字短，写得快，名字再长也放得进
 sa.Index("ix_order_index_customer", order_index.c.customer_key, postgresql_using="hash")
-sa.Index("ix_order_index_day", order_index.c.order_date)
 
 stale_customers = sa.Table(
     "stale_customers",

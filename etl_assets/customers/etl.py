@@ -25,7 +25,7 @@ def materialize_customers(engine: sa.Engine, settings: EtlSettings, days: DayRan
     with data_transaction(engine, settings, asset="customers", days=days, run=run) as transaction:
         at_hand = lock_customers_at_hand(transaction)
         written = write_batches(at_hand.batches, lambda number: write_customers(transaction, at_hand.batch(number)))
-        consume_marks(transaction.connection, at_hand.marks)
+        consume_marks(transaction.connection, transaction.tables, at_hand.marks)
         return transaction.complete(at_hand.revisions, written=written)
 
 

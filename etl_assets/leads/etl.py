@@ -6,15 +6,17 @@ from datetime import date, timedelta
 
 import polars as pl
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import cold_sweeps
 from etl_assets.leads.dealing import deal_orders
 from etl_assets.services.batch import transform_batches, write_batches
 from etl_assets.services.customer_keys import with_lead_ids
 from etl_assets.services.customer_orders import lock_customers_at_hand, read_customer_ids, read_customer_orders
 from etl_assets.services.figures import FIGURES, aggregate_figures
-from etl_assets.services.locks import acquire_locks
+from etl_assets.services.locks import lock_cold_stages
 from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
 from etl_assets.services.order_index import consume_marks
 from etl_assets.services.people import PROTECTED_COLUMNS, closed_by_person, touched
@@ -27,14 +29,20 @@ LEAD_UPSERT = Upsert(key=("customer_global_id", "lead_no"), insert_only=("lead_i
 def materialize_leads(engine: sa.Engine, settings: EtlSettings, days: DayRange, run: RunContext) -> AssetReport:
     """让同样那些客户的商机正确，并按最新的业务日清扫全部未关闭的商机。
 
-    清扫在第二个事务：它拿全局锁再等别的运行的行，写商机的事务从不等全局锁，两者才不会死锁。
-    台账与完成事件写在第二个事务，所以两步之间崩溃时这些天仍然到期。
+    表里的 OPEN 与 COLD 总是按 `etl.cold_sweeps` 里的那一天判的。最新的业务日没有变，一个事务就够；变了，
+    第二个事务独占地改那一天、把全部商机重判一遍。写商机的事务从不等独占的锁，所以不会与清扫互相等。
+    台账与完成事件写在最后的事务，所以两步之间崩溃时这些天仍然到期。
     """
     with data_transaction(engine, settings, asset="leads", days=days, run=run) as transaction:
         started_at = transaction.started_at
         at_hand = lock_customers_at_hand(transaction)
         written = write_batches(at_hand.batches, lambda number: write_leads(transaction, at_hand.batch(number)))
-        consume_marks(transaction.connection, at_hand.marks)
+        consume_marks(transaction.connection, transaction.tables, at_hand.marks)
+        lock_cold_stages(transaction.connection, transaction.target, exclusive=False)
+        last_warm = read_last_warm_day(transaction)
+        if is_swept(transaction, last_warm):
+            swept = judge_stages(transaction, last_warm, skip_locked=True)
+            return transaction.complete(at_hand.revisions, written=written + WriteCounts(updated=swept))
     with data_transaction(engine, settings, asset="leads", days=days, run=run, started_at=started_at) as transaction:
         swept = sweep_cold(transaction)
         return transaction.complete(at_hand.revisions, written=written + WriteCounts(updated=swept))
@@ -45,9 +53,9 @@ def write_leads(transaction: DataTransaction, at_hand: sa.FromClause) -> WriteCo
     customer_ids = read_customer_ids(transaction, at_hand).drop("is_known")
     customers = stage_frame(transaction.connection, customer_ids, name="customer_ids", like=transaction.tables.customers)
     people = read_people(transaction, customers)
-    last_warm = last_warm_day(transaction)
     held = transform_batches(read_customer_orders(transaction, at_hand), lambda orders: hold_orders(orders, people))
-    written = load(transaction, transform(held, customer_ids, people, last_warm), customers)
+    lock_cold_stages(transaction.connection, transaction.target, exclusive=False)
+    written = load(transaction, transform(held, customer_ids, people, read_swept_day(transaction)), customers)
     customers.drop(transaction.connection)
     return written
 
@@ -140,23 +148,59 @@ def load(transaction: DataTransaction, leads: pl.DataFrame, customers: sa.Table)
     return written + WriteCounts(rows=leads.height, deleted=deleted.rowcount)
 
 
-def last_warm_day(transaction: DataTransaction) -> date | None:
+def read_last_warm_day(transaction: DataTransaction) -> date | None:
     """最新业务日往前 ETL_COLD_AFTER_DAYS 天；最后一单早于它的商机是 COLD。"""
     newest: date | None = transaction.connection.execute(sa.select(sa.func.max(transaction.tables.orders.c.order_date))).scalar()
     return newest - timedelta(days=transaction.settings.cold_after_days) if newest else None
 
 
+def read_swept_day(transaction: DataTransaction) -> date | None:
+    """表里的 OPEN 与 COLD 是按哪一天判的；共用的锁在手，它就不会变。"""
+    swept: date | None = transaction.connection.scalar(
+        sa.select(cold_sweeps.c.last_warm_day).where(cold_sweeps.c.target == transaction.target)
+    )
+    return swept
+
+
+def is_swept(transaction: DataTransaction, last_warm: date | None) -> bool:
+    """上一次清扫按的正是这一天、这个份额。"""
+    swept = sa.select(cold_sweeps.c.target).where(
+        cold_sweeps.c.target == transaction.target,
+        cold_sweeps.c.last_warm_day.is_not_distinct_from(last_warm),
+        cold_sweeps.c.rollout == str(transaction.settings.rollout),
+    )
+    return transaction.connection.scalar(swept) is not None
+
+
 def sweep_cold(transaction: DataTransaction) -> int:
-    """最新业务日会前移也会后退：把所有没有 closed_at 的商机两个方向都改对。返回改了的行数。"""
-    acquire_locks(transaction.connection, transaction.target, "sweep", [0])
-    last_warm = last_warm_day(transaction)
+    """最新业务日会前移也会后退：独占地换成它，份额之内所有没有 closed_at 的商机两个方向都改对。返回改了的行数。"""
+    lock_cold_stages(transaction.connection, transaction.target, exclusive=True)
+    last_warm = read_last_warm_day(transaction)
+    values = {"target": transaction.target, "last_warm_day": last_warm, "rollout": str(transaction.settings.rollout)}
+    insert = pg.insert(cold_sweeps).values(values)
+    transaction.connection.execute(insert.on_conflict_do_update(index_elements=["target"], set_=values))
+    return judge_stages(transaction, last_warm, skip_locked=False)
+
+
+def judge_stages(transaction: DataTransaction, last_warm: date | None, *, skip_locked: bool) -> int:
+    """把没有 closed_at 的商机判成 OPEN 或 COLD。
+
+    :param skip_locked: 跳过别人正锁着的行：那是写商机的别的运行，它按同一天判。
+    """
     leads = transaction.tables.leads
     last_day = sa.cast(sa.func.timezone(transaction.settings.timezone, leads.c.last_order_at), sa.Date)
     is_cold = sa.func.coalesce(last_day < sa.cast(last_warm, sa.Date), sa.false())
     stage = sa.case((is_cold, "COLD"), else_="OPEN")
-    swept = transaction.connection.execute(
-        sa.update(leads)
-        .where(leads.c.closed_at.is_(None), leads.c.current_stage.is_distinct_from(stage))
-        .values(current_stage=stage, updated_at=sa.func.now())
-    )
-    return swept.rowcount
+    is_wrong = sa.and_(leads.c.closed_at.is_(None), leads.c.current_stage.is_distinct_from(stage), *leads_of_share(transaction))
+    wrong = sa.select(leads.c.lead_id).where(is_wrong).with_for_update(skip_locked=skip_locked).cte("wrong")
+    judged = sa.update(leads).where(leads.c.lead_id == wrong.c.lead_id).values(current_stage=stage, updated_at=sa.func.now())
+    return transaction.connection.execute(judged).rowcount
+
+
+def leads_of_share(transaction: DataTransaction) -> list[sa.ColumnElement[bool]]:
+    """SQL 条件：商机属于份额之内的客户；全部客户时没有条件，也就不必去找客户。"""
+    if transaction.share.is_whole:
+        return []
+    customers = transaction.tables.customers
+    in_share = sa.select(customers.c.customer_global_id).where(transaction.share.covers_key(customers.c.customer_key))
+    return [transaction.tables.leads.c.customer_global_id.in_(in_share)]

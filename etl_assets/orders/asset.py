@@ -1,8 +1,8 @@
 """orders 资产。"""
 
-from dagster import AssetExecutionContext, MaterializeResult, ResourceParam, asset
+from dagster import AssetExecutionContext, ResourceParam, asset
 
-from etl_assets.asset_runs import days_of, result_of, run_of
+from etl_assets.asset_runs import CheckedEvents, account_check_specs, days_of, materialize_checked, run_of
 from etl_assets.core.settings import get_settings
 from etl_assets.orders.etl import materialize_orders
 from etl_assets.partitions import RANGE_RUNS, daily_partitions
@@ -11,11 +11,14 @@ from etl_assets.resources import EtlDatabase
 
 @asset(
     partitions_def=daily_partitions(get_settings()),
+    check_specs=account_check_specs("orders", daily_partitions(get_settings())),
     backfill_policy=RANGE_RUNS,
     deps=["raw_orders", "shop_configs", "order_type_mappings"],
     group_name="etl",
     kinds={"polars", "postgres"},
     description="One row per order: the newest valid version of every order with a version on these days.",
 )
-def orders(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> MaterializeResult[None]:
-    return result_of(materialize_orders(database.engine, database.settings, days_of(context), run_of(context)))
+def orders(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> CheckedEvents:
+    yield from materialize_checked(
+        context, lambda: materialize_orders(database.engine, database.settings, days_of(context), run_of(context))
+    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
@@ -16,11 +16,13 @@ from etl_assets.core.errors import TooManyDeletesError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import order_id_key, order_index, order_type_mappings, raw_orders, rejected_rows, shop_configs, trimmed
 from etl_assets.services import raw_rows
+from etl_assets.services.accounting import count_raw_rows, verify_days
 from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.ledger import Revisions, days_allowing_deletes
 from etl_assets.services.locks import lock_days
 from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
 from etl_assets.services.order_index import index_orders, mark_stale, unindex_orders
+from etl_assets.services.rollout import Share
 from etl_assets.services.vectorized_queries import (
     Upsert,
     WriteCounts,
@@ -59,15 +61,17 @@ class TransformedRows:
 
 @dataclass
 class StagedVersions:
-    """暂存在 `table` 的有效版本，一行一条；Polars 这边只留下选赢家要的列。"""
+    """暂存在 `table` 的有效版本，一行一条；Polars 这边只留下选赢家要的列，与它的客户在不在份额之内。"""
 
     table: sa.Table
+    share: Share
     parts: list[pl.DataFrame] = field(default_factory=list)
     rejected: list[pl.DataFrame] = field(default_factory=list)
 
     def add(self, connection: sa.Connection, rows: TransformedRows) -> None:
         copy_into(connection, rows.versions.drop("import_rank"), self.table)
-        self.parts.append(rows.versions.select("shop_id", "order_id", "import_rank", "raw_id", "order_date"))
+        in_share = self.share.covers().alias("in_share")
+        self.parts.append(rows.versions.select("shop_id", "order_id", "import_rank", "raw_id", "order_date", in_share))
         self.rejected.append(rows.rejected)
 
     def keys(self) -> pl.DataFrame:
@@ -80,12 +84,19 @@ class StagedVersions:
 
 @dataclass(frozen=True)
 class StagedOrders:
-    """手头的订单：winners 暂存表一行一个赢家，gone 一行一个没有赢家的订单（shop_id、order_id、order_date）。"""
+    """手头的订单：winners 暂存表一行一个赢家，其中 count 个在份额之内。
+
+    gone 一行一个没有赢家的订单（shop_id、order_id、order_date 与现有那一行的 customer_nickname、customer_key）。
+    superseded 一行一个输掉的版本；outside 一行一个版本，它的订单的赢家在份额之外；raw_counts 是区间内每天的原始行数。
+    """
 
     winners: sa.Table
     count: int
     gone: pl.DataFrame
     rejected: pl.DataFrame
+    superseded: pl.DataFrame
+    outside: pl.DataFrame
+    raw_counts: Mapping[date, int]
     revisions: Revisions
 
 
@@ -94,17 +105,28 @@ def materialize_orders(engine: sa.Engine, settings: EtlSettings, days: DayRange,
     """让这些天有有效版本、或在 orders 里有行的每个订单都正确。
 
     :raises TooManyDeletesError: 要删的订单太多而没人允许；什么也没写。
+    :raises AccountingError: 写完一数，有行不知去向；什么也没写。
     """
     with data_transaction(engine, settings, asset="orders", days=days, run=run) as transaction:
         staged = extract(engine, transaction)
         written = load(transaction, staged)
-        return transaction.complete(staged.revisions, written=written, rejected=staged.rejected.height)
+        accounts = verify_days(
+            transaction.connection,
+            settings,
+            days,
+            share=transaction.share,
+            raw=staged.raw_counts,
+            superseded=staged.superseded,
+            outside=staged.outside,
+        )
+        report = transaction.complete(staged.revisions, written=written, rejected=staged.rejected.height)
+        return replace(report, accounts=accounts)
 
 
 def extract(engine: sa.Engine, transaction: DataTransaction) -> StagedOrders:
-    """锁住手头订单所有版本的业务日，再读、换算、暂存它们。
+    """锁住手头订单所有版本的业务日，与它们在 orders 里此刻的业务日，再读、换算、暂存它们。
 
-    锁了才读，读出的版本若落在没锁的日子，就放开重锁：否则一个较旧的快照可能盖过较新的。
+    锁了才读；读出的若落在没锁的日子，就放开重锁：否则一个较旧的快照可能盖过较新的，或正被别的运行挪走、删去。
     """
     connection = transaction.connection
     locked = set(transaction.days)
@@ -114,16 +136,23 @@ def extract(engine: sa.Engine, transaction: DataTransaction) -> StagedOrders:
         revisions = transaction.read_revisions()
         with open_snapshot(engine) as source:
             versions, missing = stage_versions(transaction, source)
-        elsewhere = versions.days() - locked
+            raw_counts = count_raw_rows(source, transaction.settings, transaction.days)
+        elsewhere = (versions.days() | read_days_of_rows(transaction, versions.table)) - locked
         if not elsewhere:
             break
         savepoint.rollback()
         locked |= elsewhere
+    candidates = pl.concat(versions.parts)
+    outside = candidates.clear() if transaction.share.is_whole else won_outside(candidates)
+    superseded = drop_superseded(connection, versions.table, candidates).join(outside, on="raw_id", how="anti")
     return StagedOrders(
         winners=versions.table,
-        count=drop_superseded(connection, versions),
+        count=candidates.height - superseded.height - outside.height,
         gone=missing.join(versions.keys(), on=["shop_id", "order_id"], how="anti"),
         rejected=pl.concat(versions.rejected),
+        superseded=superseded,
+        outside=outside,
+        raw_counts=raw_counts,
         revisions=revisions,
     )
 
@@ -141,7 +170,7 @@ def stage_versions(transaction: DataTransaction, source: sa.Connection) -> tuple
     区间内的行一边读一边换算、暂存；然后按键去找同样那些订单在别的日子的版本。
     """
     references = read_references(source)
-    versions = StagedVersions(create_version_staging(transaction))
+    versions = StagedVersions(create_version_staging(transaction), transaction.share)
     stage_rows(transaction, source, rows_on_days(transaction), references, versions)
     missing = read_orders_without_version(transaction, versions.table)
     stage_keys(source, pl.concat([versions.keys(), missing.select("shop_id", "order_id")]), references.shops)
@@ -253,15 +282,15 @@ def create_version_staging(transaction: DataTransaction) -> sa.Table:
     return create_staging(transaction.connection, "staged_orders", [*columns, customer, target])
 
 
-def drop_superseded(connection: sa.Connection, versions: StagedVersions) -> int:
-    """暂存表里只留赢家；返回赢家数。"""
-    candidates = pl.concat(versions.parts)
+def drop_superseded(connection: sa.Connection, staging: sa.Table, candidates: pl.DataFrame) -> pl.DataFrame:
+    """暂存表里只留赢家；返回输掉的版本。"""
     winners = pick_winners(candidates)
-    if winners.height < candidates.height:
-        superseded = candidates.join(winners, on="raw_id", how="anti")["raw_id"].to_list()
-        losers = sa.cast(superseded, sa.ARRAY(sa.BigInteger))
-        connection.execute(sa.delete(versions.table).where(versions.table.c.raw_id == sa.any_(losers)))
-    return winners.height
+    if winners.height == candidates.height:
+        return candidates.clear()
+    superseded = candidates.join(winners, on="raw_id", how="anti")
+    losers = sa.cast(superseded["raw_id"].to_list(), sa.ARRAY(sa.BigInteger))
+    connection.execute(sa.delete(staging).where(staging.c.raw_id == sa.any_(losers)))
+    return superseded
 
 
 def pick_winners(versions: pl.DataFrame) -> pl.DataFrame:
@@ -269,23 +298,41 @@ def pick_winners(versions: pl.DataFrame) -> pl.DataFrame:
     return versions.sort("import_rank", "raw_id").unique(["shop_id", "order_id"], keep="last")
 
 
+def won_outside(versions: pl.DataFrame) -> pl.DataFrame:
+    """赢家在份额之外的订单的全部版本；一行一个有效版本。"""
+    return versions.join(pick_winners(versions).filter(~pl.col("in_share")), on=["shop_id", "order_id"], how="semi")
+
+
 def read_orders_without_version(transaction: DataTransaction, versions: sa.Table) -> pl.DataFrame:
-    """orders 里在这些天、暂存的版本里没有的订单，一行一个：版本在别的日子，或没有赢家。"""
+    """orders 里在这些天、暂存的版本里没有的订单，一行一个：版本在别的日子，或没有赢家。
+
+    customer_key 是现有那一行的客户；没有名字的行也要归某个份额，名字算作空。
+    """
     orders = transaction.tables.orders
     same_order = sa.and_(versions.c.shop_id == orders.c.shop_id, versions.c.order_id == orders.c.order_id)
-    return read_frame(
+    missing = read_frame(
         transaction.connection,
-        sa.select(orders.c.shop_id, orders.c.order_id, orders.c.order_date).where(
+        sa.select(orders.c.shop_id, orders.c.order_id, orders.c.customer_nickname, orders.c.order_date).where(
             transaction.days.includes(orders.c.order_date), ~sa.select(versions.c.order_id).where(same_order).exists()
         ),
     )
+    return missing.with_columns(pl.col("customer_nickname").fill_null("")).with_columns(customer_key())
+
+
+def read_days_of_rows(transaction: DataTransaction, versions: sa.Table) -> set[date]:
+    """手头的订单此刻在 orders 里、而不在这个区间的日子。"""
+    orders = transaction.tables.orders
+    same_order = sa.and_(versions.c.shop_id == orders.c.shop_id, versions.c.order_id == orders.c.order_id)
+    days = sa.select(orders.c.order_date.distinct()).join(versions, same_order)
+    return set(transaction.connection.scalars(days.where(sa.not_(transaction.days.includes(orders.c.order_date)))))
 
 
 def load(transaction: DataTransaction, staged: StagedOrders) -> WriteCounts:
     """写订单、删没有赢家的订单、更新客户索引与拒收记录。"""
     connection, target = transaction.connection, transaction.target
     orders = transaction.tables.orders
-    guard_deletes(transaction, staged.gone)
+    guard_deletes(transaction, staged.gone.filter(transaction.share.covers()))
+    index_outside(transaction, staged.winners)
     mark_changed_elsewhere(transaction, staged.winners)
     written = upsert_staged(connection, staged.winners, orders, ORDER_UPSERT)
     index_orders(connection, target, staged.winners)
@@ -295,15 +342,31 @@ def load(transaction: DataTransaction, staged: StagedOrders) -> WriteCounts:
     return written + WriteCounts(rows=staged.count, deleted=deleted)
 
 
+def index_outside(transaction: DataTransaction, winners: sa.Table) -> None:
+    """赢家在份额之外的订单移出暂存表：orders 里不写也不删，只记进索引。
+
+    索引记下它的赢家，它离开的客户才会重算；旧系统晚些改写那一行，也不会被当成份额之内的收进来。
+    """
+    if transaction.share.is_whole:
+        return
+    names = ("target", "shop_id", "order_id", "customer_nickname", "customer_key", "order_date")
+    staging = create_staging(transaction.connection, "outside_orders", [sa.Column(name, order_index.c[name].type) for name in names])
+    is_outside = sa.not_(transaction.share.covers_key(winners.c.customer_key))
+    moved = sa.delete(winners).where(is_outside).returning(*winners.c[names]).cte("moved")
+    transaction.connection.execute(sa.insert(staging).from_select(names, sa.select(*moved.c[names])))
+    index_orders(transaction.connection, transaction.target, staging)
+
+
 def delete_gone(transaction: DataTransaction, gone: pl.DataFrame) -> int:
-    """删去没有赢家的订单；返回行数。"""
+    """删去没有赢家的订单；份额之外的只从索引里去掉。返回删去的行数。"""
     if gone.is_empty():
         return 0
     orders = transaction.tables.orders
-    staging = stage_frame(transaction.connection, gone, name="gone_orders", like=orders)
+    staging = stage_frame(transaction.connection, gone, name="gone_orders", like=order_index)
     unindex_orders(transaction.connection, transaction.target, staging)
     same_order = sa.and_(orders.c.shop_id == staging.c.shop_id, orders.c.order_id == staging.c.order_id)
-    return transaction.connection.execute(sa.delete(orders).where(same_order)).rowcount
+    in_share = transaction.share.covers_key(staging.c.customer_key)
+    return transaction.connection.execute(sa.delete(orders).where(same_order, in_share)).rowcount
 
 
 def guard_deletes(transaction: DataTransaction, gone: pl.DataFrame) -> None:
@@ -316,7 +379,9 @@ def guard_deletes(transaction: DataTransaction, gone: pl.DataFrame) -> None:
     deletes = gone.filter(~pl.col("order_date").is_in(list(allowed))).height
     if deletes <= ALWAYS_ALLOWED_DELETES:
         return
-    total = connection.execute(sa.select(sa.func.count()).select_from(orders).where(days.includes(orders.c.order_date))).scalar_one()
+    existing = read_frame(connection, sa.select(orders.c.shop_id, orders.c.customer_nickname).where(days.includes(orders.c.order_date)))
+    named = existing.with_columns(pl.col("customer_nickname").fill_null("")).select(customer_key())
+    total = named.filter(transaction.share.covers()).height
     if deletes > total * transaction.settings.max_delete_share:
         raise TooManyDeletesError(deletes=deletes, orders=total, first_day=str(days.first), last_day=str(days.last))
 

@@ -31,8 +31,10 @@ class CustomersAtHand:
 
     def batch(self, number: int) -> sa.Subquery:
         """第 number 批的客户（从 0 起）。"""
-        of_batch = self.table.c.position // CUSTOMERS_PER_BATCH == number
-        return sa.select(self.table.c.customer_key, self.table.c.position).where(of_batch).subquery("at_hand")
+        position = self.table.c.position
+        first = number * CUSTOMERS_PER_BATCH
+        of_batch = sa.and_(position >= first, position < first + CUSTOMERS_PER_BATCH)  # 区间：规划器估得准有几行
+        return sa.select(self.table.c.customer_key, position).where(of_batch).subquery("at_hand")
 
 
 def lock_customers_at_hand(transaction: DataTransaction) -> CustomersAtHand:
@@ -40,8 +42,8 @@ def lock_customers_at_hand(transaction: DataTransaction) -> CustomersAtHand:
     connection, target, asset = transaction.connection, transaction.target, transaction.asset
     revisions = transaction.read_revisions()
     if before(asset) not in transaction.run.assets:  # 同一运行里的上游刚写过索引
-        adopt_orders(connection, transaction.tables, transaction.days)
-    table = stage_customers(connection, target, asset, transaction.days)
+        adopt_orders(connection, transaction.tables, transaction.days, transaction.share)
+    table = stage_customers(connection, transaction.tables, asset, transaction.days, transaction.share)
     lock_customers(connection, target, table)
     count = connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
     batches = -(-count // CUSTOMERS_PER_BATCH)

@@ -8,14 +8,28 @@ from datetime import date
 from typing import Any, Literal
 from uuid import UUID
 
+import psycopg.errors
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import local_day, partition_range
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_events, import_requests, import_tasks, ledger, order_id_key, raw_orders, target_tables, trimmed
+from etl_assets.core.tables import (
+    import_events,
+    import_requests,
+    import_tasks,
+    ledger,
+    order_id_key,
+    raw_orders,
+    rejected_rows,
+    target_tables,
+    trimmed,
+)
 from etl_assets.services import raw_rows
 from etl_assets.services.ledger import ASSETS, request_days
+from etl_assets.services.locks import lock_days, lock_imports
+
+_PATIENCE = "20ms"
 
 Outcome = Literal["requested", "known", "irrelevant", "pending", "missing"]
 """requested：已要求受影响的日子；known：同一事件先前已处理；irrelevant：撤回的导入从未入表；
@@ -34,6 +48,7 @@ class ImportEvent:
 def request_imports(engine: sa.Engine, settings: EtlSettings, events: Sequence[ImportEvent]) -> list[Outcome]:
     """在一个事务里处理一批事件，逐个给出结果。"""
     with engine.begin() as connection:
+        lock_imports(connection, settings.target_schema, (event.import_id for event in events))
         outcomes = _decide(connection, settings, events)
         requested = [event for event, outcome in zip(events, outcomes, strict=True) if outcome == "requested"]
         if requested:
@@ -53,10 +68,10 @@ def _decide(connection: sa.Connection, settings: EtlSettings, events: Sequence[I
         ),
     )
     withdrawn = [import_id for import_id in import_ids if statuses.get(import_id) == "failed"]
-    orders = target_tables(settings.target_schema).orders
-    in_orders = (
-        set(connection.scalars(sa.select(orders.c.import_id.distinct()).where(orders.c.import_id.in_(withdrawn)))) if withdrawn else set()
-    )
+    in_tables = _in_tables(connection, settings, withdrawn) if withdrawn else set()
+    unseen = [import_id for import_id in withdrawn if import_id not in in_tables and import_id not in handled]
+    if unseen:
+        in_tables |= _in_tables_or_in_a_run(connection, settings, unseen)
 
     def decide(event: ImportEvent) -> Outcome:
         match statuses.get(event.import_id):
@@ -67,12 +82,42 @@ def _decide(connection: sa.Connection, settings: EtlSettings, events: Sequence[I
             case "completed":
                 return "requested"
             case "failed":
-                # 先前要求过的导入可能正被别的运行写入，那时 orders 里还看不到它
-                return "requested" if event.import_id in in_orders or event.import_id in handled else "irrelevant"
+                # 先前要求过的导入可能有运行还要写它，那时表里看不到它
+                return "requested" if event.import_id in in_tables or event.import_id in handled else "irrelevant"
             case _:
                 return "pending"
 
     return [decide(event) for event in events]
+
+
+def _in_tables(connection: sa.Connection, settings: EtlSettings, import_ids: Sequence[UUID]) -> set[UUID]:
+    """有行在 orders 里、或有拒收记录的导入：没有事件也可能做过（有人重算了那些天）。"""
+    orders = target_tables(settings.target_schema).orders
+    rejected = sa.and_(rejected_rows.c.target == settings.target_schema, rejected_rows.c.import_id.in_(import_ids))
+    loaded = sa.select(orders.c.import_id).where(orders.c.import_id.in_(import_ids))
+    return set(connection.scalars(loaded.union(sa.select(rejected_rows.c.import_id).where(rejected))))
+
+
+def _in_tables_or_in_a_run(connection: sa.Connection, settings: EtlSettings, import_ids: Sequence[UUID]) -> set[UUID]:
+    """先占住这些导入的业务日，再看哪些在表里：往后的运行都看得到撤回。
+
+    占不住，就有运行正写着那些日子，它可能在撤回之前读到了它们：当作都在，不等它。
+    """
+    day = local_day(raw_orders.c.ordered_at, settings.timezone).label("day")
+    days = sa.select(day).where(raw_orders.c.import_id.in_(import_ids)).distinct().subquery("days")
+    in_partitions = partition_range(settings).includes(days.c.day)
+    wanted = connection.scalars(sa.select(days.c.day).where(in_partitions)).all()
+    patience = connection.scalar(sa.select(sa.func.current_setting("lock_timeout")))
+    try:
+        with connection.begin_nested():
+            connection.execute(sa.select(sa.func.set_config("lock_timeout", _PATIENCE, sa.true())))
+            lock_days(connection, settings.target_schema, wanted)
+            connection.execute(sa.select(sa.func.set_config("lock_timeout", patience, sa.true())))
+    except sa.exc.OperationalError as error:
+        if isinstance(error.orig, psycopg.errors.LockNotAvailable):
+            return set(import_ids)
+        raise
+    return _in_tables(connection, settings, import_ids)
 
 
 def _request(connection: sa.Connection, settings: EtlSettings, events: Sequence[ImportEvent]) -> None:

@@ -1,20 +1,21 @@
-"""代表业务日、客户、COLD 清扫与领取的锁行。总是先补齐、再按序加锁，所以两个运行之间不会死锁。"""
+"""代表业务日、客户、导入与领取的锁行。总是先补齐、再按序加锁，所以两个运行之间不会死锁。COLD 清扫的锁见末尾。"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import date
 from typing import Literal
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.tables import locks
 
-LockKind = Literal["day", "customer", "sweep", "claim"]
+LockKind = Literal["day", "customer", "import", "claim"]
 
-# 客户按散列的低位分到固定数目的锁行（2 的幂）：锁的行数有界，新客户也有行可锁
-CUSTOMER_STRIPES = 1024
+# 客户与导入按散列的低位分到固定数目的锁行（2 的幂）：锁的行数有界，新的也有行可锁
+STRIPES = 1024
 
 
 def acquire_locks(connection: sa.Connection, target: str, kind: LockKind, keys: Iterable[int]) -> None:
@@ -44,5 +45,20 @@ def lock_customers(connection: sa.Connection, target: str, customers: sa.Table) 
     散列由服务器计算：各台机器上的 Polars 版本可能不同，服务器只有一个。
     """
     hashed = sa.func.hashtextextended(customers.c.customer_key, 0, type_=sa.BigInteger())
-    stripe = sa.cast(hashed.op("&")(CUSTOMER_STRIPES - 1), sa.Integer)
+    stripe = sa.cast(hashed.op("&")(STRIPES - 1), sa.Integer)
     acquire_locks(connection, target, "customer", connection.scalars(sa.select(stripe.distinct())).all())
+
+
+def lock_imports(connection: sa.Connection, target: str, import_ids: Iterable[UUID]) -> None:
+    """锁住导入：同一个导入的两个事件依次处理，晚到的看得见先到的做了什么。"""
+    acquire_locks(connection, target, "import", (import_id.int % STRIPES for import_id in import_ids))
+
+
+def lock_cold_stages(connection: sa.Connection, target: str, *, exclusive: bool) -> None:
+    """写 OPEN 与 COLD 的共用一把锁，直到事务结束；换一个最新业务日、全部重判的独占它。
+
+    用咨询锁：它排队，独占的不会被源源不断的共用者饿死，而行锁会。
+    """
+    key = sa.func.hashtextextended(f"etl cold stages {target}", 0, type_=sa.BigInteger())
+    lock = sa.func.pg_advisory_xact_lock if exclusive else sa.func.pg_advisory_xact_lock_shared
+    connection.execute(sa.select(lock(key)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -19,9 +19,11 @@ from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TargetTables, target_tables
 from etl_assets.services import ledger
+from etl_assets.services.accounting import DayAccount
 from etl_assets.services.leases import assert_lease_held
 from etl_assets.services.ledger import Revisions
 from etl_assets.services.outbox import Completion, add_completion
+from etl_assets.services.rollout import Share, read_share
 from etl_assets.services.table_contract import assert_table_contract
 from etl_assets.services.vectorized_queries import WriteCounts
 
@@ -50,6 +52,7 @@ class AssetReport:
     rejected: int
     written: WriteCounts
     duration_seconds: float
+    accounts: Sequence[DayAccount] = ()
 
 
 @dataclass
@@ -59,6 +62,7 @@ class DataTransaction:
     connection: sa.Connection
     settings: EtlSettings
     tables: TargetTables
+    share: Share
     asset: str
     days: DayRange
     run: RunContext
@@ -83,6 +87,7 @@ class DataTransaction:
         included = any(name in self.run.assets for name in ledger.after(self.asset))
         add_completion(
             self.connection,
+            self.target,
             Completion(
                 asset=self.asset,
                 days=self.days,
@@ -112,6 +117,7 @@ def data_transaction(
             connection=connection,
             settings=settings,
             tables=target_tables(settings.target_schema),
+            share=read_share(connection, settings),
             asset=asset,
             days=days,
             run=run,

@@ -7,12 +7,14 @@ from typing import Any
 
 import polars as pl
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.tables import TargetTables, order_index, stale_customers
 from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.locks import lock_days
-from etl_assets.services.vectorized_queries import create_staging, read_frame, stage_frame
+from etl_assets.services.rollout import Share
+from etl_assets.services.vectorized_queries import copy_into, create_staging, read_frame, reading_ahead, stage_frame
 
 CUSTOMER_ASSETS = ("customers", "leads")
 """按客户计算的资产：各有自己的陈旧标记。"""
@@ -67,11 +69,17 @@ def _insert_marks(target: str, customer_keys: sa.Select[tuple[str]]) -> sa.Inser
     return sa.insert(stale_customers).from_select(["target", "asset", "customer_key"], marks)
 
 
-def stage_customers(connection: sa.Connection, target: str, asset: str, days: DayRange) -> sa.Table:
-    """临时表 customers_at_hand：这些天有订单的客户，加上该资产全部陈旧的客户；position 从 0 起给他们编号。"""
-    on_days = sa.select(order_index.c.customer_key).where(order_index.c.target == target, days.includes(order_index.c.order_date))
+def stage_customers(connection: sa.Connection, tables: TargetTables, asset: str, days: DayRange, share: Share) -> sa.Table:
+    """临时表 customers_at_hand：份额之内、这些天有订单的客户，加上该资产全部陈旧的客户；position 从 0 起给他们编号。"""
+    orders, target = tables.orders, tables.schema
+    on_days = (
+        sa.select(order_index.c.customer_key)
+        .join(orders, _same_order(orders))
+        .where(order_index.c.target == target, days.includes(orders.c.order_date))
+    )
     stale = sa.select(stale_customers.c.customer_key).where(stale_customers.c.target == target, stale_customers.c.asset == asset)
-    keys = on_days.union(stale).subquery("keys")
+    of_share = [keys.where(share.covers_key(keys.selected_columns[0])) for keys in (on_days, stale)]
+    keys = sa.union(*of_share).subquery("keys")
     columns: list[sa.Column[Any]] = [sa.Column("customer_key", sa.Text), sa.Column("position", sa.Integer)]
     at_hand = create_staging(connection, "customers_at_hand", columns)
     numbered = sa.select(keys.c.customer_key, sa.func.row_number().over() - 1)
@@ -89,23 +97,32 @@ def read_marks(connection: sa.Connection, target: str, asset: str, at_hand: sa.T
     ).all()
 
 
-def consume_marks(connection: sa.Connection, mark_ids: Sequence[int]) -> None:
-    """删去修好的标记；事务失败则标记还在。"""
+def consume_marks(connection: sa.Connection, tables: TargetTables, mark_ids: Sequence[int]) -> None:
+    """删去修好的标记；事务失败则标记还在。
+
+    没有订单却因为有人碰过商机而留下的客户，标记也留下：人收回以后，哪一天的运行都该让他走。
+    """
     ids = sa.cast(list(mark_ids), sa.ARRAY(sa.BigInteger))
-    connection.execute(sa.delete(stale_customers).where(stale_customers.c.mark_id == sa.any_(ids)))
+    key, target = stale_customers.c.customer_key, stale_customers.c.target
+    has_orders = sa.select(order_index.c.order_id).where(order_index.c.customer_key == key, order_index.c.target == target).exists()
+    remains = sa.select(tables.customers.c.customer_key).where(tables.customers.c.customer_key == key).exists()
+    connection.execute(sa.delete(stale_customers).where(stale_customers.c.mark_id == sa.any_(ids), sa.or_(has_orders, ~remains)))
 
 
-def adopt_orders(connection: sa.Connection, tables: TargetTables, days: DayRange) -> int:
-    """把别的 ETL 写进 orders 的行收进索引（这些天的、索引里没有或不符的）；返回收进的行数。"""
-    if _foreign_orders(connection, tables, days).is_empty() and not _vanished_orders(connection, tables, days, limit=1):
+def adopt_orders(connection: sa.Connection, tables: TargetTables, days: DayRange, share: Share) -> int:
+    """把别的 ETL 写进 orders 的行收进索引（这些天的、索引里没有或不符的）；返回收进的行数。
+
+    份额之外的订单归别的 ETL，索引里记的是我们算出的赢家，不随它的行变。
+    """
+    if _foreign_orders(connection, tables, days, share).is_empty() and not _vanished_orders(connection, tables, days, share, limit=1):
         return 0
     lock_days(connection, tables.schema, days)  # 自己的 orders 运行可能正在写这些行：锁住再看一次
-    foreign = _foreign_orders(connection, tables, days)
-    named = foreign.select(pl.lit(tables.schema).alias("target"), *foreign.columns, customer_key())
+    foreign = _foreign_orders(connection, tables, days, share)
+    named = foreign.select(pl.lit(tables.schema).alias("target"), *foreign.columns)
     staging = stage_frame(connection, named, name="foreign_orders", like=order_index)
     index_orders(connection, tables.schema, staging)
     staging.drop(connection)
-    vanished = _vanished_orders(connection, tables, days)
+    vanished = _vanished_orders(connection, tables, days, share)
     gone = stage_frame(
         connection,
         pl.DataFrame(vanished, schema={"shop_id": pl.String, "order_id": pl.String}, orient="row"),
@@ -117,34 +134,70 @@ def adopt_orders(connection: sa.Connection, tables: TargetTables, days: DayRange
     return foreign.height + len(vanished)
 
 
+def adopt_all_orders(engine: sa.Engine, tables: TargetTables) -> int:
+    """把 orders 里索引还没有的行全收进来，不论份额；返回行数。
+
+    接手旧系统的结果之前做：索引不全，一个客户的订单就读不全，他的商机会被当成没有订单的删掉，再以新的编号建起来。
+    """
+    orders = tables.orders
+    indexed = sa.select(order_index.c.order_id).where(_same_order(orders), order_index.c.target == tables.schema)
+    unindexed = sa.select(orders.c.shop_id, orders.c.order_id, orders.c.customer_nickname, orders.c.order_date).where(
+        orders.c.customer_nickname.is_not(None), ~indexed.exists()
+    )
+    names = ("shop_id", "order_id", "customer_nickname", "order_date", "customer_key")
+    with engine.connect() as source, engine.begin() as connection, reading_ahead(source, unindexed) as batches:
+        staging = create_staging(connection, "adopted_orders", [sa.Column(name, order_index.c[name].type) for name in names])
+        for batch in batches:
+            copy_into(connection, batch.with_columns(customer_key()).select(names), staging)
+        insert = pg.insert(order_index).from_select(["target", *names], sa.select(sa.literal(tables.schema), *staging.c[names]))
+        # 有冲突，就是正有运行写同一个订单，它知道得更新
+        return connection.execute(insert.on_conflict_do_nothing(), execution_options={"preserve_rowcount": True}).rowcount
+
+
 def _same_order(other: sa.FromClause) -> sa.ColumnElement[bool]:
     return sa.and_(order_index.c.shop_id == other.c.shop_id, order_index.c.order_id == other.c.order_id)
 
 
-def _foreign_orders(connection: sa.Connection, tables: TargetTables, days: DayRange) -> pl.DataFrame:
+def _foreign_orders(connection: sa.Connection, tables: TargetTables, days: DayRange, share: Share) -> pl.DataFrame:
+    """一行一个订单。索引里有的，看它的客户在不在份额之内；没有的，看 orders 里的名字。"""
     orders = tables.orders
     indexed = sa.and_(_same_order(orders), order_index.c.target == tables.schema)
-    return read_frame(
+    foreign = read_frame(
         connection,
-        sa.select(orders.c.shop_id, orders.c.order_id, orders.c.customer_nickname, orders.c.order_date)
+        sa.select(
+            orders.c.shop_id,
+            orders.c.order_id,
+            orders.c.customer_nickname,
+            orders.c.order_date,
+            order_index.c.customer_key.is_not(None).label("is_indexed"),
+        )
         .outerjoin(order_index, indexed)
         .where(
             days.includes(orders.c.order_date),
             orders.c.customer_nickname.is_not(None),
             sa.or_(
                 order_index.c.order_id.is_(None),
-                order_index.c.customer_nickname.is_distinct_from(orders.c.customer_nickname),
-                order_index.c.order_date.is_distinct_from(orders.c.order_date),
+                sa.and_(
+                    share.covers_key(order_index.c.customer_key),
+                    sa.or_(
+                        order_index.c.customer_nickname.is_distinct_from(orders.c.customer_nickname),
+                        order_index.c.order_date.is_distinct_from(orders.c.order_date),
+                    ),
+                ),
             ),
         ),
     )
+    return foreign.with_columns(customer_key()).filter(pl.col("is_indexed") | share.covers()).drop("is_indexed")
 
 
-def _vanished_orders(connection: sa.Connection, tables: TargetTables, days: DayRange, limit: int | None = None) -> list[tuple[str, str]]:
+def _vanished_orders(
+    connection: sa.Connection, tables: TargetTables, days: DayRange, share: Share, limit: int | None = None
+) -> list[tuple[str, str]]:
     existing = sa.select(tables.orders.c.order_id).where(_same_order(tables.orders)).exists()
     rows = connection.execute(
         sa.select(order_index.c.shop_id, order_index.c.order_id)
-        .where(order_index.c.target == tables.schema, days.includes(order_index.c.order_date), ~existing)
+        .where(order_index.c.target == tables.schema, days.includes(order_index.c.order_date), share.covers_key(order_index.c.customer_key))
+        .where(~existing)
         .limit(limit)
     )
     return [(str(shop_id), order_id) for shop_id, order_id in rows]

@@ -33,7 +33,7 @@ class Completion:
     error: str | None = None
 
     def payload(self, event_id: UUID) -> dict[str, Any]:
-        """事件的 JSON 对象，installation 除外。"""
+        """事件的 JSON 对象，installation 与 target 除外。"""
         event: dict[str, Any] = {
             "event_id": str(event_id),
             "event_version": EVENT_VERSION,
@@ -50,10 +50,13 @@ class Completion:
         return event | ({"error": self.error} if self.error else {})
 
 
-def add_completion(connection: sa.Connection, completion: Completion) -> None:
-    """写进发件箱；`installation` 让监听器认出自己发的事件，不至于又去要求下游。"""
+def add_completion(connection: sa.Connection, target: str, completion: Completion) -> None:
+    """写进发件箱；`installation` 让监听器认出自己发的事件，不至于又去要求下游。
+
+    `target` 是写的哪个 schema：影子与正式的结果在同一个流里宣布，听的人要分得出来。
+    """
     event_id = uuid4()
-    payload = completion.payload(event_id) | {"installation": str(installation_id(connection))}
+    payload = completion.payload(event_id) | {"installation": str(installation_id(connection)), "target": target}
     connection.execute(sa.insert(outbox).values(event_id=event_id, asset=completion.asset, payload=payload))
 
 

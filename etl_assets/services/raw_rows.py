@@ -24,7 +24,9 @@ def scope(settings: EtlSettings) -> sa.Subquery:
     """
     imports = _numbered_imports().subquery("imports")
     raw = raw_orders.c
-    day = local_day(raw.ordered_at, settings.timezone)
+    # OFFSET 0：不许规划器把它展开到每个用到的地方，一行只算一次
+    of_row = sa.select(local_day(raw.ordered_at, settings.timezone).label("day")).correlate(raw_orders).offset(0).lateral("of_row")
+    day = of_row.c.day
     in_partitions = partition_range(settings).includes(day)
     time_rule = sa.case(
         (raw.ordered_at.is_(None), "missing_ordered_at"),
@@ -51,6 +53,7 @@ def scope(settings: EtlSettings) -> sa.Subquery:
             time_rule.label("time_rule"),
         )
         .join(imports, imports.c.import_id == raw.import_id)
+        .join(of_row, sa.true())
         .subquery("raw_rows")
     )
 

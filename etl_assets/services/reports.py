@@ -10,6 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
+from etl_assets.core.errors import PermanentError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import (
     import_events,
@@ -17,6 +18,7 @@ from etl_assets.core.tables import (
     import_tasks,
     leases,
     ledger,
+    order_index,
     outbox,
     raw_orders,
     rejected_rows,
@@ -24,7 +26,9 @@ from etl_assets.core.tables import (
     target_tables,
     trimmed,
 )
+from etl_assets.services.figures import has_status
 from etl_assets.services.ledger import ASSETS
+from etl_assets.services.vectorized_queries import read_frame
 
 
 @dataclass(frozen=True)
@@ -215,3 +219,78 @@ def show_rows(
     if day is not None:
         statement = statement.where(sa.cast(sa.func.timezone(settings.timezone, at), sa.Date) == day)
     return connection.execute(statement.order_by(at.desc().nulls_last()).limit(limit)).mappings().all()
+
+
+def show_rejected(
+    connection: sa.Connection,
+    settings: EtlSettings,
+    *,
+    import_id: UUID | None,
+    rule: str | None,
+    customer: str | None,
+    day: Any,
+    limit: int,
+) -> Sequence[sa.RowMapping]:
+    """被拒收的原始行与缘由，新的在前；值照原样，时刻是文本，因为它可能正是装不下的那个。"""
+    raw, rejected = raw_orders.c, rejected_rows.c
+    conditions = [rejected.target == settings.target_schema]
+    if import_id is not None:
+        conditions.append(rejected.import_id == import_id)
+    if rule is not None:
+        conditions.append(rejected.rule == rule)
+    if day is not None:
+        conditions.append(rejected.day == day)
+    if customer is not None:
+        conditions.append(raw.customer_name.contains(customer, autoescape=True))
+    columns = (raw.order_id, raw.shop, raw.customer_name, raw.order_type, raw.order_status, raw.amount, raw.quantity)
+    statement = (
+        sa.select(
+            rejected.day,
+            rejected.rule,
+            rejected.raw_id,
+            rejected.import_id,
+            import_tasks.c.source_name,
+            *columns,
+            sa.cast(raw.ordered_at, sa.Text).label("ordered_at"),
+        )
+        .select_from(rejected_rows)
+        .outerjoin(raw_orders, raw.raw_id == rejected.raw_id)
+        .outerjoin(import_tasks, import_tasks.c.import_id == rejected.import_id)
+        .where(*conditions)
+    )
+    return connection.execute(statement.order_by(rejected.raw_id.desc()).limit(limit)).mappings().all()
+
+
+def show_lead_orders(connection: sa.Connection, settings: EtlSettings, lead_id: UUID) -> list[dict[str, Any]]:
+    """一个商机的订单，按先后排好。
+
+    客户计数的订单依次分给 1、2… 号商机，所以它的订单就是排在前面各号的笔数之后的那一段。
+
+    :raises PermanentError: 没有这个商机。
+    """
+    tables = target_tables(settings.target_schema)
+    wanted, customers, orders = tables.leads.alias("wanted"), tables.customers, tables.orders
+    earlier = tables.leads.alias("earlier")
+    before = sa.select(sa.func.coalesce(sa.func.sum(_order_count(earlier)), 0)).where(
+        earlier.c.customer_global_id == wanted.c.customer_global_id, earlier.c.lead_no < wanted.c.lead_no
+    )
+    lead = connection.execute(
+        sa.select(customers.c.customer_key, before.scalar_subquery().label("orders_before"), _order_count(wanted).label("orders"))
+        .join_from(wanted, customers, customers.c.customer_global_id == wanted.c.customer_global_id)
+        .where(wanted.c.lead_id == lead_id)
+    ).one_or_none()
+    if lead is None:
+        raise PermanentError(f"there is no lead {lead_id}: `etl show leads` lists them with their lead_id")
+    theirs = (
+        sa.select(orders)
+        .join(order_index, sa.and_(order_index.c.shop_id == orders.c.shop_id, order_index.c.order_id == orders.c.order_id))
+        .where(order_index.c.target == settings.target_schema, order_index.c.customer_key == lead.customer_key)
+    )
+    frame = read_frame(connection, theirs)
+    counted = frame.filter(~has_status(frame, settings.cancelled_statuses)).sort("ordered_at", "order_id")
+    return counted.slice(lead.orders_before, lead.orders).to_dicts()
+
+
+def _order_count(leads: sa.FromClause) -> sa.ColumnElement[int]:
+    counts = [sa.func.coalesce(leads.c[f"{kind}_count"], 0) for kind in ("sample", "proof", "bulk")]
+    return counts[0] + counts[1] + counts[2]

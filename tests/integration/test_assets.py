@@ -1,16 +1,81 @@
-"""三个资产经 Dagster 物化：写出的表就是 DOMAIN 说的样子。"""
+"""三个资产经 Dagster 物化：写出的表就是 DOMAIN 说的样子，账目的检查在事件日志里。"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
+import pytest
+import sqlalchemy as sa
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckKey,
+    AssetCheckSeverity,
+    AssetKey,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRunStatus,
+)
+
+from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
+from bridge.dagster_adapter import CodeLocation, RunResult
+from bridge.run_worker import RunWorker
+from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import ledger
 from etl_assets.customers.asset import customers
 from etl_assets.leads.asset import leads
 from etl_assets.orders.asset import orders
+from etl_assets.services.accounting import AccountingError
+from etl_assets.services.intake import ImportEvent, request_imports
+from etl_assets.services.ledger import MAX_FAILURES
 from etl_assets.testing.fixtures import MaterializeDays, ReadTable
 from etl_assets.testing.raw_data import RawData
 
 DAY = date(2026, 1, 5)
+NEXT = date(2026, 1, 6)
+AFTER = date(2026, 1, 7)
+ORDERS = AssetKey("orders")
+ACCOUNTING = AssetCheckKey(ORDERS, "accounting")
+REJECTED_ROWS = AssetCheckKey(ORDERS, "rejected_rows")
+
+SWALLOW = """
+    CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+    CREATE TRIGGER swallow BEFORE INSERT ON orders FOR EACH ROW WHEN (NEW.order_id = 'lost') EXECUTE FUNCTION swallow();
+"""
+
+
+def at(day: int) -> datetime:
+    return datetime(2026, 1, day, 4, tzinfo=UTC)
+
+
+def states(instance: DagsterInstance, check: AssetCheckKey) -> dict[str | None, str]:
+    """网页显示的：分区 → 检查的状态；指着旧物化的不算。"""
+    found = instance.event_log_storage.get_asset_check_partition_info([check])
+    return {info.partition_key: info.latest_execution_status.value for info in found if info.is_current}
+
+
+def evaluations(instance: DagsterInstance, run_id: str) -> dict[tuple[str, str | None], AssetCheckEvaluation]:
+    """一个运行里（检查，分区）的结果，取自事件日志。"""
+    found = {}
+    for record in instance.get_records_for_run(run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION).records:
+        event = record.event_log_entry.get_dagster_event()
+        evaluation = event.asset_check_evaluation_data
+        found[evaluation.check_name, evaluation.partition] = evaluation
+    return found
+
+
+def values(metadata: Any) -> dict[str, Any]:
+    return {name: value.value for name, value in metadata.items()}
+
+
+def latest_run_id(instance: DagsterInstance) -> str:
+    return instance.get_runs(limit=1)[0].run_id
+
+
+# ---- 物化 ------------------------------------------------------------------------
 
 
 def test_an_order_becomes_a_customer_and_a_won_lead(raw_data: RawData, materialize_days: MaterializeDays, read_table: ReadTable) -> None:
@@ -24,3 +89,194 @@ def test_an_order_becomes_a_customer_and_a_won_lead(raw_data: RawData, materiali
     assert lead["lead_id"] == "fd4ef8d1-2684-5631-8acd-3c839ea84862"
     assert (lead["current_stage"], lead["closed_by"]) == ("WON", "etl")
     assert lead["closed_at"] == datetime(2026, 1, 5, 4, 0, tzinfo=UTC)
+
+
+def test_metadata_counts_rejected_rows_by_rule(raw_data: RawData, materialize_days: MaterializeDays) -> None:
+    raw_data.add_import([{}, {"order_id": None}, {"order_id": None, "ordered_at": at(6)}, {"quantity": -1, "ordered_at": at(6)}])
+    (event,) = materialize_days([orders], DAY, NEXT).get_asset_materialization_events()[:1]
+    metadata = values(event.step_materialization_data.materialization.metadata)
+    assert {name: count for name, count in metadata.items() if name.startswith("rejected")} == {
+        "rejected": 3,
+        "rejected/missing_order_id": 2,
+        "rejected/negative_quantity": 1,
+    }
+
+
+# ---- 账目的检查 ------------------------------------------------------------------
+
+
+def test_account_of_a_day_is_a_check_of_its_partition(
+    raw_data: RawData, materialize_days: MaterializeDays, dagster_instance: DagsterInstance
+) -> None:
+    raw_data.add_import([{}, {}, {"order_id": "B"}])
+    run_id = materialize_days([orders], DAY).run_id
+    found = evaluations(dagster_instance, run_id)
+    assert set(found) == {("accounting", "2026-01-05"), ("rejected_rows", "2026-01-05")}
+    assert all(evaluation.passed for evaluation in found.values())
+    account = found["accounting", "2026-01-05"]
+    assert (account.blocking, account.severity) == (True, AssetCheckSeverity.ERROR)
+    assert values(account.metadata) == {"raw": 3, "loaded": 2, "superseded": 1, "rejected": 0, "difference": 0}
+    assert states(dagster_instance, ACCOUNTING) == {"2026-01-05": "SUCCEEDED"}
+
+
+def test_every_day_of_a_range_has_its_own_result(
+    raw_data: RawData, materialize_days: MaterializeDays, dagster_instance: DagsterInstance
+) -> None:
+    raw_data.add_import([{}, {"order_id": None, "ordered_at": at(6)}])
+    for _ in range(2):  # 再做一次，结果指着新的物化
+        assert materialize_days([orders, customers, leads], DAY, AFTER).success
+        assert states(dagster_instance, ACCOUNTING) == dict.fromkeys(["2026-01-05", "2026-01-06", "2026-01-07"], "SUCCEEDED")
+        assert states(dagster_instance, REJECTED_ROWS) == {
+            "2026-01-05": "SUCCEEDED",
+            "2026-01-06": "FAILED",
+            "2026-01-07": "SUCCEEDED",
+        }
+
+
+def test_rejected_rows_are_a_warning_with_rules_and_examples(
+    raw_data: RawData, materialize_days: MaterializeDays, dagster_instance: DagsterInstance, read_table: ReadTable
+) -> None:
+    raw_data.add_import([{}, {"order_id": None}, {"order_id": " "}, {"quantity": -1}])
+    assert materialize_days([orders, customers, leads], DAY).success
+    warning = evaluations(dagster_instance, latest_run_id(dagster_instance))["rejected_rows", "2026-01-05"]
+    assert (warning.passed, warning.severity, warning.blocking) == (False, AssetCheckSeverity.WARN, False)
+    assert warning.description == "3 rejected; see them with `etl show rejected --day 2026-01-05`"
+    assert values(warning.metadata) == {
+        "missing_order_id": 2,
+        "negative_quantity": 1,
+        "raw_ids": {"missing_order_id": [2, 3], "negative_quantity": [4]},
+    }
+    assert read_table("business_leads").height == 1
+
+
+def test_repaired_row_clears_the_warning(raw_data: RawData, materialize_days: MaterializeDays, dagster_instance: DagsterInstance) -> None:
+    bad = raw_data.add_import([{"quantity": -1}])
+    materialize_days([orders], DAY)
+    assert states(dagster_instance, REJECTED_ROWS) == {"2026-01-05": "FAILED"}
+    raw_data.set_status(bad, "failed")
+    raw_data.add_import([{}])
+    materialize_days([orders], DAY)
+    assert states(dagster_instance, REJECTED_ROWS) == {"2026-01-05": "SUCCEEDED"}
+
+
+def test_lost_row_fails_the_check_of_its_day_and_nothing_follows(
+    raw_data: RawData, materialize_days: MaterializeDays, dagster_instance: DagsterInstance, read_table: ReadTable, engine: sa.Engine
+) -> None:
+    raw_data.add_import([{}, {"order_id": "B", "ordered_at": at(6)}])
+    materialize_days([orders, customers, leads], DAY, AFTER)
+    before = [read_table(name) for name in ("orders", "customers", "business_leads")]
+    raw_data.add_import([{"order_id": "lost", "ordered_at": at(6)}])
+    with engine.begin() as connection:
+        connection.exec_driver_sql(SWALLOW)
+    with pytest.raises(AccountingError, match="on 2026-01-06, 1 loaded"):
+        materialize_days([orders, customers, leads], DAY, AFTER)
+    run_id = latest_run_id(dagster_instance)
+    found = evaluations(dagster_instance, run_id)
+    assert set(found) == {("accounting", "2026-01-06")}
+    failed = found["accounting", "2026-01-06"]
+    assert (failed.passed, failed.blocking, failed.severity) == (False, True, AssetCheckSeverity.ERROR)
+    expected = {"raw": 2, "loaded": 1, "superseded": 0, "rejected": 0, "difference": 1, "lost_raw_ids": [3]}
+    assert values(failed.metadata) == expected
+    assert states(dagster_instance, ACCOUNTING)["2026-01-06"] == "FAILED"
+    steps = {(stats.step_key, stats.status.value) for stats in dagster_instance.get_run_step_stats(run_id) if stats.status}
+    assert steps == {("orders", "FAILURE")}
+    assert all(read_table(name).equals(table) for name, table in zip(("orders", "customers", "business_leads"), before, strict=True))
+
+
+# ---- 热的一路 --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def location() -> CodeLocation:
+    return CodeLocation(module=CODE_MODULE, attribute="defs", location_name=LOCATION_NAME)
+
+
+@pytest.fixture
+def worker(
+    location: CodeLocation, engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RunWorker]:
+    monkeypatch.setattr("etl_assets.resources.get_engine", lambda: engine)
+    monkeypatch.setattr("etl_assets.resources.get_settings", lambda: etl_settings)
+    with DagsterInstance.local_temp(str(tmp_path)) as instance:
+        yield RunWorker(instance=instance, location=location, engine=engine, settings=etl_settings, lease_seconds=30)
+
+
+@pytest.fixture
+def run_due(worker: RunWorker, engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> Callable[..., tuple[str, RunResult]]:
+    """导入这些行，领取到期的日子并执行。"""
+
+    def run(*rows: dict[str, Any]) -> tuple[str, RunResult]:
+        request_imports(engine, etl_settings, [ImportEvent(raw_data.add_import(rows), uuid4())])
+        claim = worker.claim()
+        assert claim is not None
+        return claim.lease.run_id, worker.execute(claim)
+
+    return run
+
+
+def test_run_of_a_worker_reports_every_check(worker: RunWorker, run_due: Callable[..., tuple[str, RunResult]]) -> None:
+    run_id, result = run_due({}, {"order_id": None, "ordered_at": at(6)})
+    assert result.succeeded
+    assert {key: evaluation.passed for key, evaluation in evaluations(worker.instance, run_id).items()} == {
+        ("accounting", "2026-01-05"): True,
+        ("accounting", "2026-01-06"): True,
+        ("rejected_rows", "2026-01-05"): True,
+        ("rejected_rows", "2026-01-06"): False,
+    }
+    assert states(worker.instance, REJECTED_ROWS) == {"2026-01-05": "SUCCEEDED", "2026-01-06": "FAILED"}
+
+
+def test_worker_that_finds_a_lost_row_leaves_its_day_due_and_says_why(
+    worker: RunWorker, run_due: Callable[..., tuple[str, RunResult]], engine: sa.Engine, read_table: ReadTable
+) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql(SWALLOW)
+    run_id, result = run_due({"order_id": "lost"})
+    assert (result.succeeded, result.failed_step, result.error_class) == (False, "orders", "AccountingError")
+    assert "1 raw rows in scope on 2026-01-05, 0 loaded + 0 superseded + 0 rejected (look at raw_id 1)" in result.error
+    run = worker.instance.get_run_by_id(run_id)
+    assert run is not None
+    assert run.status is DagsterRunStatus.FAILURE
+    assert states(worker.instance, ACCOUNTING) == {"2026-01-05": "FAILED"}
+    entries = sa.select(ledger.c.asset, ledger.c.requested > ledger.c.materialized, ledger.c.retry_at.is_not(None)).order_by(ledger.c.asset)
+    with engine.begin() as connection:
+        assert [tuple(row) for row in connection.execute(entries)] == [
+            ("customers", False, False),
+            ("leads", False, False),
+            ("orders", True, True),
+        ]
+        connection.exec_driver_sql("DROP FUNCTION swallow() CASCADE; UPDATE etl.ledger SET retry_at = NULL")
+    claim = worker.claim()
+    assert claim is not None
+    assert worker.execute(claim).succeeded
+    assert states(worker.instance, ACCOUNTING) == {"2026-01-05": "SUCCEEDED"}
+    assert read_table("business_leads").height == 1
+
+
+def test_day_with_a_lost_row_is_held_after_some_attempts(
+    worker: RunWorker, run_due: Callable[..., tuple[str, RunResult]], engine: sa.Engine
+) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql(SWALLOW)
+    run_due({"order_id": "lost"})
+    with engine.begin() as connection:
+        connection.execute(sa.update(ledger).where(ledger.c.asset == "orders").values(retry_at=None, failures=MAX_FAILURES - 1))
+    claim = worker.claim()
+    assert claim is not None
+    worker.execute(claim)
+    with engine.connect() as connection:
+        held = connection.scalars(sa.select(ledger.c.held_reason).where(ledger.c.asset == "orders")).one()
+    assert "the rows do not add up, so nothing was written" in held
+    assert worker.claim() is None
+
+
+def test_click_on_an_asset_executes_its_checks(worker: RunWorker, location: CodeLocation, raw_data: RawData) -> None:
+    """网页点名资产与它的检查；点名了的子集也只算一次。"""
+    raw_data.add_import([{}])
+    checks = frozenset({ACCOUNTING, REJECTED_ROWS})
+    job = location.job(JOB_NAME, frozenset({ORDERS}), checks)
+    assert location.job(JOB_NAME, frozenset({ORDERS}), checks) is job
+    clicked = worker.instance.create_run_for_job(job, tags={"dagster/partition": "2026-01-05"}, asset_selection=frozenset({ORDERS}))
+    run = clicked._replace(asset_check_selection=checks)
+    assert location.execute_run(worker.instance, run).succeeded
+    assert set(evaluations(worker.instance, run.run_id)) == {("accounting", "2026-01-05"), ("rejected_rows", "2026-01-05")}

@@ -12,7 +12,8 @@ from etl_assets.testing.databases import cloned_database
 CATALOG = """
     SELECT table_schema, table_name, 'column ' || column_name,
            concat_ws(' ', data_type, numeric_precision, numeric_scale, is_nullable, is_identity, column_default)
-    FROM information_schema.columns WHERE table_schema IN ('public', 'etl') AND table_name <> 'schema_version'
+    FROM information_schema.columns JOIN information_schema.tables USING (table_schema, table_name)
+    WHERE table_schema IN ('public', 'etl') AND table_type = 'BASE TABLE' AND table_name <> 'schema_version'
     UNION ALL
     SELECT schemaname, tablename, 'index ' || indexname, indexdef
     FROM pg_indexes WHERE schemaname IN ('public', 'etl') AND tablename <> 'schema_version'

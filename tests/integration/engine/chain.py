@@ -27,7 +27,7 @@ MATERIALIZE: dict[str, Callable[..., AssetReport]] = {
 }
 
 
-MONTH = timedelta(days=30)
+ONE_DAY = timedelta(days=1)
 
 
 class Chain:
@@ -38,9 +38,13 @@ class Chain:
         self.settings = settings
 
     def empty_database(self) -> None:
-        """像刚 init-db 那样：只留下安装的身份。"""
-        tables = [table.fullname for table in (*application.tables.values(), *etl.tables.values()) if table is not installation]
-        self.execute(sa.text(f"TRUNCATE {', '.join(tables)} RESTART IDENTITY"))
+        """像刚 init-db 那样：只留下安装的身份。小表上 DELETE 比 TRUNCATE 快十倍。"""
+        tables = [table for table in (*application.tables.values(), *etl.tables.values()) if table is not installation]
+        numbered = [(table, column) for table in tables for column in table.columns if column.identity is not None]
+        sequences = [sa.func.pg_get_serial_sequence(table.fullname, column.name) for table, column in numbered]
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql("; ".join(str(sa.delete(table)) for table in tables))
+            connection.execute(sa.select(*[sa.func.setval(sequence, 1, sa.false()) for sequence in sequences]))  # 下一个就是 1
 
     def run(
         self, first: date, last: date | None = None, *, assets: Collection[str] = ASSETS, allow_deletes: bool = False
@@ -56,9 +60,24 @@ class Chain:
         return self.due_days()
 
     def run_due(self) -> None:
-        """物化到没有一天到期为止；相近的日子一个运行。"""
-        while due := self.due_days():
-            self.run(due[0], max(day for day in due if day - due[0] < MONTH))
+        """像工人那样，物化到没有一天到期为止：连续而起点相同的日子一个运行，没有到期的上游不碰。"""
+        while starts := self.first_due_assets():
+            first = last = min(starts)
+            while starts.get(last + ONE_DAY) == starts[first]:
+                last += ONE_DAY
+            self.run_from(starts[first], first, last)
+
+    def run_from(self, asset: str, first: date, last: date | None = None) -> None:
+        """从这个资产做到链尾。"""
+        self.run(first, last, assets=ASSETS[ASSETS.index(asset) :])
+
+    def first_due_assets(self) -> dict[date, str]:
+        """到期的日子 → 链上第一个到期的资产。"""
+        due = sa.select(ledger.c.day, ledger.c.asset).where(ledger.c.requested > ledger.c.materialized)
+        starts: dict[date, str] = {}
+        for day, asset in sorted(self.rows(due), key=lambda row: ASSETS.index(row[1])):
+            starts.setdefault(day, asset)
+        return starts
 
     def due_days(self, asset: str | None = None) -> list[date]:
         """到期的日子；不给资产就是有任何资产到期的。"""
@@ -76,7 +95,7 @@ class Chain:
         """三张表与拒收记录都与参照实现一样。"""
         with self.engine.connect() as connection:
             found = differences(wanted or expected(connection, self.reference_settings), actual(connection))
-        assert found == []
+        assert not found, "\n".join(found)
 
     def execute(self, statement: sa.Executable) -> None:
         """像外围应用或人那样改一下数据。"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Executor
 
 import pytest
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ from etl_assets.core.database_sync import build_engine
 from etl_assets.core.settings import EtlSettings
 from etl_assets.testing.databases import cloned_database
 from tests.integration.engine.chain import Chain
+from tests.integration.engine.workers import start_workers
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +39,10 @@ def engine(chain: Chain) -> sa.Engine:
 @pytest.fixture
 def etl_settings(chain: Chain) -> EtlSettings:
     return chain.settings
+
+
+@pytest.fixture(scope="session")
+def worker_processes(shared_chain: Chain) -> Iterator[Executor]:  # noqa: ARG001  # 只为先后
+    """两个工人进程；`shared_chain` 的数据库比它们活得久。"""
+    with start_workers(2) as processes:
+        yield processes

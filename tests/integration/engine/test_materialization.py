@@ -111,7 +111,9 @@ def test_rows_that_change_are_the_only_ones_written(chain: Chain, raw_data: RawD
 def test_number_of_statements_does_not_grow_with_the_rows(
     chain: Chain, raw_data: RawData, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """第一次与再一次、一行与几百行：语句一样多。"""
+    """新来的与原样的、一行与几百行：语句一样多；最新的业务日没有变，不必独占地清扫。"""
+    raw_data.add_import([{"order_id": "newest", "ordered_at": at(6)}], completed_at=later(0))
+    chain.run(DAY, NEXT)
     for hour in (0, 1):  # 两个版本，所以也有被取代的行
         raw_data.add_import(versions(orders=1, completed_hour=hour), completed_at=later(hour))
     with counted_statements(engine, monkeypatch) as statements:
@@ -221,6 +223,17 @@ def test_withdrawn_import_takes_its_orders_customers_leads_and_rejected_rows_alo
     assert [chain.rows(sa.select(sa.func.count()).select_from(table)) for table in (ORDERS, CUSTOMERS, LEADS, rejected_rows)] == [
         [(0,)]
     ] * 4
+
+
+def test_withdrawn_import_that_left_only_rejected_rows_takes_them_along(chain: Chain, raw_data: RawData) -> None:
+    """没有事件，只是有人重算了那一天：orders 里没有它的行，拒收记录里有。"""
+    withdrawn = raw_data.add_import([{"quantity": -1}])
+    chain.run(DAY)
+    chain.assert_converged()
+    raw_data.set_status(withdrawn, "failed")
+    assert chain.announce(withdrawn) == [DAY]
+    chain.run_due()
+    assert chain.rows(sa.select(rejected_rows.c.raw_id)) == []
 
 
 def test_order_that_moves_to_another_customer_repairs_both(chain: Chain, raw_data: RawData) -> None:

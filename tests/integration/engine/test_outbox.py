@@ -106,7 +106,7 @@ def test_run_that_fails_midway_keeps_the_completions_of_the_assets_that_committe
 def test_events_are_read_oldest_first_and_stay_until_they_are_deleted(connection: sa.Connection) -> None:
     for run_id in "abc":
         failed = Completion(asset="orders", days=DayRange(DAY, NEXT), run_id=run_id, status="failed", downstream="pending", error="no luck")
-        add_completion(connection, failed)
+        add_completion(connection, "public", failed)
     first_two = read_unpublished(connection, limit=2)
     assert [row.payload["run_id"] for row in first_two] == ["a", "b"]
     assert all(row.payload["error"] == "no luck" and row.payload["event_id"] == str(row.event_id) for row in first_two)
@@ -117,7 +117,7 @@ def test_events_are_read_oldest_first_and_stay_until_they_are_deleted(connection
 def test_event_that_is_not_committed_cannot_be_published(engine: sa.Engine, connection: sa.Connection) -> None:
     completion = Completion(asset="orders", days=DayRange(DAY, DAY), run_id="run", status="success", downstream="pending")
     with engine.connect() as other, other.begin() as transaction:
-        add_completion(other, completion)
+        add_completion(other, "public", completion)
         assert other.scalar(sa.select(sa.func.count()).select_from(outbox)) == 1
         assert events(connection) == []
         transaction.rollback()
