@@ -18,7 +18,7 @@ BOOTSTRAP = ROOT / ".bootstrap"
 VENV = ROOT / ".venv"
 MINORS = range(11, 15)  # Python 3.11 … 3.14，与 pyproject.toml 的 requires-python 相同
 TOOLS = ["pdm[locked]>=2.29,<3", "uv"]  # 不带 [locked] 的 PDM 眼下装出来不能用
-SCRIPTS = ("check", "demo", "test", "up")
+SCRIPTS = ("bench", "check", "demo", "test", "test-deep", "up")
 
 
 def find_python() -> str:
@@ -55,29 +55,31 @@ def prepare() -> None:
         run(BOOTSTRAP / "bin" / "python", "-m", "uv", "venv", "--quiet", "--clear", "--python", find_python(), VENV)
 
 
-def sync(pdm: list[str]) -> None:
+def sync(pdm: list[str], lock: str, *options: str, use_uv: bool = True) -> None:
     """装好锁住的依赖；锁文件没变就不再来，离线也能用。"""
-    marker = VENV / "synced.txt"
-    locked = hashlib.sha256((ROOT / "pdm.lock").read_bytes()).hexdigest()
+    marker = VENV / f"{lock}.synced"
+    locked = hashlib.sha256((ROOT / lock).read_bytes()).hexdigest()
     if marker.exists() and marker.read_text() == locked:
         return
-    sys.stderr.write("installing the locked packages\n")
+    sys.stderr.write(f"installing the packages of {lock}\n")
     # uv 快几倍，并在安装时编译字节码：不然栈的每个进程第一次启动都要各编译一遍
-    os.environ.update(PDM_USE_UV="1", UV_COMPILE_BYTECODE="1", UV_SYSTEM_CERTS="1")
-    run(*pdm, "sync", "--quiet", "--project", ROOT)
+    os.environ.update(PDM_USE_UV=str(int(use_uv)), UV_COMPILE_BYTECODE="1", UV_SYSTEM_CERTS="1")
+    run(*pdm, "sync", "--quiet", "--project", ROOT, "--lockfile", ROOT / lock, *options)
     marker.write_text(locked)
 
 
 def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        sys.exit("usage: python3 run.py demo | test | up | any command of `etl`")
+        sys.exit("usage: python3 run.py demo | test | up | bench NAME | any command of `etl`")
     prepare()
     # 不理会已激活的别的虚拟环境
     os.environ.update(PDM_CHECK_UPDATE="0", PDM_PYTHON=str(VENV / "bin" / "python"), PDM_IGNORE_ACTIVE_VENV="1")
     for name in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONHOME"):
         os.environ.pop(name, None)
     pdm = [str(BOOTSTRAP / "bin" / "python"), "-m", "pdm"]
-    sync(pdm)
+    sync(pdm, "pdm.lock")
+    if arguments[0] == "bench":
+        sync(pdm, "pdm.bench.lock", "--group", "bench", use_uv=False)  # 经 uv 装不了：它嫌 dlt 把 orjson 写了三遍
     if arguments[0] not in SCRIPTS:
         arguments = ["etl", *arguments]
     # 换成 PDM 自己，不做它的父进程：终端、信号与退出码都直接是它的

@@ -1,0 +1,1 @@
+"""基准：`pdm run bench NAME`。"""

@@ -1,0 +1,20 @@
+"""`pdm run bench NAME`：跑一个基准，印出表格，写下 benchmarks/results/NAME.json；有一项没达到就以 1 退出。"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from benchmarks.etl.bench import bench_etl
+
+
+@click.group()
+def main() -> None:
+    """Benchmarks on servers that they start themselves; sides are interleaved in one run."""
+
+
+main.add_command(bench_etl, "etl")
+
+if __name__ == "__main__":
+    sys.exit(main())
