@@ -13,7 +13,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any, cast
@@ -42,25 +42,45 @@ logger = get_logger(__name__)
 TASKS_STREAM = "TASKS"
 TASKS_DLQ_STREAM = "TASKS_DLQ"
 TASKS_FORGIVEN_STREAM = "TASKS_FORGIVEN"
+TASKS_SUBJECT = "tasks"
+TASKS_DLQ_SUBJECT = "tasks_dlq"
+TASKS_FORGIVEN_SUBJECT = "tasks_forgiven"
 DEFAULT_LANE: Lane = "bulk"
 RETRY_SECONDS = (1.0, 5.0, 30.0, 120.0)
 """第几次失败之后等多久；再往后都等最后一个。"""
 
 _DAY = 86_400
 _MIB = 1 << 20
-_STREAMS = (
-    # 满了就拒收，不丢已有的
-    StreamConfig(
-        name=TASKS_STREAM,
-        subjects=["tasks.>"],
-        retention=RetentionPolicy.WORK_QUEUE,
-        discard=DiscardPolicy.NEW,
-        max_bytes=256 * _MIB,
-        duplicate_window=600,
-    ),
-    StreamConfig(name=TASKS_DLQ_STREAM, subjects=["tasks_dlq.>"], max_bytes=64 * _MIB, max_age=30 * _DAY, duplicate_window=600),
-    StreamConfig(name=TASKS_FORGIVEN_STREAM, subjects=["tasks_forgiven.>"], max_msgs_per_subject=1, max_bytes=16 * _MIB, max_age=7 * _DAY),
-)
+
+
+def task_streams(settings: BridgeSettings) -> list[StreamConfig]:
+    """任务、死信、不算数的投递。"""
+    own = settings.own_name
+    return [
+        # 满了就拒收，不丢已有的
+        StreamConfig(
+            name=own(TASKS_STREAM),
+            subjects=[f"{own(TASKS_SUBJECT)}.>"],
+            retention=RetentionPolicy.WORK_QUEUE,
+            discard=DiscardPolicy.NEW,
+            max_bytes=256 * _MIB,
+            duplicate_window=600,
+        ),
+        StreamConfig(
+            name=own(TASKS_DLQ_STREAM),
+            subjects=[f"{own(TASKS_DLQ_SUBJECT)}.>"],
+            max_bytes=64 * _MIB,
+            max_age=30 * _DAY,
+            duplicate_window=600,
+        ),
+        StreamConfig(
+            name=own(TASKS_FORGIVEN_STREAM),
+            subjects=[f"{own(TASKS_FORGIVEN_SUBJECT)}.>"],
+            max_msgs_per_subject=1,
+            max_bytes=16 * _MIB,
+            max_age=7 * _DAY,
+        ),
+    ]
 
 
 class SafeJetStreamBroker(PullBasedJetStreamBroker):
@@ -75,6 +95,7 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         self.puller: Puller
         self.held: set[Delivery] = set()
         """取到手、尚未了结的任务。"""
+        self._returning: set[asyncio.Task[None]] = set()
 
     @property
     def settings(self) -> BridgeSettings:
@@ -101,21 +122,21 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         await self.connection.open()
         self.js = self.connection.context
         await self._ensure_queue()
-        self.puller = Puller(self.connection, TASKS_STREAM, restore=self._ensure_queue)
+        self.puller = Puller(self.connection, self.settings.own_name(TASKS_STREAM), restore=self._ensure_queue, unwanted=self._return)
         # 越过 taskiq-nats 的 startup：它的连接、流、消费者都不是我们要的
         await AsyncBroker.startup(self)
 
     async def _ensure_queue(self) -> None:
-        for stream in _STREAMS:
+        for stream in task_streams(self.settings):
             await self.connection.ensure_stream(stream)
         if self.is_worker_process:
             for lane in self.lanes:
-                await self.connection.ensure_consumer(TASKS_STREAM, self._consumer(lane))
+                await self.connection.ensure_consumer(self.settings.own_name(TASKS_STREAM), self._consumer(lane))
 
     def _consumer(self, lane: Lane) -> ConsumerConfig:
         return ConsumerConfig(
             durable_name=lane,
-            filter_subject=f"tasks.{lane}",
+            filter_subject=f"{self.settings.own_name(TASKS_SUBJECT)}.{lane}",
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=self.settings.task_ack_wait_seconds,
             max_deliver=-1,  # 次数由我们数：服务器的上限会让消息无声地搁浅
@@ -132,10 +153,13 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
 
     async def _give_back_everything(self) -> None:
         """没做完的现在就还，不必等 ack_wait。"""
+        await self.puller.close()
         if not self.client.is_connected:
             return
-        unfinished = [*self.held, *(Delivery(self, message) for message in self.puller.take_leftovers())]
-        await asyncio.gather(*(delivery.give_back() for delivery in unfinished))
+        for message in self.puller.take_leftovers():
+            self._return(message)
+        await asyncio.gather(*self._returning)
+        await asyncio.gather(*(delivery.give_back() for delivery in list(self.held)))
 
     # ---- 投递 ------------------------------------------------------------------
 
@@ -146,7 +170,8 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         if not hasattr(self, "connection"):
             raise BridgeError("the broker is not started: await broker.startup() before sending tasks")
         requeued = message.labels.get("X-Taskiq-requeue", 0)
-        await self.connection.publish(f"tasks.{lane}", message.message, message_id=f"{message.task_id}:{requeued}")
+        subject = f"{self.settings.own_name(TASKS_SUBJECT)}.{lane}"
+        await self.connection.publish(subject, message.message, message_id=f"{message.task_id}:{requeued}")
 
     async def ring(self, task_name: str, lane: Lane) -> None:
         """敲门铃：让某个 worker 执行 task_name；本进程不必认识这个任务。"""
@@ -170,17 +195,25 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
                 yield TaskDelivery(data=delivery.message.data, ack=_acknowledge_later, delivery=delivery)
 
     async def _next_delivery(self) -> Delivery:
-        """先按车道次序各看一眼；都空了才一起等。等来几条就做最急的，其余立刻还回去。"""
+        """先按车道次序各看一眼；都空了才一起等。到手几条就做最急的，其余立刻还回去。"""
         while True:
             for lane in self.lanes:
                 if message := await self.puller.take(lane):
-                    return self._hold(message)
-            arrived = [self._hold(message) for message in await self.puller.wait(self.lanes)]
-            if arrived:
-                first, *others = sorted(arrived, key=lambda delivery: LANES.index(delivery.lane))
-                for other in others:
-                    await other.give_back()
-                return first
+                    return self._choose([message, *self.puller.take_leftovers()])
+            if messages := await self.puller.wait(self.lanes):
+                return self._choose(messages)
+
+    def _choose(self, messages: Sequence[Msg]) -> Delivery:
+        first, *others = sorted(messages, key=lambda message: LANES.index(cast("Lane", message.metadata.consumer)))
+        for other in others:
+            self._return(other)
+        return self._hold(first)
+
+    def _return(self, message: Msg) -> None:
+        """来得不是时候的：手里正做着别的，让别的 worker 现在就拿去。"""
+        task = asyncio.create_task(self._hold(message).give_back())
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
 
     def _hold(self, message: Msg) -> Delivery:
         delivery = Delivery(self, message)
@@ -201,7 +234,7 @@ class Delivery:
         self._connection = broker.connection
         self._deliveries = message.metadata.num_delivered
         self._forgiven = 0
-        self._forgiven_subject = f"tasks_forgiven.{message.metadata.sequence.stream}"
+        self._forgiven_subject = f"{broker.settings.own_name(TASKS_FORGIVEN_SUBJECT)}.{message.metadata.sequence.stream}"
 
     @property
     def attempt(self) -> int:
@@ -212,7 +245,7 @@ class Delivery:
         if self._deliveries == 1:
             return
         try:
-            record = await self.broker.js.get_last_msg(TASKS_FORGIVEN_STREAM, self._forgiven_subject)
+            record = await self.broker.js.get_last_msg(self.broker.settings.own_name(TASKS_FORGIVEN_STREAM), self._forgiven_subject)
             self._forgiven = int(record.data or b"0")
         except NotFoundError:
             return
@@ -268,7 +301,7 @@ class Delivery:
     async def _bury(self, reason: str) -> None:
         await self._connection.bury(
             self.message,
-            subject=f"tasks_dlq.{self.lane}",
+            subject=f"{self.broker.settings.own_name(TASKS_DLQ_SUBJECT)}.{self.lane}",
             reason=reason,
             attempts=self.attempt,
             labels={DeadLetterHeader.TASK: header_text(self.task)},

@@ -87,7 +87,7 @@ class JetStreamConnection:
         self._cause: Exception | None = None
         self._said: dict[str, float] = {}
         self._usable = asyncio.Event()
-        self._on_disconnect: set[Callable[[], None]] = set()
+        self._on_disconnect: list[Callable[[], None]] = []
 
     # ---- 连接 ----------------------------------------------------------------
 
@@ -186,18 +186,12 @@ class JetStreamConnection:
         self._interrupt()
 
     def _interrupt(self) -> None:
-        """拉取请求活不过断线：叫醒正在等的，重新去要。"""
-        for notify in list(self._on_disconnect):
+        for notify in self._on_disconnect:
             notify()
 
-    @contextlib.contextmanager
-    def on_disconnect(self, notify: Callable[[], None]) -> Iterator[None]:
-        """在此期间断线或关闭就调用 notify。"""
-        self._on_disconnect.add(notify)
-        try:
-            yield
-        finally:
-            self._on_disconnect.discard(notify)
+    def call_on_disconnect(self, notify: Callable[[], None]) -> None:
+        """断线或关闭时调用 notify。"""
+        self._on_disconnect.append(notify)
 
     # ---- 流与消费者 ------------------------------------------------------------
 

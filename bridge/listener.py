@@ -89,7 +89,7 @@ class Listener:
         await self._connection.ensure_consumer(
             EVENTS_STREAM,
             ConsumerConfig(
-                durable_name=CONSUMER,
+                durable_name=self._settings.own_name(CONSUMER),
                 filter_subjects=sorted(self._handlers),
                 ack_policy=AckPolicy.EXPLICIT,
                 ack_wait=self._settings.event_ack_wait_seconds,
@@ -101,8 +101,12 @@ class Listener:
     async def _work(self, stopping: asyncio.Task[Any]) -> None:
         """取一批、处理一批；要求停下时不再等新的，手里的做完。"""
         linger_seconds = self._settings.listener_batch_milliseconds / 1000
-        pulling = self._puller.wait([CONSUMER], batch=self._settings.listener_batch_size, linger_seconds=linger_seconds)
+        pulling = self._puller.wait(
+            [self._settings.own_name(CONSUMER)], batch=self._settings.listener_batch_size, linger_seconds=linger_seconds
+        )
         messages = await _until_stopping(pulling, stopping, patience_seconds=0) or []
+        if stopping.done():
+            await self._puller.close()
         messages += self._puller.take_leftovers()
         if messages:
             await _until_stopping(self._handle_batch(messages), stopping, patience_seconds=FINISH_SECONDS)

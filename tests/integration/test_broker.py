@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from uuid import uuid4
 import pytest
 import structlog
 from nats.js.api import RawStreamMsg
+from nats.js.errors import NotFoundError
 from taskiq.exceptions import SendTaskError, TaskRejectedError
 from taskiq.kicker import AsyncKicker
 
@@ -83,6 +85,19 @@ async def left_in_queue(client: SafeJetStreamBroker) -> int:
 async def queue_is_empty(client: SafeJetStreamBroker) -> None:
     async with asyncio.timeout(25):
         while await left_in_queue(client):
+            await asyncio.sleep(0.02)
+
+
+async def waits_for(client: SafeJetStreamBroker, lane: Lane, workers: int) -> None:
+    """这条车道上开着的请求正好是这么多。"""
+
+    async def waiting() -> int | None:
+        with contextlib.suppress(NotFoundError):
+            return (await client.js.consumer_info("TASKS", lane)).num_waiting
+        return None
+
+    async with asyncio.timeout(25):
+        while await waiting() != workers:
             await asyncio.sleep(0.02)
 
 
@@ -246,13 +261,42 @@ async def test_messages_that_arrive_together_at_an_idle_worker_are_given_back_bu
     monkeypatch.setattr(worker.puller, "take", nothing)
     urgent = await worker._next_delivery()
     assert urgent.lane == "interactive"
-    assert worker.held == {urgent}
+    await eventually(lambda: worker.held == {urgent})
     monkeypatch.undo()
     assert (await worker._next_delivery()).lane == "interactive"
     given_back = await worker._next_delivery()
     await given_back.read_forgiven()
     assert (given_back.lane, given_back.message.metadata.num_delivered, given_back.attempt) == ("event", 2, 1)
     await worker.shutdown()
+
+
+async def test_task_on_another_lane_does_not_wait_behind_a_busy_worker(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+    """忙着的 worker 等活时开的请求还在，送来的任务它立刻归还；别的 worker 马上就做，不等 ack_wait。"""
+    settings = settings.model_copy(update={"task_ack_wait_seconds": 60})
+    busy, idle = SafeJetStreamBroker(settings), SafeJetStreamBroker(settings)
+    idle.serve_only(("bulk",))
+    started, release = asyncio.Event(), asyncio.Event()
+    done: list[str] = []
+
+    @busy.task(task_name="long")
+    async def long() -> None:
+        started.set()
+        await release.wait()
+
+    busy.task(task_name="short")(lambda: done.append("busy"))
+    idle.task(task_name="short")(lambda: done.append("idle"))
+    async with working(busy):
+        await waits_for(client, "interactive", 1)
+        await send(client, "long", lane="interactive")
+        await started.wait()
+        await send(client, "short", lane="bulk")
+        await waits_for(client, "bulk", 0)
+        async with working(idle), asyncio.timeout(10):
+            await eventually(lambda: done)
+        release.set()
+        await queue_is_empty(client)
+    assert done == ["idle"]
+    assert (await client.js.stream_info("TASKS_DLQ")).state.messages == 0
 
 
 # ---- 失败 ----------------------------------------------------------------------

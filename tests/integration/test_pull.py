@@ -1,0 +1,90 @@
+"""拉取对真 NATS：等的人来来去去，消息一条也不落空，都是第一次投递就到手。"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
+
+from bridge.jetstream import JetStreamConnection
+from bridge.pull import Puller
+from bridge.settings import BridgeSettings
+
+from .conftest import NatsServer
+
+STREAM, CONSUMER = "NUMBERS", "reader"
+
+
+@asynccontextmanager
+async def connected(nats_server: NatsServer, name: str) -> AsyncIterator[JetStreamConnection]:
+    connection = JetStreamConnection(BridgeSettings(nats_url=nats_server.url), name=name)
+    await connection.open()
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def publisher(nats_server: NatsServer) -> AsyncIterator[JetStreamConnection]:
+    async with connected(nats_server, "publisher") as connection:
+        await connection.ensure_stream(StreamConfig(name=STREAM, subjects=["number"]))
+        await connection.ensure_consumer(STREAM, ConsumerConfig(durable_name=CONSUMER, ack_policy=AckPolicy.EXPLICIT, ack_wait=60))
+        yield connection
+
+
+async def nothing_to_restore() -> None:
+    raise AssertionError("stream and consumer are there")
+
+
+async def publish(connection: JetStreamConnection, count: int, choice: random.Random) -> None:
+    for number in range(count):
+        await connection.publish("number", b"%d" % number, message_id=str(number))
+        await asyncio.sleep(choice.random() * 0.002)
+
+
+async def test_messages_published_while_a_batch_lingers_all_arrive_with_their_first_delivery(
+    nats_server: NatsServer, publisher: JetStreamConnection
+) -> None:
+    count = 1_000
+    received: list[Msg] = []
+    async with connected(nats_server, "reader") as connection, asyncio.timeout(30):
+        puller = Puller(connection, STREAM, restore=nothing_to_restore)
+        publishing = asyncio.create_task(publish(publisher, count, random.Random(7)))
+        while len(received) < count:
+            received += await puller.wait([CONSUMER], batch=50, linger_seconds=0.001)
+        await publishing
+    assert sorted(int(message.data) for message in received) == list(range(count))
+    assert {message.metadata.num_delivered for message in received} == {1}
+
+
+async def test_a_wait_that_is_cancelled_again_and_again_loses_nothing(nats_server: NatsServer, publisher: JetStreamConnection) -> None:
+    count = 500
+    choice = random.Random(11)
+    received: list[Msg] = []
+    async with connected(nats_server, "reader") as connection, asyncio.timeout(30):
+        puller = Puller(connection, STREAM, restore=nothing_to_restore)
+        publishing = asyncio.create_task(publish(publisher, count, choice))
+        while len(received) < count:
+            try:
+                async with asyncio.timeout(choice.random() * 0.003):
+                    received += await puller.wait([CONSUMER])
+            except TimeoutError:
+                received += puller.take_leftovers()
+        await publishing
+    assert sorted(int(message.data) for message in received) == list(range(count))
+    assert {message.metadata.num_delivered for message in received} == {1}
+
+
+async def test_closing_hands_over_what_was_already_on_its_way(nats_server: NatsServer, publisher: JetStreamConnection) -> None:
+    returned: list[Msg] = []
+    async with connected(nats_server, "reader") as connection, asyncio.timeout(30):
+        puller = Puller(connection, STREAM, restore=nothing_to_restore, unwanted=returned.append)
+        await publisher.publish("number", b"0", message_id="0")
+        assert await puller.wait([CONSUMER], batch=3)
+        await publisher.publish("number", b"1", message_id="1")
+        await puller.close()
+    assert [message.data for message in returned] == [b"1"]
