@@ -65,15 +65,20 @@ class CodeLocation:
         location_origin = ManagedGrpcPythonEnvCodeLocationOrigin(target, location_name)
         self._python_origin = reconstructable.get_python_origin()
         self._remote_origin = RemoteRepositoryOrigin(location_origin, self.repository.name)
-        self._subsets: dict[tuple[str, frozenset[AssetKey] | None], JobDefinition] = {}
+        self._subsets: dict[tuple[str, frozenset[AssetKey] | None, frozenset[AssetCheckKey] | None], JobDefinition] = {}
         self._plans: dict[tuple[str, frozenset[AssetKey] | None], _PlannedJob] = {}
 
-    def job(self, name: str, asset_selection: frozenset[AssetKey] | None = None) -> JobDefinition:
-        """作业，或它的一个资产子集；子集算一次就留着。"""
-        key = (name, asset_selection)
+    def job(
+        self, name: str, asset_selection: frozenset[AssetKey] | None = None, check_selection: frozenset[AssetCheckKey] | None = None
+    ) -> JobDefinition:
+        """作业，或它的一个资产子集；子集算一次就留着。没有点名检查（None）就是所选资产的全部检查。"""
+        key = (name, asset_selection, check_selection)
         if key not in self._subsets:
             whole = self.repository.get_job(name)
-            self._subsets[key] = whole.get_subset(asset_selection=asset_selection) if asset_selection else whole
+            is_subset = asset_selection or check_selection
+            self._subsets[key] = (
+                whole.get_subset(asset_selection=asset_selection, asset_check_selection=check_selection) if is_subset else whole
+            )
         return self._subsets[key]
 
     def create_run(
@@ -157,8 +162,10 @@ class _LoadedJob(IJob):
         asset_selection: AbstractSet[AssetKey] | None = None,
         asset_check_selection: AbstractSet[AssetCheckKey] | None = None,
     ) -> IJob:
-        if op_selection is None and asset_check_selection is None:
-            return _LoadedJob(self._location, self._location.job(self._job.name, frozenset(asset_selection) if asset_selection else None))
+        if op_selection is None:
+            assets = None if asset_selection is None else frozenset(asset_selection)
+            checks = None if asset_check_selection is None else frozenset(asset_check_selection)
+            return _LoadedJob(self._location, self._location.job(self._job.name, assets, checks))
         subset = self._job.get_subset(
             op_selection=op_selection, asset_selection=asset_selection, asset_check_selection=asset_check_selection
         )

@@ -77,12 +77,17 @@ def _decide(event: DataImportCompleted, outcome: Outcome) -> Decision:
 
 
 def _request_downstream(asset: str, events: Sequence[ReceivedEvent[EtlCompleted]]) -> list[Decision]:
+    """自己发的不算，写到别的 schema 去的（另一套安装的影子）不算；没有 target 的是旧系统的。"""
     settings = get_settings()
     partitions = partition_range(settings)
     with translated_errors(), get_engine().begin() as connection:
         own = str(installation_id(connection))
-        foreign = [received.event for received in events if (received.event.model_extra or {}).get("installation") != own]
-        usable = [event for event in foreign if event.status != "failed"]
+        usable = [received.event for received in events if _concerns(received.event, own, settings.target_schema)]
         days = {day for event in usable for day in event.partitions if partitions.first <= day <= partitions.last}
         request_downstream(connection, settings.target_schema, asset, days)
     return [Done(ring=received.event in usable) for received in events]
+
+
+def _concerns(event: EtlCompleted, own_installation: str, target: str) -> bool:
+    extra = event.model_extra or {}
+    return event.status != "failed" and extra.get("installation") != own_installation and extra.get("target", target) == target

@@ -18,9 +18,10 @@ async def read_queue_depths(settings: BridgeSettings) -> list[dict[str, Any]]:
     connection = JetStreamConnection(settings, name="status")
     await connection.open()
     try:
-        consumers = [(EVENTS_STREAM, CONSUMER), *((TASKS_STREAM, lane) for lane in LANES)]
+        own = settings.own_name
+        consumers = [(EVENTS_STREAM, own(CONSUMER)), *((own(TASKS_STREAM), lane) for lane in LANES)]
         depths = [await _consumer_depth(connection, stream, consumer) for stream, consumer in consumers]
-        return depths + [await _stream_depth(connection, stream) for stream in (EVENTS_DLQ_STREAM, TASKS_DLQ_STREAM)]
+        return depths + [await _stream_depth(connection, stream) for stream in (EVENTS_DLQ_STREAM, own(TASKS_DLQ_STREAM))]
     finally:
         await connection.close()
 

@@ -109,7 +109,7 @@ class RunWorker:
         )
         permanent = result.error_class in _class_names(PermanentError)
         ledger.record_failure(connection, target, claim.assets, claim.days, reason=result.error, permanent=permanent)
-        add_completion(connection, completion)
+        add_completion(connection, target, completion)
 
 
 def _class_names(base: type[EtlError]) -> set[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from functools import lru_cache
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ LANES: tuple[Lane, ...] = get_args(Lane)
 """任务的车道，先执行的在前：人的点击、事件、回填。"""
 
 _SCHEMES = ("nats", "tls", "ws", "wss")
+_MAIN_SCHEMA = "public"
 
 
 class BridgeSettings(BaseSettings):
@@ -23,6 +26,7 @@ class BridgeSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ETL_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
 
+    target_schema: str = Field(default=_MAIN_SCHEMA, min_length=1, max_length=63, description="as for the data side: names the queues, too")
     nats_url: str = Field(default="", description="URL of the NATS server, or of a cluster's servers separated by commas")
     connect_timeout_seconds: int = Field(default=5, ge=1, le=300)
 
@@ -57,6 +61,18 @@ class BridgeSettings(BaseSettings):
     @classmethod
     def _split_lanes(cls, value: Any) -> Any:
         return tuple(_split(value)) if isinstance(value, str) else value
+
+    def own_name(self, name: str) -> str:
+        """这套安装自己的流、消费者、主题的名字：影子（ETL_TARGET_SCHEMA）用同一台 NATS，事件两边都收到，任务互不相干。
+
+        schema 名里 NATS 不许的字符换成下划线、太长的截短，再加一段散列，两个名字才不会变成同一个。
+        """
+        schema = self.target_schema
+        if schema == _MAIN_SCHEMA:
+            return name
+        allowed = re.sub(r"[^A-Za-z0-9_]", "_", schema)[:40]
+        digest = hashlib.sha256(schema.encode()).hexdigest()[:8]
+        return f"{name}-{allowed}" if allowed == schema else f"{name}-{allowed}-{digest}"
 
     @property
     def nats_servers(self) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, ParamSpec
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bridge.stack.addresses import default_state_dir, read_addresses
 from etl_assets.core.errors import SettingsError
@@ -69,7 +70,7 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], how: F
             numeric = records and all(isinstance(record[column], int | float) or record[column] is None for record in records)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=column.endswith("_id"))
         for record in records:
-            table.add_row(*[_readable(value) for value in record.values()])
+            table.add_row(*[Text(_readable(value)) for value in record.values()])  # 不是标记：客户名里可以有方括号
         # 不在终端里（管道、日志）就不按 80 列折行
         Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
 

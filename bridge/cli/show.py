@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from typing import Any
+from uuid import UUID
 
 import click
 
@@ -14,8 +16,10 @@ from etl_assets.core.database_errors import translated_errors
 _COLUMNS = {
     "orders": ["order_date", "order_id", "customer_nickname", "latest_status", "system_order_type", "amount", "quantity"],
     "customers": ["customer_nickname", "order_count", "total_amount", "sample_count", "proof_count", "bulk_count", "last_order_at"],
-    "leads": ["customer_nickname", "lead_no", "current_stage", "opened_at", "last_order_at", "closed_at", "closed_by", "owner"],
+    "leads": ["customer_nickname", "lead_no", "current_stage", "opened_at", "last_order_at", "closed_at", "closed_by", "owner", "lead_id"],
+    "rejected": ["day", "rule", "raw_id", "order_id", "shop", "customer_name", "amount", "quantity", "ordered_at"],
 }
+_CELL_CHARACTERS = 60
 
 
 @click.command("show")
@@ -24,20 +28,51 @@ _COLUMNS = {
 @click.option(
     "--day", type=click.DateTime(["%Y-%m-%d"]), help="Only rows of this business day (of the last order, for customers and leads)."
 )
+@click.option("--lead", "lead_id", type=click.UUID, help="For orders: only those of this lead, oldest first.")
+@click.option("--import-id", type=click.UUID, help="For rejected: only rows of this import.")
+@click.option("--rule", help="For rejected: only rows that this rule rejected, for example unknown_shop.")
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="At most this many rows, newest first.")
 @click.option("--format", "how", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @with_stack
-def show_command(table: str, customer: str | None, day: datetime | None, limit: int, how: Format) -> None:
-    """Show rows of orders, customers or leads, newest first."""
+def show_command(
+    table: str,
+    customer: str | None,
+    day: datetime | None,
+    lead_id: UUID | None,
+    import_id: UUID | None,
+    rule: str | None,
+    limit: int,
+    how: Format,
+) -> None:
+    """Show rows of orders, customers or leads, or the raw rows that were rejected; newest first."""
     from etl_assets.core.database_sync import get_engine
     from etl_assets.core.settings import get_settings
-    from etl_assets.services.reports import show_rows
+    from etl_assets.services import reports
 
+    if lead_id is not None and (table != "orders" or customer is not None or day is not None):
+        raise click.UsageError("--lead goes with `etl show orders`, without --customer and --day")
+    if table != "rejected" and (import_id is not None or rule is not None):
+        raise click.UsageError("--import-id and --rule go with `etl show rejected`")
     settings = get_settings()
     wanted: date | None = day.date() if day else None
+    rows: Iterable[Mapping[Any, Any]]
     with translated_errors(), get_engine().connect() as connection:
-        rows: list[dict[str, Any]] = [
-            dict(row) for row in show_rows(connection, settings, table, customer=customer, day=wanted, limit=limit)
-        ]
-    columns = _COLUMNS[table] if how == "table" or not rows else list(rows[0])
-    print_rows(rows, columns, how)
+        if table == "rejected":
+            rows = reports.show_rejected(connection, settings, import_id=import_id, rule=rule, customer=customer, day=wanted, limit=limit)
+        elif lead_id is not None:
+            rows = reports.show_lead_orders(connection, settings, lead_id)[:limit]
+        else:
+            rows = reports.show_rows(connection, settings, table, customer=customer, day=wanted, limit=limit)
+    records = [dict(row) for row in rows]
+    if how == "table":
+        print_rows(map(_shorten, records), _COLUMNS[table], how)
+    else:
+        print_rows(records, list(records[0]) if records else _COLUMNS[table], how)
+
+
+def _shorten(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """被拒收的文字可能有一兆长，别冲走整个终端。"""
+    return {
+        name: f"{value[:_CELL_CHARACTERS]}…" if isinstance(value, str) and len(value) > _CELL_CHARACTERS else value
+        for name, value in row.items()
+    }

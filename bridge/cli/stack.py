@@ -54,14 +54,24 @@ def env_command(state_dir: Path | None, as_json: bool) -> None:
 @click.command("init-db")
 @with_stack
 def init_db_command() -> None:
-    """Create or upgrade the schema; tables of the application that exist already are left alone."""
+    """Create or upgrade the schema; tables of the application that exist already are left alone.
+
+    Also creates the result tables in ETL_TARGET_SCHEMA when it has none, and indexes the orders that another system wrote there.
+    """
     from etl_assets.core.database_sync import get_engine
+    from etl_assets.core.settings import get_settings
     from etl_assets.migrations.upgrade import upgrade_database
+    from etl_assets.services.target_schema import prepare_target
 
     created = upgrade_database(get_engine())
     click.echo(
         "created the application tables and schema etl" if created else "schema etl is up to date; the application tables were left alone"
     )
+    target = prepare_target(get_engine(), get_settings())
+    if target.created_tables:
+        click.echo(f"created orders, customers and business_leads in schema {get_settings().target_schema}")
+    if target.adopted_orders:
+        click.echo(f"indexed {target.adopted_orders} orders that another system wrote to schema {get_settings().target_schema}")
 
 
 def _running(state_dir: Path) -> StackAddresses:

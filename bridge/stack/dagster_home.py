@@ -19,15 +19,15 @@ from etl_assets.core.child_process import launch
 from etl_assets.core.database_sync import normalize_url
 from etl_assets.core.private_folder import create_private_folder, write_private_file
 
-_SCHEMA = "dagster"
+DAGSTER_SCHEMA = "dagster"
 _MIGRATION_LOCK = 0x444147  # "DAG"：两个栈用同一个数据库时排队
 
 
-def build_dagster_postgres_url(database_url: str) -> str:
-    """同一个数据库里的 schema dagster；驱动要写明，因为 dagster-postgres 用 psycopg2。"""
+def build_dagster_postgres_url(database_url: str, *, schema: str = DAGSTER_SCHEMA) -> str:
+    """同一个数据库里 Dagster 的 schema；驱动要写明，因为 dagster-postgres 用 psycopg2。"""
     url = normalize_url(database_url).set(drivername="postgresql+psycopg2")
     given = url.query.get("options", ())
-    options = [*([given] if isinstance(given, str) else given), f"-csearch_path={_SCHEMA}"]
+    options = [*([given] if isinstance(given, str) else given), f'-csearch_path="{schema}"']
     return url.update_query_dict({"options": " ".join(options)}).render_as_string(hide_password=False)
 
 
@@ -58,7 +58,7 @@ def write_workspace(path: Path, *, code_server_port: int) -> None:
     write_private_file(path, json.dumps({"load_from": [{"grpc_server": server}]}, indent=2))
 
 
-def create_dagster_storage(engine: sa.Engine, *, environment: Mapping[str, str], log_path: Path) -> None:
+def create_dagster_storage(engine: sa.Engine, *, schema: str, environment: Mapping[str, str], log_path: Path) -> None:
     """建立或升级 Dagster 的表，由一个进程先做完：几个 Dagster 进程同时第一次启动会抢着建表。
 
     已经是这一版就不再花导入 Dagster 的两三秒；版本记在 schema 的注释里。
@@ -67,14 +67,15 @@ def create_dagster_storage(engine: sa.Engine, *, environment: Mapping[str, str],
     with engine.connect() as connection:
         connection.execute(sa.select(sa.func.pg_advisory_lock(_MIGRATION_LOCK)))
         connection.detach()  # 会话锁随连接关闭而释放
-        connection.execute(sa.schema.CreateSchema(_SCHEMA, if_not_exists=True))
+        connection.execute(sa.schema.CreateSchema(schema, if_not_exists=True))
         connection.commit()
-        found = connection.scalar(sa.text("SELECT obj_description(CAST(:schema AS regnamespace), 'pg_namespace')"), {"schema": _SCHEMA})
+        comment_of = sa.text("SELECT obj_description(CAST(quote_ident(:schema) AS regnamespace), 'pg_namespace')")
+        found = connection.scalar(comment_of, {"schema": schema})
         connection.commit()
         if found == version:
             return
         _migrate(environment, log_path)
-        comment = sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(_SCHEMA), sql.Literal(version))
+        comment = sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(schema), sql.Literal(version))
         connection.exec_driver_sql(comment.as_string())
         connection.commit()
 

@@ -20,7 +20,13 @@ from bridge.jetstream import JetStreamConnection
 from bridge.settings import BridgeSettings
 from bridge.stack.addresses import StackAddresses, remove_addresses, write_addresses
 from bridge.stack.application import ApplicationPlan, ApplicationServices, application_services
-from bridge.stack.dagster_home import build_dagster_postgres_url, create_dagster_storage, write_dagster_home, write_workspace
+from bridge.stack.dagster_home import (
+    DAGSTER_SCHEMA,
+    build_dagster_postgres_url,
+    create_dagster_storage,
+    write_dagster_home,
+    write_workspace,
+)
 from bridge.stack.embedded_nats import EmbeddedNats
 from bridge.stack.supervisor import Service, Supervisor
 from etl_assets.core.child_process import identify
@@ -32,6 +38,7 @@ from etl_assets.core.log import get_logger
 from etl_assets.core.loopback_port import find_free_port, is_free
 from etl_assets.core.settings import EtlSettings
 from etl_assets.migrations.upgrade import upgrade_database
+from etl_assets.services.target_schema import prepare_target
 
 logger = get_logger(__name__)
 
@@ -62,6 +69,7 @@ class Stack:
         self._state_dir = state_dir.absolute()
         self._settings = settings
         self._bridge_settings = bridge_settings
+        self._dagster_schema = bridge_settings.own_name(DAGSTER_SCHEMA)  # 影子的运行不该混进正式的网页
         self._port = port
         self._workers = workers
         self._services = services
@@ -145,7 +153,7 @@ class Stack:
             database_url=database_url,
             nats_url=nats_url,
             dagster_home=str(dagster_home),
-            dagster_postgres_url=build_dagster_postgres_url(database_url),
+            dagster_postgres_url=build_dagster_postgres_url(database_url, schema=self._dagster_schema),
             ui_url=f"http://127.0.0.1:{ui_port}",
             pid=os.getpid(),
             started_ticks=own.started_ticks if own else 0,
@@ -177,11 +185,13 @@ class Stack:
         }
 
     def _upgrade_database(self, addresses: StackAddresses) -> None:
-        engine = build_engine(self._settings.model_copy(update={"database_url": addresses.database_url}))
+        settings = self._settings.model_copy(update={"database_url": addresses.database_url})
+        engine = build_engine(settings)
         try:
             upgrade_database(engine)
+            prepare_target(engine, settings)
             log_path = self._state_dir / "logs" / "dagster-storage.log"
-            create_dagster_storage(engine, environment=self._environment(addresses), log_path=log_path)
+            create_dagster_storage(engine, schema=self._dagster_schema, environment=self._environment(addresses), log_path=log_path)
         finally:
             engine.dispose()
 

@@ -24,8 +24,8 @@ def test_dagster_accepts_the_generated_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "options"),
     [
-        ("postgres://etl:p%40ss@db:5432/shop", "-csearch_path=dagster"),
-        ("postgresql+psycopg://etl:p%40ss@db:5432/shop?options=-cwork_mem%3D8MB", "-cwork_mem=8MB -csearch_path=dagster"),
+        ("postgres://etl:p%40ss@db:5432/shop", '-csearch_path="dagster"'),
+        ("postgresql+psycopg://etl:p%40ss@db:5432/shop?options=-cwork_mem%3D8MB", '-cwork_mem=8MB -csearch_path="dagster"'),
     ],
 )
 def test_dagster_uses_its_own_schema_of_the_same_database(given: str, options: str) -> None:
