@@ -56,7 +56,13 @@ def local_day(timestamp: sa.ColumnElement[Any], timezone: str) -> sa.ColumnEleme
 
 def may_fall_on(timestamp: sa.ColumnElement[Any], days: DayRange) -> sa.ColumnElement[bool]:
     """SQL：两边各放宽一天的时刻范围，能用 ordered_at 上的索引；精确的日子再由 local_day 判断。"""
-    return sa.and_(
-        timestamp >= sa.cast(f"{days.first - timedelta(days=1)} 00:00:00+00", sa.TIMESTAMP(timezone=True)),
-        timestamp < sa.cast(f"{days.last + timedelta(days=2)} 00:00:00+00", sa.TIMESTAMP(timezone=True)),
-    )
+    return sa.and_(timestamp >= _midnight(days.first - timedelta(days=1)), timestamp < _midnight(days.last + timedelta(days=2)))
+
+
+def may_fall_outside(timestamp: sa.ColumnElement[Any], days: DayRange) -> sa.ColumnElement[bool]:
+    """SQL：同 may_fall_on，反过来：两边各收窄一天之外的时刻。"""
+    return sa.or_(timestamp < _midnight(days.first + timedelta(days=1)), timestamp >= _midnight(days.last))
+
+
+def _midnight(day: date) -> sa.ColumnElement[Any]:
+    return sa.cast(f"{day} 00:00:00+00", sa.TIMESTAMP(timezone=True))

@@ -21,7 +21,7 @@ from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.ledger import Revisions, days_allowing_deletes
 from etl_assets.services.locks import lock_days
 from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
-from etl_assets.services.order_index import index_orders, mark_stale, unindex_orders
+from etl_assets.services.order_index import INDEXED, index_orders, mark_stale, unindex_orders
 from etl_assets.services.rollout import Share
 from etl_assets.services.vectorized_queries import (
     Upsert,
@@ -220,8 +220,7 @@ def rows_elsewhere(transaction: DataTransaction) -> sa.Select[tuple[object, ...]
     at_hand = sa.table("orders_at_hand", sa.column("shop"), sa.column("order_id"))
     rows = raw_rows.scope(transaction.settings)
     is_at_hand = sa.tuple_(order_id_key(rows.c.order_id), trimmed(rows.c.shop)).in_(sa.select(at_hand.c.order_id, at_hand.c.shop))
-    outside = sa.not_(transaction.days.includes(rows.c.day))
-    return sa.select(rows.c.import_no, *raw_rows.frame_columns(rows)).where(is_at_hand, outside)
+    return sa.select(rows.c.import_no, *raw_rows.frame_columns(rows)).where(is_at_hand, raw_rows.off_days(rows, transaction.days))
 
 
 def transform(rows: pl.DataFrame, references: References, days: DayRange) -> TransformedRows:
@@ -284,10 +283,10 @@ def create_version_staging(transaction: DataTransaction) -> sa.Table:
 
 def drop_superseded(connection: sa.Connection, staging: sa.Table, candidates: pl.DataFrame) -> pl.DataFrame:
     """暂存表里只留赢家；返回输掉的版本。"""
-    winners = pick_winners(candidates)
-    if winners.height == candidates.height:
-        return candidates.clear()
-    superseded = candidates.join(winners, on="raw_id", how="anti")
+    contested = candidates.filter(pl.struct("shop_id", "order_id").is_duplicated())
+    if contested.is_empty():
+        return contested
+    superseded = contested.join(pick_winners(contested), on="raw_id", how="anti")
     losers = sa.cast(superseded["raw_id"].to_list(), sa.ARRAY(sa.BigInteger))
     connection.execute(sa.delete(staging).where(staging.c.raw_id == sa.any_(losers)))
     return superseded
@@ -333,6 +332,7 @@ def load(transaction: DataTransaction, staged: StagedOrders) -> WriteCounts:
     orders = transaction.tables.orders
     guard_deletes(transaction, staged.gone.filter(transaction.share.covers()))
     index_outside(transaction, staged.winners)
+    drop_unchanged(transaction, staged.winners)
     mark_changed_elsewhere(transaction, staged.winners)
     written = upsert_staged(connection, staged.winners, orders, ORDER_UPSERT)
     index_orders(connection, target, staged.winners)
@@ -355,6 +355,20 @@ def index_outside(transaction: DataTransaction, winners: sa.Table) -> None:
     moved = sa.delete(winners).where(is_outside).returning(*winners.c[names]).cte("moved")
     transaction.connection.execute(sa.insert(staging).from_select(names, sa.select(*moved.c[names])))
     index_orders(transaction.connection, transaction.target, staging)
+
+
+def drop_unchanged(transaction: DataTransaction, winners: sa.Table) -> None:
+    """orders 与索引里已经是这样的订单移出暂存表：原样重跑时只联接这一次，后面各条语句几乎无事可做。"""
+    orders = transaction.tables.orders
+    same_order = sa.and_(orders.c.shop_id == winners.c.shop_id, orders.c.order_id == winners.c.order_id)
+    same_index = sa.and_(order_index.c.shop_id == winners.c.shop_id, order_index.c.order_id == winners.c.order_id)
+    written = [column.name for column in winners.columns if column.name in orders.c and column.name not in ORDER_UPSERT.key]
+    unchanged = [
+        sa.tuple_(*table.c[*names]).is_not_distinct_from(sa.tuple_(*winners.c[*names]))
+        for table, names in ((orders, written), (order_index, INDEXED))
+    ]
+    of_target = order_index.c.target == transaction.target
+    transaction.connection.execute(sa.delete(winners).where(same_order, same_index, of_target, *unchanged))
 
 
 def delete_gone(transaction: DataTransaction, gone: pl.DataFrame) -> int:

@@ -20,6 +20,10 @@ CUSTOMER_ASSETS = ("customers", "leads")
 """按客户计算的资产：各有自己的陈旧标记。"""
 
 
+INDEXED = ("customer_nickname", "customer_key", "order_date")
+"""一个订单在索引里记着的。"""
+
+
 def index_orders(connection: sa.Connection, target: str, orders: sa.Table) -> None:
     """更新这些订单的索引；换了客户的给旧客户记陈旧。
 
@@ -28,10 +32,9 @@ def index_orders(connection: sa.Connection, target: str, orders: sa.Table) -> No
     :param orders: 暂存表，一行一个订单：target、shop_id、order_id、customer_nickname、customer_key、order_date。
     """
     same_row = sa.and_(_same_order(orders), order_index.c.target == orders.c.target)
-    values = ("customer_nickname", "customer_key", "order_date")
-    differs = sa.or_(*[order_index.c[name].is_distinct_from(orders.c[name]) for name in values])
+    differs = sa.or_(*[order_index.c[name].is_distinct_from(orders.c[name]) for name in INDEXED])
     changed = (
-        sa.select(*orders.c["target", "shop_id", "order_id", *values], order_index.c.customer_key.label("old_key"))
+        sa.select(*orders.c["target", "shop_id", "order_id", *INDEXED], order_index.c.customer_key.label("old_key"))
         .join(order_index, same_row)
         .where(differs)
         .cte("changed")
@@ -41,12 +44,14 @@ def index_orders(connection: sa.Connection, target: str, orders: sa.Table) -> No
     updated = (
         sa.update(order_index)
         .where(_same_order(changed), order_index.c.target == changed.c.target)
-        .values({name: changed.c[name] for name in values})
+        .values({name: changed.c[name] for name in INDEXED})
         .cte("updated")
     )
     key = ("shop_id", "order_id", "target")
-    added = sa.select(*orders.c[*key, *values]).where(~sa.select(order_index.c.order_id).where(same_row).exists()).order_by(*orders.c[*key])
-    connection.execute(sa.insert(order_index).from_select([*key, *values], added).add_cte(changed, marked, updated))
+    added = (
+        sa.select(*orders.c[*key, *INDEXED]).where(~sa.select(order_index.c.order_id).where(same_row).exists()).order_by(*orders.c[*key])
+    )
+    connection.execute(sa.insert(order_index).from_select([*key, *INDEXED], added).add_cte(changed, marked, updated))
 
 
 def unindex_orders(connection: sa.Connection, target: str, gone: sa.Table) -> None:

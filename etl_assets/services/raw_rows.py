@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import sqlalchemy as sa
 
-from etl_assets.core.business_day import DayRange, local_day, may_fall_on, partition_range
+from etl_assets.core.business_day import DayRange, local_day, may_fall_on, may_fall_outside, partition_range
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, rejected_rows, shop_configs
 from etl_assets.services.vectorized_queries import Upsert, read_frame, stage_frame, upsert_staged
@@ -70,6 +70,11 @@ def frame_columns(rows: sa.FromClause) -> list[sa.ColumnElement[Any]]:
 def on_days(rows: sa.FromClause, days: DayRange) -> sa.ColumnElement[bool]:
     """SQL：行自己的业务日在区间里。"""
     return sa.and_(may_fall_on(rows.c.raw_ordered_at, days), days.includes(rows.c.day))
+
+
+def off_days(rows: sa.FromClause, days: DayRange) -> sa.ColumnElement[bool]:
+    """SQL：行自己的业务日在区间外；没有业务日的不算。"""
+    return sa.and_(may_fall_outside(rows.c.raw_ordered_at, days), sa.not_(days.includes(rows.c.day)))
 
 
 def read_imports(connection: sa.Connection) -> pl.DataFrame:
