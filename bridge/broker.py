@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -95,6 +96,7 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         self.puller: Puller
         self.held: set[Delivery] = set()
         """取到手、尚未了结的任务。"""
+        self.replacing = False
         self._returning: set[asyncio.Task[None]] = set()
 
     @property
@@ -161,6 +163,10 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         await asyncio.gather(*self._returning)
         await asyncio.gather(*(delivery.give_back() for delivery in list(self.held)))
 
+    def replace_process_once_settled(self) -> None:
+        """手里的任务了结之后换一个新的进程：它有一个线程停不下来。"""
+        self.replacing = True
+
     # ---- 投递 ------------------------------------------------------------------
 
     async def kick(self, message: BrokerMessage) -> None:
@@ -173,10 +179,11 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         subject = f"{self.settings.own_name(TASKS_SUBJECT)}.{lane}"
         await self.connection.publish(subject, message.message, message_id=f"{message.task_id}:{requeued}")
 
-    async def ring(self, task_name: str, lane: Lane) -> None:
+    async def ring(self, task_name: str, lane: Lane, *arguments: str) -> None:
         """敲门铃：让某个 worker 执行 task_name；本进程不必认识这个任务。"""
         try:
-            await AsyncKicker(task_name, self, {"lane": lane}).kiq()
+            kicker: AsyncKicker[..., None] = AsyncKicker(task_name, self, {"lane": lane})
+            await kicker.kiq(*arguments)
         except SendTaskError as error:
             raise error.__cause__ or error from None
 
@@ -354,6 +361,8 @@ class SafeReceiver(Receiver):
             except Exception as error:  # noqa: BLE001 中间件或结果后端坏了：当作任务失败，不吞掉消息
                 delivery.error = error
             await delivery.settle()
+        if broker.replacing:
+            _replace_process()
 
     async def run_task(
         self, target: Callable[..., Any], message: TaskiqMessage, ack_controller: AckController | None = None
@@ -367,6 +376,14 @@ class SafeReceiver(Receiver):
             # NoResultError 是任务自己说不要结果，不是失败
             delivery.error = None if isinstance(result.error, NoResultError) else result.error
         return result
+
+
+def _replace_process() -> None:
+    """同样的命令从头再来，进程号不变；TaskIQ 的子进程没有自己的命令，退出让管理者补上。"""
+    logging.shutdown()
+    if multiprocessing.parent_process() is None:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+    os._exit(1)
 
 
 async def serve(broker: SafeJetStreamBroker, *, slots: int = 1, grace_seconds: float = 30.0) -> None:

@@ -10,27 +10,48 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Literal
 
-from dagster import AssetCheckKey, AssetKey, DagsterInstance, JobDefinition
+from dagster import AssetCheckKey, AssetKey, DagsterEventType, DagsterInstance, JobDefinition, RunsFilter
 from dagster._core.definitions.job_base import IJob
 from dagster._core.definitions.reconstruct import ReconstructableRepository, initialize_repository_def_from_pointer
 from dagster._core.definitions.repository_definition import RepositoryDefinition
-from dagster._core.events import DagsterEvent, DagsterEventType
+from dagster._core.events import DagsterEvent
 from dagster._core.execution import context_creation_job
 from dagster._core.execution.api import create_execution_plan, execute_run_iterator
+from dagster._core.launcher import CheckRunHealthResult as CheckRunHealthResult
+from dagster._core.launcher import LaunchRunContext as LaunchRunContext
+from dagster._core.launcher import RunLauncher as RunLauncher
+from dagster._core.launcher import WorkerStatus as WorkerStatus
 from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.run_coordinator import RunCoordinator as RunCoordinator
+from dagster._core.run_coordinator import SubmitRunContext as SubmitRunContext
 from dagster._core.snap import ExecutionPlanSnapshot, snapshot_from_execution_plan
-from dagster._core.storage.dagster_run import DagsterRun, DagsterRunStatus
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
+from dagster._core.storage.dagster_run import DagsterRun as DagsterRun
+from dagster._core.storage.dagster_run import DagsterRunStatus as DagsterRunStatus
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    BACKFILL_ID_TAG,
+    PARENT_RUN_ID_TAG,
+    PARTITION_NAME_TAG,
+    ROOT_RUN_ID_TAG,
+    SCHEDULE_NAME_TAG,
+    SENSOR_NAME_TAG,
+)
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._serdes import ConfigurableClass as ConfigurableClass
+from dagster._serdes import ConfigurableClassData as ConfigurableClassData
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.utils import create_pg_engine
 from dagster_shared.error import SerializableErrorInfo
 
+from etl_assets.asset_runs import partition_tags
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.errors import SettingsError
+from etl_assets.core.errors import PermanentError, SettingsError
 
 _POOL_SIZE = 2
 _CONSOLE_LOGGERS = "default_system_loggers"
@@ -82,20 +103,56 @@ class CodeLocation:
         return self._subsets[key]
 
     def create_run(
-        self, instance: DagsterInstance, *, job_name: str, run_id: str, assets: Iterable[str], days: DayRange, tags: Mapping[str, str]
+        self,
+        instance: DagsterInstance,
+        *,
+        job_name: str,
+        run_id: str,
+        assets: Iterable[str],
+        days: DayRange,
+        tags: Mapping[str, str],
+        retry_of: str | None = None,
     ) -> DagsterRun:
-        """建一个 NOT_STARTED 的运行：像网页那样建，只是不经 gRPC，快照也不重算。"""
+        """建一个 NOT_STARTED 的运行：像网页那样建，只是不经 gRPC，快照也不重算。
+
+        :param retry_of: 它重做的那个失败的运行；网页上两个连在一起。
+        """
         selection = frozenset(AssetKey(asset) for asset in assets)
-        planned = self._plan(instance, job_name, selection)
+        parent = instance.get_run_by_id(retry_of) if retry_of else None
+        return self._create(instance, job_name, selection, run_id=run_id, tags={**partition_tags(days), **tags}, parent=parent)
+
+    def create_retry(self, instance: DagsterInstance, run: DagsterRun, *, tags: Mapping[str, str]) -> DagsterRun:
+        """重做一个死了的运行：只做没做完的资产，其余照旧。"""
+        selection = None
+        if run.asset_selection:
+            selection = frozenset(run.asset_selection) - _finished_assets(instance, run.run_id)
+        kept = {name: value for name, value in run.tags.items() if name not in (PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG)}
+        return self._create(instance, run.job_name, selection or None, tags={**kept, **tags}, parent=run, run_config=run.run_config)
+
+    def _create(
+        self,
+        instance: DagsterInstance,
+        job_name: str,
+        selection: frozenset[AssetKey] | None,
+        *,
+        tags: Mapping[str, str],
+        parent: DagsterRun | None,
+        run_id: str | None = None,
+        run_config: Mapping[str, object] | None = None,
+    ) -> DagsterRun:
+        planned = self._plan(instance, job_name, selection, run_config)
         job = planned.job
+        parent_id = parent.run_id if parent else None
+        root_id = (parent.root_run_id or parent.run_id) if parent else None
+        lineage = {PARENT_RUN_ID_TAG: parent_id, ROOT_RUN_ID_TAG: root_id} if parent_id and root_id else {}
         return instance.create_run(
             job_name=job_name,
             run_id=run_id,
-            run_config={},
+            run_config=run_config or {},
             status=DagsterRunStatus.NOT_STARTED,
-            tags={**job.run_tags, **_partition_tags(days), **tags},
-            root_run_id=None,
-            parent_run_id=None,
+            tags={**job.run_tags, **tags, **lineage},
+            root_run_id=root_id,
+            parent_run_id=parent_id,
             step_keys_to_execute=planned.step_keys,
             execution_plan_snapshot=planned.plan_snapshot,
             job_snapshot=job.get_job_snapshot(),
@@ -132,13 +189,22 @@ class CodeLocation:
             error=error.message.removeprefix(f"{error.cls_name}: ").strip() if error else "",
         )
 
-    def _plan(self, instance: DagsterInstance, job_name: str, selection: frozenset[AssetKey]) -> _PlannedJob:
+    def _plan(
+        self,
+        instance: DagsterInstance,
+        job_name: str,
+        selection: frozenset[AssetKey] | None,
+        run_config: Mapping[str, object] | None = None,
+    ) -> _PlannedJob:
         key = (job_name, selection)
-        if key not in self._plans:
+        if run_config or key not in self._plans:
             job = self.job(job_name, selection)
-            plan = create_execution_plan(job, run_config={}, instance_ref=instance.get_ref())
+            plan = create_execution_plan(job, run_config=run_config or {}, instance_ref=instance.get_ref())
             snapshot = snapshot_from_execution_plan(plan, job.get_job_snapshot_id())
-            self._plans[key] = _PlannedJob(job=job, step_keys=plan.step_keys_to_execute, plan_snapshot=snapshot)
+            planned = _PlannedJob(job=job, step_keys=plan.step_keys_to_execute, plan_snapshot=snapshot)
+            if run_config:
+                return planned
+            self._plans[key] = planned
         return self._plans[key]
 
 
@@ -184,11 +250,62 @@ class _LoadedJob(IJob):
         return self._job.asset_check_selection
 
 
-def fail_abandoned_run(instance: DagsterInstance, run_id: str, message: str) -> None:
-    """执行者已死的运行：还没结束的标成失败；没来得及建的不管。"""
-    run = instance.get_run_by_id(run_id)
-    if run is not None and not run.is_finished:
-        instance.report_run_failed(run, message)
+# ---- 运行的状态与范围 -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunScope:
+    """一个运行要做的：资产，与它的分区区间（没有分区、或分区不是日子的是 None）。"""
+
+    assets: Sequence[str]
+    days: DayRange | None
+
+
+def scope_of(run: DagsterRun) -> RunScope:
+    """由选择与标签得出；读不懂的分区留给执行它时报错。"""
+    assets = sorted(key.to_user_string() for key in run.asset_selection or ())
+    first = run.tags.get(PARTITION_NAME_TAG) or run.tags.get(ASSET_PARTITION_RANGE_START_TAG)
+    last = run.tags.get(PARTITION_NAME_TAG) or run.tags.get(ASSET_PARTITION_RANGE_END_TAG)
+    try:
+        days = DayRange(date.fromisoformat(first), date.fromisoformat(last)) if first and last else None
+    except (ValueError, PermanentError):
+        days = None
+    return RunScope(assets=assets, days=days)
+
+
+def origin_of(run: DagsterRun) -> Literal["backfill", "automation", "person"]:
+    """谁要的这个运行。"""
+    if BACKFILL_ID_TAG in run.tags:
+        return "backfill"
+    return "automation" if run.tags.keys() & {SCHEDULE_NAME_TAG, SENSOR_NAME_TAG} else "person"
+
+
+def enqueue(instance: DagsterInstance, run: DagsterRun) -> None:
+    """标成 QUEUED：在队列里，随时可以取消。"""
+    instance.report_dagster_event(DagsterEvent.job_enqueue(run), run_id=run.run_id)
+
+
+def report_starting(instance: DagsterInstance, run: DagsterRun) -> DagsterRun:
+    """由执行者来标 STARTING：等在队列里的运行不该看上去像正在启动。"""
+    starting = DagsterEvent(event_type_value=DagsterEventType.PIPELINE_STARTING.value, job_name=run.job_name)
+    instance.report_dagster_event(starting, run_id=run.run_id)
+    return run.with_status(DagsterRunStatus.STARTING)
+
+
+def unfinished_runs(instance: DagsterInstance, *, tag: str, quiet_seconds: float) -> list[DagsterRun]:
+    """有这个标签、已提交而没有结束的运行；这几秒里还有动静的不算。"""
+    statuses = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+    before = datetime.now(UTC) - timedelta(seconds=quiet_seconds)
+    runs = instance.get_runs(RunsFilter(statuses=statuses, updated_before=before))
+    return [run for run in runs if tag in run.tags]
+
+
+def _finished_assets(instance: DagsterInstance, run_id: str) -> frozenset[AssetKey]:
+    """这个运行里整步做完的资产。"""
+    entries = instance.all_logs(run_id, of_type={DagsterEventType.ASSET_MATERIALIZATION, DagsterEventType.STEP_SUCCESS})
+    events = [entry.dagster_event for entry in entries if entry.dagster_event]
+    finished = {event.step_key for event in events if event.event_type == DagsterEventType.STEP_SUCCESS}
+    return frozenset(event.asset_key for event in events if event.asset_key and event.step_key in finished)
 
 
 def open_instance() -> DagsterInstance:
@@ -227,12 +344,6 @@ def _share_pool(instance: DagsterInstance) -> None:
 def _silence_console() -> None:
     """运行的日志在 Dagster 里；进程自己的日志只有一种格式，不夹进每个事件一行的彩色文字。"""
     setattr(context_creation_job, _CONSOLE_LOGGERS, lambda _instance: [])
-
-
-def _partition_tags(days: DayRange) -> dict[str, str]:
-    if len(days) == 1:
-        return {PARTITION_NAME_TAG: days.first.isoformat()}
-    return {ASSET_PARTITION_RANGE_START_TAG: days.first.isoformat(), ASSET_PARTITION_RANGE_END_TAG: days.last.isoformat()}
 
 
 def _innermost(error: SerializableErrorInfo | None) -> SerializableErrorInfo | None:

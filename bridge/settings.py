@@ -42,7 +42,10 @@ class BridgeSettings(BaseSettings):
     task_ack_wait_seconds: float = Field(default=30.0, ge=0.5, le=3_600, description="a silent worker's tasks go to another after this")
     task_max_attempts: int = Field(default=5, ge=1, le=1_000)
     worker_lanes: Annotated[tuple[Lane, ...], NoDecode] = Field(default=LANES, min_length=1, description="lanes that a worker serves")
-    lease_seconds: int = Field(default=15, ge=2, le=3_600, description="a silent worker's run goes to another after this")
+    lease_seconds: int = Field(default=10, ge=3, le=3_600, description="a silent worker's run goes to another after this")
+    cancel_grace_seconds: float = Field(
+        default=10.0, ge=0.1, le=3_600, description="a cancelled run that is not over by then loses its process"
+    )
 
     @field_validator("nats_url")
     @classmethod

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import random
+import time
 
 from taskiq import TaskiqEvents, TaskiqState
 
 from bridge.broker import SafeJetStreamBroker
+from bridge.dagster_adapter import RunResult
 from bridge.outbox_publisher import publish_outbox
-from bridge.run_worker import RunWorker
-from bridge.task_names import MATERIALIZE_DUE
+from bridge.run_reconciler import INTERVAL_SECONDS, reconcile_runs
+from bridge.run_worker import HeldRun, RunWorker
+from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.errors import EtlError
 from etl_assets.core.log import get_logger
-from etl_assets.services.leases import Claim
+from etl_assets.services.leases import LeaseState
 
 logger = get_logger(__name__)
+
+HEARTBEAT_SECONDS = 1.0
+_CANCEL_SECONDS = 0.1
+"""取消之后，隔多久再取消一次正在执行的语句。"""
 
 broker = SafeJetStreamBroker()
 
@@ -25,6 +31,12 @@ broker = SafeJetStreamBroker()
 async def load_worker(state: TaskiqState) -> None:
     """接任务之前载入代码位置，只此一次。"""
     state.run_worker = await asyncio.to_thread(RunWorker.load, broker.settings)
+    state.reconciling = asyncio.create_task(_reconcile(state.run_worker))
+
+
+@broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)
+async def stop_reconciling(state: TaskiqState) -> None:
+    state.reconciling.cancel()
 
 
 @broker.task(task_name=MATERIALIZE_DUE)
@@ -39,40 +51,80 @@ async def materialize_due() -> None:
         return
     if claim.more:
         await broker.ring(MATERIALIZE_DUE, "event")
-    async with _heartbeat(worker, claim):
-        result = await asyncio.to_thread(worker.execute, claim)
-    log = logger.info if result.succeeded else logger.error
-    log(
-        "run finished",
-        run_id=claim.lease.run_id,
-        days=str(claim.days),
-        assets=list(claim.assets),
-        succeeded=result.succeeded,
-        **({} if result.succeeded else {"error": result.error}),
-    )
-    await publish_outbox(worker.engine, broker.connection)
+    await _execute(worker, await asyncio.to_thread(worker.start, claim))
     # 运行期间来的门铃发现这些天有人在做，已经散去：再敲一次
     await broker.ring(MATERIALIZE_DUE, "event")
 
 
-@asynccontextmanager
-async def _heartbeat(worker: RunWorker, claim: Claim) -> AsyncIterator[None]:
-    """执行期间续租；续不上就记一行，提交时的栅栏自会拦住。"""
-    beating = asyncio.create_task(_extend_lease(worker, claim))
-    try:
-        yield
-    finally:
-        beating.cancel()
+@broker.task(task_name=EXECUTE_RUN)
+async def execute_run(run_id: str) -> None:
+    """执行网页、定时、感应器或回填提交的一个运行；重复投递的找不到事做。"""
+    worker: RunWorker = broker.state.run_worker
+    held = await asyncio.to_thread(worker.take, run_id)
+    if held is None:
+        return
+    await _execute(worker, held)
+    if held.days is not None:
+        # 它占着的日子里可能有到期的，做完的上游也可能让下游到期
+        await broker.ring(MATERIALIZE_DUE, "event")
 
 
-async def _extend_lease(worker: RunWorker, claim: Claim) -> None:
-    while True:
-        await asyncio.sleep(worker.lease_seconds / 3)
+async def _execute(worker: RunWorker, held: HeldRun) -> None:
+    """在线程里执行，一边续租、看有没有人取消；取消了却停不下来就换掉这个进程。"""
+    executing = asyncio.create_task(asyncio.to_thread(worker.execute, held))
+    guarding = asyncio.create_task(_guard(worker, held))
+    await asyncio.wait({executing, guarding}, return_when=asyncio.FIRST_COMPLETED)
+    if executing.done():
+        guarding.cancel()
+        _log(held, executing.result())
+    else:
+        grace_seconds = broker.settings.cancel_grace_seconds
+        logger.error("the run does not stop, replacing the process", run_id=held.run.run_id)
+        await asyncio.to_thread(worker.abandon, held, grace_seconds=grace_seconds)
+        broker.replace_process_once_settled()
+    await publish_outbox(worker.engine, broker.connection)
+
+
+async def _guard(worker: RunWorker, held: HeldRun) -> None:
+    """执行期间续租；有人取消、或租约没了，就让它停下。宽限过了还没停才返回。
+
+    租约没了的再做也提交不了，别的工人已经接手。
+    """
+    state = LeaseState.HELD
+    while state is LeaseState.HELD:
+        await asyncio.sleep(HEARTBEAT_SECONDS)
         try:
-            held = await asyncio.to_thread(worker.extend_lease, claim)
+            state = await asyncio.to_thread(worker.heartbeat, held)
         except EtlError as error:
-            logger.warning("cannot extend the lease", run_id=claim.lease.run_id, error=str(error))
-        else:
-            if not held:
-                logger.warning("the lease has gone to another worker", run_id=claim.lease.run_id)
-                return
+            logger.warning("cannot extend the lease", run_id=held.run.run_id, error=str(error))
+    if state is LeaseState.CANCEL_REQUESTED:
+        await asyncio.to_thread(worker.note_cancel, held)
+    else:
+        logger.warning("the lease has gone to another worker", run_id=held.run.run_id)
+    deadline = time.monotonic() + broker.settings.cancel_grace_seconds
+    while time.monotonic() < deadline:
+        await asyncio.to_thread(held.interruption.request)
+        await asyncio.sleep(_CANCEL_SECONDS)
+
+
+async def _reconcile(worker: RunWorker) -> None:
+    """按时给死了的运行收尾；数据库或 NATS 不在就等下一次。"""
+    while True:
+        await asyncio.sleep(INTERVAL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311  # 只为错开时间
+        try:
+            for ring in await asyncio.to_thread(reconcile_runs, worker):
+                await broker.ring(ring.task_name, ring.lane, *ring.arguments)
+        except Exception as error:  # noqa: BLE001  # Dagster 的存储不在时抛什么都有可能
+            logger.warning("cannot look after runs now", error=str(error))
+
+
+def _log(held: HeldRun, result: RunResult) -> None:
+    log = logger.info if result.succeeded else logger.error
+    log(
+        "run finished",
+        run_id=held.run.run_id,
+        days=str(held.days),
+        assets=list(held.assets),
+        succeeded=result.succeeded,
+        **({} if result.succeeded else {"error": result.error}),
+    )

@@ -23,6 +23,11 @@ from dagster import (
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData as TargetMaterialization,  # 没有公开的入口；版本已钉住，由 test_assets 看守
 )
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.services.accounting import AccountingError, DayAccount
@@ -38,6 +43,13 @@ def days_of(context: AssetExecutionContext) -> DayRange:
     """这一步要物化的分区区间。"""
     key_range = context.partition_key_range
     return DayRange(date.fromisoformat(key_range.start), date.fromisoformat(key_range.end))
+
+
+def partition_tags(days: DayRange) -> dict[str, str]:
+    """一个运行的标签里怎样写它的日子。"""
+    if len(days) == 1:
+        return {PARTITION_NAME_TAG: days.first.isoformat()}
+    return {ASSET_PARTITION_RANGE_START_TAG: days.first.isoformat(), ASSET_PARTITION_RANGE_END_TAG: days.last.isoformat()}
 
 
 def run_of(context: AssetExecutionContext) -> RunContext:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dagster import BackfillPolicy, DailyPartitionsDefinition
+from datetime import timedelta
+
+from dagster import BackfillPolicy, DailyPartitionsDefinition, FreshnessPolicy
 
 from etl_assets.core.settings import EtlSettings
 from etl_assets.services.leases import MAX_DAYS_PER_RUN
 
 RANGE_RUNS = BackfillPolicy.multi_run(max_partitions_per_run=MAX_DAYS_PER_RUN)
 """一段日子一个 Dagster 运行，至多 30 天：回填一个月是一个运行，不是三十个。"""
+
+
+FRESH_DAILY = FreshnessPolicy.time_window(fail_window=timedelta(hours=48), warn_window=timedelta(hours=28))
+"""每晚都重做昨天：过了一天多还没有动静就是警告，两天就是失败。"""
+
+OWNER = "team:etl"
 
 
 def daily_partitions(settings: EtlSettings) -> DailyPartitionsDefinition:

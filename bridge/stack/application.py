@@ -42,8 +42,8 @@ def application_services(plan: ApplicationPlan) -> list[Service]:
         Service(CODE_SERVER, _python(plan, "dagster", *code_server), listens_on(plan.code_server_port)),
         Service("listener", _python(plan, "bridge.cli.main", "listen"), logged_ready),
         *(
-            Service(f"worker-{number}", _python(plan, "bridge.cli.main", "worker"), logged_ready, stop_timeout_seconds=30)
-            for number in range(1, plan.workers + 1)
+            Service(f"worker-{number}", _python(plan, "bridge.cli.main", "worker", *lanes), logged_ready, stop_timeout_seconds=30)
+            for number, lanes in enumerate(_worker_lanes(plan.workers), start=1)
         ),
         Service(
             "webserver",
@@ -53,6 +53,12 @@ def application_services(plan: ApplicationPlan) -> list[Service]:
         ),
         Service("daemon", _python(plan, "dagster._daemon", "run", *workspace, *json_log), after=(CODE_SERVER,)),
     ]
+
+
+def _worker_lanes(workers: int) -> list[tuple[str, ...]]:
+    """有两个以上的工人时，第一个只听人的点击：再长的队伍也不让人等。"""
+    reserved = [("--lanes", "interactive")] if workers > 1 else []
+    return [*reserved, *([()] * (workers - len(reserved)))]
 
 
 def _python(plan: ApplicationPlan, module: str, *arguments: str) -> partial[Popen[bytes]]:

@@ -36,7 +36,8 @@ def write_dagster_home(folder: Path) -> None:
     create_private_folder(folder)
     document = {
         "storage": {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}},
-        "run_coordinator": {"module": "dagster._core.run_coordinator", "class": "DefaultRunCoordinator"},
+        "run_coordinator": {"module": "bridge.run_coordinator", "class": "TaskQueueRunCoordinator"},
+        "run_launcher": {"module": "bridge.run_launcher", "class": "WarmRunLauncher"},
         "compute_logs": {
             "module": "dagster._core.storage.local_compute_log_manager",
             "class": "LocalComputeLogManager",

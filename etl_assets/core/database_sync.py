@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from etl_assets.core.errors import SettingsError
+from etl_assets.core.interruption import make_interruptible
 from etl_assets.core.settings import EtlSettings, get_settings
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def build_engine(settings: EtlSettings) -> sa.Engine:
             "idle_in_transaction_session_timeout": f"{settings.idle_transaction_timeout_seconds}s",
         }.items()
     )
-    return sa.create_engine(
+    engine = sa.create_engine(
         normalize_url(settings.database_url),
         pool_size=settings.pool_size,
         max_overflow=settings.pool_size,
@@ -54,6 +55,8 @@ def build_engine(settings: EtlSettings) -> sa.Engine:
             "connect_timeout": settings.connect_timeout_seconds,
         },
     )
+    make_interruptible(engine)
+    return engine
 
 
 def get_engine() -> sa.Engine:

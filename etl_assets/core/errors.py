@@ -68,6 +68,13 @@ class TooManyDeletesError(PermanentError):
         )
 
 
+class RunCancelledError(PermanentError):
+    """有人取消了这个运行；什么也没写。"""
+
+    def __init__(self) -> None:
+        super().__init__("the run was cancelled, what was not committed is undone; its days wait until something asks for them again")
+
+
 class LeaseLostError(TransientError):
     """本次运行的租约已过期或归了别人，数据事务必须回滚。"""
 

@@ -198,6 +198,7 @@ ledger = sa.Table(
     sa.Column("failures", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("retry_at", TIMESTAMP),
     sa.Column("held_reason", sa.Text),
+    sa.Column("failed_run_id", sa.Text),
     comment="per asset and day: due while requested > materialized",
 )
 sa.Index(
@@ -235,10 +236,11 @@ leases = sa.Table(
     sa.Column("token", sa.Uuid, nullable=False),
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("target", sa.Text, nullable=False),
-    sa.Column("first_day", sa.Date, nullable=False),
-    sa.Column("last_day", sa.Date, nullable=False),
+    sa.Column("first_day", sa.Date),
+    sa.Column("last_day", sa.Date),
     sa.Column("acquired_at", TIMESTAMP, nullable=False, server_default=sa.func.clock_timestamp()),
     sa.Column("expires_at", TIMESTAMP, nullable=False),
+    sa.Column("cancel_requested_at", TIMESTAMP),
     comment="one row per running run, by the database's clock; checked in the data transaction",
 )
 

@@ -5,8 +5,9 @@ from dagster import AssetExecutionContext, MaterializeResult, ResourceParam, ass
 from etl_assets.asset_runs import days_of, result_of, run_of
 from etl_assets.core.settings import get_settings
 from etl_assets.customers.etl import materialize_customers
-from etl_assets.partitions import RANGE_RUNS, daily_partitions
+from etl_assets.partitions import FRESH_DAILY, OWNER, RANGE_RUNS, daily_partitions
 from etl_assets.resources import EtlDatabase
+from etl_assets.table_metadata import table_metadata
 
 
 @asset(
@@ -14,6 +15,9 @@ from etl_assets.resources import EtlDatabase
     backfill_policy=RANGE_RUNS,
     deps=["orders"],
     group_name="etl",
+    owners=[OWNER],
+    metadata=table_metadata("customers", get_settings().target_schema),
+    freshness_policy=FRESH_DAILY,
     kinds={"polars", "postgres"},
     description="One row per customer with an order on these days, over the customer's whole history.",
 )

@@ -5,8 +5,9 @@ from dagster import AssetExecutionContext, ResourceParam, asset
 from etl_assets.asset_runs import CheckedEvents, account_check_specs, days_of, materialize_checked, run_of
 from etl_assets.core.settings import get_settings
 from etl_assets.orders.etl import materialize_orders
-from etl_assets.partitions import RANGE_RUNS, daily_partitions
+from etl_assets.partitions import FRESH_DAILY, OWNER, RANGE_RUNS, daily_partitions
 from etl_assets.resources import EtlDatabase
+from etl_assets.table_metadata import table_metadata
 
 
 @asset(
@@ -15,6 +16,9 @@ from etl_assets.resources import EtlDatabase
     backfill_policy=RANGE_RUNS,
     deps=["raw_orders", "shop_configs", "order_type_mappings"],
     group_name="etl",
+    owners=[OWNER],
+    metadata=table_metadata("orders", get_settings().target_schema),
+    freshness_policy=FRESH_DAILY,
     kinds={"polars", "postgres"},
     description="One row per order: the newest valid version of every order with a version on these days.",
 )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.errors import LeaseLostError
@@ -27,12 +30,24 @@ class Lease:
 
 @dataclass(frozen=True)
 class Claim:
-    """领到的工作：这段日子从 assets[0] 起都要做；more 表示还有别的到期日子没人做。"""
+    """领到的工作：这段日子从 assets[0] 起都要做；more 表示还有别的到期日子没人做。
+
+    retry_of 是上次做这些日子而失败的运行。
+    """
 
     lease: Lease
     days: DayRange
     assets: tuple[str, ...]
     more: bool
+    retry_of: str | None = None
+
+
+class LeaseState(StrEnum):
+    """心跳看到的租约。"""
+
+    HELD = "held"
+    CANCEL_REQUESTED = "cancel_requested"
+    LOST = "lost"
 
 
 current_lease: ContextVar[Lease | None] = ContextVar("current_lease", default=None)
@@ -45,7 +60,7 @@ def claim_due_days(connection: sa.Connection, target: str, *, run_id: str, owner
     due = _claimable_days(target)
     # 连续的日子减去行号得同一个值，于是每段连续、同起点的日子成一组
     island = due.c.day - sa.cast(sa.func.row_number().over(partition_by=due.c.start, order_by=due.c.day), sa.Integer)
-    islands = sa.select(due.c.day, due.c.start, due.c.since, island.label("island")).subquery("islands")
+    islands = sa.select(due.c.day, due.c.start, due.c.since, due.c.failed_run_id, island.label("island")).subquery("islands")
     oldest = sa.select(islands).order_by(islands.c.since, islands.c.day).limit(1).subquery("oldest")
     reach = oldest.c.day + (MAX_DAYS_PER_RUN - 1)
     chosen = connection.execute(
@@ -54,16 +69,26 @@ def claim_due_days(connection: sa.Connection, target: str, *, run_id: str, owner
             sa.func.max(islands.c.day),
             sa.func.min(islands.c.start),
             sa.select(sa.func.count()).select_from(due).scalar_subquery(),
+            sa.func.min(islands.c.failed_run_id),
+            sa.func.max(islands.c.failed_run_id),
         )
         .join(oldest, sa.and_(islands.c.island == oldest.c.island, islands.c.start == oldest.c.start))
         .where(islands.c.day.between(oldest.c.day, reach))
     ).one()
-    first, last, start, available = chosen
+    first, last, start, available, failed_run_id, other_failed_run_id = chosen
     if first is None:
         return None
     days = DayRange(first, last)
     lease = acquire_lease(connection, target, days, run_id=run_id, owner=owner, lease_seconds=lease_seconds)
-    return Claim(lease=lease, days=days, assets=ASSETS[start - 1 :], more=available > len(days))
+    if lease is None:
+        raise ValueError(f"run {run_id} is not new")
+    return Claim(
+        lease=lease,
+        days=days,
+        assets=ASSETS[start - 1 :],
+        more=available > len(days),
+        retry_of=failed_run_id if failed_run_id == other_failed_run_id else None,
+    )
 
 
 def has_claimable_days(connection: sa.Connection, target: str) -> bool:
@@ -71,32 +96,69 @@ def has_claimable_days(connection: sa.Connection, target: str) -> bool:
     return bool(connection.execute(sa.select(sa.select(_claimable_days(target).c.day).exists())).scalar())
 
 
-def acquire_lease(connection: sa.Connection, target: str, days: DayRange, *, run_id: str, owner: str, lease_seconds: float) -> Lease:
-    """给一次运行记下租约。"""
+def read_overdue_days(connection: sa.Connection, target: str, after: timedelta) -> list[tuple[DayRange, datetime]]:
+    """到期了这么久还没人做的日子，连续的成一段（至多 30 天），连同等了最久的要求的时刻。"""
+    due = _claimable_days(target)
+    overdue = sa.select(due.c.day, due.c.since).where(due.c.since < sa.func.clock_timestamp() - after).order_by(due.c.day)
+    ranges: list[tuple[DayRange, datetime]] = []
+    for day, since in connection.execute(overdue):
+        last = ranges[-1] if ranges else None
+        if last and day == last[0].last + timedelta(days=1) and len(last[0]) < MAX_DAYS_PER_RUN:
+            ranges[-1] = (DayRange(last[0].first, day), min(last[1], since))
+        else:
+            ranges.append((DayRange(day, day), since))
+    return ranges
+
+
+def acquire_lease(
+    connection: sa.Connection, target: str, days: DayRange | None, *, run_id: str, owner: str, lease_seconds: float
+) -> Lease | None:
+    """给一次运行记下租约；已经有了（有人正在做，或做的人死了还没收尾）就是 None。"""
     lease = Lease(run_id=run_id, token=uuid4())
-    connection.execute(
-        sa.insert(leases).values(
+    inserted = connection.execute(
+        pg.insert(leases)
+        .values(
             run_id=run_id,
             token=lease.token,
             owner=owner,
             target=target,
-            first_day=days.first,
-            last_day=days.last,
+            first_day=days and days.first,
+            last_day=days and days.last,
             expires_at=_in(lease_seconds),
         )
+        .on_conflict_do_nothing()
+        .returning(leases.c.run_id)
     )
-    return lease
+    return lease if inserted.first() else None
 
 
-def extend_lease(connection: sa.Connection, lease: Lease, *, lease_seconds: float) -> bool:
-    """心跳：还持有时延长；已过期或易主时返回 False。"""
-    extended = connection.execute(sa.update(leases).where(_held(lease)).values(expires_at=_in(lease_seconds)))
-    return extended.rowcount == 1
+def extend_lease(connection: sa.Connection, lease: Lease, *, lease_seconds: float) -> LeaseState:
+    """心跳：还持有时延长，并看有没有人要取消。"""
+    extended = sa.update(leases).where(_held(lease)).values(expires_at=_in(lease_seconds)).returning(leases.c.cancel_requested_at)
+    return _state(connection.execute(extended).first())
 
 
-def release_lease(connection: sa.Connection, lease: Lease) -> None:
-    """运行结束，不论成败。"""
-    connection.execute(sa.delete(leases).where(leases.c.run_id == lease.run_id, leases.c.token == lease.token))
+def request_cancel(connection: sa.Connection, run_id: str) -> bool:
+    """要持有者停下这个运行；没有人持有时返回 False。"""
+    requested = sa.update(leases).where(leases.c.run_id == run_id).values(cancel_requested_at=sa.func.clock_timestamp())
+    return connection.execute(requested).rowcount == 1
+
+
+def read_lease(connection: sa.Connection, run_id: str) -> sa.Row[tuple[str, bool]] | None:
+    """这个运行的租约：owner 与 is_live；没有就是 None。"""
+    is_live = (leases.c.expires_at > sa.func.clock_timestamp()).label("is_live")
+    return connection.execute(sa.select(leases.c.owner, is_live).where(leases.c.run_id == run_id)).first()
+
+
+def leased_run_ids(connection: sa.Connection) -> set[str]:
+    """全部有租约的运行，不论写到哪个 schema、过期与否。"""
+    return set(connection.scalars(sa.select(leases.c.run_id)))
+
+
+def release_lease(connection: sa.Connection, lease: Lease) -> LeaseState:
+    """运行结束，不论成败；返回放手时的租约：期间有没有人要取消，或者早已不是我们的。"""
+    own = sa.delete(leases).where(leases.c.run_id == lease.run_id, leases.c.token == lease.token)
+    return _state(connection.execute(own.returning(leases.c.cancel_requested_at)).first())
 
 
 def assert_lease_held(connection: sa.Connection) -> None:
@@ -109,26 +171,32 @@ def assert_lease_held(connection: sa.Connection) -> None:
         raise LeaseLostError(lease.run_id)
 
 
-def take_expired_leases(connection: sa.Connection, target: str) -> list[str]:
-    """删去过期的租约，返回它们的 run_id：持有者已死或被隔离，它们的运行不会再提交。"""
-    expired = sa.delete(leases).where(leases.c.target == target, leases.c.expires_at <= sa.func.clock_timestamp())
-    return list(connection.scalars(expired.returning(leases.c.run_id)).all())
+def read_expired_leases(connection: sa.Connection, target: str) -> list[str]:
+    """过期的租约的 run_id：持有者已死或被隔离，它们的运行不会再提交，租约也续不回来。
+
+    它们的日子还占着，直到有人收了尾、删去租约：重来的运行才知道自己接着谁。
+    """
+    return list(connection.scalars(sa.select(leases.c.run_id).where(leases.c.target == target, _is_expired())))
+
+
+def delete_expired_lease(connection: sa.Connection, run_id: str) -> None:
+    """收了尾：它的日子又可以领了。"""
+    connection.execute(sa.delete(leases).where(leases.c.run_id == run_id, _is_expired()))
 
 
 def _claimable_days(target: str) -> sa.Subquery:
     """一行一个能领的日子：start 是第一个到期资产在链上的位置（从 1 起），since 是等了最久的要求。"""
     position = sa.func.array_position(sa.cast(list(ASSETS), sa.ARRAY(sa.Text)), ledger.c.asset, type_=sa.Integer())
     leased = (
-        sa.select(leases.c.run_id)
-        .where(
-            leases.c.target == target,
-            ledger.c.day.between(leases.c.first_day, leases.c.last_day),
-            leases.c.expires_at > sa.func.clock_timestamp(),
-        )
-        .exists()
+        sa.select(leases.c.run_id).where(leases.c.target == target, ledger.c.day.between(leases.c.first_day, leases.c.last_day)).exists()
     )
     return (
-        sa.select(ledger.c.day, sa.func.min(position).label("start"), sa.func.min(ledger.c.requested_at).label("since"))
+        sa.select(
+            ledger.c.day,
+            sa.func.min(position).label("start"),
+            sa.func.min(ledger.c.requested_at).label("since"),
+            sa.func.min(ledger.c.failed_run_id).label("failed_run_id"),
+        )
         .where(
             ledger.c.target == target,
             ledger.c.requested > ledger.c.materialized,
@@ -141,8 +209,18 @@ def _claimable_days(target: str) -> sa.Subquery:
     )
 
 
+def _state(row: sa.Row[tuple[object]] | None) -> LeaseState:
+    if row is None:
+        return LeaseState.LOST
+    return LeaseState.HELD if row[0] is None else LeaseState.CANCEL_REQUESTED
+
+
 def _held(lease: Lease) -> sa.ColumnElement[bool]:
     return sa.and_(leases.c.run_id == lease.run_id, leases.c.token == lease.token, leases.c.expires_at > sa.func.clock_timestamp())
+
+
+def _is_expired() -> sa.ColumnElement[bool]:
+    return leases.c.expires_at <= sa.func.clock_timestamp()
 
 
 def _in(seconds: float) -> sa.ColumnElement[object]:

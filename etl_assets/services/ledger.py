@@ -78,7 +78,7 @@ def request_days(connection: sa.Connection, target: str, days: Iterable[date], *
             allow_deletes=sa.or_(ledger.c.allow_deletes, sa.literal(allow_deletes)),
         )
     )
-    connection.execute(sa.update(ledger).where(condition).values(failures=0, retry_at=None, held_reason=None))
+    connection.execute(sa.update(ledger).where(condition).values(failures=0, retry_at=None, held_reason=None, failed_run_id=None))
 
 
 def request_downstream(connection: sa.Connection, target: str, asset: str, days: Iterable[date]) -> None:
@@ -158,6 +158,7 @@ def mark_materialized(
             failures=0,
             retry_at=None,
             held_reason=None,
+            failed_run_id=None,
             allow_deletes=sa.and_(ledger.c.allow_deletes, ledger.c.requested > ledger.c.materialized),
         )
     )
@@ -177,18 +178,23 @@ def waiting_imports(connection: sa.Connection, target: str, asset: str, days: Da
     return list(connection.scalars(waiting))
 
 
-def record_failure(connection: sa.Connection, target: str, assets: Iterable[str], days: DayRange, *, reason: str, permanent: bool) -> None:
+def record_failure(
+    connection: sa.Connection,
+    target: str,
+    assets: Iterable[str],
+    days: DayRange,
+    *,
+    reason: str,
+    permanent: bool,
+    run_id: str | None = None,
+    first_retry_seconds: float = _FIRST_RETRY_SECONDS,
+) -> None:
     """运行失败：还到期的日子稍后再试，间隔翻倍；重试无用或次数用尽的就搁置，直到有新的要求。"""
-    overdue = sa.and_(
-        ledger.c.target == target,
-        ledger.c.asset.in_(list(assets)),
-        days.includes(ledger.c.day),
-        ledger.c.requested > ledger.c.materialized,
-    )
+    overdue = _overdue(target, assets, days)
     _lock(connection, overdue)
     failures = ledger.c.failures + 1
     held = sa.or_(sa.literal(permanent), failures >= MAX_FAILURES)
-    delay = sa.func.make_interval(0, 0, 0, 0, 0, 0, _FIRST_RETRY_SECONDS * sa.func.power(2, ledger.c.failures))
+    delay = sa.func.make_interval(0, 0, 0, 0, 0, 0, first_retry_seconds * sa.func.power(2, ledger.c.failures))
     connection.execute(
         sa.update(ledger)
         .where(overdue)
@@ -196,7 +202,24 @@ def record_failure(connection: sa.Connection, target: str, assets: Iterable[str]
             failures=failures,
             retry_at=sa.case((held, None), else_=sa.func.clock_timestamp() + delay),
             held_reason=sa.case((held, reason), else_=None),
+            failed_run_id=run_id,
         )
+    )
+
+
+def hold_days(connection: sa.Connection, target: str, assets: Iterable[str], days: DayRange, *, reason: str) -> None:
+    """搁置还到期的日子，直到有新的要求：有人取消了做它们的运行。"""
+    overdue = _overdue(target, assets, days)
+    _lock(connection, overdue)
+    connection.execute(sa.update(ledger).where(overdue).values(retry_at=None, held_reason=reason))
+
+
+def _overdue(target: str, assets: Iterable[str], days: DayRange) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        ledger.c.target == target,
+        ledger.c.asset.in_(list(assets)),
+        days.includes(ledger.c.day),
+        ledger.c.requested > ledger.c.materialized,
     )
 
 
@@ -245,5 +268,6 @@ def _pass_on(connection: sa.Connection, target: str, asset: str, condition: sa.C
             failures=0,
             retry_at=None,
             held_reason=None,
+            failed_run_id=None,
         )
     )

@@ -19,6 +19,8 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 
+from etl_assets.core.interruption import check_interruption
+
 _READ_CHUNK_BYTES = 16 << 20
 _WRITE_CHUNK_ROWS = 50_000
 _WAITING_INTERVAL_SECONDS = 0.3  # 小于 idle_in_transaction_session_timeout 的最小值 1 秒
@@ -167,6 +169,7 @@ def copy_into(connection: sa.Connection, frame: pl.DataFrame, table: sa.Table) -
     """COPY 一帧到已有的表；NUL 字符与类型不符由 PostgreSQL 拒绝。"""
     preparer = connection.dialect.identifier_preparer
     names = ", ".join(preparer.quote(name) for name in frame.columns)
+    check_interruption()
     statement = f"COPY {preparer.format_table(table)} ({names}) FROM STDIN (FORMAT csv)"
     with _driver(connection).cursor() as cursor, cursor.copy(statement.encode()) as copy:
         for part in frame.iter_slices(_WRITE_CHUNK_ROWS):
@@ -233,6 +236,7 @@ def _driver(connection: sa.Connection) -> psycopg.Connection[Any]:
 
 def _copy_out(connection: sa.Connection, statement: sa.Select[Any], stopped: threading.Event | None = None) -> Iterator[io.BytesIO]:
     """COPY 的 csv 文本，一块约 16 MB；至少一块，可能是空的。`stopped` 置位后取消查询。"""
+    check_interruption()
     text, parameters = _compile(connection, _booleans_as_text(statement, list(statement.selected_columns)))
     buffer = io.BytesIO()
     is_first = True

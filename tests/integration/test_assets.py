@@ -209,7 +209,7 @@ def run_due(worker: RunWorker, engine: sa.Engine, etl_settings: EtlSettings, raw
         request_imports(engine, etl_settings, [ImportEvent(raw_data.add_import(rows), uuid4())])
         claim = worker.claim()
         assert claim is not None
-        return claim.lease.run_id, worker.execute(claim)
+        return claim.lease.run_id, worker.execute(worker.start(claim))
 
     return run
 
@@ -248,7 +248,7 @@ def test_worker_that_finds_a_lost_row_leaves_its_day_due_and_says_why(
         connection.exec_driver_sql("DROP FUNCTION swallow() CASCADE; UPDATE etl.ledger SET retry_at = NULL")
     claim = worker.claim()
     assert claim is not None
-    assert worker.execute(claim).succeeded
+    assert worker.execute(worker.start(claim)).succeeded
     assert states(worker.instance, ACCOUNTING) == {"2026-01-05": "SUCCEEDED"}
     assert read_table("business_leads").height == 1
 
@@ -263,7 +263,7 @@ def test_day_with_a_lost_row_is_held_after_some_attempts(
         connection.execute(sa.update(ledger).where(ledger.c.asset == "orders").values(retry_at=None, failures=MAX_FAILURES - 1))
     claim = worker.claim()
     assert claim is not None
-    worker.execute(claim)
+    worker.execute(worker.start(claim))
     with engine.connect() as connection:
         held = connection.scalars(sa.select(ledger.c.held_reason).where(ledger.c.asset == "orders")).one()
     assert "the rows do not add up, so nothing was written" in held

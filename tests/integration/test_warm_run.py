@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from dagster import DagsterInstance, DagsterRunStatus
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus
+from dagster_shared.record import copy
 
 from bridge.code_location import CODE_MODULE, LOCATION_NAME
-from bridge.dagster_adapter import CodeLocation
-from bridge.run_worker import RunWorker
+from bridge.dagster_adapter import CodeLocation, enqueue
+from bridge.run_lanes import LANE_TAG
+from bridge.run_reconciler import reconcile_runs
+from bridge.run_worker import HeldRun, RunWorker
+from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
+from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import ledger, outbox
+from etl_assets.customers import etl as customers_etl
+from etl_assets.services import leases
+from etl_assets.services import ledger as ledger_service
 from etl_assets.services.intake import ImportEvent, request_imports
+from etl_assets.services.locks import lock_days
 from etl_assets.testing.fixtures import ReadTable
 from etl_assets.testing.raw_data import RawData
 
@@ -53,7 +64,7 @@ def test_claimed_days_become_one_successful_run_with_events(
     claim = worker.claim()
     assert claim is not None
     assert (claim.days.first, claim.days.last, claim.more) == (date(2026, 1, 5), date(2026, 1, 7), False)
-    assert worker.execute(claim).succeeded
+    assert worker.execute(worker.start(claim)).succeeded
     run = worker.instance.get_run_by_id(claim.lease.run_id)
     assert run is not None
     assert run.status is DagsterRunStatus.SUCCESS
@@ -77,7 +88,7 @@ def test_failed_run_is_tried_again_later_and_announced(
         connection.exec_driver_sql("ALTER TABLE orders RENAME TO orders_away")
     claim = worker.claim()
     assert claim is not None
-    result = worker.execute(claim)
+    result = worker.execute(worker.start(claim))
     assert (result.succeeded, result.failed_step, result.error_class) == (False, "orders", "TableContractError")
     with engine.connect() as connection:
         event = connection.execute(sa.select(outbox.c.asset, outbox.c.payload)).one()
@@ -88,19 +99,184 @@ def test_failed_run_is_tried_again_later_and_announced(
     assert worker.claim() is None
 
 
-def test_days_of_a_dead_worker_are_claimed_again_and_its_run_is_failed(
+def test_days_of_a_dead_worker_are_claimed_again_by_a_run_that_continues_its_run(
     worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings
 ) -> None:
     announce(engine, etl_settings, raw_data.add_import([{}]))
     first = worker.claim()
     assert first is not None
-    worker.location.create_run(worker.instance, job_name="etl", run_id=first.lease.run_id, assets=first.assets, days=first.days, tags={})
-    with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE etl.leases SET expires_at = clock_timestamp()")
+    dead = worker.start(first)
+    worker.instance.report_dagster_event(DagsterEvent(DagsterEventType.RUN_START.value, "etl"), run_id=dead.run.run_id)
+    expire_leases(engine)
+    assert worker.claim() is None
+    assert [ring.task_name for ring in reconcile_runs(worker)] == [MATERIALIZE_DUE]
+    assert status(worker, dead.run.run_id) is DagsterRunStatus.FAILURE
     second = worker.claim()
     assert second is not None
-    assert second.days == first.days
-    abandoned = worker.instance.get_run_by_id(first.lease.run_id)
-    assert abandoned is not None
-    assert abandoned.status is DagsterRunStatus.FAILURE
-    assert worker.execute(second).succeeded
+    assert (second.days, second.retry_of) == (first.days, dead.run.run_id)
+    retry = worker.start(second)
+    assert (retry.run.parent_run_id, retry.run.root_run_id) == (dead.run.run_id, dead.run.run_id)
+    assert worker.execute(retry).succeeded
+    with engine.connect() as connection:
+        event = connection.execute(sa.select(outbox.c.asset, outbox.c.payload).order_by(outbox.c.outbox_id)).first()
+    assert event is not None
+    assert (event.asset, event.payload["status"], event.payload["run_id"]) == ("orders", "failed", dead.run.run_id)
+
+
+def test_run_that_kills_its_workers_is_held_in_the_end(
+    worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings
+) -> None:
+    announce(engine, etl_settings, raw_data.add_import([{}]))
+    deaths = 0
+    while (claim := worker.claim()) is not None:
+        worker.start(claim)
+        expire_leases(engine)
+        reconcile_runs(worker)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE etl.ledger SET retry_at = clock_timestamp() WHERE retry_at IS NOT NULL")
+        deaths += 1
+    assert deaths == ledger_service.MAX_FAILURES
+
+
+# ---- 网页来的运行 -------------------------------------------------------------------
+
+
+def submit(worker: RunWorker, *assets: str, day: str = "2026-01-05") -> str:
+    """像协调者那样：建好、标成 QUEUED。"""
+    run = worker.location.create_run(
+        worker.instance,
+        job_name="etl",
+        run_id=str(uuid4()),
+        assets=assets,
+        days=DayRange(date.fromisoformat(day), date.fromisoformat(day)),
+        tags={LANE_TAG: "interactive"},
+    )
+    enqueue(worker.instance, run)
+    return run.run_id
+
+
+def test_queued_run_is_executed_once_however_often_its_message_comes(worker: RunWorker, raw_data: RawData, read_table: ReadTable) -> None:
+    raw_data.add_import([{}])
+    run_id = submit(worker, "orders", "customers", "leads")
+    held = worker.take(run_id)
+    assert held is not None
+    assert worker.take(run_id) is None
+    assert worker.execute(held).succeeded
+    assert worker.take(run_id) is None
+    assert status(worker, run_id) is DagsterRunStatus.SUCCESS
+    assert read_table("business_leads").height == 1
+
+
+def test_run_of_a_dead_worker_is_made_again_with_its_unfinished_assets_only(
+    worker: RunWorker, raw_data: RawData, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw_data.add_import([{}])
+    run_id = submit(worker, "orders", "customers", "leads")
+    held = worker.take(run_id)
+    assert held is not None
+
+    def die(*_arguments: object) -> None:
+        raise SystemExit  # 到这里为止 orders 做完了；进程死了，什么收尾也没有
+
+    with monkeypatch.context() as patch:
+        patch.setattr(customers_etl, "write_customers", die)
+        patch.setattr(RunWorker, "_finish", die)
+        with pytest.raises(SystemExit):
+            worker.execute(held)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM etl.ledger")
+    worker.instance.report_dagster_event(DagsterEvent(DagsterEventType.RUN_START.value, "etl"), run_id=run_id)
+    expire_leases(engine)
+    (ring,) = reconcile_runs(worker)
+    assert (ring.task_name, ring.lane) == (EXECUTE_RUN, "interactive")
+    assert status(worker, run_id) is DagsterRunStatus.FAILURE
+    retry = worker.take(*ring.arguments)
+    assert retry is not None
+    assert (retry.assets, retry.run.parent_run_id) == (("customers", "leads"), run_id)
+    assert worker.execute(retry).succeeded
+    assert reconcile_runs(worker) == []
+
+
+def test_run_cancelled_while_queued_is_not_executed(worker: RunWorker) -> None:
+    run_id = submit(worker, "orders")
+    run = worker.instance.get_run_by_id(run_id)
+    assert run is not None
+    worker.instance.report_run_canceling(run)
+    assert worker.take(run_id) is None
+    assert status(worker, run_id) is DagsterRunStatus.CANCELED
+
+
+def test_cancel_stops_the_statement_and_holds_the_days(
+    worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings, read_table: ReadTable
+) -> None:
+    announce(engine, etl_settings, raw_data.add_import([{}]))
+    claim = worker.claim()
+    assert claim is not None
+    held = worker.start(claim)
+    with engine.connect() as other, other.begin(), ThreadPoolExecutor(1) as pool:
+        lock_days(other, "public", claim.days)
+        executing = pool.submit(worker.execute, held)
+        wait_until_blocked(engine)
+        with engine.begin() as connection:
+            assert leases.request_cancel(connection, held.run.run_id)
+        assert worker.heartbeat(held) is leases.LeaseState.CANCEL_REQUESTED
+        worker.note_cancel(held)
+        while not executing.done():
+            held.interruption.request()
+        assert executing.result().error_class == "RunCancelledError"
+    assert status(worker, held.run.run_id) is DagsterRunStatus.CANCELED
+    assert read_table("orders").is_empty()
+    assert worker.claim() is None
+    with engine.connect() as connection:
+        held_reason = connection.scalars(sa.select(ledger.c.held_reason).where(ledger.c.asset == "orders")).one()
+    assert held_reason == f"run {held.run.run_id} was cancelled"
+
+
+def test_run_that_does_not_stop_is_abandoned_and_cannot_commit(
+    worker: RunWorker, raw_data: RawData, engine: sa.Engine, read_table: ReadTable
+) -> None:
+    raw_data.add_import([{}])
+    held = worker.take(submit(worker, "orders"))
+    assert held is not None
+    with engine.connect() as other, other.begin(), ThreadPoolExecutor(1) as pool:
+        lock_days(other, "public", DayRange(date(2026, 1, 5), date(2026, 1, 5)))
+        executing = pool.submit(worker.execute, held)
+        wait_until_blocked(engine)
+        with engine.begin() as connection:
+            assert leases.request_cancel(connection, held.run.run_id)
+        worker.abandon(held, grace_seconds=0.5)
+        assert status(worker, held.run.run_id) is DagsterRunStatus.CANCELED
+        other.rollback()
+        assert executing.result().error_class == "LeaseLostError"
+    assert read_table("orders").is_empty()
+
+
+def test_run_of_an_asset_that_is_gone_fails_with_a_sentence(worker: RunWorker) -> None:
+    """代码比运行旧，或者运行建好之后改了：运行失败，工人还在。"""
+    held = worker.take(submit(worker, "orders"))
+    assert held is not None
+    gone = HeldRun(run=copy(held.run, job_name="no_such_job"), lease=held.lease, assets=held.assets, days=held.days)
+    result = worker.execute(gone)
+    assert not result.succeeded
+    assert "reload the code location" in result.error
+    assert status(worker, held.run.run_id) is DagsterRunStatus.FAILURE
+
+
+def expire_leases(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE etl.leases SET expires_at = clock_timestamp()")
+
+
+def status(worker: RunWorker, run_id: str) -> DagsterRunStatus:
+    run = worker.instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.status
+
+
+def wait_until_blocked(engine: sa.Engine) -> None:
+    deadline = time.monotonic() + 20
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+        while not connection.scalar(waiting):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)

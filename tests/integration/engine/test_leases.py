@@ -21,13 +21,17 @@ from etl_assets.services.leases import (
     MAX_DAYS_PER_RUN,
     Claim,
     Lease,
+    LeaseState,
+    acquire_lease,
     assert_lease_held,
     claim_due_days,
     current_lease,
+    delete_expired_lease,
     extend_lease,
     has_claimable_days,
+    read_expired_leases,
     release_lease,
-    take_expired_leases,
+    request_cancel,
 )
 from etl_assets.services.ledger import ASSETS, mark_materialized, read_revisions, request_days
 from etl_assets.testing.fixtures import ReadTable
@@ -149,22 +153,28 @@ def test_claimers_at_the_same_time_never_overlap(engine: sa.Engine) -> None:
 # ---- 过期与心跳 ------------------------------------------------------------------
 
 
-def test_expired_lease_is_taken_by_another(engine: sa.Engine) -> None:
+def test_days_of_an_expired_lease_are_claimed_once_its_run_is_buried(engine: sa.Engine) -> None:
     request(engine, [DAY])
     assert claim(engine, "dead") is not None
+    with engine.begin() as connection:
+        delete_expired_lease(connection, "dead")
+    assert held_leases(engine) == ["dead"]
     expire(engine, "dead")
+    assert claim(engine, "next") is None
+    with engine.begin() as connection:
+        assert read_expired_leases(connection, TARGET) == ["dead"]
+        delete_expired_lease(connection, "dead")
     taken = claim(engine, "next")
     assert taken is not None
     assert taken.days == DayRange(DAY, DAY)
-    with engine.begin() as connection:
-        assert take_expired_leases(connection, TARGET) == ["dead"]
     assert held_leases(engine) == ["next"]
 
 
 def test_lease_of_zero_seconds_is_expired_by_the_database_clock(engine: sa.Engine) -> None:
     request(engine, [DAY])
     assert claim(engine, "dead", lease_seconds=0) is not None
-    assert claim(engine, "next") is not None
+    with engine.connect() as connection:
+        assert read_expired_leases(connection, TARGET) == ["dead"]
 
 
 def test_heartbeat_extends_a_lease_that_is_held(engine: sa.Engine) -> None:
@@ -173,7 +183,7 @@ def test_heartbeat_extends_a_lease_that_is_held(engine: sa.Engine) -> None:
     assert claimed is not None
     with engine.begin() as connection:
         before = connection.scalar(sa.select(leases.c.expires_at))
-        assert extend_lease(connection, claimed.lease, lease_seconds=300)
+        assert extend_lease(connection, claimed.lease, lease_seconds=300) is LeaseState.HELD
         after = connection.scalar(sa.select(leases.c.expires_at))
     assert before is not None
     assert after is not None
@@ -186,8 +196,25 @@ def test_heartbeat_cannot_revive_an_expired_lease(engine: sa.Engine) -> None:
     assert claimed is not None
     expire(engine, "run")
     with engine.begin() as connection:
-        assert not extend_lease(connection, claimed.lease, lease_seconds=300)
-    assert claim(engine, "next") is not None
+        assert extend_lease(connection, claimed.lease, lease_seconds=300) is LeaseState.LOST
+
+
+def test_cancel_is_seen_by_the_next_heartbeat_and_by_the_release(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        assert not request_cancel(connection, "run")
+        lease = acquire_lease(connection, TARGET, None, run_id="run", owner="test", lease_seconds=60)
+        assert lease is not None
+        assert extend_lease(connection, lease, lease_seconds=60) is LeaseState.HELD
+        assert request_cancel(connection, "run")
+        assert extend_lease(connection, lease, lease_seconds=60) is LeaseState.CANCEL_REQUESTED
+        assert release_lease(connection, lease) is LeaseState.CANCEL_REQUESTED
+
+
+def test_a_run_has_one_lease(engine: sa.Engine) -> None:
+    """同一条消息投递两次：第二个工人拿不到。"""
+    with engine.begin() as connection:
+        assert acquire_lease(connection, TARGET, None, run_id="run", owner="one", lease_seconds=60)
+        assert acquire_lease(connection, TARGET, None, run_id="run", owner="two", lease_seconds=60) is None
 
 
 def test_worker_with_an_old_token_can_neither_extend_nor_release(engine: sa.Engine) -> None:
@@ -197,8 +224,8 @@ def test_worker_with_an_old_token_can_neither_extend_nor_release(engine: sa.Engi
     assert claimed is not None
     stranger = Lease(run_id="run", token=UUID(int=1))
     with engine.begin() as connection:
-        assert not extend_lease(connection, stranger, lease_seconds=300)
-        release_lease(connection, stranger)
+        assert extend_lease(connection, stranger, lease_seconds=300) is LeaseState.LOST
+        assert release_lease(connection, stranger) is LeaseState.LOST
     assert held_leases(engine) == ["run"]
 
 
@@ -255,7 +282,7 @@ def test_worker_that_loses_its_lease_while_it_writes_is_rolled_back(
         result = load(*arguments)
         expire(chain.engine, "run")
         with chain.engine.begin() as connection:
-            assert take_expired_leases(connection, TARGET) == ["run"]
+            delete_expired_lease(connection, "run")
         return result
 
     monkeypatch.setattr(orders_etl, "load", load_slowly)

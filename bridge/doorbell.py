@@ -1,0 +1,47 @@
+"""从同步的线程敲门铃：网页与守护进程没有事件循环，自己的一个线程里跑着它，连接一直留着。"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from bridge.broker import SafeJetStreamBroker
+from bridge.settings import Lane
+from bridge.task_names import EXECUTE_RUN
+from etl_assets.core.errors import EtlError
+from etl_assets.core.log import get_logger
+
+logger = get_logger(__name__)
+
+_PATIENCE_SECONDS = 3.0
+
+
+class Doorbell:
+    """用到才连 NATS。敲不响不算错：运行已经是 QUEUED，工人们自己会发现它。"""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._broker: SafeJetStreamBroker | None = None
+
+    def ring(self, run_id: str, lane: Lane) -> None:
+        """让一个工人执行这个运行。"""
+        ringing = asyncio.run_coroutine_threadsafe(self._ring(run_id, lane), self._running_loop())
+        try:
+            ringing.result(_PATIENCE_SECONDS)
+        except (EtlError, TimeoutError) as error:
+            logger.warning("cannot ring the workers, the run stays queued", run_id=run_id, error=str(error) or "NATS does not answer")
+
+    async def _ring(self, run_id: str, lane: Lane) -> None:
+        if self._broker is None:
+            broker = SafeJetStreamBroker()
+            await broker.startup()
+            self._broker = broker
+        await self._broker.ring(EXECUTE_RUN, lane, run_id)
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="doorbell", daemon=True).start()
+            return self._loop

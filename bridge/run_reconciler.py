@@ -1,0 +1,114 @@
+"""给死了的运行收尾，给没人做的运行敲门：工人各自按时看一眼，一次只有一个在看。"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from bridge.dagster_adapter import DagsterRun, DagsterRunStatus, enqueue, scope_of, unfinished_runs
+from bridge.run_lanes import LANE_TAG, lane_of
+from bridge.run_worker import EVENT, TRIGGER_TAG, RunWorker, record_failed_run
+from bridge.settings import Lane
+from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
+from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.log import get_logger
+from etl_assets.services import leases, ledger
+
+logger = get_logger(__name__)
+
+INTERVAL_SECONDS = 3.0
+QUIET_SECONDS = 5.0
+"""刚有动静的运行不看：敲过的门铃多半正在路上。"""
+MAX_RETRIES = 3
+RETRY_TAG = "etl/retry"
+
+_ONE_AT_A_TIME = 0x65746C52  # "etlR"
+
+
+@dataclass(frozen=True)
+class Ring:
+    """该敲的一次门：任务、车道、参数。"""
+
+    task_name: str
+    lane: Lane
+    arguments: tuple[str, ...] = ()
+
+
+def reconcile_runs(worker: RunWorker) -> list[Ring]:
+    """死了的标成失败并重来，没人要的取消收尾；返回该敲的门。"""
+    with translated_errors(), worker.engine.begin() as guard:
+        if not guard.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_ONE_AT_A_TIME))):
+            return []
+        return [*_bury_expired(worker), *_look_after_unheld(worker)]
+
+
+def _bury_expired(worker: RunWorker) -> Iterator[Ring]:
+    with translated_errors(), worker.engine.connect() as connection:
+        expired = leases.read_expired_leases(connection, worker.settings.target_schema)
+    for run_id in expired:
+        run = worker.instance.get_run_by_id(run_id)
+        if run is not None and not run.is_finished:
+            yield from _bury(worker, run)
+            continue
+        # 领了日子、还没建运行就死了，或者刚做完就死了
+        with translated_errors(), worker.engine.begin() as connection:
+            leases.delete_expired_lease(connection, run_id)
+        yield Ring(MATERIALIZE_DUE, "event")
+
+
+def _look_after_unheld(worker: RunWorker) -> Iterator[Ring]:
+    """没有租约的运行。先读租约再读运行，可疑的再各读一次：刚接手的、刚结束的不会被当成死的。"""
+    candidates = unfinished_runs(worker.instance, tag=LANE_TAG, quiet_seconds=QUIET_SECONDS)
+    if not candidates:
+        return
+    with translated_errors(), worker.engine.connect() as connection:
+        held = leases.leased_run_ids(connection)
+    for candidate in candidates:
+        if candidate.run_id in held:
+            continue
+        run = worker.instance.get_run_by_id(candidate.run_id)
+        if run is None or run.is_finished:
+            continue
+        match run.status:
+            case DagsterRunStatus.QUEUED | DagsterRunStatus.STARTING:
+                yield Ring(EXECUTE_RUN, lane_of(run), (run.run_id,))
+            case DagsterRunStatus.CANCELING:
+                worker.instance.report_run_canceled(run, "Cancelled while no worker was executing it.")
+            case _:
+                yield from _bury(worker, run)
+
+
+def _bury(worker: RunWorker, run: DagsterRun) -> Iterator[Ring]:
+    """工人死了的运行：标成失败，发失败的完成事件，重来没做完的资产，在网页上与它相连。
+
+    事件的运行由台账重来（日子还到期，领它的人接着这个运行）；别的运行在这里重建，至多几次：会杀死工人的运行不能永远重来。
+    """
+    if run.status is DagsterRunStatus.CANCELING:
+        worker.instance.report_run_canceled(run, "Cancelled; its worker died before it stopped.")
+        with translated_errors(), worker.engine.begin() as connection:
+            leases.delete_expired_lease(connection, run.run_id)
+        return
+    message = "The worker of this run died or was cut off; what it had not committed is undone, the unfinished assets are run again."
+    logger.warning("worker died in mid-run", run_id=run.run_id)
+    worker.instance.report_run_failed(run, message)
+    scope, target = scope_of(run), worker.settings.target_schema
+    assets = tuple(asset for asset in ledger.ASSETS if asset in scope.assets)
+    of_event = run.tags.get(TRIGGER_TAG) == EVENT
+    with translated_errors(), worker.engine.begin() as connection:
+        if assets and scope.days:
+            record_failed_run(connection, target, scope.days, asset=assets[0], run_id=run.run_id, error=message)
+        if assets and scope.days and of_event:
+            ledger.record_failure(
+                connection, target, assets, scope.days, reason=message, permanent=False, run_id=run.run_id, first_retry_seconds=0
+            )
+        leases.delete_expired_lease(connection, run.run_id)
+    if of_event:
+        yield Ring(MATERIALIZE_DUE, "event")
+        return
+    retries = int(run.tags.get(RETRY_TAG, "0"))
+    if retries < MAX_RETRIES:
+        retry = worker.location.create_retry(worker.instance, run, tags={RETRY_TAG: str(retries + 1), LANE_TAG: lane_of(run)})
+        enqueue(worker.instance, retry)
+        yield Ring(EXECUTE_RUN, lane_of(run), (retry.run_id,))

@@ -1,0 +1,247 @@
+"""网页来的运行走同一条热的路：启动、重新执行、取消、回填；每一种都真的做一遍。"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from datetime import time as time_of_day
+from uuid import uuid4
+
+import nats
+import pytest
+import sqlalchemy as sa
+
+from bridge.demo.reference import find_differences
+from bridge.stack.addresses import StackAddresses
+from etl_assets.core.business_day import DayRange
+from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import import_tasks, leases, ledger, raw_orders, shop_configs, target_tables
+from etl_assets.services.ledger import request_days
+from etl_assets.services.locks import lock_days
+from tests.acceptance.conftest import Query
+from tests.acceptance.dagster_ui import ASSETS, DagsterUi
+
+DAY = date(1999, 5, 3)
+
+
+@pytest.fixture
+def ui(query: Query) -> DagsterUi:
+    return DagsterUi(query)
+
+
+@pytest.fixture(scope="session")
+def shop(stack_engine: sa.Engine) -> str:
+    with stack_engine.begin() as connection:
+        connection.execute(sa.insert(shop_configs).values(shop_id=uuid4(), shop_name="网页店", platform="test"))
+    return "网页店"
+
+
+AddOrders = Callable[..., None]
+
+
+@pytest.fixture
+def add_orders(stack_engine: sa.Engine, shop: str) -> AddOrders:
+    """一次完成的导入，没有事件：只有网页知道要做这一天。"""
+
+    def add(day: date, *order_ids: str) -> None:
+        import_id = uuid4()
+        ordered_at = datetime.combine(day, time_of_day(4), UTC)
+        row = {"import_id": import_id, "shop": shop, "customer_name": "网页客户", "ordered_at": ordered_at, "order_status": "paid"}
+        with stack_engine.begin() as connection:
+            connection.execute(sa.insert(import_tasks).values(import_id=import_id, status="completed", completed_at=datetime.now(UTC)))
+            connection.execute(sa.insert(raw_orders), [row | {"order_id": order_id} for order_id in order_ids])
+
+    return add
+
+
+@contextmanager
+def held_day(engine: sa.Engine, day: date) -> Iterator[None]:
+    """占住一天的锁：做这一天的运行在第一条要锁的语句上等着。"""
+    with engine.connect() as connection, connection.begin():
+        lock_days(connection, "public", DayRange(day, day))
+        yield
+
+
+def started_waiting(ui: DagsterUi, engine: sa.Engine, run_id: str) -> None:
+    """等到它在等锁。"""
+    ui.wait(run_id, "STARTED")
+    waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'etl'")
+    deadline = time.monotonic() + 30
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while not connection.scalar(waiting):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+# ---- 启动 ------------------------------------------------------------------------
+
+
+def test_click_runs_warm_and_writes_all_three_tables(
+    ui: DagsterUi, add_orders: AddOrders, stack_engine: sa.Engine, stack_settings: EtlSettings
+) -> None:
+    add_orders(DAY, *[f"UI-{number}" for number in range(5)])
+    run_id = ui.launch(day=DAY.isoformat())
+    run = ui.wait(run_id)
+    assert run["status"] == "SUCCESS", ui.messages(run_id)
+    assert run["tags"]["etl/lane"] == "interactive"
+    made = {(made["assetKey"]["path"][0], made["partition"]) for made in run["assetMaterializations"]}
+    assert made == {(asset, DAY.isoformat()) for asset in ASSETS}
+    orders = target_tables("public").orders
+    with stack_engine.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).where(orders.c.order_date == DAY)) == 5
+        assert connection.scalar(sa.select(sa.func.count()).where(leases.c.run_id == run_id)) == 0
+    assert find_differences(stack_engine, stack_settings) == []
+
+
+def test_range_of_days_is_one_run(ui: DagsterUi) -> None:
+    run_id = ui.launch(["orders"], day="1999-06-01", last_day="1999-06-30")
+    assert ui.wait(run_id)["status"] == "SUCCESS", ui.messages(run_id)
+
+
+def test_job_is_launched_from_its_own_page(ui: DagsterUi) -> None:
+    run_id = ui.launch(day="1999-06-02", job="etl")
+    assert ui.wait(run_id)["status"] == "SUCCESS", ui.messages(run_id)
+
+
+def test_backfill_goes_to_the_last_lane_in_runs_of_thirty_days(ui: DagsterUi, query: Query) -> None:
+    days = [f"1999-{month:02}-{day:02}" for month in (7, 8) for day in range(1, 31)]
+    backfill_id = ui.backfill(days)
+    runs_of = "query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status runs { runId } } } }"
+    deadline = time.monotonic() + 120
+    while (found := query(runs_of, id=backfill_id)["partitionBackfillOrError"])["status"] != "COMPLETED_SUCCESS":
+        assert time.monotonic() < deadline, found
+        time.sleep(0.5)
+    runs = [ui.run(run["runId"]) for run in found["runs"]]
+    assert {run["tags"]["etl/lane"] for run in runs} == {"bulk"}
+    assert len(runs) == 3  # 7 月 1 日至 30 日、8 月 1 日至 30 日，中间断开；每段至多 30 天
+    assert all(run["status"] == "SUCCESS" for run in runs)
+
+
+# ---- 重新执行 ----------------------------------------------------------------------
+
+
+def test_finished_run_is_run_again_from_its_page(ui: DagsterUi) -> None:
+    first = ui.launch(day="1999-05-04")
+    ui.wait(first)
+    again = ui.reexecute(first, "ALL_STEPS")
+    run = ui.wait(again)
+    assert (run["status"], run["parentRunId"], run["rootRunId"]) == ("SUCCESS", first, first)
+    assert run["tags"]["dagster/partition"] == "1999-05-04"
+    assert {made["assetKey"]["path"][0] for made in run["assetMaterializations"]} == set(ASSETS)
+
+
+def test_run_of_an_event_is_run_again_from_its_page(ui: DagsterUi, query: Query, stack_engine: sa.Engine) -> None:
+    day = date(1999, 5, 5)
+    with stack_engine.begin() as connection:
+        request_days(connection, "public", [day])
+    newest = (
+        'query { runsOrError(filter: {tags: [{key: "dagster/partition", value: "1999-05-05"}]}) { ... on Runs { results { runId } } } }'
+    )
+    deadline = time.monotonic() + 60
+    while not (found := query(newest)["runsOrError"]["results"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    first = found[-1]["runId"]
+    assert ui.wait(first)["tags"]["etl/trigger"] == "event"
+    run = ui.wait(ui.reexecute(first, "ALL_STEPS"))
+    assert (run["status"], run["parentRunId"]) == ("SUCCESS", first)
+    one = ui.wait(ui.launch(["customers"], day="1999-05-05"))
+    assert (one["status"], [made["assetKey"]["path"] for made in one["assetMaterializations"]]) == ("SUCCESS", [["customers"]])
+
+
+def test_failed_run_goes_on_from_its_failure(ui: DagsterUi, stack_engine: sa.Engine) -> None:
+    with stack_engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE customers RENAME TO customers_away")
+    try:
+        failed = ui.launch(day="1999-05-06")
+        assert ui.wait(failed)["status"] == "FAILURE"
+        assert any("the tables differ from the contract" in message for message in ui.messages(failed))
+    finally:
+        with stack_engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE customers_away RENAME TO customers")
+    run = ui.wait(ui.reexecute(failed, "FROM_FAILURE"))
+    assert run["status"] == "SUCCESS", ui.messages(run["runId"])
+    assert {made["assetKey"]["path"][0] for made in run["assetMaterializations"]} >= {"customers", "leads"}
+
+
+# ---- 取消 ------------------------------------------------------------------------
+
+
+def test_running_run_is_cancelled_and_leaves_nothing_half_written(ui: DagsterUi, add_orders: AddOrders, stack_engine: sa.Engine) -> None:
+    day = date(1999, 5, 10)
+    orders = target_tables("public").orders
+    add_orders(day, "C-1")
+    with held_day(stack_engine, day):
+        run_id = ui.launch(day=day.isoformat())
+        started_waiting(ui, stack_engine, run_id)
+        ui.terminate(run_id)
+        run = ui.wait(run_id, timeout_seconds=20)
+    assert run["status"] == "CANCELED", ui.messages(run_id)
+    with stack_engine.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).where(orders.c.order_date == day)) == 0
+        assert connection.scalar(sa.select(sa.func.count()).where(leases.c.run_id == run_id)) == 0
+    assert ui.wait(ui.launch(day=day.isoformat()))["status"] == "SUCCESS"
+
+
+def test_queued_run_is_cancelled_at_once(ui: DagsterUi, stack_engine: sa.Engine) -> None:
+    """两个工人都忙着：第三个运行在队列里等，取消它立刻生效，以后也不会执行。"""
+    days = [date(1999, 5, 11), date(1999, 5, 12)]
+    with held_day(stack_engine, days[0]), held_day(stack_engine, days[1]):
+        busy = [ui.launch(["orders"], day=day.isoformat()) for day in days]
+        for run_id in busy:
+            started_waiting(ui, stack_engine, run_id)
+        queued = ui.launch(["orders"], day="1999-05-13")
+        time.sleep(0.3)
+        assert ui.run(queued)["status"] == "QUEUED"
+        ui.terminate(queued)
+        assert ui.run(queued)["status"] == "CANCELED"
+    for run_id in busy:
+        assert ui.wait(run_id)["status"] == "SUCCESS"
+    time.sleep(1)
+    assert ui.run(queued)["assetMaterializations"] == []
+
+
+def test_days_of_a_cancelled_run_are_held_until_something_new_asks_for_them(ui: DagsterUi, stack_engine: sa.Engine) -> None:
+    day = date(1999, 5, 14)
+    due = sa.select(ledger.c.held_reason).where(ledger.c.day == day, ledger.c.asset == "orders")
+    with held_day(stack_engine, day):
+        run_id = ui.launch(day=day.isoformat())
+        started_waiting(ui, stack_engine, run_id)
+        with stack_engine.begin() as connection:
+            request_days(connection, "public", [day])
+        ui.terminate(run_id)
+        assert ui.wait(run_id)["status"] == "CANCELED"
+    time.sleep(1)
+    with stack_engine.connect() as connection:
+        assert connection.scalar(due) == f"run {run_id} was cancelled"
+
+
+# ---- 坏的输入 ----------------------------------------------------------------------
+
+
+def test_partition_outside_the_range_fails_with_a_sentence(ui: DagsterUi) -> None:
+    run = ui.wait(ui.launch(["orders"], day="1990-01-01"))
+    assert run["status"] == "FAILURE"
+    assert any("1990-01-01" in message for message in ui.messages(run["runId"]))
+
+
+def test_queued_run_whose_message_is_lost_is_found_by_the_workers(ui: DagsterUi, stack: StackAddresses, stack_engine: sa.Engine) -> None:
+    """NATS 的存储没了：工人自己发现没人做的 QUEUED 运行。"""
+    days = [date(1999, 5, 15), date(1999, 5, 16)]
+    with held_day(stack_engine, days[0]), held_day(stack_engine, days[1]):
+        busy = [ui.launch(["orders"], day=day.isoformat()) for day in days]
+        for run_id in busy:
+            started_waiting(ui, stack_engine, run_id)
+        queued = ui.launch(["orders"], day="1999-05-17")
+        asyncio.run(purge_tasks(stack))
+    for run_id in [*busy, queued]:
+        assert ui.wait(run_id)["status"] == "SUCCESS"
+
+
+async def purge_tasks(stack: StackAddresses) -> None:
+    client = await nats.connect(stack.nats_url)
+    await client.jetstream().purge_stream("TASKS")
+    await client.close()
