@@ -43,7 +43,7 @@ def yesterday_again(context: ScheduleEvaluationContext) -> RunRequest:
     job=etl_job,
     minimum_interval_seconds=60,
     default_status=DefaultSensorStatus.RUNNING,
-    description="Days that the ledger has shown as due for ten minutes, and that nobody works on: the last resort when no worker hears events.",
+    description="Days that the ledger has shown as due for ten minutes while nobody works on them: the last resort.",
 )
 def overdue_days(database: ResourceParam[EtlDatabase]) -> Iterator[RunRequest | SkipReason]:
     with translated_errors(), database.engine.connect() as connection:

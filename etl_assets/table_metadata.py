@@ -7,10 +7,12 @@ from typing import Any
 
 import sqlalchemy as sa
 from dagster import AssetKey, MetadataValue, TableColumn, TableColumnConstraints, TableColumnDep, TableColumnLineage, TableSchema
+from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.tables import order_type_mappings, raw_orders, shop_configs, target_tables
 from etl_assets.services.figures import FIGURES
 
+_DIALECT: sa.Dialect = pg.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy 没给它注解
 _ORDER_FACTS = ("orders.system_order_type", "orders.amount", "orders.latest_status")
 _FIGURES: Mapping[str, Sequence[str]] = dict.fromkeys(FIGURES, _ORDER_FACTS)
 _CUSTOMER = ("orders.shop_id", "orders.customer_nickname")
@@ -78,7 +80,7 @@ def _describe(table: sa.Table) -> Mapping[str, Any]:
     columns = [
         TableColumn(
             column.name,
-            type=str(column.type.compile(dialect=sa.dialects.postgresql.dialect())).lower(),
+            type=column.type.compile(dialect=_DIALECT).lower(),
             constraints=TableColumnConstraints(nullable=bool(column.nullable), unique=bool(column.unique)),
         )
         for column in table.columns

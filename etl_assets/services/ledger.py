@@ -6,19 +6,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-import polars as pl
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.tables import import_requests, ledger
-from etl_assets.services.vectorized_queries import read_frame
 
 ASSETS = ("orders", "customers", "leads")
 """资产链，上游在前；要在中间插入一个资产，就插进这里。"""
@@ -29,9 +28,10 @@ _FIRST_RETRY_SECONDS = 5
 
 @dataclass(frozen=True)
 class Revisions:
-    """运行读数据之前读到的台账：一行一天（day、requested、is_due）。"""
+    """运行读数据之前读到的台账：到期的日子 → 要求的版本；没有到期、有人重跑的日子。"""
 
-    frame: pl.DataFrame
+    due: Mapping[date, int]
+    reruns: Sequence[date]
 
 
 def up_to(asset: str) -> list[str]:
@@ -98,14 +98,14 @@ def request_downstream(connection: sa.Connection, target: str, asset: str, days:
 
 def read_revisions(connection: sa.Connection, target: str, asset: str, days: DayRange) -> Revisions:
     """在读数据之前读：此后提交的要求不算在这次运行头上。"""
-    ensure_days(connection, target, days)
+    parameters = {"of_target": target, "of_asset": asset, "first": days.first, "last": days.last}
+    rows = connection.execute(_READ_REVISIONS, parameters).all()
+    if len(rows) < len(days):
+        ensure_days(connection, target, days)
+        rows = connection.execute(_READ_REVISIONS, parameters).all()
     return Revisions(
-        read_frame(
-            connection,
-            sa.select(ledger.c.day, ledger.c.requested, (ledger.c.requested > ledger.c.materialized).label("is_due")).where(
-                ledger.c.target == target, ledger.c.asset == asset, days.includes(ledger.c.day)
-            ),
-        )
+        due={row.day: row.requested for row in rows if row.requested > row.materialized},
+        reruns=[row.day for row in rows if row.requested <= row.materialized],
     )
 
 
@@ -123,47 +123,12 @@ def mark_materialized(
 
     没有到期的日子（有人重跑）各加一个新版本，好让下游也到期；若上游这时又到期了就不加，它做完时下游自然到期。
     """
-    in_days = days.includes(ledger.c.day)
-    _lock(connection, sa.and_(ledger.c.target == target, in_days))
-    due = revisions.frame.filter("is_due")
-    reruns = revisions.frame.filter(~pl.col("is_due"))["day"].to_list()
-    seen = sa.select(
-        sa.func.unnest(sa.cast(due["day"].to_list(), sa.ARRAY(sa.Date))).label("day"),
-        sa.func.unnest(sa.cast(due["requested"].to_list(), sa.ARRAY(sa.BigInteger))).label("revision"),
-    ).subquery("seen")
-    own = sa.and_(ledger.c.target == target, ledger.c.asset == asset)
-    finished = connection.scalars(
-        sa.select(import_requests.c.import_id.distinct())
-        .join(ledger, sa.and_(own, ledger.c.day == import_requests.c.day))
-        .join(seen, seen.c.day == ledger.c.day)
-        .where(
-            import_requests.c.target == target,
-            import_requests.c.revision > ledger.c.materialized,
-            import_requests.c.revision <= seen.c.revision,
-        )
-        .order_by(import_requests.c.import_id)
-    ).all()
-    connection.execute(
-        sa.update(ledger)
-        .where(own, ledger.c.day == seen.c.day)
-        .values(materialized=sa.func.greatest(ledger.c.materialized, seen.c.revision))
-    )
-    _advance(connection, target, asset, ledger.c.day == sa.any_(sa.cast(reruns, sa.ARRAY(sa.Date))))
-    connection.execute(
-        sa.update(ledger)
-        .where(own, in_days)
-        .values(
-            materialized_at=sa.func.clock_timestamp(),
-            run_id=run_id,
-            failures=0,
-            retry_at=None,
-            held_reason=None,
-            failed_run_id=None,
-            allow_deletes=sa.and_(ledger.c.allow_deletes, ledger.c.requested > ledger.c.materialized),
-        )
-    )
-    _pass_on(connection, target, asset, in_days)
-    return list(finished)
+    parameters = {"of_target": target, "of_asset": asset, "first": days.first, "last": days.last}
+    connection.execute(_LOCK_DAYS, parameters).all()
+    if revisions.reruns:
+        _advance(connection, target, asset, ledger.c.day == sa.any_(sa.cast(list(revisions.reruns), sa.ARRAY(sa.Date))))
+    seen = {"seen_days": list(revisions.due), "seen_revisions": list(revisions.due.values())}
+    return list(connection.scalars(_mark_materialized(tuple(after(asset))), parameters | seen | {"by_run": run_id}))
 
 
 def waiting_imports(connection: sa.Connection, target: str, asset: str, days: DayRange) -> list[UUID]:
@@ -251,15 +216,71 @@ def _advance(connection: sa.Connection, target: str, asset: str, condition: sa.C
 def _pass_on(connection: sa.Connection, target: str, asset: str, condition: sa.ColumnElement[bool]) -> None:
     """下游的 requested 就是上游的 materialized；有新要求时搁置与失败一笔勾销。"""
     upstream = ledger.alias("upstream")
-    connection.execute(
+    of_asset = sa.and_(upstream.c.target == target, upstream.c.asset == asset)
+    connection.execute(_passed_on(after(asset), upstream).where(of_asset, condition))
+
+
+# ---- 每个运行都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
+
+_OF_DAYS = sa.and_(
+    ledger.c.target == sa.bindparam("of_target", type_=sa.Text),
+    ledger.c.day.between(sa.bindparam("first", type_=sa.Date), sa.bindparam("last", type_=sa.Date)),
+)
+_OWN = ledger.c.asset == sa.bindparam("of_asset", type_=sa.Text)
+_READ_REVISIONS = sa.select(ledger.c.day, ledger.c.requested, ledger.c.materialized).where(_OF_DAYS, _OWN)
+_LOCK_DAYS = sa.select(ledger.c.day).where(_OF_DAYS).order_by(ledger.c.day, ledger.c.asset).with_for_update()
+
+
+@lru_cache(maxsize=8)
+def _mark_materialized(downstream: tuple[str, ...]) -> sa.Select[tuple[UUID]]:
+    """一条语句：记下做到的版本，交给下游，返回因此完成的导入（按做之前的版本算）。"""
+    seen = (
+        sa.func.unnest(sa.bindparam("seen_days", type_=sa.ARRAY(sa.Date)), sa.bindparam("seen_revisions", type_=sa.ARRAY(sa.BigInteger)))
+        .table_valued(sa.column("day", sa.Date), sa.column("revision", sa.BigInteger), name="seen")
+        .render_derived()
+    )
+    finished = (
+        sa.select(import_requests.c.import_id.distinct())
+        .join(ledger, sa.and_(_OF_DAYS, _OWN, ledger.c.day == import_requests.c.day))
+        .join(seen, seen.c.day == ledger.c.day)
+        .where(
+            import_requests.c.target == ledger.c.target,
+            import_requests.c.revision > ledger.c.materialized,
+            import_requests.c.revision <= seen.c.revision,
+        )
+        .order_by(import_requests.c.import_id)
+    )
+    revision = sa.select(seen.c.revision).where(seen.c.day == ledger.c.day).scalar_subquery()
+    materialized = sa.func.greatest(ledger.c.materialized, revision)
+    marked = (
+        sa.update(ledger)
+        .where(_OF_DAYS, _OWN)
+        .values(
+            materialized=materialized,
+            materialized_at=sa.func.clock_timestamp(),
+            run_id=sa.bindparam("by_run", type_=sa.Text),
+            failures=0,
+            retry_at=None,
+            held_reason=None,
+            failed_run_id=None,
+            allow_deletes=sa.and_(ledger.c.allow_deletes, ledger.c.requested > materialized),
+        )
+        .returning(ledger.c.target, ledger.c.day, ledger.c.materialized)
+        .cte("marked")
+    )
+    if not downstream:
+        return finished.add_cte(marked)
+    passed_on = _passed_on(list(downstream), marked).cte("passed_on")
+    return finished.add_cte(marked, passed_on)
+
+
+def _passed_on(downstream: list[str], upstream: sa.FromClause) -> sa.Update:
+    return (
         sa.update(ledger)
         .where(
-            ledger.c.target == target,
-            ledger.c.asset.in_(after(asset)),
-            condition,
-            upstream.c.target == target,
-            upstream.c.asset == asset,
-            upstream.c.day == ledger.c.day,
+            ledger.c.target == upstream.c.target,
+            ledger.c.asset.in_(downstream),
+            ledger.c.day == upstream.c.day,
             upstream.c.materialized > ledger.c.requested,
         )
         .values(

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_errors import driver_error, translate
+from etl_assets.core.interruption import check_interruption
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TargetTables, target_tables
@@ -135,6 +136,7 @@ def retry_conflicts(materialize: Callable[P, AssetReport]) -> Callable[P, AssetR
             try:
                 return materialize(*args, **kwargs)
             except (sa.exc.DBAPIError, psycopg.Error) as error:
+                check_interruption()
                 cause = driver_error(error)
                 if not isinstance(cause, _CONFLICTS) or attempt == _CONFLICT_ATTEMPTS:
                     raise translate(cause) from error

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.tables import installation, outbox
@@ -56,8 +57,17 @@ def add_completion(connection: sa.Connection, target: str, completion: Completio
     `target` 是写的哪个 schema：影子与正式的结果在同一个流里宣布，听的人要分得出来。
     """
     event_id = uuid4()
-    payload = completion.payload(event_id) | {"installation": str(installation_id(connection)), "target": target}
-    connection.execute(sa.insert(outbox).values(event_id=event_id, asset=completion.asset, payload=payload))
+    payload = completion.payload(event_id) | {"target": target}
+    connection.execute(_ADD, {"event_id": event_id, "asset": completion.asset, "given": payload})
+
+
+_ADD = sa.insert(outbox).values(
+    event_id=sa.bindparam("event_id"),
+    asset=sa.bindparam("asset"),
+    payload=sa.bindparam("given", type_=pg.JSONB).concat(
+        sa.func.jsonb_build_object("installation", sa.cast(sa.select(installation.c.installation_id).scalar_subquery(), sa.Text))
+    ),
+)
 
 
 def installation_id(connection: sa.Connection) -> UUID:
