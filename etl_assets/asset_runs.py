@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import TypeAlias
 
+import sqlalchemy as sa
 from dagster import (
     AssetCheckEvaluation,
     AssetCheckSeverity,
     AssetCheckSpec,
     AssetExecutionContext,
     AssetRecordsFilter,
+    Failure,
     MaterializeResult,
     MetadataValue,
     Output,
@@ -29,20 +31,47 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 
-from etl_assets.core.business_day import DayRange
+from etl_assets.core.business_day import DayRange, partition_range
+from etl_assets.core.errors import EtlError, PermanentError
+from etl_assets.core.settings import EtlSettings
+from etl_assets.resources import EtlDatabase
 from etl_assets.services.accounting import AccountingError, DayAccount
 from etl_assets.services.materialization import AssetReport, RunContext
 
 ALLOW_DELETES_TAG = "etl/allow_deletes"
 ACCOUNTING, REJECTED_ROWS = "accounting", "rejected_rows"
 
+Etl: TypeAlias = Callable[[sa.Engine, EtlSettings, DayRange, RunContext], AssetReport]
 CheckedEvents: TypeAlias = Iterator[MaterializeResult[None] | Output[None] | AssetCheckEvaluation]
 
 
-def days_of(context: AssetExecutionContext) -> DayRange:
-    """这一步要物化的分区区间。"""
+def materialize(context: AssetExecutionContext, database: EtlDatabase, etl: Etl) -> AssetReport:
+    """对这一步的日子调用一个 ETL；它的错误在运行页上就是那一句话，不是 Dagster 包着的几层。
+
+    :raises Failure: 说明与原因就是那个 EtlError。
+    """
+    settings = database.settings
+    try:
+        return etl(database.engine, settings, days_of(context, settings), run_of(context))
+    except AccountingError:
+        raise
+    except EtlError as error:
+        raise Failure(description=str(error)) from error
+
+
+def days_of(context: AssetExecutionContext, settings: EtlSettings) -> DayRange:
+    """这一步要物化的分区区间。
+
+    :raises PermanentError: 区间出了分区的范围；标签是人写的，Dagster 到做完才核对它。
+    """
     key_range = context.partition_key_range
-    return DayRange(date.fromisoformat(key_range.start), date.fromisoformat(key_range.end))
+    days = DayRange(date.fromisoformat(key_range.start), date.fromisoformat(key_range.end))
+    partitions = partition_range(settings)
+    if days.first < partitions.first or days.last > partitions.last:
+        raise PermanentError(
+            f"{days} is outside the partitions {partitions}, nothing was written: choose days from ETL_PARTITIONS_START to today"
+        )
+    return days
 
 
 def partition_tags(days: DayRange) -> dict[str, str]:
@@ -104,14 +133,14 @@ def account_check_specs(asset: str, partitions: PartitionsDefinition[str]) -> li
         ]
 
 
-def materialize_checked(context: AssetExecutionContext, materialize: Callable[[], AssetReport]) -> CheckedEvents:
-    """物化，再报告每天的检查；账不平时什么也没提交，先报告不平的日子，再以原来的错误失败。"""
+def materialize_checked(context: AssetExecutionContext, database: EtlDatabase, etl: Etl) -> CheckedEvents:
+    """物化，再报告每天的检查；账不平时什么也没提交，先报告不平的日子，再失败。"""
     try:
-        report = materialize()
+        report = materialize(context, database, etl)
     except AccountingError as error:
         targets = _latest_materializations(context, error.accounts)
         yield from (_accounting(context, account, targets) for account in error.accounts)
-        raise
+        raise Failure(description=str(error)) from error
     yield result_of(report)
     for spec in context.assets_def.check_specs:
         yield Output(None, output_name=spec.get_python_identifier())

@@ -2,7 +2,7 @@
 
 from dagster import AssetExecutionContext, MaterializeResult, ResourceParam, asset
 
-from etl_assets.asset_runs import days_of, result_of, run_of
+from etl_assets.asset_runs import materialize, result_of
 from etl_assets.core.settings import get_settings
 from etl_assets.leads.etl import materialize_leads
 from etl_assets.partitions import FRESH_DAILY, OWNER, RANGE_RUNS, daily_partitions
@@ -22,4 +22,4 @@ from etl_assets.table_metadata import table_metadata
     description="One row per lead (商机) of the same customers: which orders belong together, and how far the deal has come.",
 )
 def leads(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> MaterializeResult[None]:
-    return result_of(materialize_leads(database.engine, database.settings, days_of(context), run_of(context)))
+    return result_of(materialize(context, database, materialize_leads))

@@ -2,7 +2,7 @@
 
 from dagster import AssetExecutionContext, ResourceParam, asset
 
-from etl_assets.asset_runs import CheckedEvents, account_check_specs, days_of, materialize_checked, run_of
+from etl_assets.asset_runs import CheckedEvents, account_check_specs, materialize_checked
 from etl_assets.core.settings import get_settings
 from etl_assets.orders.etl import materialize_orders
 from etl_assets.partitions import FRESH_DAILY, OWNER, RANGE_RUNS, daily_partitions
@@ -23,6 +23,4 @@ from etl_assets.table_metadata import table_metadata
     description="One row per order: the newest valid version of every order with a version on these days.",
 )
 def orders(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> CheckedEvents:
-    yield from materialize_checked(
-        context, lambda: materialize_orders(database.engine, database.settings, days_of(context), run_of(context))
-    )
+    yield from materialize_checked(context, database, materialize_orders)

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from datetime import date
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -20,11 +21,13 @@ from bridge.stack.addresses import StackAddresses
 from bridge.stack.local import Stack
 from etl_assets.core.database_sync import build_engine
 from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import import_tasks, raw_orders, shop_configs
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 PARTITIONS_START = "1997-01-01"
 Etl = Callable[..., subprocess.CompletedProcess[str]]
 Query = Callable[..., dict[str, Any]]
+AddOrders = Callable[..., None]
 
 
 @pytest.fixture(scope="session")
@@ -94,3 +97,25 @@ def query(stack: StackAddresses) -> Query:
         return data
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def shop(stack_engine: sa.Engine) -> str:
+    with stack_engine.begin() as connection:
+        connection.execute(sa.insert(shop_configs).values(shop_id=uuid4(), shop_name="网页店", platform="test"))
+    return "网页店"
+
+
+@pytest.fixture
+def add_orders(stack_engine: sa.Engine, shop: str) -> AddOrders:
+    """一次完成的导入，没有事件：`add_orders(日子, *订单号, amount=金额)`。"""
+
+    def add(day: date, *order_ids: str, amount: int = 1) -> None:
+        import_id = uuid4()
+        ordered_at = datetime.combine(day, time(4), UTC)
+        row = {"import_id": import_id, "shop": shop, "customer_name": "网页客户", "ordered_at": ordered_at, "amount": amount}
+        with stack_engine.begin() as connection:
+            connection.execute(sa.insert(import_tasks).values(import_id=import_id, status="completed", completed_at=datetime.now(UTC)))
+            connection.execute(sa.insert(raw_orders), [row | {"order_id": order_id} for order_id in order_ids])
+
+    return add

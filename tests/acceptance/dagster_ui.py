@@ -22,9 +22,8 @@ _BACKFILL = """mutation($p: LaunchBackfillParams!) { launchPartitionBackfill(bac
     ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
 _RUN = """query($id: ID!) { runOrError(runId: $id) { ... on Run { runId status parentRunId rootRunId tags { key value }
     assetSelection { path } assetMaterializations { assetKey { path } partition } } } }"""
-_EVENTS = (
-    """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events { __typename ... on MessageEvent { message } } } } }"""
-)
+_EVENTS = """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events {
+    ... on MessageEvent { message } ... on ErrorEvent { error { message causes { message } } } } } } }"""
 
 
 class DagsterUi:
@@ -74,7 +73,9 @@ class DagsterUi:
 
     def messages(self, run_id: str) -> list[str]:
         events = self._query(_EVENTS, id=run_id)["logsForRun"]["events"]
-        return [event["message"] for event in events if event.get("message")]
+        errors = [event["error"] for event in events if event.get("error")]
+        causes = [cause for error in errors for cause in error["causes"]]
+        return [found["message"] for found in (*events, *errors, *causes) if found.get("message")]
 
     def _ask(self, text: str, field: str, success: str, **variables: Any) -> dict[str, Any]:
         answer: dict[str, Any] = self._query(text, **variables)[field]

@@ -18,6 +18,7 @@ from dagster import (
     DagsterEventType,
     DagsterInstance,
     DagsterRunStatus,
+    Failure,
 )
 
 from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
@@ -28,7 +29,6 @@ from etl_assets.core.tables import ledger
 from etl_assets.customers.asset import customers
 from etl_assets.leads.asset import leads
 from etl_assets.orders.asset import orders
-from etl_assets.services.accounting import AccountingError
 from etl_assets.services.intake import ImportEvent, request_imports
 from etl_assets.services.ledger import MAX_FAILURES
 from etl_assets.testing.fixtures import MaterializeDays, ReadTable
@@ -102,6 +102,15 @@ def test_metadata_counts_rejected_rows_by_rule(raw_data: RawData, materialize_da
     }
 
 
+def test_day_outside_the_partitions_is_refused_before_anything_is_read(
+    raw_data: RawData, materialize_days: MaterializeDays, read_table: ReadTable
+) -> None:
+    raw_data.add_import([{"ordered_at": datetime(1999, 12, 31, 4, tzinfo=UTC)}])
+    with pytest.raises(Failure, match="1999-12-31 is outside the partitions 2000-01-01"):
+        materialize_days([orders], date(1999, 12, 31))
+    assert read_table("orders").is_empty()
+
+
 # ---- 账目的检查 ------------------------------------------------------------------
 
 
@@ -168,7 +177,7 @@ def test_lost_row_fails_the_check_of_its_day_and_nothing_follows(
     raw_data.add_import([{"order_id": "lost", "ordered_at": at(6)}])
     with engine.begin() as connection:
         connection.exec_driver_sql(SWALLOW)
-    with pytest.raises(AccountingError, match="on 2026-01-06, 1 loaded"):
+    with pytest.raises(Failure, match="on 2026-01-06, 1 loaded"):
         materialize_days([orders, customers, leads], DAY, AFTER)
     run_id = latest_run_id(dagster_instance)
     found = evaluations(dagster_instance, run_id)
