@@ -20,7 +20,8 @@ from etl_assets.services.leases import LeaseState
 
 logger = get_logger(__name__)
 
-HEARTBEAT_SECONDS = 1.0
+HEARTBEAT_SECONDS = 0.25
+"""也是取消最迟多久被看见。"""
 _CANCEL_SECONDS = 0.1
 """取消之后，隔多久再取消一次正在执行的语句。"""
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ import sqlalchemy as sa
 from bridge.settings import BridgeSettings
 from bridge.stack.addresses import StackAddresses
 from bridge.stack.local import Stack
+from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import build_engine
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, shop_configs
+from etl_assets.services.locks import lock_days
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 PARTITIONS_START = "1997-01-01"
@@ -119,3 +122,11 @@ def add_orders(stack_engine: sa.Engine, shop: str) -> AddOrders:
             connection.execute(sa.insert(raw_orders), [row | {"order_id": order_id} for order_id in order_ids])
 
     return add
+
+
+@contextmanager
+def held_day(engine: sa.Engine, day: date) -> Iterator[None]:
+    """占住一天的锁：做这一天的运行在第一条要锁的语句上等着。"""
+    with engine.connect() as connection, connection.begin():
+        lock_days(connection, "public", DayRange(day, day))
+        yield

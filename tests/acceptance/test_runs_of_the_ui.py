@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 
 import nats
@@ -14,12 +12,10 @@ import sqlalchemy as sa
 
 from bridge.demo.reference import find_differences
 from bridge.stack.addresses import StackAddresses
-from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import leases, ledger, target_tables
 from etl_assets.services.ledger import request_days
-from etl_assets.services.locks import lock_days
-from tests.acceptance.conftest import AddOrders, Query
+from tests.acceptance.conftest import AddOrders, Query, held_day
 from tests.acceptance.dagster_ui import ASSETS, DagsterUi
 
 DAY = date(1999, 5, 3)
@@ -28,14 +24,6 @@ DAY = date(1999, 5, 3)
 @pytest.fixture
 def ui(query: Query) -> DagsterUi:
     return DagsterUi(query)
-
-
-@contextmanager
-def held_day(engine: sa.Engine, day: date) -> Iterator[None]:
-    """占住一天的锁：做这一天的运行在第一条要锁的语句上等着。"""
-    with engine.connect() as connection, connection.begin():
-        lock_days(connection, "public", DayRange(day, day))
-        yield
 
 
 def started_waiting(ui: DagsterUi, engine: sa.Engine, run_id: str) -> None:
