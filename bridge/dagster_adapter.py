@@ -49,8 +49,10 @@ from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.utils import create_pg_engine
 from dagster_shared.error import SerializableErrorInfo
 
+from bridge.lean_storage import LeanEventLogStorage, LeanRunStorage
 from etl_assets.asset_runs import partition_tags
 from etl_assets.core.business_day import DayRange
+from etl_assets.core.database_sync import ping_idle_connections
 from etl_assets.core.errors import PermanentError, SettingsError
 
 _POOL_SIZE = 2
@@ -328,17 +330,15 @@ def _share_pool(instance: DagsterInstance) -> None:
     ):
         return
     pool = create_pg_engine(
-        runs.postgres_url,
-        None,
-        isolation_level="AUTOCOMMIT",
-        pool_size=_POOL_SIZE,
-        max_overflow=_POOL_SIZE,
-        pool_pre_ping=True,
-        pool_use_lifo=True,
+        runs.postgres_url, None, isolation_level="AUTOCOMMIT", pool_size=_POOL_SIZE, max_overflow=_POOL_SIZE, pool_use_lifo=True
     )
+    ping_idle_connections(pool)
     for storage in (runs, events, schedules):
         storage._engine.dispose()
         storage._engine = pool
+    # 同样的表、同样的状态，只是换上省些语句的写法
+    runs.__class__ = LeanRunStorage
+    events.__class__ = LeanEventLogStorage
 
 
 def _silence_console() -> None:

@@ -38,11 +38,8 @@ def write_dagster_home(folder: Path) -> None:
         "storage": {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}},
         "run_coordinator": {"module": "bridge.run_coordinator", "class": "TaskQueueRunCoordinator"},
         "run_launcher": {"module": "bridge.run_launcher", "class": "WarmRunLauncher"},
-        "compute_logs": {
-            "module": "dagster._core.storage.local_compute_log_manager",
-            "class": "LocalComputeLogManager",
-            "config": {"base_dir": str(folder / "compute_logs")},
-        },
+        # 截取标准输出要起两个进程、重定向整个进程的文件描述符；运行在常驻的工人里，输出在工人的日志里
+        "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"},
         "local_artifact_storage": {
             "module": "dagster._core.storage.root",
             "class": "LocalArtifactStorage",

@@ -193,12 +193,9 @@ def stage_rows(
 
 
 def read_references(source: sa.Connection) -> References:
-    types = sa.select(order_type_mappings.c.raw_order_type, order_type_mappings.c.system_order_type)
-    return References(
-        imports=raw_rows.read_imports(source),
-        shops=raw_rows.read_shops(source),
-        type_mappings=read_frame(source, types.where(order_type_mappings.c.system_order_type.in_(SYSTEM_ORDER_TYPES))),
-    )
+    known = order_type_mappings.c.system_order_type == sa.any_(sa.cast(list(SYSTEM_ORDER_TYPES), sa.ARRAY(sa.Text)))
+    types = sa.select(order_type_mappings.c.raw_order_type, order_type_mappings.c.system_order_type).where(known)
+    return References(imports=raw_rows.read_imports(source), shops=raw_rows.read_shops(source), type_mappings=read_frame(source, types))
 
 
 def rows_on_days(transaction: DataTransaction) -> sa.Select[tuple[object, ...]]:
@@ -277,7 +274,8 @@ def create_version_staging(transaction: DataTransaction) -> sa.Table:
     orders = transaction.tables.orders
     columns = [sa.Column(column.name, column.type) for column in orders.columns if column.name not in ("created_at", "updated_at")]
     customer = sa.Column("customer_key", order_index.c.customer_key.type)
-    target = sa.Column("target", order_index.c.target.type, server_default=sa.literal(transaction.target))
+    quoted = transaction.target.replace("'", "''")
+    target = sa.Column("target", order_index.c.target.type, server_default=sa.text(f"'{quoted}'"))
     return create_staging(transaction.connection, "staged_orders", [*columns, customer, target])
 
 

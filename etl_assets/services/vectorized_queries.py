@@ -18,11 +18,14 @@ import polars as pl
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSON, JSONB
+from sqlalchemy.util import LRUCache
 
 from etl_assets.core.interruption import check_interruption
 
 _READ_CHUNK_BYTES = 16 << 20
 _WRITE_CHUNK_ROWS = 50_000
+_stagings: LRUCache[Any, tuple[sa.Table, str]] = LRUCache(200)
+_compiled: LRUCache[Any, Any] = LRUCache(200)
 _WAITING_INTERVAL_SECONDS = 0.3  # 小于 idle_in_transaction_session_timeout 的最小值 1 秒
 
 _POLARS_TYPES: tuple[tuple[type[sa.types.TypeEngine[Any]], pl.DataType], ...] = (
@@ -160,9 +163,17 @@ def stage_frame(connection: sa.Connection, frame: pl.DataFrame, *, name: str, li
 
 def create_staging(connection: sa.Connection, name: str, columns: Sequence[sa.Column[Any]]) -> sa.Table:
     """建一张临时表，事务结束即删。"""
-    staging = sa.Table(name, sa.MetaData(), *columns, prefixes=["TEMPORARY"], postgresql_on_commit="DROP")
-    staging.create(connection)
-    return staging
+    key = (name, *[(column.name, repr(column.type), _default(column)) for column in columns])
+    if key not in _stagings:  # 每个运行都建同样的几张：定义与 DDL 只算一次
+        table = sa.Table(name, sa.MetaData(), *columns, prefixes=["TEMPORARY"], postgresql_on_commit="DROP")
+        _stagings[key] = table, str(sa.schema.CreateTable(table).compile(dialect=connection.dialect))
+    table, ddl = _stagings[key]
+    connection.exec_driver_sql(ddl)
+    return table
+
+
+def _default(column: sa.Column[Any]) -> str | None:
+    return str(column.server_default.arg) if isinstance(column.server_default, sa.DefaultClause) else None
 
 
 def copy_into(connection: sa.Connection, frame: pl.DataFrame, table: sa.Table) -> None:
@@ -265,11 +276,11 @@ def _booleans_as_text(statement: sa.Select[Any], columns: Sequence[sa.ColumnElem
 
 
 def _compile(connection: sa.Connection, statement: sa.Select[Any]) -> tuple[str, Mapping[str, Any] | None]:
-    """COPY 不收服务器端参数，psycopg 在客户端绑定；只有带参数时它才把 %% 还原成 %。"""
-    compiled = statement.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
-    if compiled.params:
-        return str(compiled), compiled.params
-    return str(compiled).replace("%%", "%"), None
+    """COPY 不收服务器端参数，psycopg 在客户端绑定；只有带参数时它才把 %% 还原成 %。列表写成 = ANY(数组)，不写 IN。"""
+    # SQLAlchemy 只给自己执行的语句用缓存；同样的语句每个运行都要，编译一次要一毫秒
+    compiled, extracted, _ = statement._compile_w_cache(connection.dialect, compiled_cache=_compiled, column_keys=[])
+    parameters = compiled.construct_params(extracted_parameters=extracted)
+    return (str(compiled), parameters) if parameters else (str(compiled).replace("%%", "%"), None)
 
 
 def _parse(buffer: io.BytesIO, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:

@@ -18,7 +18,9 @@ def test_dagster_accepts_the_generated_settings(tmp_path: Path) -> None:
 
     assert config["storage"] == {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}}
     assert config["telemetry"] == {"enabled": False}
-    assert config["compute_logs"]["config"]["base_dir"].startswith(str(tmp_path))
+    assert config["local_artifact_storage"]["config"]["base_dir"].startswith(str(tmp_path))
+    assert config["run_coordinator"]["module"] == "bridge.run_coordinator"
+    assert config["run_launcher"]["module"] == "bridge.run_launcher"
 
 
 @pytest.mark.parametrize(
