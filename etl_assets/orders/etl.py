@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -200,8 +201,12 @@ def read_references(source: sa.Connection) -> References:
 
 def rows_on_days(transaction: DataTransaction) -> sa.Select[tuple[object, ...]]:
     """区间内的全部行。"""
-    rows = raw_rows.scope(transaction.settings)
-    return sa.select(rows.c.import_no, *raw_rows.frame_columns(rows)).where(raw_rows.on_days(rows, transaction.days))
+    return _rows_on_days(raw_rows.scope(transaction.settings), transaction.days)
+
+
+@lru_cache(maxsize=64)
+def _rows_on_days(rows: sa.Subquery, days: DayRange) -> sa.Select[tuple[object, ...]]:
+    return sa.select(rows.c.import_no, *raw_rows.frame_columns(rows)).where(raw_rows.on_days(rows, days))
 
 
 def stage_keys(source: sa.Connection, orders: pl.DataFrame, shops: pl.DataFrame) -> None:
@@ -214,10 +219,14 @@ def stage_keys(source: sa.Connection, orders: pl.DataFrame, shops: pl.DataFrame)
 
 def rows_elsewhere(transaction: DataTransaction) -> sa.Select[tuple[object, ...]]:
     """手头订单在区间以外的版本；查找用的表达式与 raw_orders 的索引一致。"""
+    return _rows_elsewhere(raw_rows.scope(transaction.settings), transaction.days)
+
+
+@lru_cache(maxsize=64)
+def _rows_elsewhere(rows: sa.Subquery, days: DayRange) -> sa.Select[tuple[object, ...]]:
     at_hand = sa.table("orders_at_hand", sa.column("shop"), sa.column("order_id"))
-    rows = raw_rows.scope(transaction.settings)
     is_at_hand = sa.tuple_(order_id_key(rows.c.order_id), trimmed(rows.c.shop)).in_(sa.select(at_hand.c.order_id, at_hand.c.shop))
-    return sa.select(rows.c.import_no, *raw_rows.frame_columns(rows)).where(is_at_hand, raw_rows.off_days(rows, transaction.days))
+    return sa.select(rows.c.import_no, *raw_rows.frame_columns(rows)).where(is_at_hand, raw_rows.off_days(rows, days))
 
 
 def transform(rows: pl.DataFrame, references: References, days: DayRange) -> TransformedRows:
@@ -357,7 +366,11 @@ def index_outside(transaction: DataTransaction, winners: sa.Table) -> None:
 
 def drop_unchanged(transaction: DataTransaction, winners: sa.Table) -> None:
     """orders 与索引里已经是这样的订单移出暂存表：原样重跑时只联接这一次，后面各条语句几乎无事可做。"""
-    orders = transaction.tables.orders
+    transaction.connection.execute(_delete_unchanged(transaction.tables.orders, transaction.target, winners))
+
+
+@lru_cache(maxsize=64)
+def _delete_unchanged(orders: sa.Table, target: str, winners: sa.Table) -> sa.Delete:
     same_order = sa.and_(orders.c.shop_id == winners.c.shop_id, orders.c.order_id == winners.c.order_id)
     same_index = sa.and_(order_index.c.shop_id == winners.c.shop_id, order_index.c.order_id == winners.c.order_id)
     written = [column.name for column in winners.columns if column.name in orders.c and column.name not in ORDER_UPSERT.key]
@@ -365,8 +378,7 @@ def drop_unchanged(transaction: DataTransaction, winners: sa.Table) -> None:
         sa.tuple_(*table.c[*names]).is_not_distinct_from(sa.tuple_(*winners.c[*names]))
         for table, names in ((orders, written), (order_index, INDEXED))
     ]
-    of_target = order_index.c.target == transaction.target
-    transaction.connection.execute(sa.delete(winners).where(same_order, same_index, of_target, *unchanged))
+    return sa.delete(winners).where(same_order, same_index, order_index.c.target == target, *unchanged)
 
 
 def delete_gone(transaction: DataTransaction, gone: pl.DataFrame) -> int:

@@ -1,4 +1,7 @@
-"""代表业务日、客户、导入与领取的锁行。总是先补齐、再按序加锁，所以两个运行之间不会死锁。COLD 清扫的锁见末尾。"""
+"""代表业务日、客户、导入与领取的锁行；COLD 清扫的锁见末尾。
+
+总是按序加锁，所以两个运行之间不会死锁；只有补一个第一次用到的键时才可能，那由 retry_conflicts 重来。
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,26 @@ def acquire_locks(connection: sa.Connection, target: str, kind: LockKind, keys: 
     wanted = sorted(set(keys))
     if not wanted:
         return
-    key = sa.func.unnest(sa.cast(wanted, sa.ARRAY(sa.Integer))).column_valued("key")
-    rows = sa.select(sa.literal(target), sa.literal(kind), key).order_by(key)
-    connection.execute(pg.insert(locks).from_select(["target", "kind", "key"], rows).on_conflict_do_nothing())
-    connection.execute(
-        sa.select(locks.c.key)
-        .where(locks.c.target == target, locks.c.kind == kind, locks.c.key == sa.any_(sa.cast(wanted, sa.ARRAY(sa.Integer))))
-        .order_by(locks.c.key)
-        .with_for_update()
-    ).all()
+    parameters = {"of_target": target, "of_kind": kind, "keys": wanted}
+    if len(connection.execute(_LOCK, parameters).all()) < len(wanted):  # 第一次用到的键才有得补
+        connection.execute(_ADD, parameters)
+        connection.execute(_LOCK, parameters).all()
+
+
+_KEYS = sa.bindparam("keys", type_=sa.ARRAY(sa.Integer))
+_OF_TARGET, _OF_KIND = (sa.bindparam(name, type_=sa.Text) for name in ("of_target", "of_kind"))
+_LOCK = (
+    sa.select(locks.c.key)
+    .where(locks.c.target == _OF_TARGET, locks.c.kind == _OF_KIND, locks.c.key == sa.any_(_KEYS))
+    .order_by(locks.c.key)
+    .with_for_update()
+)
+_NEW_KEY = sa.func.unnest(_KEYS).column_valued("key")
+_ADD = (
+    pg.insert(locks)
+    .from_select(["target", "kind", "key"], sa.select(_OF_TARGET, _OF_KIND, _NEW_KEY).order_by(_NEW_KEY))
+    .on_conflict_do_nothing()
+)
 
 
 def lock_days(connection: sa.Connection, target: str, days: Iterable[date]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -31,6 +32,12 @@ def index_orders(connection: sa.Connection, target: str, orders: sa.Table) -> No
 
     :param orders: 暂存表，一行一个订单：target、shop_id、order_id、customer_nickname、customer_key、order_date。
     """
+    connection.execute(_index_statement(target, orders))
+
+
+@lru_cache(maxsize=64)
+def _index_statement(target: str, orders: sa.Table) -> sa.Insert:
+    """暂存表的定义是缓存着的同一个，语句也就只拼一次。"""
     same_row = sa.and_(_same_order(orders), order_index.c.target == orders.c.target)
     differs = sa.or_(*[order_index.c[name].is_distinct_from(orders.c[name]) for name in INDEXED])
     changed = (
@@ -51,7 +58,7 @@ def index_orders(connection: sa.Connection, target: str, orders: sa.Table) -> No
     added = (
         sa.select(*orders.c[*key, *INDEXED]).where(~sa.select(order_index.c.order_id).where(same_row).exists()).order_by(*orders.c[*key])
     )
-    connection.execute(sa.insert(order_index).from_select([*key, *INDEXED], added).add_cte(changed, marked, updated))
+    return sa.insert(order_index).from_select([*key, *INDEXED], added).add_cte(changed, marked, updated)
 
 
 def unindex_orders(connection: sa.Connection, target: str, gone: sa.Table) -> None:

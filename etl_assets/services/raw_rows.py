@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -22,12 +23,17 @@ def scope(settings: EtlSettings) -> sa.Subquery:
 
     NaN 金额与分区之外的时刻在这里换成 NULL 加规则名，因为 Polars 的 Decimal 与 Datetime 装不下它们。
     """
+    return _scope(settings.timezone, partition_range(settings))
+
+
+@lru_cache(maxsize=8)
+def _scope(timezone: str, partitions: DayRange) -> sa.Subquery:
     imports = _numbered_imports().subquery("imports")
     raw = raw_orders.c
     # OFFSET 0：不许规划器把它展开到每个用到的地方，一行只算一次
-    of_row = sa.select(local_day(raw.ordered_at, settings.timezone).label("day")).correlate(raw_orders).offset(0).lateral("of_row")
+    of_row = sa.select(local_day(raw.ordered_at, timezone).label("day")).correlate(raw_orders).offset(0).lateral("of_row")
     day = of_row.c.day
-    in_partitions = partition_range(settings).includes(day)
+    in_partitions = partitions.includes(day)
     time_rule = sa.case(
         (raw.ordered_at.is_(None), "missing_ordered_at"),
         (day.is_(None), "bad_ordered_at"),

@@ -19,7 +19,7 @@ from etl_assets.core.database_sync import build_engine
 from etl_assets.core.errors import TransientError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import leases, target_tables
-from etl_assets.services.leases import Claim, claim_due_days, current_lease, release_lease
+from etl_assets.services.leases import Claim, claim_due_days, current_lease, delete_expired_lease, release_lease
 from etl_assets.testing.raw_data import RawData
 from tests.integration.engine.chain import Chain
 from tests.integration.engine.interleaving import WorkerDied, interleaved, writes_to
@@ -221,6 +221,8 @@ def test_stopped_worker_loses_its_transaction_and_its_successor_writes(chain: Ch
     with interleaved(impatient, before=writes_to("public.orders")) as both:
         assert both.begin(lambda: run_under(stopped, Chain(impatient, chain.settings)))
         chain.execute(sa.update(leases).values(expires_at=sa.func.clock_timestamp()))
+        with chain.engine.begin() as connection:
+            delete_expired_lease(connection, "stopped")
         successor = claim(chain, "successor")
         waiting = both.meanwhile(lambda: run_under(successor, chain))
         assert not waiting.done()
