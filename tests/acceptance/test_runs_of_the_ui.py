@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import date
+from datetime import date, timedelta
 
 import nats
 import pytest
@@ -79,6 +79,20 @@ def test_backfill_goes_to_the_last_lane_in_runs_of_thirty_days(ui: DagsterUi, qu
     assert {run["tags"]["etl/lane"] for run in runs} == {"bulk"}
     assert len(runs) == 2  # 7 月 31 日不在其中，断成两段
     assert all(run["status"] == "SUCCESS" for run in runs)
+
+
+def test_click_does_not_wait_behind_a_backfill_of_a_thousand_days(ui: DagsterUi, stack_engine: sa.Engine) -> None:
+    """三十四个回填的运行在排队，第一个卡在锁上：点击照样做完，它们还在排队。"""
+    first = date(2001, 1, 1)
+    starts = [first + timedelta(days=30 * number) for number in range(34)]
+    with held_day(stack_engine, first):
+        bulk = [ui.launch(["orders"], day=f"{start}", last_day=f"{start + timedelta(days=29)}", **{"etl/lane": "bulk"}) for start in starts]
+        ui.wait(bulk[0], "STARTED")
+        assert ui.wait(ui.launch(day="1999-05-20"))["status"] == "SUCCESS"
+        assert {ui.run(run_id)["status"] for run_id in bulk[1:]} == {"QUEUED"}
+        for run_id in bulk[1:]:
+            ui.terminate(run_id)
+    assert ui.wait(bulk[0])["status"] == "SUCCESS"
 
 
 # ---- 重新执行 ----------------------------------------------------------------------

@@ -7,6 +7,7 @@ import inspect
 
 from dagster import DagsterInstance
 from dagster._core.definitions.job_base import IJob
+from dagster._core.execution import api as execution_api
 from dagster._core.execution import context_creation_job
 from dagster._core.execution.api import create_execution_plan, execute_run_iterator
 from dagster_postgres.event_log import PostgresEventLogStorage
@@ -15,6 +16,9 @@ from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.utils import create_pg_engine
 
 from bridge import dagster_adapter
+from bridge.lean_storage import LeanEventLogStorage, LeanRunStorage
+from bridge.run_coordinator import TaskQueueRunCoordinator
+from bridge.run_launcher import WarmRunLauncher
 
 
 def parameters(function: object) -> set[str]:
@@ -47,6 +51,36 @@ def test_runs_are_planned_and_executed_through_these_functions() -> None:
 
 def test_console_loggers_come_from_the_function_that_is_replaced() -> None:
     assert parameters(getattr(context_creation_job, dagster_adapter._CONSOLE_LOGGERS)) == {"instance"}
+
+
+def test_coordinator_and_launcher_implement_exactly_what_dagster_asks_for() -> None:
+    assert set(dagster_adapter.RunCoordinator.__abstractmethods__) == {"submit_run", "cancel_run"}
+    assert set(dagster_adapter.RunLauncher.__abstractmethods__) == {"launch_run", "terminate"}
+    for kind in (TaskQueueRunCoordinator, WarmRunLauncher):
+        assert not getattr(kind, "__abstractmethods__", None)
+        assert kind.from_config_value(None, {}).inst_data is None
+
+
+def test_a_cancelled_run_ends_canceled_when_its_status_says_so() -> None:
+    """execute_run_iterator 收尾时重读状态：CANCELING 的失败记作 CANCELED。"""
+    source = inspect.getsource(execution_api.job_execution_iterator)
+    assert source.count("reloaded_run.status == DagsterRunStatus.CANCELING") == 3
+
+
+def test_lean_storages_override_what_exists() -> None:
+    for lean, stock in ((LeanRunStorage, PostgresRunStorage), (LeanEventLogStorage, PostgresEventLogStorage)):
+        own = {name for name, value in vars(lean).items() if inspect.isfunction(value)}
+        assert own <= set(dir(stock))
+        for name in own:
+            assert parameters(getattr(lean, name)) == parameters(getattr(stock, name))
+
+
+def test_stock_event_log_stores_an_event_in_these_steps() -> None:
+    """LeanEventLogStorage.store_event 照着它写，省去的只有通知；它变了就要再看一遍。"""
+    source = inspect.getsource(PostgresEventLogStorage.store_event)
+    steps = ("prepare_insert_event", "NOTIFY", "_store_asset_event_tags", "_store_asset_event(", "store_asset_check_event")
+    positions = [source.index(step) for step in steps]
+    assert positions == sorted(positions)
 
 
 def test_storages_keep_their_engine_where_the_pool_is_put() -> None:

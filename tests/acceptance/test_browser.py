@@ -1,0 +1,138 @@
+"""真的浏览器对真的网页：看见血缘图，点一下物化一天，重新执行，回填三十天，取消一个正在跑的。
+
+截图留在 pytest 的临时文件夹，设了 ETL_SCREENSHOTS 就留在那里。用系统里的 Chromium；没有就跳过。
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+from bridge.stack.addresses import StackAddresses
+from etl_assets.core.settings import EtlSettings
+from tests.acceptance.conftest import AddOrders, Query, held_day
+from tests.acceptance.dagster_ui import DagsterUi
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on PATH: install it (apt install chromium) to test the UI in a browser"
+)
+
+_QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+_PATIENCE_MILLISECONDS = 30_000
+Shoot = Callable[[str], None]
+
+
+@pytest.fixture(scope="module")
+def page(stack: StackAddresses) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_QUIET))
+        page = browser.new_page(base_url=stack.ui_url, viewport={"width": 1500, "height": 950})
+        page.set_default_timeout(_PATIENCE_MILLISECONDS)
+        expect.set_options(timeout=_PATIENCE_MILLISECONDS)
+        yield page
+        browser.close()
+
+
+@pytest.fixture
+def shoot(page: Page, tmp_path: Path) -> Shoot:
+    folder = Path(os.environ.get("ETL_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(name: str) -> None:
+        page.screenshot(path=folder / f"{name}.png")
+
+    return save
+
+
+@pytest.fixture
+def ui(query: Query) -> DagsterUi:
+    return DagsterUi(query)
+
+
+def choose_partitions(page: Page, partitions: str) -> Locator:
+    """打开物化对话框，填好分区；还没有点启动。"""
+    page.goto("/assets/orders")
+    page.get_by_role("button", name=re.compile("Materialize")).first.click()
+    dialog = page.get_by_role("dialog")
+    field = dialog.get_by_role("textbox").first
+    field.fill(partitions)
+    field.press("Tab")
+    return dialog
+
+
+def test_lineage_shows_the_sources_and_the_three_tables(page: Page, shoot: Shoot) -> None:
+    page.goto("/locations/etl_assets/asset-groups/etl/lineage")
+    for asset in ("raw_orders", "shop_configs", "order_type_mappings", "orders", "customers", "leads"):
+        expect(page.get_by_text(asset, exact=True).first).to_be_visible()
+    shoot("lineage")
+
+
+def test_a_day_is_materialized_and_run_again_by_clicking(
+    page: Page, add_orders: AddOrders, ui: DagsterUi, stack_settings: EtlSettings, shoot: Shoot
+) -> None:
+    """对话框缺省只列最近 90 天，所以是今天。"""
+    add_orders(stack_settings.today(), "B-1", "B-2")
+    choose_partitions(page, stack_settings.today().isoformat()).get_by_role("button", name="Launch 1 run").click()
+    link = page.get_by_role("link", name="View", exact=True)
+    run_id = str(link.get_attribute("href")).removeprefix("/runs/")
+    link.click()
+    expect(page.get_by_text("Success", exact=True).first).to_be_visible()
+    assert ui.run(run_id)["status"] == "SUCCESS"
+    shoot("run")
+    page.get_by_role("button", name=re.compile("Re-execute")).first.click()
+    page.wait_for_url(re.compile(f"/runs/(?!{run_id})"))
+    run = ui.wait(page.url.rpartition("/")[2].partition("?")[0])
+    assert (run["status"], run["parentRunId"]) == ("SUCCESS", run_id)
+    page.goto("/assets/orders")
+    expect(page.get_by_text("system_order_type").first).to_be_visible()
+    shoot("orders")
+
+
+def test_a_running_run_is_cancelled_by_clicking(page: Page, ui: DagsterUi, stack_engine: sa.Engine, shoot: Shoot) -> None:
+    day = date(1999, 9, 2)
+    with held_day(stack_engine, day):
+        run_id = ui.launch(day=day.isoformat())
+        ui.wait(run_id, "STARTED")
+        page.goto(f"/runs/{run_id}")
+        page.get_by_role("button", name="Terminate").click()
+        page.get_by_role("dialog").get_by_role("button", name="Terminate 1 run").click()
+        assert ui.wait(run_id)["status"] == "CANCELED"
+    expect(page.get_by_text("Canceled", exact=True).first).to_be_visible()
+    shoot("cancelled")
+
+
+def test_thirty_days_are_backfilled_by_clicking(page: Page, query: Query, stack_settings: EtlSettings, shoot: Shoot) -> None:
+    last = stack_settings.today()
+    dialog = choose_partitions(page, f"[{last - timedelta(days=29)}...{last}]")
+    dialog.get_by_role("button", name="Launch backfill").click()
+    expect(dialog).to_be_hidden()
+    page.goto("/runs?view=backfills")
+    page.locator("a[href^='/runs/b/']").first.click()
+    newest = (
+        "query { partitionBackfillsOrError(limit: 1) { ... on PartitionBackfills { results { status numPartitions runs { runId } } } } }"
+    )
+    deadline = time.monotonic() + 120
+    while (backfill := query(newest)["partitionBackfillsOrError"]["results"][0])["status"] != "COMPLETED_SUCCESS":
+        assert time.monotonic() < deadline, backfill
+        time.sleep(0.5)
+    assert (backfill["numPartitions"], len(backfill["runs"])) == (30, 1)
+    page.reload()
+    expect(page.get_by_text("100% completed").first).to_be_visible()
+    shoot("backfill")
