@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from dagster import AssetCheckKey, AssetKey, DagsterEventType, DagsterInstance, JobDefinition, RunsFilter
@@ -31,11 +31,8 @@ from dagster._core.snap import ExecutionPlanSnapshot, snapshot_from_execution_pl
 from dagster._core.storage.dagster_run import DagsterRun as DagsterRun
 from dagster._core.storage.dagster_run import DagsterRunStatus as DagsterRunStatus
 from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
     BACKFILL_ID_TAG,
     PARENT_RUN_ID_TAG,
-    PARTITION_NAME_TAG,
     ROOT_RUN_ID_TAG,
     SCHEDULE_NAME_TAG,
     SENSOR_NAME_TAG,
@@ -50,10 +47,10 @@ from dagster_postgres.utils import create_pg_engine
 from dagster_shared.error import SerializableErrorInfo
 
 from bridge.lean_storage import LeanEventLogStorage, LeanRunStorage
-from etl_assets.asset_runs import partition_tags
+from etl_assets.asset_runs import partition_tags, tagged_days
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import ping_idle_connections
-from etl_assets.core.errors import PermanentError, SettingsError
+from etl_assets.core.errors import SettingsError
 
 _POOL_SIZE = 2
 _CONSOLE_LOGGERS = "default_system_loggers"
@@ -74,6 +71,7 @@ class _PlannedJob:
     """某个资产选择下的作业与它的计划快照：内容不变，只算一次。"""
 
     job: JobDefinition
+    checks: frozenset[AssetCheckKey] | None
     step_keys: Sequence[str]
     plan_snapshot: ExecutionPlanSnapshot
 
@@ -89,7 +87,7 @@ class CodeLocation:
         self._python_origin = reconstructable.get_python_origin()
         self._remote_origin = RemoteRepositoryOrigin(location_origin, self.repository.name)
         self._subsets: dict[tuple[str, frozenset[AssetKey] | None, frozenset[AssetCheckKey] | None], JobDefinition] = {}
-        self._plans: dict[tuple[str, frozenset[AssetKey] | None], _PlannedJob] = {}
+        self._plans: dict[tuple[str, frozenset[AssetKey] | None, frozenset[AssetCheckKey] | None], _PlannedJob] = {}
 
     def job(
         self, name: str, asset_selection: frozenset[AssetKey] | None = None, check_selection: frozenset[AssetCheckKey] | None = None
@@ -123,13 +121,22 @@ class CodeLocation:
         parent = instance.get_run_by_id(retry_of) if retry_of else None
         return self._create(instance, job_name, selection, run_id=run_id, tags={**partition_tags(days), **tags}, parent=parent)
 
-    def create_retry(self, instance: DagsterInstance, run: DagsterRun, *, tags: Mapping[str, str]) -> DagsterRun:
-        """重做一个死了的运行：只做没做完的资产，其余照旧。"""
-        selection = None
-        if run.asset_selection:
-            selection = frozenset(run.asset_selection) - _finished_assets(instance, run.run_id)
+    def create_retry(self, instance: DagsterInstance, run: DagsterRun, *, tags: Mapping[str, str]) -> DagsterRun | None:
+        """重做一个死了的运行：只做没做完的资产，其余照旧；资产都做完了就不必重做（None）。"""
+        selection = frozenset(run.asset_selection or ()) - _finished_assets(instance, run.run_id)
+        if run.asset_selection and not selection:
+            return None
         kept = {name: value for name, value in run.tags.items() if name not in (PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG)}
-        return self._create(instance, run.job_name, selection or None, tags={**kept, **tags}, parent=run, run_config=run.run_config)
+        checks = None if selection else run.asset_check_selection
+        return self._create(
+            instance,
+            run.job_name,
+            selection or None,
+            checks=frozenset(checks) if checks else None,
+            tags={**kept, **tags},
+            parent=run,
+            run_config=run.run_config,
+        )
 
     def _create(
         self,
@@ -139,10 +146,11 @@ class CodeLocation:
         *,
         tags: Mapping[str, str],
         parent: DagsterRun | None,
+        checks: frozenset[AssetCheckKey] | None = None,
         run_id: str | None = None,
         run_config: Mapping[str, object] | None = None,
     ) -> DagsterRun:
-        planned = self._plan(instance, job_name, selection, run_config)
+        planned = self._plan(instance, job_name, selection, checks, run_config)
         job = planned.job
         parent_id = parent.run_id if parent else None
         root_id = (parent.root_run_id or parent.run_id) if parent else None
@@ -160,7 +168,7 @@ class CodeLocation:
             job_snapshot=job.get_job_snapshot(),
             parent_job_snapshot=job.get_parent_job_snapshot(),
             asset_selection=selection,
-            asset_check_selection=None,
+            asset_check_selection=planned.checks,
             resolved_op_selection=None,
             op_selection=None,
             remote_job_origin=self._remote_origin.get_job_origin(job_name),
@@ -196,14 +204,19 @@ class CodeLocation:
         instance: DagsterInstance,
         job_name: str,
         selection: frozenset[AssetKey] | None,
+        checks: frozenset[AssetCheckKey] | None = None,
         run_config: Mapping[str, object] | None = None,
     ) -> _PlannedJob:
-        key = (job_name, selection)
+        """没有点名检查时，做所选资产的、作业自己有的那些：None 会是代码位置里的全部。"""
+        if selection and checks is None:
+            own = self.job(job_name).asset_layer.asset_graph.asset_check_keys
+            checks = frozenset(key for key in own if key.asset_key in selection)
+        key = (job_name, selection, checks)
         if run_config or key not in self._plans:
-            job = self.job(job_name, selection)
+            job = self.job(job_name, selection, checks)
             plan = create_execution_plan(job, run_config=run_config or {}, instance_ref=instance.get_ref())
             snapshot = snapshot_from_execution_plan(plan, job.get_job_snapshot_id())
-            planned = _PlannedJob(job=job, step_keys=plan.step_keys_to_execute, plan_snapshot=snapshot)
+            planned = _PlannedJob(job=job, checks=checks, step_keys=plan.step_keys_to_execute, plan_snapshot=snapshot)
             if run_config:
                 return planned
             self._plans[key] = planned
@@ -266,13 +279,7 @@ class RunScope:
 def scope_of(run: DagsterRun) -> RunScope:
     """由选择与标签得出；读不懂的分区留给执行它时报错。"""
     assets = sorted(key.to_user_string() for key in run.asset_selection or ())
-    first = run.tags.get(PARTITION_NAME_TAG) or run.tags.get(ASSET_PARTITION_RANGE_START_TAG)
-    last = run.tags.get(PARTITION_NAME_TAG) or run.tags.get(ASSET_PARTITION_RANGE_END_TAG)
-    try:
-        days = DayRange(date.fromisoformat(first), date.fromisoformat(last)) if first and last else None
-    except (ValueError, PermanentError):
-        days = None
-    return RunScope(assets=assets, days=days)
+    return RunScope(assets=assets, days=tagged_days(run.tags))
 
 
 def origin_of(run: DagsterRun) -> Literal["backfill", "automation", "person"]:

@@ -23,7 +23,7 @@ _IMPORT_STATUSES = ("completed", "failed")
 @event_task_handler(subject=DATA_IMPORT_COMPLETED, supported_version="1.0", required_fields=("import_id",), task_name=MATERIALIZE_DUE)
 async def on_data_import_completed(events: Sequence[ReceivedEvent[DataImportCompleted]]) -> Sequence[Decision]:
     """导入完成或撤回：要求受影响的日子。"""
-    relevant = [received.event for received in events if received.event.status in _IMPORT_STATUSES]
+    relevant = [received for received in events if received.event.status in _IMPORT_STATUSES]
     outcomes = iter(await asyncio.to_thread(_request_imports, relevant) if relevant else [])
     return [
         _decide(received.event, next(outcomes))
@@ -48,18 +48,19 @@ async def on_customers_etl_completed(events: Sequence[ReceivedEvent[EtlCompleted
 HANDLERS = (on_data_import_completed, on_orders_etl_completed, on_customers_etl_completed)
 
 
-def _request_imports(events: Sequence[DataImportCompleted]) -> list[Outcome]:
+def _request_imports(events: Sequence[ReceivedEvent[DataImportCompleted]]) -> list[Outcome]:
     with translated_errors():
         return request_imports(
             get_engine(),
             get_settings(),
             [
                 ImportEvent(
-                    import_id=event.import_id,
-                    event_id=event.event_id,
-                    allow_deletes=(event.model_extra or {}).get("allow_deletes") is True,
+                    import_id=received.event.import_id,
+                    event_id=received.event.event_id,
+                    allow_deletes=(received.event.model_extra or {}).get("allow_deletes") is True,
+                    sequence=received.sequence,
                 )
-                for event in events
+                for received in events
             ],
         )
 

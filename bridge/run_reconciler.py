@@ -110,5 +110,6 @@ def _bury(worker: RunWorker, run: DagsterRun) -> Iterator[Ring]:
     retries = int(run.tags.get(RETRY_TAG, "0"))
     if retries < MAX_RETRIES:
         retry = worker.location.create_retry(worker.instance, run, tags={RETRY_TAG: str(retries + 1), LANE_TAG: lane_of(run)})
-        enqueue(worker.instance, retry)
-        yield Ring(EXECUTE_RUN, lane_of(run), (retry.run_id,))
+        if retry is not None:
+            enqueue(worker.instance, retry)
+            yield Ring(EXECUTE_RUN, lane_of(run), (retry.run_id,))

@@ -28,6 +28,7 @@ from etl_assets.services.outbox import Completion, add_completion
 
 logger = get_logger(__name__)
 
+_TAGGED_EVENTS = 10
 TRIGGER_TAG = "etl/trigger"
 EVENT = "event"
 
@@ -81,14 +82,21 @@ class RunWorker:
             )
 
     def start(self, claim: Claim) -> HeldRun:
-        """给领到的日子建一个运行。"""
+        """给领到的日子建一个运行；标签说是哪些事件要的。"""
+        with translated_errors(), self.engine.connect() as connection:
+            events = ledger.waiting_events(connection, self.settings.target_schema, claim.assets[0], claim.days, limit=_TAGGED_EVENTS)
+        asked_by = {
+            "etl/import_id": ",".join(str(event.import_id) for event in events),
+            "etl/event_id": ",".join(str(event.event_id) for event in events),
+            "etl/stream_sequence": ",".join(str(event.stream_sequence) for event in events if event.stream_sequence),
+        }
         run = self.location.create_run(
             self.instance,
             job_name=JOB_NAME,
             run_id=claim.lease.run_id,
             assets=claim.assets,
             days=claim.days,
-            tags={TRIGGER_TAG: EVENT, LANE_TAG: "event"},
+            tags={TRIGGER_TAG: EVENT, LANE_TAG: "event", **{name: value for name, value in asked_by.items() if value}},
             retry_of=claim.retry_of,
         )
         return HeldRun(run=run, lease=claim.lease, assets=claim.assets, days=claim.days)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 from typing import TypeAlias
 
 import sqlalchemy as sa
@@ -37,8 +37,11 @@ from etl_assets.core.settings import EtlSettings
 from etl_assets.resources import EtlDatabase
 from etl_assets.services.accounting import AccountingError, DayAccount
 from etl_assets.services.materialization import AssetReport, RunContext
+from etl_assets.services.previews import PREVIEWED, read_preview
 
 ALLOW_DELETES_TAG = "etl/allow_deletes"
+COUNTED = {"orders": "type", "leads": "stage"}
+_LONGEST_CELL = 60
 ACCOUNTING, REJECTED_ROWS = "accounting", "rejected_rows"
 
 Etl: TypeAlias = Callable[[sa.Engine, EtlSettings, DayRange, RunContext], AssetReport]
@@ -81,6 +84,16 @@ def partition_tags(days: DayRange) -> dict[str, str]:
     return {ASSET_PARTITION_RANGE_START_TAG: days.first.isoformat(), ASSET_PARTITION_RANGE_END_TAG: days.last.isoformat()}
 
 
+def tagged_days(tags: Mapping[str, str]) -> DayRange | None:
+    """一个运行的标签里写着的日子；没有、或不是日子的是 None。"""
+    first = tags.get(PARTITION_NAME_TAG) or tags.get(ASSET_PARTITION_RANGE_START_TAG)
+    last = tags.get(PARTITION_NAME_TAG) or tags.get(ASSET_PARTITION_RANGE_END_TAG)
+    try:
+        return DayRange(date.fromisoformat(first), date.fromisoformat(last)) if first and last else None
+    except (ValueError, PermanentError):
+        return None
+
+
 def run_of(context: AssetExecutionContext) -> RunContext:
     """这一步所属的运行，以及它还做哪些资产。"""
     return RunContext(
@@ -90,8 +103,8 @@ def run_of(context: AssetExecutionContext) -> RunContext:
     )
 
 
-def result_of(report: AssetReport) -> MaterializeResult[None]:
-    """元数据是整个区间的数字；一天的运行里就是那一天的。"""
+def result_of(report: AssetReport, database: EtlDatabase) -> MaterializeResult[None]:
+    """元数据是整个区间的数字；一天的运行里就是那一天的，另有样例与按类型、阶段的笔数。"""
     by_rule: Counter[str] = Counter()
     for account in report.accounts:
         by_rule.update(account.rejected)
@@ -105,8 +118,25 @@ def result_of(report: AssetReport) -> MaterializeResult[None]:
             "updated": report.written.updated,
             "deleted": report.written.deleted,
             "duration_seconds": round(report.duration_seconds, 3),
+            **(_preview(report, database) if len(report.days) == 1 and report.asset in PREVIEWED else {}),
         }
     )
+
+
+def _preview(report: AssetReport, database: EtlDatabase) -> Mapping[str, MetadataValue]:
+    preview = read_preview(database.engine, database.settings, report.asset, report.days.first)
+    counts = {f"{COUNTED[report.asset]}/{name}": MetadataValue.int(count) for name, count in sorted(preview.counts.items())}
+    if not preview.rows:
+        return counts
+    columns = list(preview.rows[0])
+    cells = [columns, ["---"] * len(columns), *([_cell(row[column]) for column in columns] for row in preview.rows)]
+    return {**counts, "preview": MetadataValue.md("\n".join("| " + " | ".join(line) + " |" for line in cells))}
+
+
+def _cell(value: object) -> str:
+    """一格 Markdown：竖线与换行会撑破表格。"""
+    text = value.isoformat(" ", "seconds") if isinstance(value, datetime) else "" if value is None else str(value)
+    return " ".join(text.replace("|", "\\|").split())[:_LONGEST_CELL]
 
 
 # ---- 账目的检查：一天一个结果，区间的运行也一样 --------------------------------------
@@ -141,7 +171,7 @@ def materialize_checked(context: AssetExecutionContext, database: EtlDatabase, e
         targets = _latest_materializations(context, error.accounts)
         yield from (_accounting(context, account, targets) for account in error.accounts)
         raise Failure(description=str(error)) from error
-    yield result_of(report)
+    yield result_of(report, database)
     for spec in context.assets_def.check_specs:
         yield Output(None, output_name=spec.get_python_identifier())
     targets = _latest_materializations(context, report.accounts)

@@ -19,7 +19,7 @@ from dagster import (
 from etl_assets.asset_runs import partition_tags
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.settings import get_settings
-from etl_assets.jobs import etl_job
+from etl_assets.jobs import checks_job, etl_job
 from etl_assets.resources import EtlDatabase
 from etl_assets.services.leases import read_overdue_days
 
@@ -37,6 +37,17 @@ def yesterday_again(context: ScheduleEvaluationContext) -> RunRequest:
     zone = get_settings().zone
     day = (context.scheduled_execution_time.astimezone(zone) - timedelta(days=1)).date().isoformat()
     return RunRequest(run_key=day, partition_key=day)
+
+
+@schedule(
+    job=checks_job,
+    cron_schedule="30 3 * * *",
+    execution_timezone=get_settings().timezone,
+    default_status=DefaultScheduleStatus.RUNNING,
+    description="Every night: check the three tables as a whole.",
+)
+def tables_checked(_context: ScheduleEvaluationContext) -> RunRequest:
+    return RunRequest()
 
 
 @sensor(

@@ -215,6 +215,7 @@ import_events = sa.Table(
     sa.Column("import_id", sa.Uuid, primary_key=True),
     sa.Column("event_id", sa.Uuid, nullable=False),
     sa.Column("handled_at", TIMESTAMP, nullable=False, server_default=sa.func.now()),
+    sa.Column("stream_sequence", sa.BigInteger),
     comment="the newest handled event of each import",
 )
 

@@ -22,4 +22,4 @@ from etl_assets.table_metadata import table_metadata
     description="One row per customer with an order on these days, over the customer's whole history.",
 )
 def customers(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> MaterializeResult[None]:
-    return result_of(materialize(context, database, materialize_customers))
+    return result_of(materialize(context, database, materialize_customers), database)

@@ -22,4 +22,4 @@ from etl_assets.table_metadata import table_metadata
     description="One row per lead (商机) of the same customers: which orders belong together, and how far the deal has come.",
 )
 def leads(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> MaterializeResult[None]:
-    return result_of(materialize(context, database, materialize_leads))
+    return result_of(materialize(context, database, materialize_leads), database)

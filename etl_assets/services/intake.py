@@ -38,11 +38,12 @@ pending、missing：导入还没完成、还没有。"""
 
 @dataclass(frozen=True)
 class ImportEvent:
-    """说一次导入完成或撤回的事件；范围以 import_tasks 的行为准。"""
+    """说一次导入完成或撤回的事件；范围以 import_tasks 的行为准。sequence 是它在流里的序号。"""
 
     import_id: UUID
     event_id: UUID
     allow_deletes: bool = False
+    sequence: int | None = None
 
 
 def request_imports(engine: sa.Engine, settings: EtlSettings, events: Sequence[ImportEvent]) -> list[Outcome]:
@@ -129,15 +130,14 @@ def _request(connection: sa.Connection, settings: EtlSettings, events: Sequence[
     request_days(connection, target, {day for import_id, day in affected if import_id in deleting}, allow_deletes=True)
     request_days(connection, target, {day for import_id, day in affected if import_id not in deleting})
     _remember_requests(connection, target, affected)
-    newest = {event.import_id: event.event_id for event in events}
-    rows = [{"target": target, "import_id": import_id, "event_id": newest[import_id]} for import_id in import_ids]
+    newest = {event.import_id: event for event in events}
+    rows = [
+        {"target": target, "import_id": import_id, "event_id": event.event_id, "stream_sequence": event.sequence}
+        for import_id, event in sorted(newest.items())
+    ]
     insert = pg.insert(import_events)
-    connection.execute(
-        insert.on_conflict_do_update(
-            index_elements=["target", "import_id"], set_={"event_id": insert.excluded.event_id, "handled_at": sa.func.now()}
-        ),
-        rows,
-    )
+    fields = {"event_id": insert.excluded.event_id, "stream_sequence": insert.excluded.stream_sequence, "handled_at": sa.func.now()}
+    connection.execute(insert.on_conflict_do_update(index_elements=["target", "import_id"], set_=fields), rows)
 
 
 def read_affected_days(connection: sa.Connection, settings: EtlSettings, import_ids: Sequence[UUID]) -> list[tuple[UUID, date]]:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.tables import import_requests, ledger
+from etl_assets.core.tables import import_events, import_requests, ledger
 
 ASSETS = ("orders", "customers", "leads")
 """资产链，上游在前；要在中间插入一个资产，就插进这里。"""
@@ -141,6 +141,25 @@ def waiting_imports(connection: sa.Connection, target: str, asset: str, days: Da
         .order_by(import_requests.c.import_id)
     )
     return list(connection.scalars(waiting))
+
+
+def waiting_events(
+    connection: sa.Connection, target: str, asset: str, days: DayRange, *, limit: int
+) -> Sequence[sa.Row[tuple[UUID, UUID, int]]]:
+    """还在等这个资产的这些天的导入与要求它们的事件，最新的在前：import_id、event_id、stream_sequence。"""
+    own = sa.and_(ledger.c.target == target, ledger.c.asset == asset, ledger.c.day == import_requests.c.day)
+    same_import = sa.and_(import_events.c.import_id == import_requests.c.import_id, import_events.c.target == target)
+    waiting = (
+        sa.select(import_events.c.import_id, import_events.c.event_id, import_events.c.stream_sequence)
+        .select_from(import_requests)
+        .join(ledger, own)
+        .join(import_events, same_import)
+        .where(import_requests.c.target == target, days.includes(import_requests.c.day), import_requests.c.revision > ledger.c.materialized)
+        .group_by(import_events.c.import_id, import_events.c.event_id, import_events.c.stream_sequence)
+        .order_by(sa.func.max(import_requests.c.revision).desc(), import_events.c.import_id)
+        .limit(limit)
+    )
+    return connection.execute(waiting).all()
 
 
 def record_failure(

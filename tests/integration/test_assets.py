@@ -20,6 +20,7 @@ from dagster import (
     DagsterRunStatus,
     Failure,
 )
+from dagster._core.execution.api import create_execution_plan
 
 from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, RunResult
@@ -109,6 +110,19 @@ def test_day_outside_the_partitions_is_refused_before_anything_is_read(
     with pytest.raises(Failure, match="1999-12-31 is outside the partitions 2000-01-01"):
         materialize_days([orders], date(1999, 12, 31))
     assert read_table("orders").is_empty()
+
+
+def test_a_day_shows_a_preview_and_how_many_of_each_kind(raw_data: RawData, materialize_days: MaterializeDays) -> None:
+    raw_data.add_import([{"customer_name": "竖|线\n换行"}, {"order_id": "B", "order_type": "打样订单"}])
+    events = materialize_days([orders, customers, leads], DAY).get_asset_materialization_events()
+    found = {event.asset_key.to_user_string(): values(event.step_materialization_data.materialization.metadata) for event in events}
+    assert (found["orders"]["type/BULK"], found["orders"]["type/SAMPLE"]) == (1, 1)
+    assert found["leads"]["stage/WON"] == 1
+    lines = found["orders"]["preview"].splitlines()
+    assert lines[0].startswith("| order_id | customer_nickname |")
+    assert "竖\\|线 换行" in lines[2]
+    assert len(lines) == 4
+    assert "120.50" in found["customers"]["preview"]
 
 
 # ---- 账目的检查 ------------------------------------------------------------------
@@ -285,7 +299,9 @@ def test_click_on_an_asset_executes_its_checks(worker: RunWorker, location: Code
     checks = frozenset({ACCOUNTING, REJECTED_ROWS})
     job = location.job(JOB_NAME, frozenset({ORDERS}), checks)
     assert location.job(JOB_NAME, frozenset({ORDERS}), checks) is job
-    clicked = worker.instance.create_run_for_job(job, tags={"dagster/partition": "2026-01-05"}, asset_selection=frozenset({ORDERS}))
+    plan = create_execution_plan(job)  # 缺省的计划是资产的全部检查
+    tags = {"dagster/partition": "2026-01-05"}
+    clicked = worker.instance.create_run_for_job(job, execution_plan=plan, tags=tags, asset_selection=frozenset({ORDERS}))
     run = clicked._replace(asset_check_selection=checks)
     assert location.execute_run(worker.instance, run).succeeded
     assert set(evaluations(worker.instance, run.run_id)) == {("accounting", "2026-01-05"), ("rejected_rows", "2026-01-05")}

@@ -52,7 +52,8 @@ def worker(
 
 
 def announce(engine: sa.Engine, settings: EtlSettings, import_id: object) -> None:
-    assert request_imports(engine, settings, [ImportEvent(import_id, uuid4())]) == ["requested"]  # type: ignore[arg-type]  # 夹具给的 UUID
+    event = ImportEvent(import_id, uuid4(), sequence=7)  # type: ignore[arg-type]  # 夹具给的 UUID
+    assert request_imports(engine, settings, [event]) == ["requested"]
 
 
 def test_claimed_days_become_one_successful_run_with_events(
@@ -70,6 +71,8 @@ def test_claimed_days_become_one_successful_run_with_events(
     assert run.status is DagsterRunStatus.SUCCESS
     assert run.remote_job_origin is not None
     assert run.remote_job_origin.location_name == LOCATION_NAME
+    assert run.tags["etl/import_id"] == str(import_id)
+    assert run.tags["etl/stream_sequence"] == "7"
     assert read_table("orders").height == 3
     assert worker.claim() is None
     with engine.connect() as connection:

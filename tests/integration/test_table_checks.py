@@ -1,0 +1,95 @@
+"""表的检查：对的表全过，改坏哪里哪项不过；还没轮到重算的客户不算错。"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+
+import pytest
+import sqlalchemy as sa
+
+from etl_assets.core.business_day import DayRange
+from etl_assets.core.settings import EtlSettings
+from etl_assets.customers.asset import customers
+from etl_assets.leads.asset import leads
+from etl_assets.orders.asset import orders
+from etl_assets.services.table_checks import CHECKS, count_violations
+from etl_assets.testing.fixtures import MaterializeDays
+from etl_assets.testing.raw_data import RawData
+
+DAY = date(2026, 1, 5)
+OF_DAY = DayRange(DAY, DAY)
+OTHER = DayRange(date(2026, 1, 6), date(2026, 1, 6))
+
+
+@pytest.fixture
+def tables(raw_data: RawData, materialize_days: MaterializeDays, engine: sa.Engine) -> sa.Engine:
+    """两个客户的三个订单，一个已取消。"""
+    raw_data.add_import(
+        [{}, {"order_id": "B", "order_status": "已取消"}, {"order_id": "C", "customer_name": "李四", "order_type": "打样订单"}]
+    )
+    assert materialize_days([orders, customers, leads], DAY).success
+    return engine
+
+
+def violations(engine: sa.Engine, settings: EtlSettings, days: DayRange | None = None) -> Mapping[str, int]:
+    """不过的检查 → 行数。"""
+    found = {f"{asset}.{name}": rows for asset in CHECKS for name, rows in count_violations(engine, settings, asset, days).items()}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def execute(engine: sa.Engine, *statements: str) -> None:
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+@pytest.mark.parametrize("days", [None, OF_DAY, OTHER])
+def test_right_tables_pass_every_check(tables: sa.Engine, etl_settings: EtlSettings, days: DayRange | None) -> None:
+    assert violations(tables, etl_settings, days) == {}
+    assert {asset: set(count_violations(tables, etl_settings, asset, days)) for asset in CHECKS} == {
+        asset: set(checks) for asset, checks in CHECKS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        ("UPDATE orders SET quantity = -1 WHERE order_id = 'B'", {"orders.non_negative": 1}),
+        ("UPDATE orders SET import_id = gen_random_uuid() WHERE order_id = 'C'", {"orders.references": 1}),
+        ("UPDATE customers SET total_amount = total_amount + 0.01 WHERE customer_nickname = '张三'", {"customers.totals": 1}),
+        ("UPDATE customers SET order_count = 7 WHERE customer_nickname = '李四'", {"customers.totals": 1}),
+        ("UPDATE customers SET order_count = -1 WHERE customer_nickname = '李四'", {"customers.totals": 1, "customers.non_negative": 1}),
+        ("DELETE FROM customers WHERE customer_nickname = '李四'", {"customers.references": 1, "leads.references": 1}),
+        ("UPDATE business_leads SET sample_count = 2 WHERE sample_count = 1", {"leads.totals": 1}),
+        ("DELETE FROM business_leads WHERE sample_count = 1", {"leads.totals": 1}),
+    ],
+)
+def test_each_damage_is_found_by_its_check(tables: sa.Engine, etl_settings: EtlSettings, damage: str, found: Mapping[str, int]) -> None:
+    execute(tables, damage)
+    assert violations(tables, etl_settings) == found
+    assert violations(tables, etl_settings, OTHER) == {}
+
+
+def test_keys_that_are_there_twice_are_found(tables: sa.Engine, etl_settings: EtlSettings) -> None:
+    execute(
+        tables,
+        "ALTER TABLE orders DROP CONSTRAINT orders_pkey",
+        "INSERT INTO orders SELECT * FROM orders WHERE order_id = 'B'",
+        "ALTER TABLE business_leads DROP CONSTRAINT business_leads_pkey",
+        "ALTER TABLE business_leads DROP CONSTRAINT business_leads_customer_global_id_lead_no_key",
+        "INSERT INTO business_leads SELECT * FROM business_leads WHERE sample_count = 1",
+    )
+    assert violations(tables, etl_settings, OF_DAY) == {"orders.unique_keys": 1, "leads.unique_keys": 1, "leads.totals": 1}
+
+
+def test_customers_that_are_still_due_are_not_wrong(
+    tables: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, materialize_days: MaterializeDays
+) -> None:
+    """订单先变了，客户与商机欠着：不算错；轮到之后照查。"""
+    raw_data.add_import([{"order_id": "D"}])
+    assert materialize_days([orders], DAY).success
+    assert violations(tables, etl_settings) == {}
+    assert materialize_days([customers, leads], DAY).success
+    execute(tables, "UPDATE customers SET order_count = 9 WHERE customer_nickname = '张三'")
+    assert violations(tables, etl_settings) == {"customers.totals": 1}
