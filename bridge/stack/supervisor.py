@@ -24,6 +24,7 @@ from etl_assets.core.private_folder import FolderLock, create_private_folder
 _TICK_SECONDS = 0.05
 _FIRST_BACKOFF_SECONDS = 0.2
 _LONGEST_BACKOFF_SECONDS = 30.0
+_LONGEST_ONCE_READY_SECONDS = 3.0  # 起得来的，多半是被杀的：久等只会让活儿没人做
 _STABLE_SECONDS = 60.0  # 活过这么久再死，算第一次
 _CRASH_LOOP = 3
 
@@ -175,13 +176,16 @@ class Supervisor:
         exit_code = self._bury(child, attempt)
         if child.ready and time.monotonic() - child.launched_at > _STABLE_SECONDS:
             child.failures = 0
+        longest = _LONGEST_ONCE_READY_SECONDS if child.ready else _LONGEST_BACKOFF_SECONDS
         child.ready = False
-        self._back_off(child, read_last_line(attempt.log, attempt.log_start), exit_code=exit_code)
+        self._back_off(child, read_last_line(attempt.log, attempt.log_start), exit_code=exit_code, longest_seconds=longest)
 
-    def _back_off(self, child: _Child, last_words: str, *, exit_code: int | None) -> None:
+    def _back_off(
+        self, child: _Child, last_words: str, *, exit_code: int | None, longest_seconds: float = _LONGEST_BACKOFF_SECONDS
+    ) -> None:
         child.failures += 1
         child.last_words = last_words
-        delay = min(_FIRST_BACKOFF_SECONDS * 2 ** (child.failures - 1), _LONGEST_BACKOFF_SECONDS)
+        delay = min(_FIRST_BACKOFF_SECONDS * 2 ** (child.failures - 1), longest_seconds)
         child.not_before = time.monotonic() + delay
         report = logger.error if child.failures >= _CRASH_LOOP else logger.warning
         report(

@@ -52,6 +52,7 @@ def eventually(condition: Callable[[], bool], *, timeout_seconds: float) -> None
         time.sleep(0.1)
 
 
+@pytest.mark.timeout(1_800)
 def test_cancels_at_random_times_leave_no_stuck_run_and_no_half_written_day(
     ui: DagsterUi, add_orders: AddOrders, stack_engine: sa.Engine, stack_settings: EtlSettings, is_deep: bool
 ) -> None:
@@ -82,6 +83,7 @@ def test_cancels_at_random_times_leave_no_stuck_run_and_no_half_written_day(
     assert find_differences(stack_engine, stack_settings) == [], f"seed {seed}"
 
 
+@pytest.mark.timeout(1_800)
 def test_killed_workers_lose_nothing(
     ui: DagsterUi, add_orders: AddOrders, query: Query, stack_engine: sa.Engine, stack_settings: EtlSettings, is_deep: bool
 ) -> None:

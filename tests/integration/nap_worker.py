@@ -23,6 +23,15 @@ def build_worker() -> SafeJetStreamBroker:
         time.sleep(seconds)
         note(f"end {name}")
 
+    @worker.task(task_name="replace")
+    def replace() -> None:
+        note(f"replace {os.getpid()}")
+        worker.replace_process_once_settled()
+
+    @worker.task(task_name="identify")
+    def identify() -> None:
+        note(f"{'old' if worker.replacing else 'new'} {os.getpid()}")
+
     return worker
 
 

@@ -549,3 +549,14 @@ async def test_stock_taskiq_worker_runs_tasks_with_the_safe_receiver(
         worker.process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(worker.process.wait, 20)
     assert worker.lines() == ["start short", "end short"]
+
+
+async def test_process_is_replaced_once_its_task_is_settled(client: SafeJetStreamBroker, settings: BridgeSettings, tmp_path: Path) -> None:
+    """同样的命令从头再来，进程号不变；触发它的任务已经了结，不会再来一次。"""
+    with worker_process(tmp_path, settings) as worker:
+        await send(client, "replace")
+        await eventually(worker.lines)
+        await send(client, "identify")
+        await queue_is_empty(client)
+        pid = worker.process.pid
+        assert worker.lines() == [f"replace {pid}", f"new {pid}"]
