@@ -382,7 +382,7 @@ def _replace_process() -> None:
     """同样的命令从头再来，进程号不变；TaskIQ 的子进程没有自己的命令，退出让管理者补上。"""
     logging.shutdown()
     if multiprocessing.parent_process() is None:
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # 自己的命令，不经过 shell
     os._exit(1)
 
 

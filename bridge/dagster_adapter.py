@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from dagster import AssetCheckKey, AssetKey, DagsterEventType, DagsterInstance, JobDefinition, RunsFilter
+from dagster import AssetCheckKey, AssetKey, DagsterEventType, JobDefinition, RunsFilter
+from dagster import DagsterInstance as DagsterInstance
 from dagster._core.definitions.job_base import IJob
 from dagster._core.definitions.reconstruct import ReconstructableRepository, initialize_repository_def_from_pointer
 from dagster._core.definitions.repository_definition import RepositoryDefinition
@@ -51,6 +52,7 @@ from etl_assets.asset_runs import partition_tags, tagged_days
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import ping_idle_connections
 from etl_assets.core.errors import SettingsError
+from etl_assets.services.ledger import ASSETS
 
 _POOL_SIZE = 2
 _CONSOLE_LOGGERS = "default_system_loggers"
@@ -270,16 +272,16 @@ class _LoadedJob(IJob):
 
 @dataclass(frozen=True)
 class RunScope:
-    """一个运行要做的：资产，与它的分区区间（没有分区、或分区不是日子的是 None）。"""
+    """一个运行要做的：链上的资产，上游在前；它的分区区间（没有分区、或分区不是日子的是 None）。"""
 
-    assets: Sequence[str]
+    assets: tuple[str, ...]
     days: DayRange | None
 
 
 def scope_of(run: DagsterRun) -> RunScope:
     """由选择与标签得出；读不懂的分区留给执行它时报错。"""
-    assets = sorted(key.to_user_string() for key in run.asset_selection or ())
-    return RunScope(assets=assets, days=tagged_days(run.tags))
+    selected = {key.to_user_string() for key in run.asset_selection or ()}
+    return RunScope(assets=tuple(asset for asset in ASSETS if asset in selected), days=tagged_days(run.tags))
 
 
 def origin_of(run: DagsterRun) -> Literal["backfill", "automation", "person"]:

@@ -1,6 +1,6 @@
 """工人写 Dagster 存储的省法：同样的表、同样的内容，不反复问表结构，不发没人听的通知，一个事件一个事务。
 
-只在工人里用；网页与守护进程照旧用 dagster-postgres。碰 Dagster 私有部分的在 dagster_adapter，它把存储换成这里的类；
+只在工人里用（dagster_adapter 把存储换成这里的类）；网页与守护进程照旧用 dagster-postgres。盖掉的都是 Dagster 私有的方法，
 由 test_dagster_contract 看守。
 """
 
@@ -43,10 +43,10 @@ class LeanRunStorage(PostgresRunStorage):
 class LeanEventLogStorage(PostgresEventLogStorage):
     """一个事件的行、它对资产的记录在同一个事务里。"""
 
-    def has_asset_key_col(self, column_name: str) -> bool:  # noqa: ARG002
+    def has_asset_key_col(self, column_name: str) -> bool:  # noqa: ARG002  # 签名照 Dagster 的
         return True
 
-    def _has_asset_key_col_on_connection(self, conn: Any, column_name: str) -> bool:  # noqa: ARG002
+    def _has_asset_key_col_on_connection(self, conn: Any, column_name: str) -> bool:  # noqa: ARG002  # 签名照 Dagster 的
         return True
 
     def has_table(self, table_name: str) -> bool:

@@ -5,40 +5,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
-from bridge.dagster_adapter import ConfigurableClass, ConfigurableClassData, DagsterRun, RunCoordinator, SubmitRunContext, enqueue
-from bridge.doorbell import Doorbell
-from bridge.run_lanes import LANE_TAG, lane_of
+from bridge.dagster_adapter import DagsterRun, RunCoordinator, SubmitRunContext, enqueue
 from bridge.run_launcher import WarmRunLauncher
+from bridge.run_queue import QueuesRuns
 
 
-class TaskQueueRunCoordinator(RunCoordinator[Any], ConfigurableClass):
+class TaskQueueRunCoordinator(QueuesRuns, RunCoordinator[Any]):
     """没有第二个队列，也没有轮询。"""
-
-    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
-        self._inst_data = inst_data
-        self._doorbell = Doorbell()
-        super().__init__()  # type: ignore[no-untyped-call]  # Dagster 没有标注它
-
-    @property
-    def inst_data(self) -> ConfigurableClassData | None:
-        return self._inst_data
-
-    @classmethod
-    def config_type(cls) -> dict[str, Any]:
-        return {}
-
-    @classmethod
-    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> Self:
-        return cls(inst_data=inst_data, **config_value)
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
         run = context.dagster_run
-        lane = lane_of(run)
-        self._instance.add_run_tags(run.run_id, {LANE_TAG: lane})
+        self.tag(self._instance, run)
         enqueue(self._instance, run)
-        self._doorbell.ring(run.run_id, lane)
+        self.ring(run)
         return self._instance.get_run_by_id(run.run_id) or run
 
     def cancel_run(self, run_id: str) -> bool:

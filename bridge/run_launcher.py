@@ -5,50 +5,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
-from bridge.dagster_adapter import (
-    CheckRunHealthResult,
-    ConfigurableClass,
-    ConfigurableClassData,
-    DagsterRun,
-    LaunchRunContext,
-    RunLauncher,
-    WorkerStatus,
-)
-from bridge.doorbell import Doorbell
-from bridge.run_lanes import LANE_TAG, lane_of
+from bridge.dagster_adapter import CheckRunHealthResult, DagsterRun, LaunchRunContext, RunLauncher, WorkerStatus
+from bridge.run_queue import QueuesRuns
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.database_sync import get_engine
 from etl_assets.services.leases import read_lease, request_cancel
 
 
-class WarmRunLauncher(RunLauncher[Any], ConfigurableClass):
+class WarmRunLauncher(QueuesRuns, RunLauncher[Any]):
     """运行在常驻的工人里执行，它们的租约在 ETL 的数据库里。"""
-
-    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
-        self._inst_data = inst_data
-        self._doorbell = Doorbell()
-        super().__init__()  # type: ignore[no-untyped-call]  # Dagster 没有标注它
-
-    @property
-    def inst_data(self) -> ConfigurableClassData | None:
-        return self._inst_data
-
-    @classmethod
-    def config_type(cls) -> dict[str, Any]:
-        return {}
-
-    @classmethod
-    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> Self:
-        return cls(inst_data=inst_data, **config_value)
 
     def launch_run(self, context: LaunchRunContext) -> None:
         """不经协调者直接启动的运行：也进队列。"""
-        run = context.dagster_run
-        lane = lane_of(run)
-        self._instance.add_run_tags(run.run_id, {LANE_TAG: lane})
-        self._doorbell.ring(run.run_id, lane)
+        self.tag(self._instance, context.dagster_run)
+        self.ring(context.dagster_run)
 
     def terminate(self, run_id: str) -> bool:
         """取消：没人做的当场取消，正在做的由它的工人停下。
@@ -81,6 +53,6 @@ class WarmRunLauncher(RunLauncher[Any], ConfigurableClass):
             return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=lease.owner)
         return CheckRunHealthResult(WorkerStatus.FAILED, f"worker {lease.owner} stopped answering", run_worker_id=lease.owner)
 
-    def get_run_worker_debug_info(self, run: DagsterRun, include_container_logs: bool | None = True) -> str:  # noqa: ARG002
+    def get_run_worker_debug_info(self, run: DagsterRun, include_container_logs: bool | None = True) -> str:  # noqa: ARG002  # 签名照 Dagster 的
         health = self.check_run_worker_health(run)
         return f"{health.status.value}: {health.msg or health.run_worker_id}"

@@ -94,14 +94,13 @@ def _bury(worker: RunWorker, run: DagsterRun) -> Iterator[Ring]:
     logger.warning("worker died in mid-run", run_id=run.run_id)
     worker.instance.report_run_failed(run, message)
     scope, target = scope_of(run), worker.settings.target_schema
-    assets = tuple(asset for asset in ledger.ASSETS if asset in scope.assets)
     of_event = run.tags.get(TRIGGER_TAG) == EVENT
     with translated_errors(), worker.engine.begin() as connection:
-        if assets and scope.days:
-            record_failed_run(connection, target, scope.days, asset=assets[0], run_id=run.run_id, error=message)
-        if assets and scope.days and of_event:
+        if scope.assets and scope.days:
+            record_failed_run(connection, target, scope.days, asset=scope.assets[0], run_id=run.run_id, error=message)
+        if scope.assets and scope.days and of_event:
             ledger.record_failure(
-                connection, target, assets, scope.days, reason=message, permanent=False, run_id=run.run_id, first_retry_seconds=0
+                connection, target, scope.assets, scope.days, reason=message, permanent=False, run_id=run.run_id, first_retry_seconds=0
             )
         leases.delete_expired_lease(connection, run.run_id)
     if of_event:

@@ -122,8 +122,7 @@ class RunWorker:
                 self.instance.report_run_canceled(run, "Cancelled before a worker began to execute it.")
             self._release(lease)
             return None
-        assets = tuple(asset for asset in ledger.ASSETS if asset in scope.assets)
-        return HeldRun(run=report_starting(self.instance, run), lease=lease, assets=assets, days=scope.days)
+        return HeldRun(run=report_starting(self.instance, run), lease=lease, assets=scope.assets, days=scope.days)
 
     # ---- 执行 -------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def prepare(engine: sa.Engine) -> None:
 
 def load_all(engine: sa.Engine, settings: EtlSettings) -> None:
     """每行原始记录像一条消息那样单独处理、单独提交；最后照最新的业务日改 COLD。"""
-    reference = _reference_settings(settings)
+    reference = ReferenceSettings.like(settings)
     with engine.connect() as connection:
         with connection.begin():
             messages = list(database.read_raw_rows(connection))
@@ -77,17 +77,6 @@ def load_all(engine: sa.Engine, settings: EtlSettings) -> None:
                 _handle(connection, clean(message), reference)
         with connection.begin():
             _sweep_cold(connection, reference)
-
-
-def _reference_settings(settings: EtlSettings) -> ReferenceSettings:
-    return ReferenceSettings(
-        timezone=settings.timezone,
-        partitions_start=settings.partitions_start,
-        today=settings.today(),
-        cancelled_statuses=settings.cancelled_statuses,
-        completed_statuses=settings.completed_statuses,
-        cold_after_days=settings.cold_after_days,
-    )
 
 
 def _handle(connection: sa.Connection, raw: RawRow, settings: ReferenceSettings) -> None:

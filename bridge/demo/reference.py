@@ -24,14 +24,7 @@ def find_differences(engine: sa.Engine, settings: EtlSettings) -> list[str]:
     if str(_CHECKOUT) not in sys.path:
         sys.path.append(str(_CHECKOUT))
     oracle = importlib.import_module("tests.reference.oracle")
-    reference_settings = oracle.ReferenceSettings(
-        timezone=settings.timezone,
-        partitions_start=settings.partitions_start,
-        today=settings.today(),
-        cancelled_statuses=settings.cancelled_statuses,
-        completed_statuses=settings.completed_statuses,
-        cold_after_days=settings.cold_after_days,
-    )
+    reference_settings = oracle.ReferenceSettings.like(settings)
     with engine.connect() as connection:
         actual = oracle.actual(connection, target_schema=settings.target_schema)
         expected = oracle.expected(connection, reference_settings, target_schema=settings.target_schema)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date, datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from tests.reference.text import fold_status
+
+_SHARED = ("timezone", "partitions_start", "cancelled_statuses", "completed_statuses", "cold_after_days")
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,12 @@ class ReferenceSettings:
     cancelled_statuses: Collection[str] = ("cancelled", "canceled", "closed", "refunded", "已取消", "已关闭", "已退款")
     completed_statuses: Collection[str] = ("completed", "delivered", "交易成功", "已完成")
     cold_after_days: int = 90
+
+    @classmethod
+    def like(cls, settings: Any) -> ReferenceSettings:
+        """同样的值，取自产品的设置：只按名字取，不导入产品；`today` 是它此刻的最后一个分区。"""
+        copied = {name: getattr(settings, name) for name in _SHARED}
+        return cls(today=settings.today(), **copied)
 
     @property
     def zone(self) -> ZoneInfo:

@@ -109,12 +109,4 @@ class Chain:
     @property
     def reference_settings(self) -> ReferenceSettings:
         """参照实现用同样的设置；`today` 是产品此刻的最后一个分区。"""
-        settings = self.settings
-        return ReferenceSettings(
-            timezone=settings.timezone,
-            partitions_start=settings.partitions_start,
-            today=settings.today(),
-            cancelled_statuses=settings.cancelled_statuses,
-            completed_statuses=settings.completed_statuses,
-            cold_after_days=settings.cold_after_days,
-        )
+        return ReferenceSettings.like(self.settings)
