@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -157,26 +158,27 @@ class CodeLocation:
         parent_id = parent.run_id if parent else None
         root_id = (parent.root_run_id or parent.run_id) if parent else None
         lineage = {PARENT_RUN_ID_TAG: parent_id, ROOT_RUN_ID_TAG: root_id} if parent_id and root_id else {}
-        return instance.create_run(
-            job_name=job_name,
-            run_id=run_id,
-            run_config=run_config or {},
-            status=DagsterRunStatus.NOT_STARTED,
-            tags={**job.run_tags, **tags, **lineage},
-            root_run_id=root_id,
-            parent_run_id=parent_id,
-            step_keys_to_execute=planned.step_keys,
-            execution_plan_snapshot=planned.plan_snapshot,
-            job_snapshot=job.get_job_snapshot(),
-            parent_job_snapshot=job.get_parent_job_snapshot(),
-            asset_selection=selection,
-            asset_check_selection=planned.checks,
-            resolved_op_selection=None,
-            op_selection=None,
-            remote_job_origin=self._remote_origin.get_job_origin(job_name),
-            job_code_origin=self._python_origin.get_job_origin(job_name),
-            asset_graph=job.asset_layer.asset_graph,
-        )
+        with deferring_events(instance):
+            return instance.create_run(
+                job_name=job_name,
+                run_id=run_id,
+                run_config=run_config or {},
+                status=DagsterRunStatus.NOT_STARTED,
+                tags={**job.run_tags, **tags, **lineage},
+                root_run_id=root_id,
+                parent_run_id=parent_id,
+                step_keys_to_execute=planned.step_keys,
+                execution_plan_snapshot=planned.plan_snapshot,
+                job_snapshot=job.get_job_snapshot(),
+                parent_job_snapshot=job.get_parent_job_snapshot(),
+                asset_selection=selection,
+                asset_check_selection=planned.checks,
+                resolved_op_selection=None,
+                op_selection=None,
+                remote_job_origin=self._remote_origin.get_job_origin(job_name),
+                job_code_origin=self._python_origin.get_job_origin(job_name),
+                asset_graph=job.asset_layer.asset_graph,
+            )
 
     def warm_up(self, instance: DagsterInstance, job_name: str, assets: Sequence[str]) -> None:
         """先算好从链上每个资产起的计划：领到的工作总是其中之一。"""
@@ -187,10 +189,11 @@ class CodeLocation:
         """在本线程里执行到底；资产的失败不抛出，记在结果里。"""
         failure: DagsterEvent | None = None
         succeeded = False
-        for event in execute_run_iterator(_LoadedJob(self, self.job(run.job_name)), run, instance):
-            if event.is_step_failure and failure is None:
-                failure = event
-            succeeded = succeeded or event.event_type == DagsterEventType.RUN_SUCCESS
+        with deferring_events(instance):
+            for event in execute_run_iterator(_LoadedJob(self, self.job(run.job_name)), run, instance):
+                if event.is_step_failure and failure is None:
+                    failure = event
+                succeeded = succeeded or event.event_type == DagsterEventType.RUN_SUCCESS
         if failure is None:
             return RunResult(succeeded=succeeded, error="" if succeeded else "the run ended without success; see its page in the UI")
         error = _innermost(failure.step_failure_data.error)
@@ -329,6 +332,19 @@ def open_instance() -> DagsterInstance:
     return instance
 
 
+def deferring_events(instance: DagsterInstance) -> AbstractContextManager[None]:
+    """期间的事件攒着写；别的存储（测试里的 SQLite）照旧。"""
+    storage = instance.event_log_storage
+    return storage.deferring() if isinstance(storage, LeanEventLogStorage) else nullcontext()
+
+
+def flush_events(instance: DagsterInstance) -> None:
+    """攒着的事件现在就写：做得久的一步，网页上也看得见它已经开始。"""
+    storage = instance.event_log_storage
+    if isinstance(storage, LeanEventLogStorage):
+        storage.flush()
+
+
 def _share_pool(instance: DagsterInstance) -> None:
     """dagster-postgres 每条语句新建一个连接；三个存储换成共用一个连接池。"""
     runs, events, schedules = instance.run_storage, instance.event_log_storage, instance.schedule_storage
@@ -347,7 +363,7 @@ def _share_pool(instance: DagsterInstance) -> None:
         storage._engine = pool
     # 同样的表、同样的状态，只是换上省些语句的写法
     runs.__class__ = LeanRunStorage
-    events.__class__ = LeanEventLogStorage
+    LeanEventLogStorage.take_over(events)
 
 
 def _silence_console() -> None:

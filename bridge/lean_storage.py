@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from dagster import EventLogEntry
-from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS
+from dagster import DagsterEventType, EventLogEntry
+from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, PIPELINE_EVENTS
 from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.run_storage import PostgresRunStorage
@@ -41,7 +44,64 @@ class LeanRunStorage(PostgresRunStorage):
 
 
 class LeanEventLogStorage(PostgresEventLogStorage):
-    """一个事件的行、它对资产的记录在同一个事务里。"""
+    """一个运行的事件攒成几批写；一批的行、它们对资产的记录在同一个事务里。"""
+
+    _lock: threading.RLock
+    _waiting: list[EventLogEntry]
+    _deferring: int
+
+    @classmethod
+    def take_over(cls, storage: PostgresEventLogStorage) -> None:
+        """同样的表、同样的状态，换成这里的写法。"""
+        storage.__class__ = cls
+        storage.__dict__.update(_lock=threading.RLock(), _waiting=[], _deferring=0)
+
+    @contextmanager
+    def deferring(self) -> Iterator[None]:
+        """期间的事件先攒着：等到下一个 `_URGENT` 的、有人调用 flush、或者离开时一起写。
+
+        进程这时死去，丢的是最后几行日志；运行的状态、写进表里的数据、物化的记录从不在其中。
+        """
+        with self._lock:
+            self._deferring += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._deferring -= 1
+            self.flush()
+
+    def store_event(self, event: EventLogEntry) -> None:
+        with self._lock:
+            self._waiting.append(event)
+            if not self._deferring or event.dagster_event_type in _URGENT:
+                self.flush()
+
+    def flush(self) -> None:
+        """写下攒着的，次序照旧；写不成就抛错，还在攒的时候下一次再写。"""
+        with self._lock:
+            if not self._waiting:
+                return
+            events = list(self._waiting)
+            try:
+                ids = self._write(events)
+            except BaseException:
+                if not self._deferring:
+                    self._waiting.clear()
+                raise
+            self._waiting.clear()
+            for event, event_id in zip(events, ids, strict=True):
+                if event.dagster_event_type in ASSET_CHECK_EVENTS:
+                    self.store_asset_check_event(event, event_id)
+
+    def _write(self, events: Sequence[EventLogEntry]) -> Sequence[int]:
+        with self._engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
+            ids = connection.scalars(_INSERT, [self._event_to_row(event) for event in events]).all()
+            for event, event_id in zip(events, ids, strict=True):
+                if event.dagster_event_type in ASSET_EVENTS and event.get_dagster_event().asset_key is not None:
+                    self._store_asset_event_tags(connection, [event], [event_id])
+                    self._store_asset_event(connection, event, event_id)
+        return ids
 
     def has_asset_key_col(self, column_name: str) -> bool:  # noqa: ARG002  # 签名照 Dagster 的
         return True
@@ -55,17 +115,11 @@ class LeanEventLogStorage(PostgresEventLogStorage):
             found.add(table_name)
         return table_name in found
 
-    def store_event(self, event: EventLogEntry) -> None:
-        occurred = event.dagster_event
-        is_asset_event = occurred is not None and occurred.event_type in ASSET_EVENTS and occurred.asset_key is not None
-        insert = self.prepare_insert_event(event).returning(SqlEventLogStorageTable.c.id)
-        if is_asset_event:
-            with self._engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
-                event_id = connection.execute(insert).scalar_one()
-                self._store_asset_event_tags(connection, [event], [event_id])
-                self._store_asset_event(connection, event, event_id)
-        else:
-            with self._engine.connect() as connection:
-                event_id = connection.execute(insert).scalar_one()
-        if occurred is not None and occurred.event_type in ASSET_CHECK_EVENTS:
-            self.store_asset_check_event(event, event_id)
+
+_INSERT = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
+# 下游读上游最新的物化；运行的状态说完了，它的事件就该都在
+_URGENT = {
+    DagsterEventType.ASSET_MATERIALIZATION,
+    DagsterEventType.ASSET_OBSERVATION,
+    *PIPELINE_EVENTS - {DagsterEventType.RUN_START},
+}

@@ -12,7 +12,16 @@ import sqlalchemy as sa
 from dagster import DagsterInstance
 
 from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
-from bridge.dagster_adapter import CodeLocation, DagsterRun, DagsterRunStatus, RunResult, open_instance, report_starting, scope_of
+from bridge.dagster_adapter import (
+    CodeLocation,
+    DagsterRun,
+    DagsterRunStatus,
+    RunResult,
+    flush_events,
+    open_instance,
+    report_starting,
+    scope_of,
+)
 from bridge.run_lanes import LANE_TAG
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange
@@ -140,9 +149,12 @@ class RunWorker:
         return result
 
     def heartbeat(self, held: HeldRun) -> LeaseState:
-        """续租；看有没有人要取消。"""
+        """续租；看有没有人要取消；到此为止的日志写给网页看。"""
         with translated_errors(), self.engine.begin() as connection:
-            return leases.extend_lease(connection, held.lease, lease_seconds=self.lease_seconds)
+            state = leases.extend_lease(connection, held.lease, lease_seconds=self.lease_seconds)
+        with translated_errors():
+            flush_events(self.instance)
+        return state
 
     def note_cancel(self, held: HeldRun) -> None:
         """取消的请求可能正赶上我们标 STARTED，被盖掉了：补上，Dagster 才以 CANCELED 收场。"""

@@ -15,7 +15,7 @@ from etl_assets.resources import EtlDatabase
 
 defs = Definitions(
     assets=[sources.raw_orders, sources.shop_configs, sources.order_type_mappings, orders, customers, leads],
-    asset_checks=table_checks,
+    asset_checks=[table_checks],
     jobs=[etl_job, checks_job],
     schedules=[yesterday_again, tables_checked],
     sensors=[overdue_days],

@@ -8,7 +8,7 @@ from etl_assets.checks import table_checks
 
 ETL_JOB = "etl"
 
-_CHECKS = AssetSelection.checks(*(spec.key for checks in table_checks for spec in checks.check_specs))
+_CHECKS = AssetSelection.checks(*(spec.key for spec in table_checks.check_specs))
 
 etl_job = define_asset_job(ETL_JOB, selection=AssetSelection.assets("orders", "customers", "leads") - _CHECKS)
 checks_job = define_asset_job("table_checks", selection=_CHECKS)

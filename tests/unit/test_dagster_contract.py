@@ -70,13 +70,13 @@ def test_a_cancelled_run_ends_canceled_when_its_status_says_so() -> None:
 def test_lean_storages_override_what_exists() -> None:
     for lean, stock in ((LeanRunStorage, PostgresRunStorage), (LeanEventLogStorage, PostgresEventLogStorage)):
         own = {name for name, value in vars(lean).items() if inspect.isfunction(value)}
-        assert own <= set(dir(stock))
-        for name in own:
+        assert own - set(dir(stock)) == ({"deferring", "flush", "_write"} if lean is LeanEventLogStorage else set())
+        for name in own & set(dir(stock)):
             assert parameters(getattr(lean, name)) == parameters(getattr(stock, name))
 
 
 def test_stock_event_log_stores_an_event_in_these_steps() -> None:
-    """LeanEventLogStorage.store_event 照着它写，省去的只有通知；它变了就要再看一遍。"""
+    """LeanEventLogStorage.flush 照着它写，省去的只有通知；它变了就要再看一遍。"""
     source = inspect.getsource(PostgresEventLogStorage.store_event)
     steps = ("prepare_insert_event", "NOTIFY", "_store_asset_event_tags", "_store_asset_event(", "store_asset_check_event")
     positions = [source.index(step) for step in steps]
