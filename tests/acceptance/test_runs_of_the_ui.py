@@ -144,6 +144,10 @@ def test_running_run_is_cancelled_and_leaves_nothing_half_written(ui: DagsterUi,
     with held_day(stack_engine, day):
         run_id = ui.launch(day=day.isoformat())
         started_waiting(ui, stack_engine, run_id)
+        deadline = time.monotonic() + 10
+        while not any('Started execution of step "orders"' in message for message in ui.messages(run_id)):
+            assert time.monotonic() < deadline, "the page does not show the step that is running"
+            time.sleep(0.05)
         ui.terminate(run_id)
         run = ui.wait(run_id, timeout_seconds=20)
     assert run["status"] == "CANCELED", ui.messages(run_id)

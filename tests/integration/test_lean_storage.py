@@ -1,0 +1,109 @@
+"""工人攒着写 Dagster 的事件：次序与原样的一致，该急的不等，数据库走开一会儿也不丢。"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from dagster import AssetKey, AssetMaterialization, DagsterEvent, DagsterEventType, DagsterInstance, EventLogEntry
+from dagster._core.events import StepMaterializationData
+
+from bridge.dagster_adapter import deferring_events, flush_events, open_instance
+from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
+from etl_assets.core.settings import EtlSettings
+
+LATER = (DagsterEventType.STEP_RESTARTED, DagsterEventType.STEP_START, DagsterEventType.STEP_SKIPPED)
+
+
+@pytest.fixture
+def instance(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
+    """真的存储，像工人那样打开。"""
+    write_dagster_home(tmp_path / "home")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", build_dagster_postgres_url(etl_settings.database_url))
+    create_dagster_storage(engine, schema=DAGSTER_SCHEMA, environment=dict(os.environ), log_path=tmp_path / "migrate.log")
+    with open_instance() as instance:
+        yield instance
+
+
+def happens(instance: DagsterInstance, run_id: str, *types: DagsterEventType) -> None:
+    for event_type in types:
+        made = StepMaterializationData(AssetMaterialization(AssetKey("orders"), partition="2026-01-05"))
+        event = DagsterEvent(
+            event_type.value,
+            "etl",
+            step_key="orders",
+            event_specific_data=made if event_type is DagsterEventType.ASSET_MATERIALIZATION else None,
+        )
+        entry = EventLogEntry(
+            error_info=None,
+            level=20,
+            user_message="",
+            run_id=run_id,
+            timestamp=time.time(),
+            step_key="orders",
+            job_name="etl",
+            dagster_event=event,
+        )
+        instance.handle_new_event(entry)
+
+
+def stored(engine: sa.Engine, run_id: str) -> list[str]:
+    query = sa.text("SELECT dagster_event_type FROM dagster.event_logs WHERE run_id = :run_id ORDER BY id")
+    with engine.connect() as connection:
+        return list(connection.scalars(query, {"run_id": run_id}))
+
+
+def names(*types: DagsterEventType) -> list[str]:
+    return [event_type.value for event_type in types]
+
+
+def test_events_wait_for_the_next_that_matters_and_keep_their_order(instance: DagsterInstance, engine: sa.Engine) -> None:
+    run_id = str(uuid4())
+    made = DagsterEventType.ASSET_MATERIALIZATION
+    with deferring_events(instance):
+        happens(instance, run_id, *LATER)
+        assert stored(engine, run_id) == []
+        happens(instance, run_id, made)
+        assert stored(engine, run_id) == names(*LATER, made)
+        latest = instance.get_latest_materialization_event(AssetKey("orders"))
+        assert latest is not None
+        assert latest.run_id == run_id
+        happens(instance, run_id, *LATER)
+        assert len(stored(engine, run_id)) == 4
+    assert stored(engine, run_id) == names(*LATER, made, *LATER)
+
+
+def test_flush_shows_what_a_long_step_has_said_so_far(instance: DagsterInstance, engine: sa.Engine) -> None:
+    run_id = str(uuid4())
+    with deferring_events(instance):
+        happens(instance, run_id, DagsterEventType.STEP_START)
+        flush_events(instance)
+        assert stored(engine, run_id) == names(DagsterEventType.STEP_START)
+        flush_events(instance)
+    assert len(stored(engine, run_id)) == 1
+
+
+def test_outside_a_run_nothing_waits(instance: DagsterInstance, engine: sa.Engine) -> None:
+    run_id = str(uuid4())
+    happens(instance, run_id, DagsterEventType.STEP_RESTARTED)
+    assert stored(engine, run_id) == names(DagsterEventType.STEP_RESTARTED)
+
+
+def test_events_outlast_a_database_that_is_away_for_a_moment(instance: DagsterInstance, engine: sa.Engine) -> None:
+    run_id = str(uuid4())
+    with deferring_events(instance):
+        happens(instance, run_id, *LATER)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE dagster.event_logs RENAME TO event_logs_away")
+        with pytest.raises(sa.exc.DBAPIError):
+            flush_events(instance)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE dagster.event_logs_away RENAME TO event_logs")
+        happens(instance, run_id, DagsterEventType.STEP_RESTARTED)
+    assert stored(engine, run_id) == names(*LATER, DagsterEventType.STEP_RESTARTED)
