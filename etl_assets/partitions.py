@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from datetime import timedelta
 
-from dagster import BackfillPolicy, DailyPartitionsDefinition, FreshnessPolicy
+from dagster import BackfillPolicy, BetaWarning, DailyPartitionsDefinition, FreshnessPolicy
 
 from etl_assets.core.settings import EtlSettings
 from etl_assets.services.leases import MAX_DAYS_PER_RUN
 
+warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=BetaWarning)  # 版本已钉住
 RANGE_RUNS = BackfillPolicy.multi_run(max_partitions_per_run=MAX_DAYS_PER_RUN)
 """一段日子一个 Dagster 运行，至多 30 天：回填一个月是一个运行，不是三十个。"""
 

@@ -20,7 +20,7 @@ from etl_assets.services.locks import lock_cold_stages
 from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
 from etl_assets.services.order_index import consume_marks
 from etl_assets.services.people import PROTECTED_COLUMNS, closed_by_person, touched
-from etl_assets.services.vectorized_queries import Upsert, WriteCounts, read_frame, stage_frame, upsert_staged
+from etl_assets.services.vectorized_queries import Upsert, WriteCounts, read_frame, release_staging, stage_frame, upsert_staged
 
 LEAD_UPSERT = Upsert(key=("customer_global_id", "lead_no"), insert_only=("lead_id",), protected=PROTECTED_COLUMNS, touch="updated_at")
 
@@ -56,7 +56,7 @@ def write_leads(transaction: DataTransaction, at_hand: sa.FromClause) -> WriteCo
     held = transform_batches(read_customer_orders(transaction, at_hand), lambda orders: hold_orders(orders, people))
     lock_cold_stages(transaction.connection, transaction.target, exclusive=False)
     written = load(transaction, transform(held, customer_ids, people, read_swept_day(transaction)), customers)
-    customers.drop(transaction.connection)
+    release_staging(transaction.connection, customers)
     return written
 
 
@@ -144,7 +144,7 @@ def load(transaction: DataTransaction, leads: pl.DataFrame, customers: sa.Table)
     )
     theirs = table.c.customer_global_id == customers.c.customer_global_id
     deleted = connection.execute(sa.delete(table).where(theirs, ~kept.exists(), ~touched(table)))
-    staging.drop(connection)
+    release_staging(connection, staging)
     return written + WriteCounts(rows=leads.height, deleted=deleted.rowcount)
 
 

@@ -27,10 +27,12 @@ from etl_assets.services.rollout import Share
 from etl_assets.services.vectorized_queries import (
     Upsert,
     WriteCounts,
+    analyze_staging,
     copy_into,
     create_staging,
     read_frame,
     reading_ahead,
+    release_staging,
     stage_frame,
     upsert_staged,
 )
@@ -142,6 +144,7 @@ def extract(engine: sa.Engine, transaction: DataTransaction) -> StagedOrders:
         if not elsewhere:
             break
         savepoint.rollback()
+        release_staging(connection, versions.table)
         locked |= elsewhere
     candidates = pl.concat(versions.parts)
     outside = candidates.clear() if transaction.share.is_whole else won_outside(candidates)
@@ -174,8 +177,8 @@ def stage_versions(transaction: DataTransaction, source: sa.Connection) -> tuple
     versions = StagedVersions(create_version_staging(transaction), transaction.share)
     stage_rows(transaction, source, rows_on_days(transaction), references, versions)
     missing = read_orders_without_version(transaction, versions.table)
-    stage_keys(source, pl.concat([versions.keys(), missing.select("shop_id", "order_id")]), references.shops)
-    stage_rows(transaction, source, rows_elsewhere(transaction), references, versions)
+    at_hand = stage_keys(source, pl.concat([versions.keys(), missing.select("shop_id", "order_id")]), references.shops)
+    stage_rows(transaction, source, rows_elsewhere(transaction, at_hand), references, versions)
     return versions, missing
 
 
@@ -209,22 +212,23 @@ def _rows_on_days(rows: sa.Subquery, days: DayRange) -> sa.Select[tuple[object, 
     return sa.select(rows.c.import_no, *raw_rows.frame_columns(rows)).where(raw_rows.on_days(rows, days))
 
 
-def stage_keys(source: sa.Connection, orders: pl.DataFrame, shops: pl.DataFrame) -> None:
+def stage_keys(source: sa.Connection, orders: pl.DataFrame, shops: pl.DataFrame) -> sa.Table:
     """临时表 orders_at_hand：手头订单的 (shop, order_id)，shop 是店名。"""
     keys = orders.join(shops, on="shop_id").select("shop", "order_id")
     columns = [sa.Column("shop", shop_configs.c.shop_name.type), sa.Column("order_id", raw_orders.c.order_id.type)]
-    copy_into(source, keys, create_staging(source, "orders_at_hand", columns))
-    source.exec_driver_sql("ANALYZE orders_at_hand")
+    at_hand = create_staging(source, "orders_at_hand", columns)
+    copy_into(source, keys, at_hand)
+    analyze_staging(source, at_hand)
+    return at_hand
 
 
-def rows_elsewhere(transaction: DataTransaction) -> sa.Select[tuple[object, ...]]:
+def rows_elsewhere(transaction: DataTransaction, at_hand: sa.Table) -> sa.Select[tuple[object, ...]]:
     """手头订单在区间以外的版本；查找用的表达式与 raw_orders 的索引一致。"""
-    return _rows_elsewhere(raw_rows.scope(transaction.settings), transaction.days)
+    return _rows_elsewhere(raw_rows.scope(transaction.settings), at_hand, transaction.days)
 
 
 @lru_cache(maxsize=64)
-def _rows_elsewhere(rows: sa.Subquery, days: DayRange) -> sa.Select[tuple[object, ...]]:
-    at_hand = sa.table("orders_at_hand", sa.column("shop"), sa.column("order_id"))
+def _rows_elsewhere(rows: sa.Subquery, at_hand: sa.Table, days: DayRange) -> sa.Select[tuple[object, ...]]:
     is_at_hand = sa.tuple_(order_id_key(rows.c.order_id), trimmed(rows.c.shop)).in_(sa.select(at_hand.c.order_id, at_hand.c.shop))
     return sa.select(rows.c.import_no, *raw_rows.frame_columns(rows)).where(is_at_hand, raw_rows.off_days(rows, days))
 
@@ -270,7 +274,7 @@ def reject_unindexable(transaction: DataTransaction, rows: TransformedRows) -> T
     copy_into(connection, long.select("raw_id", "customer_key"), staging)
     stored_bytes = sa.func.pg_column_size(staging.c.customer_key)
     unindexable = read_frame(connection, sa.select(staging.c.raw_id).where(stored_bytes > LONGEST_INDEXED_BYTES))
-    staging.drop(connection)
+    release_staging(connection, staging)
     refused = rows.versions.join(unindexable, on="raw_id", how="semi").filter(
         pl.col("order_date").is_between(transaction.days.first, transaction.days.last)
     )

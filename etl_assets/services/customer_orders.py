@@ -43,9 +43,8 @@ def lock_customers_at_hand(transaction: DataTransaction) -> CustomersAtHand:
     revisions = transaction.read_revisions()
     if before(asset) not in transaction.run.assets:  # 同一运行里的上游刚写过索引
         adopt_orders(connection, transaction.tables, transaction.days, transaction.share)
-    table = stage_customers(connection, transaction.tables, asset, transaction.days, transaction.share)
+    table, count = stage_customers(connection, transaction.tables, asset, transaction.days, transaction.share)
     lock_customers(connection, target, table)
-    count = connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
     batches = -(-count // CUSTOMERS_PER_BATCH)
     return CustomersAtHand(table=table, batches=batches, revisions=revisions, marks=read_marks(connection, target, asset, table))
 

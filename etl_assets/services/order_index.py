@@ -15,7 +15,15 @@ from etl_assets.core.tables import TargetTables, order_index, stale_customers
 from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.locks import lock_days
 from etl_assets.services.rollout import Share
-from etl_assets.services.vectorized_queries import copy_into, create_staging, read_frame, reading_ahead, stage_frame
+from etl_assets.services.vectorized_queries import (
+    analyze_staging,
+    copy_into,
+    create_staging,
+    read_frame,
+    reading_ahead,
+    release_staging,
+    stage_frame,
+)
 
 CUSTOMER_ASSETS = ("customers", "leads")
 """按客户计算的资产：各有自己的陈旧标记。"""
@@ -75,14 +83,15 @@ def mark_stale(connection: sa.Connection, target: str, customer_keys: sa.Select[
 
 def _insert_marks(target: str, customer_keys: sa.Select[tuple[str]]) -> sa.Insert:
     keys = customer_keys.distinct().subquery("keys")
-    assets = sa.values(sa.column("asset", sa.Text), name="assets").data([(asset,) for asset in CUSTOMER_ASSETS])
+    # 不用 VALUES：带着它的语句 SQLAlchemy 每次都重新编译
+    assets = sa.func.unnest(sa.cast(list(CUSTOMER_ASSETS), sa.ARRAY(sa.Text))).table_valued("asset", name="assets").render_derived()
     (key,) = keys.c
     marks = sa.select(sa.literal(target), assets.c.asset, key).select_from(keys).join(assets, sa.true())
     return sa.insert(stale_customers).from_select(["target", "asset", "customer_key"], marks)
 
 
-def stage_customers(connection: sa.Connection, tables: TargetTables, asset: str, days: DayRange, share: Share) -> sa.Table:
-    """临时表 customers_at_hand：份额之内、这些天有订单的客户，加上该资产全部陈旧的客户；position 从 0 起给他们编号。"""
+def stage_customers(connection: sa.Connection, tables: TargetTables, asset: str, days: DayRange, share: Share) -> tuple[sa.Table, int]:
+    """临时表 customers_at_hand 与其行数：份额之内、这些天有订单的客户，加上该资产全部陈旧的客户；position 从 0 起给他们编号。"""
     orders, target = tables.orders, tables.schema
     on_days = (
         sa.select(order_index.c.customer_key)
@@ -95,9 +104,10 @@ def stage_customers(connection: sa.Connection, tables: TargetTables, asset: str,
     columns: list[sa.Column[Any]] = [sa.Column("customer_key", sa.Text), sa.Column("position", sa.Integer)]
     at_hand = create_staging(connection, "customers_at_hand", columns)
     numbered = sa.select(keys.c.customer_key, sa.func.row_number().over() - 1)
-    connection.execute(sa.insert(at_hand).from_select(["customer_key", "position"], numbered))
-    connection.exec_driver_sql("ANALYZE customers_at_hand")
-    return at_hand
+    insert = sa.insert(at_hand).from_select(["customer_key", "position"], numbered)
+    count = connection.execute(insert, execution_options={"preserve_rowcount": True}).rowcount
+    analyze_staging(connection, at_hand)
+    return at_hand, count
 
 
 def read_marks(connection: sa.Connection, target: str, asset: str, at_hand: sa.Table) -> Sequence[int]:
@@ -133,7 +143,7 @@ def adopt_orders(connection: sa.Connection, tables: TargetTables, days: DayRange
     named = foreign.select(pl.lit(tables.schema).alias("target"), *foreign.columns)
     staging = stage_frame(connection, named, name="foreign_orders", like=order_index)
     index_orders(connection, tables.schema, staging)
-    staging.drop(connection)
+    release_staging(connection, staging)
     vanished = _vanished_orders(connection, tables, days, share)
     gone = stage_frame(
         connection,
@@ -142,7 +152,7 @@ def adopt_orders(connection: sa.Connection, tables: TargetTables, days: DayRange
         like=order_index,
     )
     unindex_orders(connection, tables.schema, gone)
-    gone.drop(connection)
+    release_staging(connection, gone)
     return foreign.height + len(vanished)
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from etl_assets.core.business_day import DayRange, local_day, may_fall_on, may_fall_outside, partition_range
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, rejected_rows, shop_configs
-from etl_assets.services.vectorized_queries import Upsert, read_frame, stage_frame, upsert_staged
+from etl_assets.services.vectorized_queries import Upsert, read_frame, release_staging, stage_frame, upsert_staged
 
 MAX_TEXT_LENGTH = 500
 
@@ -128,7 +128,7 @@ def write_rejected(connection: sa.Connection, target: str, rejected: pl.DataFram
     kept = sa.select(staging.c.raw_id).where(staging.c.raw_id == rejected_rows.c.raw_id)
     connection.execute(sa.delete(rejected_rows).where(rejected_rows.c.target == target, covered, ~kept.exists()))
     upsert_staged(connection, staging, rejected_rows, Upsert(key=("target", "raw_id")))
-    staging.drop(connection)
+    release_staging(connection, staging)
 
 
 def reject_rows_without_partition(connection: sa.Connection, settings: EtlSettings, import_ids: list[Any]) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import io
 import queue
 import threading
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import polars as pl
 import psycopg
@@ -26,6 +28,7 @@ _READ_CHUNK_BYTES = 16 << 20
 _WRITE_CHUNK_ROWS = 50_000
 _stagings: LRUCache[Any, tuple[sa.Table, str]] = LRUCache(200)
 _compiled: LRUCache[Any, Any] = LRUCache(200)
+_staged_in: WeakKeyDictionary[sa.RootTransaction, dict[str, bool]] = WeakKeyDictionary()
 _WAITING_INTERVAL_SECONDS = 0.3  # 小于 idle_in_transaction_session_timeout 的最小值 1 秒
 
 _POLARS_TYPES: tuple[tuple[type[sa.types.TypeEngine[Any]], pl.DataType], ...] = (
@@ -154,7 +157,7 @@ def reading_ahead(
 
 
 def stage_frame(connection: sa.Connection, frame: pl.DataFrame, *, name: str, like: sa.Table) -> sa.Table:
-    """把一帧 COPY 进一张临时表（事务结束即删），列类型照抄 `like` 的同名列。"""
+    """把一帧 COPY 进一张临时表（事务结束即空），列类型照抄 `like` 的同名列。"""
     columns = [sa.Column(column, like.c[column].type) for column in frame.columns]
     staging = create_staging(connection, name, columns)
     copy_into(connection, frame, staging)
@@ -162,14 +165,43 @@ def stage_frame(connection: sa.Connection, frame: pl.DataFrame, *, name: str, li
 
 
 def create_staging(connection: sa.Connection, name: str, columns: Sequence[sa.Column[Any]]) -> sa.Table:
-    """建一张临时表，事务结束即删。"""
+    """一张空的临时表，事务结束即空；用完又要用同样的一张，先 `release_staging`。
+
+    每个运行都要同样的几张，所以一个数据库连接只建一次：建一张要写十几行系统表，一毫秒多。
+    名字带着定义的散列，同名而列不同的不会碰在一起。
+    """
     key = (name, *[(column.name, repr(column.type), _default(column)) for column in columns])
-    if key not in _stagings:  # 每个运行都建同样的几张：定义与 DDL 只算一次
-        table = sa.Table(name, sa.MetaData(), *columns, prefixes=["TEMPORARY"], postgresql_on_commit="DROP")
-        _stagings[key] = table, str(sa.schema.CreateTable(table).compile(dialect=connection.dialect))
+    if key not in _stagings:  # 定义与 DDL 也只算一次
+        digest = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
+        table = sa.Table(f"{name}_{digest}", sa.MetaData(), *columns, prefixes=["TEMPORARY"], postgresql_on_commit="DELETE ROWS")
+        _stagings[key] = table, str(sa.schema.CreateTable(table, if_not_exists=True).compile(dialect=connection.dialect))
     table, ddl = _stagings[key]
+    used = _used_stagings(connection)
+    if not used.get(table.name, True):
+        raise ValueError(f"staging table {table.name} is in use in this transaction")
     connection.exec_driver_sql(ddl)
+    if table.name in used:
+        connection.exec_driver_sql(f"TRUNCATE {connection.dialect.identifier_preparer.format_table(table)}")
+    used[table.name] = False
     return table
+
+
+def release_staging(connection: sa.Connection, staging: sa.Table) -> None:
+    """用完了；这个事务里还能再要一张同样的空表。"""
+    _used_stagings(connection)[staging.name] = True
+
+
+def analyze_staging(connection: sa.Connection, staging: sa.Table) -> None:
+    """给规划器这张临时表的统计：自动的 ANALYZE 看不见临时表。"""
+    connection.exec_driver_sql(f"ANALYZE {connection.dialect.identifier_preparer.format_table(staging)}")
+
+
+def _used_stagings(connection: sa.Connection) -> dict[str, bool]:
+    """这个事务用过的临时表 → 用完了没有。"""
+    transaction = connection.get_transaction()
+    if transaction is None:
+        raise ValueError("staging tables live in a transaction: begin one first")
+    return _staged_in.setdefault(transaction, {})
 
 
 def _default(column: sa.Column[Any]) -> str | None:
@@ -236,7 +268,7 @@ def upsert_frame(connection: sa.Connection, frame: pl.DataFrame, table: sa.Table
     """暂存一帧并写进目标表。"""
     staging = stage_frame(connection, frame, name=f"staged_{table.name}", like=table)
     counts = upsert_staged(connection, staging, table, how)
-    staging.drop(connection)
+    release_staging(connection, staging)
     return counts + WriteCounts(rows=frame.height)
 
 
