@@ -31,12 +31,12 @@ from taskiq.kicker import AsyncKicker
 from taskiq.receiver import Receiver
 from taskiq_nats import PullBasedJetStreamBroker
 
-from bridge.errors import BridgeError, UnknownLaneError
+from bridge.errors import BridgeError, UnknownLaneError, is_transient
 from bridge.jetstream import DeadLetterHeader, JetStreamConnection, header_text
 from bridge.pull import Puller
 from bridge.settings import LANES, BridgeSettings, Lane, get_bridge_settings
-from etl_assets.core.errors import PermanentError, TransientError
-from etl_assets.core.log import get_logger
+from etl_assets.core.errors import PermanentError
+from etl_assets.core.log import RepeatedWarning, get_logger
 
 logger = get_logger(__name__)
 
@@ -49,6 +49,8 @@ TASKS_FORGIVEN_SUBJECT = "tasks_forgiven"
 DEFAULT_LANE: Lane = "bulk"
 RETRY_SECONDS = (1.0, 5.0, 30.0, 120.0)
 """第几次失败之后等多久；再往后都等最后一个。"""
+
+_not_settled = RepeatedWarning(logger, "task not settled, it will be delivered again")
 
 _DAY = 86_400
 _MIB = 1 << 20
@@ -273,7 +275,7 @@ class Delivery:
         try:
             await self._settle(self.error)
         except BridgeError as error:
-            logger.error("task not settled, it will be delivered again", task=self.task, error=header_text(error))
+            _not_settled.say(type(error).__name__, task=self.task, error=header_text(error))
         self.broker.held.discard(self)
 
     async def _settle(self, error: BaseException | None) -> None:
@@ -283,7 +285,7 @@ class Delivery:
             await self._connection.confirm(self.message, b"+ACK")
         elif isinstance(error, asyncio.CancelledError):
             await self.give_back()
-        elif isinstance(error, TransientError):
+        elif is_transient(error):
             await self._forgive()
             await self._retry(error)
         elif isinstance(error, PermanentError | TaskRejectedError) or self.attempt >= self.broker.settings.task_max_attempts:

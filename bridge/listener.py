@@ -19,7 +19,7 @@ from bridge.jetstream import JetStreamConnection, header_text
 from bridge.pull import Puller
 from bridge.settings import BridgeSettings, Lane
 from etl_assets.core.errors import PermanentError
-from etl_assets.core.log import get_logger
+from etl_assets.core.log import RepeatedWarning, get_logger
 
 logger = get_logger(__name__)
 
@@ -69,6 +69,9 @@ class Listener:
         self._ring = ring
         self._connection = JetStreamConnection(settings, name="listener")
         self._puller = Puller(self._connection, EVENTS_STREAM, restore=self._ensure_streams)
+        self._handler_failed = RepeatedWarning(logger, "handler failed, trying again")
+        self._cannot_ring = RepeatedWarning(logger, "cannot ring, trying again")
+        self._not_settled = RepeatedWarning(logger, "events not settled, they will be delivered again")
 
     async def run(self, stop: asyncio.Event) -> None:
         """监听到 stop 为止；NATS 中途断开不算错，开头连不上抛 BridgeError。"""
@@ -157,7 +160,7 @@ class Listener:
             return [_Verdict(message, decision, handler.task_name) for (message, _), decision in zip(events, decisions, strict=True)]
         except Exception as error:  # noqa: BLE001 处理器抛什么都不能让监听器倒下
             if is_transient(error):
-                logger.warning("handler failed, trying again", subject=handler.subject, events=len(events), error=header_text(error))
+                self._handler_failed.say(handler.subject, subject=handler.subject, events=len(events), error=header_text(error))
                 return [_Verdict(message, _Failed(header_text(error), bounded=False)) for message, _ in events]
             if len(events) == 1:
                 return [_Verdict(events[0][0], self._blame(events[0][1], error))]
@@ -178,7 +181,7 @@ class Listener:
             try:
                 await self._ring(task_name, LANE)
             except Exception as error:  # noqa: BLE001 门铃没存下就不能确认，原因不论
-                logger.warning("cannot ring, trying again", task=task_name, error=header_text(error))
+                self._cannot_ring.say(type(error).__name__, task=task_name, error=header_text(error))
                 failed[task_name] = _Failed(f"cannot ring {task_name}: {error}", bounded=False)
         return [
             replace(verdict, decision=failed[verdict.task_name]) if verdict.wants_ring and verdict.task_name in failed else verdict
@@ -194,7 +197,7 @@ class Listener:
         )
         errors = [outcome for outcome in outcomes if outcome is not None]
         if errors:
-            logger.error("events not settled, they will be delivered again", events=len(errors), error=header_text(errors[0]))
+            self._not_settled.say(type(errors[0]).__name__, events=len(errors), error=header_text(errors[0]))
 
     async def _carry_out(self, message: Msg, decision: Decision | _Failed) -> None:
         attempt = message.metadata.num_delivered

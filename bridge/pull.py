@@ -15,7 +15,7 @@ from nats.aio.subscription import Subscription
 
 from bridge.jetstream import ANSWER_SECONDS, JetStreamConnection, header_text
 from etl_assets.core.errors import TransientError
-from etl_assets.core.log import get_logger
+from etl_assets.core.log import RepeatedWarning, get_logger
 
 logger = get_logger(__name__)
 
@@ -62,6 +62,9 @@ class Puller:
         self._arrived: list[Msg] = []
         self._news = asyncio.Event()
         self._trouble: str | None = None
+        self._failed = RepeatedWarning(logger, "pull failed")
+        self._ended = RepeatedWarning(logger, "pull ended")
+        self._cannot_restore = RepeatedWarning(logger, "cannot restore the consumer yet")
         connection.call_on_disconnect(self._forget_requests)
 
     async def take(self, consumer: str) -> Msg | None:
@@ -113,7 +116,7 @@ class Puller:
         try:
             yield
         except nats.errors.Error as error:
-            logger.warning("pull failed", stream=self._stream, cause=header_text(error))
+            self._failed.say(type(error).__name__, stream=self._stream, cause=header_text(error))
         finally:
             self._wanted = False
 
@@ -187,10 +190,10 @@ class Puller:
         trouble, self._trouble = self._trouble, None
         if trouble is None:
             return
-        logger.warning("pull ended", stream=self._stream, status=trouble)
+        self._ended.say(trouble, stream=self._stream, status=trouble)
         if trouble.startswith("503") or "Consumer Deleted" in trouble:
             try:
                 await self._restore()
             except TransientError as error:
-                logger.warning("cannot restore the consumer yet", stream=self._stream, cause=header_text(error))
+                self._cannot_restore.say(type(error).__name__, stream=self._stream, cause=header_text(error))
         await asyncio.sleep(0.5)

@@ -11,13 +11,15 @@ from bridge.outbox_publisher import publish_outbox
 from bridge.task_names import MATERIALIZE_DUE
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.errors import EtlError
-from etl_assets.core.log import get_logger
+from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.services.leases import has_claimable_days
 
 logger = get_logger(__name__)
 
 INTERVAL_SECONDS = 5.0
+
+_cannot_reconcile = RepeatedWarning(logger, "cannot reconcile now")
 
 
 async def reconcile(stop: asyncio.Event, *, broker: SafeJetStreamBroker, engine: sa.Engine, settings: EtlSettings) -> None:
@@ -28,7 +30,7 @@ async def reconcile(stop: asyncio.Event, *, broker: SafeJetStreamBroker, engine:
                 await broker.ring(MATERIALIZE_DUE, "event")
             await publish_outbox(engine, broker.connection)
         except EtlError as error:
-            logger.warning("cannot reconcile now", error=str(error))
+            _cannot_reconcile.say(type(error).__name__, error=str(error))
         try:
             await asyncio.wait_for(stop.wait(), INTERVAL_SECONDS)
         except TimeoutError:

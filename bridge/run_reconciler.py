@@ -100,7 +100,7 @@ def _bury(worker: RunWorker, run: DagsterRun) -> Iterator[Ring]:
             record_failed_run(connection, target, scope.days, asset=scope.assets[0], run_id=run.run_id, error=message)
         if scope.assets and scope.days and of_event:
             ledger.record_failure(
-                connection, target, scope.assets, scope.days, reason=message, permanent=False, run_id=run.run_id, first_retry_seconds=0
+                connection, target, scope.assets, scope.days, reason=message, kind="unknown", run_id=run.run_id, first_retry_seconds=0
             )
         leases.delete_expired_lease(connection, run.run_id)
     if of_event:

@@ -27,7 +27,7 @@ from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.database_sync import get_engine
-from etl_assets.core.errors import EtlError, PermanentError
+from etl_assets.core.errors import EtlError, PermanentError, TransientError
 from etl_assets.core.interruption import Interruption, current_interruption
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings, get_settings
@@ -38,6 +38,8 @@ from etl_assets.services.outbox import Completion, add_completion
 logger = get_logger(__name__)
 
 _TAGGED_EVENTS = 10
+_OF_DRIVERS = {"OperationalError", "InterfaceError"}
+"""Dagster 自己的存储断了线：没有人翻译过的错误。"""
 TRIGGER_TAG = "etl/trigger"
 EVENT = "event"
 
@@ -212,10 +214,9 @@ class RunWorker:
     def _record_failure(self, connection: sa.Connection, assets: tuple[str, ...], days: DayRange, run_id: str, result: RunResult) -> None:
         """失败的资产也要有完成事件。"""
         asset = result.failed_step if result.failed_step in assets else assets[0]
-        permanent = result.error_class in _class_names(PermanentError)
         target = self.settings.target_schema
         record_failed_run(connection, target, days, asset=asset, run_id=run_id, error=result.error)
-        ledger.record_failure(connection, target, assets, days, reason=result.error, permanent=permanent, run_id=run_id)
+        ledger.record_failure(connection, target, assets, days, reason=result.error, kind=_kind_of(result), run_id=run_id)
 
 
 def record_failed_run(connection: sa.Connection, target: str, days: DayRange, *, asset: str, run_id: str, error: str) -> None:
@@ -230,6 +231,12 @@ def record_failed_run(connection: sa.Connection, target: str, days: DayRange, *,
         error=error,
     )
     add_completion(connection, target, completion)
+
+
+def _kind_of(result: RunResult) -> ledger.Failure:
+    if result.error_class in _class_names(PermanentError):
+        return "permanent"
+    return "transient" if result.error_class in _class_names(TransientError) | _OF_DRIVERS else "unknown"
 
 
 def _class_names(base: type[EtlError]) -> set[str]:

@@ -15,7 +15,7 @@ from bridge.run_reconciler import INTERVAL_SECONDS, reconcile_runs
 from bridge.run_worker import HeldRun, RunWorker
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.errors import EtlError
-from etl_assets.core.log import get_logger
+from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.services.leases import LeaseState
 
 logger = get_logger(__name__)
@@ -24,6 +24,9 @@ HEARTBEAT_SECONDS = 0.25
 """也是取消最迟多久被看见。"""
 _CANCEL_SECONDS = 0.1
 """取消之后，隔多久再取消一次正在执行的语句。"""
+
+_cannot_extend = RepeatedWarning(logger, "cannot extend the lease")
+_cannot_look = RepeatedWarning(logger, "cannot look after runs now")
 
 broker = SafeJetStreamBroker()
 
@@ -97,7 +100,7 @@ async def _guard(worker: RunWorker, held: HeldRun) -> None:
         try:
             state = await asyncio.to_thread(worker.heartbeat, held)
         except EtlError as error:
-            logger.warning("cannot extend the lease", run_id=held.run.run_id, error=str(error))
+            _cannot_extend.say(held.run.run_id, run_id=held.run.run_id, error=str(error))
     if state is LeaseState.CANCEL_REQUESTED:
         await asyncio.to_thread(worker.note_cancel, held)
     else:
@@ -116,7 +119,7 @@ async def _reconcile(worker: RunWorker) -> None:
             for ring in await asyncio.to_thread(reconcile_runs, worker):
                 await broker.ring(ring.task_name, ring.lane, *ring.arguments)
         except Exception as error:  # noqa: BLE001  # Dagster 的存储不在时抛什么都有可能
-            logger.warning("cannot look after runs now", error=str(error))
+            _cannot_look.say(type(error).__name__, error=str(error))
 
 
 def _log(held: HeldRun, result: RunResult) -> None:

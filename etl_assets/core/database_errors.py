@@ -33,7 +33,7 @@ def translate(cause: BaseException) -> EtlError:
         case psycopg.errors.LockNotAvailable():
             return TransientError(f"another run holds the rows for longer than ETL_LOCK_TIMEOUT_SECONDS: {summary}")
         case psycopg.errors.QueryCanceled():
-            return TransientError(f"a statement ran longer than ETL_STATEMENT_TIMEOUT_SECONDS or was cancelled: {summary}")
+            return EtlError(f"a statement ran longer than ETL_STATEMENT_TIMEOUT_SECONDS or was cancelled: {summary}")
         case psycopg.errors.IdleInTransactionSessionTimeout():
             return TransientError(f"the process paused in a transaction for longer than ETL_IDLE_TRANSACTION_TIMEOUT_SECONDS: {summary}")
         case psycopg.errors.DeadlockDetected() | psycopg.errors.SerializationFailure():
@@ -68,4 +68,4 @@ def translate(cause: BaseException) -> EtlError:
         case psycopg.errors.DataError() | psycopg.errors.IntegrityError():
             return PermanentError(f"PostgreSQL refused the data, nothing was written: {summary}")
         case _:
-            return TransientError(f"PostgreSQL reported: {summary}")
+            return EtlError(f"PostgreSQL reported: {summary}")

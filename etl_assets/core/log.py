@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
+import time
+from collections import Counter
 from typing import Any
 
 import structlog
@@ -63,6 +66,30 @@ def configure_logging(component: str, *, level: str = "INFO", console: bool | No
     root.setLevel(level)
     logging.getLogger("alembic").setLevel(logging.WARNING)  # 迁移成功不必每次说三行
     structlog.contextvars.bind_contextvars(component=component)
+
+
+class RepeatedWarning:
+    """故障期间一再重复的一句话：头一回立刻说，以后一分钟一回，附上期间没说的几回。"""
+
+    SECONDS = 60.0
+
+    def __init__(self, logger: structlog.stdlib.BoundLogger, message: str) -> None:
+        self._logger = logger
+        self._message = message
+        self._said: dict[str, float] = {}
+        self._unsaid: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def say(self, kind: str, **fields: Any) -> None:
+        """:param kind: 哪一种故障（错误的类名）；另一种不必等这一种。"""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._said.get(kind, -self.SECONDS) < self.SECONDS:
+                self._unsaid[kind] += 1
+                return
+            self._said[kind] = now
+            unsaid = self._unsaid.pop(kind, 0)
+        self._logger.warning(self._message, **fields, **({"repeated": unsaid} if unsaid else {}))
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange, local_day
-from etl_assets.core.errors import TransientError
+from etl_assets.core.errors import EtlError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TIMESTAMP, import_tasks, order_index, raw_orders, rejected_rows, shop_configs, target_tables, trimmed
 from etl_assets.services.raw_rows import IN_SCOPE
@@ -57,10 +57,10 @@ class DayAccount:
         return f"{self.raw} raw rows in scope on {self.day}, {split}"
 
 
-class AccountingError(TransientError):
+class AccountingError(EtlError):
     """写完之后账不平，数据事务必须回滚。
 
-    归在重试有用的一类：别的程序恰好同时改了 orders 或拒收记录，再做一次就平了；真丢了行的，试过几次由台账搁置。
+    说不准的一类：别的程序恰好同时改了 orders 或拒收记录，再做一次就平了；真丢了行的，试过几次由台账搁置。
     """
 
     def __init__(self, accounts: Sequence[DayAccount]) -> None:

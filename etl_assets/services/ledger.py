@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -24,6 +24,10 @@ ASSETS = ("orders", "customers", "leads")
 
 MAX_FAILURES = 5
 _FIRST_RETRY_SECONDS = 5
+_LONGEST_RETRY_SECONDS = 60
+
+Failure = Literal["transient", "permanent", "unknown"]
+"""失败的种类，决定何时再试。"""
 
 
 @dataclass(frozen=True)
@@ -169,22 +173,31 @@ def record_failure(
     days: DayRange,
     *,
     reason: str,
-    permanent: bool,
+    kind: Failure,
     run_id: str | None = None,
     first_retry_seconds: float = _FIRST_RETRY_SECONDS,
 ) -> None:
-    """运行失败：还到期的日子稍后再试，间隔翻倍；重试无用或次数用尽的就搁置，直到有新的要求。"""
+    """运行失败：还到期的日子稍后再试，或者搁置，直到有新的要求。
+
+    :param kind: transient 的原因在外面，等得越久试得越疏，不计次数；permanent 重试无用，立刻搁置；unknown 间隔翻倍，次数用尽搁置。
+    """
     overdue = _overdue(target, assets, days)
     _lock(connection, overdue)
-    failures = ledger.c.failures + 1
-    held = sa.or_(sa.literal(permanent), failures >= MAX_FAILURES)
-    delay = sa.func.make_interval(0, 0, 0, 0, 0, 0, first_retry_seconds * sa.func.power(2, ledger.c.failures))
+    waited = sa.func.extract("epoch", sa.func.clock_timestamp() - ledger.c.requested_at)
+    backoff_seconds = {
+        "transient": sa.func.least(sa.func.greatest(waited / 2, first_retry_seconds), _LONGEST_RETRY_SECONDS),
+        "permanent": sa.literal(0),
+        "unknown": first_retry_seconds * sa.func.power(2, ledger.c.failures),
+    }[kind]
+    failures = ledger.c.failures + (0 if kind == "transient" else 1)
+    held = sa.or_(sa.literal(kind == "permanent"), failures >= MAX_FAILURES)
+    retry_at = sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, backoff_seconds)
     connection.execute(
         sa.update(ledger)
         .where(overdue)
         .values(
             failures=failures,
-            retry_at=sa.case((held, None), else_=sa.func.clock_timestamp() + delay),
+            retry_at=sa.case((held, None), else_=retry_at),
             held_reason=sa.case((held, reason), else_=None),
             failed_run_id=run_id,
         )

@@ -21,7 +21,7 @@ SECRET = "h0nse-Secret"
     ("cause", "kind", "advice"),
     [
         (psycopg.errors.LockNotAvailable, TransientError, "ETL_LOCK_TIMEOUT_SECONDS"),
-        (psycopg.errors.QueryCanceled, TransientError, "ETL_STATEMENT_TIMEOUT_SECONDS"),
+        (psycopg.errors.QueryCanceled, EtlError, "ETL_STATEMENT_TIMEOUT_SECONDS"),
         (psycopg.errors.DiskFull, TransientError, "disk of the PostgreSQL server is full"),
         (psycopg.errors.OutOfMemory, TransientError, "out of resources"),
         (psycopg.errors.ConfigurationLimitExceeded, TransientError, "out of resources"),
@@ -32,7 +32,7 @@ SECRET = "h0nse-Secret"
         (psycopg.errors.CrashShutdown, DatabaseUnavailableError, "what was not committed is undone"),
         (psycopg.OperationalError, DatabaseUnavailableError, "what was not committed is undone"),
         (psycopg.InterfaceError, DatabaseUnavailableError, "what was not committed is undone"),
-        (psycopg.errors.IoError, TransientError, "PostgreSQL reported"),
+        (psycopg.errors.IoError, EtlError, "PostgreSQL reported"),
         (psycopg.errors.ProgramLimitExceeded, PermanentError, "cannot hold a value that is so large"),
         (psycopg.errors.UndefinedTable, PermanentError, "etl init-db"),
         (psycopg.errors.UndefinedColumn, PermanentError, "etl init-db"),

@@ -20,7 +20,7 @@ from psycopg.rows import TupleRow
 
 from etl_assets.core.database_sync import build_engine, normalize_url
 from etl_assets.core.embedded_postgres import EmbeddedPostgres
-from etl_assets.core.errors import DatabaseUnavailableError, TransientError
+from etl_assets.core.errors import DatabaseUnavailableError, EtlError, TransientError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks
 from etl_assets.migrations.upgrade import upgrade_database
@@ -150,7 +150,7 @@ def test_statement_that_takes_too_long_fails_the_run(impatient: Chain, raw_data:
     with (
         nothing_left_behind(impatient),
         locked(impatient, table, mode),
-        pytest.raises(TransientError, match=r"ETL_STATEMENT_TIMEOUT_SECONDS.*: canceling statement due to statement timeout"),
+        pytest.raises(EtlError, match=r"ETL_STATEMENT_TIMEOUT_SECONDS.*: canceling statement due to statement timeout"),
     ):
         impatient.run(DAY, assets=[asset])
 

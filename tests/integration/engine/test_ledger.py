@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,6 +18,7 @@ from etl_assets.services.leases import claim_due_days, has_claimable_days
 from etl_assets.services.ledger import (
     ASSETS,
     MAX_FAILURES,
+    Failure,
     days_allowing_deletes,
     mark_materialized,
     read_revisions,
@@ -58,9 +59,9 @@ def materialize(connection: sa.Connection, asset: str, *days: date) -> list[UUID
     return mark_materialized(connection, TARGET, asset, span, read_revisions(connection, TARGET, asset, span), run_id="run")
 
 
-def fail(connection: sa.Connection, *, permanent: bool = False, times: int = 1) -> None:
+def fail(connection: sa.Connection, kind: Failure = "unknown", *, times: int = 1) -> None:
     for _ in range(times):
-        record_failure(connection, TARGET, ASSETS, DayRange(DAY, DAY), reason="no luck", permanent=permanent)
+        record_failure(connection, TARGET, ASSETS, DayRange(DAY, DAY), reason="no luck", kind=kind)
 
 
 # ---- 到期与做完 ------------------------------------------------------------------
@@ -193,15 +194,28 @@ def test_failed_day_is_tried_again_once_its_wait_is_over(connection: sa.Connecti
 
 def test_permanent_failure_is_held_at_once(connection: sa.Connection) -> None:
     request_days(connection, TARGET, [DAY])
-    fail(connection, permanent=True)
+    fail(connection, "permanent")
     assert entry(connection, "orders").held_reason == "no luck"
     assert not has_claimable_days(connection, TARGET)
+
+
+def test_transient_failures_are_never_held_and_are_tried_less_often_the_longer_they_last(connection: sa.Connection) -> None:
+    request_days(connection, TARGET, [DAY])
+    waits = []
+    for minutes in (0, 1, 60):
+        connection.execute(sa.update(ledger).values(requested_at=sa.func.clock_timestamp() - timedelta(minutes=minutes)))
+        fail(connection, "transient", times=MAX_FAILURES)
+        now = connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
+        row = entry(connection, "orders")
+        assert (row.failures, row.held_reason) == (0, None)
+        waits.append((row.retry_at - now).total_seconds())
+    assert waits == pytest.approx([5, 30, 60], abs=2)
 
 
 def test_failure_does_not_touch_what_is_already_done(connection: sa.Connection) -> None:
     request_days(connection, TARGET, [DAY])
     materialize(connection, "orders")
-    fail(connection, permanent=True)
+    fail(connection, "permanent")
     assert [entry(connection, asset).held_reason for asset in ASSETS] == [None, "no luck", None]
 
 
@@ -217,7 +231,7 @@ def test_new_request_clears_the_hold_of_the_whole_chain(connection: sa.Connectio
 def test_new_upstream_revision_clears_the_hold_of_what_follows(connection: sa.Connection) -> None:
     request_days(connection, TARGET, [DAY])
     materialize(connection, "orders")
-    fail(connection, permanent=True)
+    fail(connection, "permanent")
     materialize(connection, "orders")
     row = entry(connection, "customers")
     assert (row.failures, row.retry_at, row.held_reason) == (0, None, None)
@@ -278,7 +292,7 @@ def test_held_days_of_an_import_are_reported(
 ) -> None:
     import_id = raw_data.add_import([{}])
     request_imports(engine, etl_settings, [ImportEvent(import_id, uuid4())])
-    fail(connection, permanent=True)
+    fail(connection, "permanent")
     progress = import_progress(connection, etl_settings, import_id)
     assert (progress.done, progress.held, progress.held_reason) == (0, 1, "no luck")
 
