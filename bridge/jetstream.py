@@ -27,7 +27,7 @@ from bridge.errors import (
 )
 from bridge.settings import BridgeSettings
 from etl_assets.core.errors import SettingsError
-from etl_assets.core.log import get_logger
+from etl_assets.core.log import RepeatedWarning, get_logger
 
 logger = get_logger(__name__)
 
@@ -85,7 +85,7 @@ class JetStreamConnection:
         self._started = False
         self._opening = False
         self._cause: Exception | None = None
-        self._said: dict[str, float] = {}
+        self._trouble = RepeatedWarning(logger, "nats trouble")
         self._usable = asyncio.Event()
         self._on_disconnect: list[Callable[[], None]] = []
 
@@ -163,11 +163,7 @@ class JetStreamConnection:
                 raise NatsRefusedError(f"NATS at {self._server} refuses the user or password: correct ETL_NATS_URL") from error
             return
         cause = header_text(error) or type(error).__name__
-        now = time.monotonic()
-        # 重连每秒一次，同一原因一分钟只说一回
-        if now - self._said.get(cause, -60.0) >= 60:
-            self._said[cause] = now
-            logger.warning("nats trouble", connection=self._name, cause=cause)
+        self._trouble.say(cause, connection=self._name, cause=cause)
 
     async def _disconnected(self) -> None:
         if self._opening or self.client.is_closed:
@@ -177,7 +173,6 @@ class JetStreamConnection:
         self._interrupt()
 
     async def _reconnected(self) -> None:
-        self._said.clear()
         self._usable.set()
         logger.info("nats reconnected", connection=self._name, server=self._server)
 
