@@ -42,7 +42,9 @@ class StreamFullError(BridgeError, TransientError):
 
     def __init__(self, subject: str) -> None:
         self.subject = subject
-        super().__init__(f"the stream of {subject} is full and nothing was stored: start more workers, or raise the stream's limits")
+        super().__init__(
+            f"the stream of {subject} is full and nothing was stored: let the listener and the workers catch up, or raise its limits"
+        )
 
 
 class PayloadTooLargeError(BridgeError, PermanentError):

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, StreamConfig
 
 from bridge.errors import InvalidEventError, is_transient
 from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, Ignored, NotYet, ReceivedEvent, Rejected
@@ -30,7 +30,15 @@ FINISH_SECONDS = 20.0
 
 _DAY = 86_400
 _MIB = 1 << 20
-_EVENTS = StreamConfig(name=EVENTS_STREAM, subjects=[EVENTS_PREFIX + ">"], max_bytes=512 * _MIB, max_age=30 * _DAY, duplicate_window=600)
+# 满了就拒收，发布的人知道；丢旧的会丢掉还没处理的
+_EVENTS = StreamConfig(
+    name=EVENTS_STREAM,
+    subjects=[EVENTS_PREFIX + ">"],
+    discard=DiscardPolicy.NEW,
+    max_bytes=1024 * _MIB,
+    max_age=30 * _DAY,
+    duplicate_window=600,
+)
 _DEAD_LETTERS = StreamConfig(
     name=EVENTS_DLQ_STREAM, subjects=[EVENTS_DLQ_PREFIX + ">"], max_bytes=64 * _MIB, max_age=30 * _DAY, duplicate_window=600
 )

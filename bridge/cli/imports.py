@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from uuid import UUID
 
 import click
 from rich.console import Console
@@ -17,6 +19,7 @@ from bridge.cli.options import Format, print_rows, with_stack
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.log import configure_logging
 
+_FULL_SECONDS = 1.0
 _IMPORTS_COLUMNS = ["import_id", "source_name", "status", "completed_at", "raw", "loaded", "superseded", "rejected", "waiting"]
 
 
@@ -44,12 +47,9 @@ def import_command(
 
     All or nothing: one bad row and nothing is imported, unless --skip-bad-rows.
     """
-    from bridge.events.envelope import DataImportCompleted
-    from bridge.events.publish import publish_event
     from bridge.events.subjects import DATA_IMPORT_COMPLETED
     from bridge.imports.loading import import_file
     from bridge.imports.profile import load_profile
-    from bridge.settings import get_bridge_settings
     from etl_assets.core.database_sync import get_engine
     from etl_assets.core.settings import get_settings
 
@@ -74,10 +74,8 @@ def import_command(
         )
     if report.import_id is not None:
         try:
-            asyncio.run(
-                publish_event(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=report.import_id), settings=get_bridge_settings())
-            )
-        except Exception:
+            _announce(report.import_id)
+        except (Exception, KeyboardInterrupt):
             click.echo(
                 f"import {report.import_id} is in raw_orders but was not announced; once NATS is back: "
                 f"etl publish {DATA_IMPORT_COMPLETED} '{json.dumps({'status': 'completed', 'import_id': str(report.import_id)})}'",
@@ -104,6 +102,27 @@ def import_command(
         )
     click.echo(f"{report.rows:,} orders from {report.source_rows:,} rows of {file.name} in {report.seconds:.2f} s", err=True)
     click.echo(str(report.import_id) if report.import_id else "dry run: nothing was written")
+
+
+def _announce(import_id: UUID) -> None:
+    """发布事件；流满了就等，并说为什么等。"""
+    from bridge.errors import StreamFullError
+    from bridge.events.envelope import DataImportCompleted
+    from bridge.events.publish import publish_event
+    from bridge.events.subjects import DATA_IMPORT_COMPLETED
+    from bridge.settings import get_bridge_settings
+
+    event, waiting = DataImportCompleted(import_id=import_id), False
+    while True:
+        try:
+            asyncio.run(publish_event(DATA_IMPORT_COMPLETED, event, settings=get_bridge_settings()))
+        except StreamFullError as error:
+            if not waiting:
+                click.echo(f"import {import_id} is in raw_orders; waiting to announce it: {error}", err=True)
+            waiting = True
+            time.sleep(_FULL_SECONDS)
+        else:
+            return
 
 
 @click.command("imports")
