@@ -28,6 +28,7 @@ _COMMANDS = {
     "backfill": ("bridge.cli.backfill", "Materialize a range of days again, through the same queue."),
     "compare": ("bridge.cli.compare", "Compare the results in two schemas, column by column."),
     "status": ("bridge.cli.status", "Show what is due, running, held, queued and rejected."),
+    "doctor": ("bridge.cli.doctor", "Look at everything; say what is wrong and what to do."),
     "demo": ("bridge.cli.demo", "Run the whole flow on sample data, check it, and stop."),
 }
 EXIT_FAILED = 1

@@ -7,11 +7,14 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from etl_assets.core.errors import DatabaseUnavailableError, PermanentError
 from etl_assets.core.tables import APPLICATION_SCHEMA, application
 
 MINIMUM_SERVER_VERSION = 140000
+VERSION_TABLE = "schema_version"
 _UPGRADE_LOCK = 0x45544C  # "ETL"：两个 init-db 同时跑时排队
 
 
@@ -21,8 +24,7 @@ def upgrade_database(engine: sa.Engine) -> bool:
     :raises DatabaseUnavailableError: 连不上，或服务器早于 PostgreSQL 14。
     :raises PermanentError: 应用表只有一部分存在，或没有建表的权限。
     """
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
+    config = _config()
     try:
         with engine.connect() as connection:
             version = connection.exec_driver_sql("SHOW server_version_num").scalar_one()
@@ -52,6 +54,22 @@ def upgrade_database(engine: sa.Engine) -> bool:
         ) from error
     except sa.exc.ProgrammingError as error:
         raise PermanentError(f"cannot create the schema: {_first_line(error)}; the role needs CREATE on the database") from error
+
+
+def missing_migrations(engine: sa.Engine) -> list[str]:
+    """还没做的迁移，先做的在前；没有就是最新的。"""
+    scripts = ScriptDirectory.from_config(_config())
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "version_table_schema": "etl"})
+        current = context.get_current_revision()
+    pending = [script.revision for script in scripts.iterate_revisions("head", current or "base")]
+    return pending[::-1]
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    return config
 
 
 def _first_line(error: sa.exc.DBAPIError) -> str:

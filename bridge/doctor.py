@@ -1,0 +1,242 @@
+"""`etl doctor` 看的每一项：是什么样，不对的该怎么办。只看，不改。"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import sqlalchemy as sa
+from nats.js.api import StreamInfo
+from nats.js.errors import NotFoundError
+
+from bridge.broker import TASKS_DLQ_STREAM, TASKS_STREAM
+from bridge.events.envelope import DataImportCompleted
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM
+from bridge.jetstream import JetStreamConnection
+from bridge.listener import CONSUMER
+from bridge.settings import LANES, BridgeSettings
+from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.errors import EtlError, PermanentError
+from etl_assets.core.settings import EtlSettings
+from etl_assets.migrations.upgrade import MINIMUM_SERVER_VERSION, missing_migrations
+from etl_assets.services import health, reports
+from etl_assets.services.table_checks import CHECKS, count_violations
+from etl_assets.services.table_contract import assert_table_contract
+
+State = Literal["ok", "warning", "error"]
+_FULL = 0.8
+_LEAST_FREE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """一项检查的结果；不是 ok 的，says 也说怎么办。"""
+
+    check: str
+    state: State
+    says: str
+
+
+def examine(engine: sa.Engine, settings: EtlSettings, bridge_settings: BridgeSettings, *, state_dir: Path) -> Iterator[Finding]:
+    """逐项看过去；服务器不在的，靠它的那些项不看。"""
+    yield _free_disk(state_dir)
+    database = _attempt("postgres", lambda: _server(engine))
+    yield database
+    nats = _attempt("nats", lambda: asyncio.run(_nats(bridge_settings)))
+    yield nats
+    if database.state != "error":
+        yield _attempt("schema", lambda: _schema(engine, settings))
+        yield _dagster_storage(engine)
+        yield from _ledger(engine, settings)
+        yield from _tables(engine, settings)
+    if nats.state != "error":
+        with translated_errors(), engine.connect() as connection:
+            newest = health.newest_handled_sequence(connection, settings) if database.state != "error" else None
+        yield from asyncio.run(_queues(bridge_settings, newest))
+
+
+def _attempt(check: str, look: Callable[[], Finding]) -> Finding:
+    try:
+        with translated_errors():
+            return look()
+    except EtlError as error:
+        return Finding(check, "error", str(error))
+
+
+# ---- 服务器 -------------------------------------------------------------------------
+
+
+def _free_disk(state_dir: Path) -> Finding:
+    folder = next(parent for parent in (state_dir, *state_dir.parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
+    says = f"{free / (1 << 30):.1f} GiB free at {folder}"
+    return Finding(
+        "disk", "ok" if free > _LEAST_FREE_BYTES else "warning", says if free > _LEAST_FREE_BYTES else f"{says}: free some space"
+    )
+
+
+def _server(engine: sa.Engine) -> Finding:
+    with engine.connect() as connection:
+        number, version = connection.execute(
+            sa.text("SELECT current_setting('server_version_num')::int, current_setting('server_version')")
+        ).one()
+        recovering = connection.scalar(sa.text("SELECT pg_is_in_recovery()"))
+    if number < MINIMUM_SERVER_VERSION:
+        return Finding("postgres", "error", f"version {version}: upgrade to {MINIMUM_SERVER_VERSION // 10000} or newer")
+    if recovering:
+        return Finding("postgres", "error", "the server is a read-only standby: point ETL_DATABASE_URL at the primary")
+    return Finding("postgres", "ok", f"version {version}")
+
+
+def _schema(engine: sa.Engine, settings: EtlSettings) -> Finding:
+    if missing := missing_migrations(engine):
+        return Finding("schema", "error", f"{len(missing)} migrations are missing ({', '.join(missing)}): run `etl init-db`")
+    with engine.connect() as connection:
+        assert_table_contract(connection, settings.target_schema)
+        lacking = connection.scalar(_LACKING_RIGHTS, {"target": settings.target_schema})
+    if lacking:
+        raise PermanentError(f"the role of ETL_DATABASE_URL may not write {lacking}: grant it SELECT, INSERT, UPDATE, DELETE")
+    return Finding("schema", "ok", f"the tables in {settings.target_schema} match the contract")
+
+
+_LACKING_RIGHTS = sa.text("""
+    SELECT string_agg(n.nspname || '.' || c.relname, ', ' ORDER BY n.nspname, c.relname)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p')
+      AND (n.nspname = 'etl' AND c.relname <> 'schema_version'
+           OR n.nspname = :target AND c.relname IN ('orders', 'customers', 'business_leads'))
+      AND NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+               AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))""")
+
+
+def _dagster_storage(engine: sa.Engine) -> Finding:
+    home = os.environ.get("DAGSTER_HOME")
+    if not home:
+        return Finding("dagster", "warning", "DAGSTER_HOME is not set here: workers need it, see `etl env`")
+    if not (Path(home) / "dagster.yaml").exists():
+        return Finding("dagster", "error", f"there is no dagster.yaml in DAGSTER_HOME ({home}): start `etl up` once, or write one")
+    return Finding("dagster", "ok", f"dagster {importlib.metadata.version('dagster')}, {home}")
+
+
+async def _nats(settings: BridgeSettings) -> Finding:
+    connection = JetStreamConnection(settings, name="doctor")
+    await connection.open()
+    version = connection.client.connected_server_version
+    await connection.close()
+    return Finding("nats", "ok", f"version {version}, JetStream")
+
+
+# ---- 台账与表 -----------------------------------------------------------------------
+
+
+def _ledger(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:
+    with translated_errors(), engine.connect() as connection:
+        held = reports.held_days(connection, settings)
+        silent = health.unannounced_imports(connection, settings)
+        unasked = health.unasked_days(connection, settings)
+        nowhere = health.rows_nowhere(connection, settings)
+    if held:
+        yield Finding(
+            "held days", "warning", f"{held[0]['day']} of {held[0]['asset']} and perhaps others are held: {held[0]['held_reason']}"
+        )
+    if silent:
+        yield Finding(
+            "announced imports",
+            "error",
+            f"{len(silent)} completed imports are not in the ledger, the oldest is {silent[0]}: `etl replay`, "
+            f"or `etl publish {DATA_IMPORT_COMPLETED}` for each",
+        )
+    for check, found, problem in (
+        ("ledger", unasked, "raw rows lie on days that the ledger was never asked for"),
+        ("tables", nowhere, "raw rows of days that the ledger calls done are neither in orders nor rejected"),
+    ):
+        if found:
+            remedy = f"was a backup restored? `etl backfill --from {found.first} --to {found.last}` makes these days again"
+            yield Finding(check, "error", f"{found.rows:,} {problem} ({found.first} to {found.last}): {remedy}")
+    if not (held or silent or unasked or nowhere):
+        yield Finding("ledger", "ok", "every raw row is accounted for")
+
+
+def _tables(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:
+    wrong = [
+        f"{asset} {name} ({violations:,})"
+        for asset in CHECKS
+        for name, violations in count_violations(engine, settings, asset, None).items()
+        if violations
+    ]
+    remedy = "make the days again with `etl backfill`; if it stays, something else writes these tables"
+    yield Finding("table checks", "error", f"{', '.join(wrong)}: {remedy}") if wrong else Finding("table checks", "ok", "all pass")
+
+
+# ---- 队列 ---------------------------------------------------------------------------
+
+
+async def _queues(settings: BridgeSettings, newest_in_ledger: int | None) -> list[Finding]:
+    connection = JetStreamConnection(settings, name="doctor")
+    await connection.open()
+    own = settings.own_name
+    try:
+        findings = []
+        for stream in (EVENTS_STREAM, own(TASKS_STREAM)):
+            info = await _stream_info(connection, stream)
+            findings.append(_fullness(stream, info))
+        for stream, lane in [(EVENTS_STREAM, own(CONSUMER)), *((own(TASKS_STREAM), lane) for lane in LANES)]:
+            findings += await _served(connection, stream, lane)
+        for stream in (EVENTS_DLQ_STREAM, own(TASKS_DLQ_STREAM)):
+            letters = (info := await _stream_info(connection, stream)) and info.state.messages
+            if letters:
+                findings.append(Finding("dead letters", "warning", f"{letters} in {stream}: look at them with `etl dlq list`"))
+        if newest_in_ledger is not None:
+            findings += await _newest_event(connection, own(CONSUMER), newest_in_ledger)
+        return findings
+    finally:
+        await connection.close()
+
+
+async def _stream_info(connection: JetStreamConnection, stream: str) -> StreamInfo | None:
+    try:
+        return await connection.context.stream_info(stream)
+    except NotFoundError:
+        return None
+
+
+def _fullness(stream: str, info: StreamInfo | None) -> Finding:
+    if info is None:
+        return Finding(f"stream {stream}", "error", "it does not exist: start `etl up` or `etl listen` and `etl worker` once")
+    limit = info.config.max_bytes or -1
+    used = info.state.bytes / limit if limit > 0 else 0.0
+    says = f"{info.state.messages:,} messages, {used:.0%} full"
+    return Finding(f"stream {stream}", "warning" if used > _FULL else "ok", f"{says}: raise its limits" if used > _FULL else says)
+
+
+async def _served(connection: JetStreamConnection, stream: str, consumer: str) -> list[Finding]:
+    """有人等着取，或取走了还没做完：就是有进程在。"""
+    try:
+        info = await connection.context.consumer_info(stream, consumer)
+    except NotFoundError:
+        return [Finding(f"{stream}.{consumer}", "warning", "nobody has ever listened: start `etl listen` and `etl worker`")]
+    if info.num_waiting or info.num_ack_pending:
+        return []
+    return [Finding(f"{stream}.{consumer}", "warning", f"nobody takes its {info.num_pending or 0:,} waiting messages: is the process up?")]
+
+
+async def _newest_event(connection: JetStreamConnection, consumer: str, newest_in_ledger: int) -> list[Finding]:
+    """监听器已确认的最新一个导入事件，台账该知道。"""
+    try:
+        last = await connection.context.get_last_msg(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
+        info = await connection.context.consumer_info(EVENTS_STREAM, consumer)
+        import_id = DataImportCompleted.model_validate_json(last.data or b"").import_id
+    except (NotFoundError, ValueError):  # 没有事件，或最新的那个是毒的
+        return []
+    handled = info.ack_floor.stream_seq if info.ack_floor else 0
+    if newest_in_ledger >= (last.seq or 0) or handled < (last.seq or 0):
+        return []
+    remedy = f"was a backup restored? `etl replay --seq {newest_in_ledger + 1}`"
+    says = f"the event {last.seq} of import {import_id} was handled, but the ledger knows only events up to {newest_in_ledger}: {remedy}"
+    return [Finding("newest event", "error", says)]

@@ -1,0 +1,147 @@
+"""etl doctor：好的说好；台账与数据对不上（恢复了旧备份、事件没发）、队列没人管、服务器不在，都说出来并说怎么办。"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from bridge.events import DataImportCompleted
+from bridge.events.publish import publish_event
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
+from bridge.handlers import HANDLERS
+from bridge.listener import Listener
+from bridge.settings import BridgeSettings
+from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import import_tasks
+from etl_assets.customers.asset import customers
+from etl_assets.leads.asset import leads
+from etl_assets.orders.asset import orders
+from etl_assets.services.intake import ImportEvent, request_imports
+from etl_assets.testing.fixtures import MaterializeDays
+from etl_assets.testing.raw_data import RawData
+
+from .conftest import NatsServer
+
+Doctor = Callable[..., dict[str, tuple[str, str]]]
+DAY = date(2026, 1, 5)
+
+
+@pytest.fixture
+def doctor(etl_settings: EtlSettings, tmp_path: Path) -> Doctor:
+    """`doctor(nats_url, exit_code=…)`：检查 → （状态，说的话）。"""
+
+    def examine(nats_url: str, *, exit_code: int, database_url: str = etl_settings.database_url) -> dict[str, tuple[str, str]]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETL_", "DAGSTER_"))}
+        addresses = {"ETL_DATABASE_URL": database_url, "ETL_NATS_URL": nats_url, "ETL_STATE_DIR": str(tmp_path)}
+        result = subprocess.run(
+            [sys.executable, "-m", "bridge.cli.main", "doctor", "--json"],
+            env={**environment, **addresses, "ETL_CONNECT_TIMEOUT_SECONDS": "2"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == exit_code, result.stdout + result.stderr
+        findings: list[dict[str, Any]] = json.loads(result.stdout)
+        return {finding["check"]: (finding["state"], finding["says"]) for finding in findings}
+
+    return examine
+
+
+@pytest.fixture
+def imported(raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings, materialize_days: MaterializeDays) -> object:
+    """一次导入，一小时前完成，做到了底。"""
+    import_id = raw_data.add_import([{}])
+    with engine.begin() as connection:
+        connection.execute(sa.update(import_tasks).values(completed_at=import_tasks.c.completed_at - sa.text("interval '1 hour'")))
+    request_imports(engine, etl_settings, [ImportEvent(import_id, uuid4(), sequence=1)])
+    assert materialize_days([orders, customers, leads], DAY).success
+    return import_id
+
+
+@pytest.mark.usefixtures("imported")
+def test_what_is_right_is_ok_and_what_nobody_serves_is_a_warning(doctor: Doctor, nats_server: NatsServer) -> None:
+    found = doctor(nats_server.url, exit_code=1)
+    assert {found[check][0] for check in ("disk", "postgres", "nats", "schema", "ledger", "table checks")} == {"ok"}
+    assert found["stream EVENTS"] == ("error", "it does not exist: start `etl up` or `etl listen` and `etl worker` once")
+    assert found["TASKS.event"][0] == "warning"
+
+
+@pytest.mark.usefixtures("imported")
+@pytest.mark.parametrize(
+    ("damage", "check", "remedy"),
+    [
+        ("DELETE FROM etl.ledger", "ledger", "`etl backfill --from 2026-01-05 --to 2026-01-05`"),
+        ("DELETE FROM etl.import_events", "announced imports", "`etl replay`"),
+        ("DELETE FROM orders", "tables", "`etl backfill --from 2026-01-05 --to 2026-01-05`"),
+        ("UPDATE customers SET total_amount = total_amount + 1", "table checks", "`etl backfill`"),
+        ("ALTER TABLE orders ALTER COLUMN quantity TYPE bigint", "schema", "quantity"),
+        ("UPDATE etl.schema_version SET version_num = '0003'", "schema", "0004): run `etl init-db`"),
+    ],
+)
+def test_what_disagrees_is_said_with_what_to_do(
+    doctor: Doctor, nats_server: NatsServer, engine: sa.Engine, damage: str, check: str, remedy: str
+) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql(damage)
+    state, says = doctor(nats_server.url, exit_code=1)[check]
+    assert state == "error"
+    assert remedy in says
+
+
+async def test_event_that_was_handled_but_is_not_in_the_ledger_is_noticed(
+    doctor: Doctor,
+    nats_server: NatsServer,
+    raw_data: RawData,
+    engine: sa.Engine,
+    etl_settings: EtlSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+
+    monkeypatch.setattr("bridge.handlers.get_engine", lambda: engine)
+    monkeypatch.setattr("bridge.handlers.get_settings", lambda: etl_settings)
+    settings = BridgeSettings(nats_url=nats_server.url)
+    stop = asyncio.Event()
+
+    async def ring(_task: str, _lane: str) -> None:
+        """没有工人。"""
+
+    listening = asyncio.create_task(Listener(settings, handlers=HANDLERS, ring=ring).run(stop))
+    import_id = raw_data.add_import([{}])
+    async with asyncio.timeout(30):
+        await publish_event(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=import_id), settings=settings)
+        while not await asyncio.to_thread(knows, engine):
+            await asyncio.sleep(0.05)
+    assert "newest event" not in await asyncio.to_thread(doctor, nats_server.url, exit_code=1)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM etl.import_events")
+    state, says = (await asyncio.to_thread(doctor, nats_server.url, exit_code=1))["newest event"]
+    assert (state, "`etl replay --seq 1`" in says) == ("error", True)
+    stop.set()
+    await listening
+
+
+def knows(engine: sa.Engine) -> bool:
+    with engine.connect() as connection:
+        return bool(connection.exec_driver_sql("SELECT count(*) FROM etl.import_events").scalar())
+
+
+def test_servers_that_are_away_are_said_and_the_rest_is_still_looked_at(doctor: Doctor, nats_server: NatsServer) -> None:
+    found = doctor(nats_server.url, exit_code=1, database_url="postgresql://etl@127.0.0.1:1/etl")
+    assert found["postgres"][0] == "error"
+    assert "check that it is up" in found["postgres"][1]
+    assert found["nats"][0] == "ok"
+    nats_server.kill()
+    found = doctor(nats_server.url, exit_code=1)
+    assert (found["nats"][0], found["postgres"][0]) == ("error", "ok")
