@@ -52,12 +52,11 @@ def examine(engine: sa.Engine, settings: EtlSettings, bridge_settings: BridgeSet
     yield nats
     if database.state != "error":
         yield _attempt("schema", lambda: _schema(engine, settings))
-        yield _dagster_storage(engine)
+        yield _dagster_home()
         yield from _ledger(engine, settings)
         yield from _tables(engine, settings)
     if nats.state != "error":
-        with translated_errors(), engine.connect() as connection:
-            newest = health.newest_handled_sequence(connection, settings) if database.state != "error" else None
+        newest = _newest_in_ledger(engine, settings) if database.state != "error" else None
         yield from asyncio.run(_queues(bridge_settings, newest))
 
 
@@ -76,9 +75,7 @@ def _free_disk(state_dir: Path) -> Finding:
     folder = next(parent for parent in (state_dir, *state_dir.parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     says = f"{free / (1 << 30):.1f} GiB free at {folder}"
-    return Finding(
-        "disk", "ok" if free > _LEAST_FREE_BYTES else "warning", says if free > _LEAST_FREE_BYTES else f"{says}: free some space"
-    )
+    return Finding("disk", "ok", says) if free > _LEAST_FREE_BYTES else Finding("disk", "warning", f"{says}: free some space")
 
 
 def _server(engine: sa.Engine) -> Finding:
@@ -115,7 +112,7 @@ _LACKING_RIGHTS = sa.text("""
                AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))""")
 
 
-def _dagster_storage(engine: sa.Engine) -> Finding:
+def _dagster_home() -> Finding:
     home = os.environ.get("DAGSTER_HOME")
     if not home:
         return Finding("dagster", "warning", "DAGSTER_HOME is not set here: workers need it, see `etl env`")
@@ -132,6 +129,11 @@ async def _nats(settings: BridgeSettings) -> Finding:
     return Finding("nats", "ok", f"version {version}, JetStream")
 
 
+def _newest_in_ledger(engine: sa.Engine, settings: EtlSettings) -> int:
+    with translated_errors(), engine.connect() as connection:
+        return health.newest_handled_sequence(connection, settings)
+
+
 # ---- 台账与表 -----------------------------------------------------------------------
 
 
@@ -142,9 +144,8 @@ def _ledger(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:
         unasked = health.unasked_days(connection, settings)
         nowhere = health.rows_nowhere(connection, settings)
     if held:
-        yield Finding(
-            "held days", "warning", f"{held[0]['day']} of {held[0]['asset']} and perhaps others are held: {held[0]['held_reason']}"
-        )
+        first = held[0]
+        yield Finding("held days", "warning", f"{first['day']} of {first['asset']} is held ({first['held_reason']}); see `etl status`")
     if silent:
         yield Finding(
             "announced imports",
