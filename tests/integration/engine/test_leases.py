@@ -111,6 +111,18 @@ def test_days_that_waited_longest_are_claimed_first(engine: sa.Engine) -> None:
     assert (first.days.first, second.days.first) == (DAY, DAY - timedelta(days=10))
 
 
+def test_days_asked_for_after_an_import_of_ten_years_do_not_wait_for_all_of_it(engine: sa.Engine) -> None:
+    request(engine, days_from(date(2001, 1, 1), 3_650))
+    small = [date(2020, 1, 1), date(2020, 3, 1), date(2020, 5, 1)]
+    for day in small:
+        request(engine, [day])
+    claimed = claim_all(engine, "worker")
+    turns = [claims.days.first for claims in claimed]
+    assert max(turns.index(day) for day in small) < 10
+    assert len(claimed) == 3 + -(-3_650 // MAX_DAYS_PER_RUN)
+    assert turns[0] == date(2001, 1, 1)
+
+
 def test_neighbouring_days_with_different_next_assets_are_different_runs(engine: sa.Engine) -> None:
     days = days_from(DAY, 3)
     request(engine, days)
