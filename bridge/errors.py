@@ -76,6 +76,41 @@ class InvalidEventError(BridgeError, PermanentError):
         super().__init__(f"the event is not usable: {reason}; correct its publisher")
 
 
+class LetterError(BridgeError, PermanentError):
+    """这封死信动不了。"""
+
+    def __init__(self, letter_id: str, problem: str) -> None:
+        self.letter_id = letter_id
+        super().__init__(problem)
+
+
+class UnknownLetterError(LetterError):
+    """没有这封死信。"""
+
+    def __init__(self, letter_id: str) -> None:
+        super().__init__(letter_id, f"there is no dead letter {letter_id}: `etl dlq list` names them, for example events-17 or tasks-3")
+
+
+class TruncatedLetterError(LetterError):
+    """死信的正文被截短过，放回去只会是一条坏消息。"""
+
+    def __init__(self, letter_id: str, *, kept_bytes: int, original_bytes: int) -> None:
+        self.kept_bytes = kept_bytes
+        self.original_bytes = original_bytes
+        super().__init__(
+            letter_id,
+            f"{letter_id} holds only the first {kept_bytes} of {original_bytes} bytes and cannot be retried: "
+            "publish it again at its source, then drop it",
+        )
+
+
+class StrayLetterError(LetterError):
+    """死信流里的一条不是我们埋下的，不知道放回哪里。"""
+
+    def __init__(self, letter_id: str) -> None:
+        super().__init__(letter_id, f"{letter_id} does not say its subject and cannot be retried: publish its body yourself, then drop it")
+
+
 def is_transient(error: BaseException) -> bool:
     """再试可能成功：我们自己归类的，以及没有人翻译过的断线。"""
     return isinstance(

@@ -14,7 +14,7 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import ConsumerConfig, PubAck, StreamConfig
+from nats.js.api import ConsumerConfig, ConsumerInfo, PubAck, StreamConfig, StreamState
 
 from bridge.errors import (
     BridgeError,
@@ -217,10 +217,23 @@ class JetStreamConnection:
                 f"add these subjects to it (`nats stream edit {name}`)",
             )
 
-    async def ensure_consumer(self, stream: str, config: ConsumerConfig) -> None:
+    async def ensure_consumer(self, stream: str, config: ConsumerConfig) -> ConsumerInfo:
         """建立或更新一个拉取消费者。"""
         with self._managing(stream):
-            await self.context.add_consumer(stream, config=config)
+            return await self.context.add_consumer(stream, config=config)
+
+    async def stream_state(self, name: str) -> StreamState | None:
+        """流里有多少、从几号到几号；没有这个流就是 None。"""
+        with self._managing(name):
+            try:
+                return (await self.context.stream_info(name)).state
+            except nats.js.errors.NotFoundError:
+                return None
+
+    async def delete_message(self, stream: str, sequence: int) -> None:
+        """从流里删去一条；已经不在了也算删了。"""
+        with self._managing(stream), contextlib.suppress(nats.js.errors.NotFoundError):
+            await self.context.delete_msg(stream, sequence)
 
     async def _stream_config(self, name: str) -> StreamConfig | None:
         try:

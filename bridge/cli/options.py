@@ -55,8 +55,13 @@ def use_stack(state_dir: Path | None) -> None:
             os.environ[name] = value
 
 
-def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], how: Format, *, title: str | None = None) -> None:
-    """同样的行，三种样子；表格给人看，CSV 与 JSON 给程序。"""
+def print_rows(
+    rows: Iterable[Mapping[str, Any]], columns: Sequence[str], how: Format, *, title: str | None = None, cut: str | None = None
+) -> None:
+    """同样的行，三种样子；表格给人看，CSV 与 JSON 给程序。
+
+    :param cut: 表格里放不下就截短、不折行的那一列。
+    """
     records = [{column: row[column] for column in columns} for row in rows]
     if how == "json":
         click.echo(json.dumps(records, ensure_ascii=False, indent=2, default=str))
@@ -70,12 +75,27 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], how: F
             numeric = records and all(isinstance(record[column], int | float) or record[column] is None for record in records)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=column.endswith("_id"))
         for record in records:
-            table.add_row(*[Text(_readable(value)) for value in record.values()])  # 不是标记：客户名里可以有方括号
+            # Text 不是标记：客户名里可以有方括号。不折行的是格子，不是列：列不折行，rich 就去压缩别的列
+            table.add_row(
+                *[
+                    Text(readable(value), no_wrap=True, overflow="ellipsis") if column == cut else Text(readable(value))
+                    for column, value in record.items()
+                ]
+            )
         # 不在终端里（管道、日志）就不按 80 列折行
         Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
 
 
-def _readable(value: Any) -> str:
+def confirm(question: str, *, yes: bool) -> None:
+    """在终端上问一句；没有人可问的地方要写明 --yes。"""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError("there is no terminal to ask on: add --yes")
+    click.confirm(question, abort=True, err=True)
+
+
+def readable(value: Any) -> str:
     """给人看的一格：时刻到秒，按业务时区。"""
     if isinstance(value, datetime):
         return value.astimezone(get_settings().zone).strftime("%Y-%m-%d %H:%M:%S")

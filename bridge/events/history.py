@@ -5,15 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import nats.errors
-from nats.js.api import ConsumerConfig, DeliverPolicy
-
 from bridge.events.subjects import ETL_COMPLETED, EVENTS_STREAM
 from bridge.jetstream import JetStreamConnection
 from bridge.settings import BridgeSettings
-
-_BATCH_SIZE = 500
-_PATIENCE_SECONDS = 1.0
+from bridge.stored_messages import Stretch, read_stored
 
 
 async def read_completions(settings: BridgeSettings) -> list[tuple[str, dict[str, Any]]]:
@@ -22,15 +17,12 @@ async def read_completions(settings: BridgeSettings) -> list[tuple[str, dict[str
     connection = JetStreamConnection(settings, name="history")
     await connection.open()
     try:
-        consumer = ConsumerConfig(deliver_policy=DeliverPolicy.ALL, filter_subjects=sorted(assets))
-        subscription = await connection.context.pull_subscribe("", stream=EVENTS_STREAM, config=consumer)
-        found: list[tuple[str, dict[str, Any]]] = []
-        while (info := await subscription.consumer_info()).num_pending:
-            try:
-                messages = await subscription.fetch(min(_BATCH_SIZE, info.num_pending), timeout=_PATIENCE_SECONDS)
-            except nats.errors.TimeoutError:
-                continue
-            found += [(assets[message.subject], json.loads(message.data)) for message in messages]
-        return found
+        state = await connection.stream_state(EVENTS_STREAM)
+        everything = Stretch(1, state.last_seq if state else 0)
+        return [
+            (assets[message.subject], json.loads(message.data))
+            async for messages in read_stored(connection, EVENTS_STREAM, everything, subjects=list(assets))
+            for message in messages
+        ]
     finally:
         await connection.close()

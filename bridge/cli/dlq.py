@@ -1,0 +1,173 @@
+"""etl dlq：死信，看、重试、丢弃。"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bridge.cli.options import confirm, print_rows, readable, with_stack
+
+if TYPE_CHECKING:
+    from bridge.dead_letters import DeadLetter, DeadLetters
+
+_COLUMNS = ["letter_id", "stored_at", "subject", "attempts", "reason"]
+_EXIT_FAILED = 1
+
+_reason_option = click.option("--reason-contains", metavar="TEXT", help="Only letters whose reason contains this.")
+
+
+def _with_choice(command: Callable[..., None]) -> Callable[..., None]:
+    """哪些死信：点名，或者 --all，可以再按缘由挑。"""
+    for decorate in (
+        _reason_option,
+        click.option("--all", "everything", is_flag=True, help="Every letter."),
+        click.argument("letter_ids", metavar="[ID]...", nargs=-1),
+    ):
+        command = decorate(command)
+    return command
+
+
+@click.group("dlq")
+def dlq_command() -> None:
+    """Dead letters: events and tasks that could not be handled, with the reason. Nothing is lost until you drop it."""
+
+
+@dlq_command.command("list")
+@_reason_option
+@click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="At most this many letters, the newest.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_stack
+def list_command(reason_contains: str | None, limit: int, as_json: bool) -> None:
+    """List dead letters, newest last."""
+    from bridge.dead_letters import DeadLetters
+    from bridge.settings import get_bridge_settings
+
+    async def read() -> Sequence[DeadLetter]:
+        async with DeadLetters(get_bridge_settings()) as letters:
+            return await letters.matching(reason_contains=reason_contains)
+
+    found = asyncio.run(read())
+    rows = [{column: getattr(letter, column) for column in _COLUMNS} for letter in found[-limit:]]
+    print_rows(rows, _COLUMNS, "json" if as_json else "table", cut="reason")
+    if len(found) > limit:
+        click.echo(f"{len(found) - limit} older letters are not shown: --limit {len(found)} shows all", err=True)
+
+
+@dlq_command.command("show")
+@click.argument("letter_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@with_stack
+def show_command(letter_id: str, as_json: bool) -> None:
+    """Show one dead letter: its headers and its body."""
+    from pydantic_core import from_json
+
+    from bridge.dead_letters import DeadLetters
+    from bridge.settings import get_bridge_settings
+
+    async def read() -> DeadLetter:
+        async with DeadLetters(get_bridge_settings()) as letters:
+            return await letters.find(letter_id)
+
+    letter = asyncio.run(read())
+    body: Any
+    try:
+        body = from_json(letter.body)
+        text = json.dumps(body, ensure_ascii=False, indent=2)
+    except ValueError:
+        body = text = letter.body.decode(errors="backslashreplace")
+    if as_json:
+        fields = {"letter_id": letter.letter_id, "stored_at": letter.stored_at, "headers": letter.headers}
+        content = fields | {"body": body, "original_bytes": letter.original_bytes}
+        click.echo(json.dumps(content, ensure_ascii=False, indent=2, default=str))
+        return
+    click.echo(f"{letter.letter_id}, stored at {readable(letter.stored_at)}")
+    for name, value in letter.headers.items():
+        click.echo(f"{name}: {_printable(value)}")
+    if letter.original_bytes is not None:
+        click.echo(f"The body was cut when it was buried: the first {len(letter.body)} of {letter.original_bytes} bytes.")
+    click.echo()
+    click.echo(_printable(text))
+
+
+@dlq_command.command("retry")
+@_with_choice
+@with_stack
+def retry_command(letter_ids: tuple[str, ...], everything: bool, reason_contains: str | None) -> None:
+    """Put dead letters back on their subjects; each is deleted once the stream has stored its message again.
+
+    Exit 1 when some could not be put back: those stay.
+    """
+    from bridge.dead_letters import DeadLetters
+    from bridge.errors import LetterError
+    from bridge.settings import get_bridge_settings
+
+    _check_choice(letter_ids, everything, reason_contains)
+
+    async def retry() -> int:
+        refused = 0
+        async with DeadLetters(get_bridge_settings()) as letters:
+            chosen = await _choose(letters, letter_ids, reason_contains)
+            for letter in chosen:
+                try:
+                    stored = await letters.retry(letter.letter_id)
+                except LetterError as error:
+                    refused += 1
+                    click.echo(f"error: {error}", err=True)
+                else:
+                    click.echo(f"{letter.letter_id} is back on {letter.subject}: {stored.stream} sequence {stored.seq}")
+        click.echo(f"{len(chosen) - refused} of {len(chosen)} letters put back", err=True)
+        return refused
+
+    if asyncio.run(retry()):
+        sys.exit(_EXIT_FAILED)
+
+
+@dlq_command.command("drop")
+@_with_choice
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@with_stack
+def drop_command(letter_ids: tuple[str, ...], everything: bool, reason_contains: str | None, yes: bool) -> None:
+    """Delete dead letters for good."""
+    from bridge.dead_letters import DeadLetters
+    from bridge.settings import get_bridge_settings
+
+    _check_choice(letter_ids, everything, reason_contains)
+
+    async def choose() -> list[DeadLetter]:
+        async with DeadLetters(get_bridge_settings()) as letters:
+            return await _choose(letters, letter_ids, reason_contains)
+
+    async def drop(chosen: Sequence[DeadLetter]) -> None:
+        async with DeadLetters(get_bridge_settings()) as letters:
+            for letter in chosen:
+                await letters.drop(letter)
+                click.echo(f"dropped {letter.letter_id}: {_printable(letter.subject)}: {_printable(letter.reason)}")
+
+    chosen = asyncio.run(choose())
+    confirm(f"Delete {len(chosen)} dead letters for good?", yes=yes or not chosen)
+    asyncio.run(drop(chosen))
+    click.echo(f"{len(chosen)} letters dropped", err=True)
+
+
+def _check_choice(letter_ids: tuple[str, ...], everything: bool, reason_contains: str | None) -> None:
+    if bool(letter_ids) == everything:
+        raise click.UsageError("name letters by their ids, or choose --all")
+    if letter_ids and reason_contains is not None:
+        raise click.UsageError("--reason-contains goes with --all")
+
+
+async def _choose(letters: DeadLetters, letter_ids: Sequence[str], reason_contains: str | None) -> list[DeadLetter]:
+    """先把点名的都找到：有一个不认识，就一封也不动。"""
+    if letter_ids:
+        return [await letters.find(letter_id) for letter_id in dict.fromkeys(letter_ids)]
+    return await letters.matching(reason_contains=reason_contains)
+
+
+def _printable(text: str) -> str:
+    """毒消息里什么都可能有：控制字符不能送到终端去。"""
+    return "".join(char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text)

@@ -1,0 +1,126 @@
+"""死信：看有哪些，放回原来的主题，或者丢弃。名字是种类加死信流里的序号，例如 events-17、tasks-3。"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Self
+
+from nats.aio.msg import Msg
+from nats.js.api import PubAck
+
+from bridge.broker import TASKS_DLQ_STREAM
+from bridge.errors import StrayLetterError, TruncatedLetterError, UnknownLetterError
+from bridge.events.subjects import EVENTS_DLQ_STREAM
+from bridge.jetstream import DeadLetterHeader, JetStreamConnection
+from bridge.settings import BridgeSettings
+from bridge.stored_messages import Stretch, read_stored
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """一封死信；body 只在要它的时候才取。"""
+
+    letter_id: str
+    stream: str
+    sequence: int
+    stored_at: datetime
+    headers: dict[str, str]
+    body: bytes = b""
+
+    @property
+    def subject(self) -> str:
+        return self.headers.get(DeadLetterHeader.SUBJECT, "")
+
+    @property
+    def attempts(self) -> int | None:
+        text = self.headers.get(DeadLetterHeader.ATTEMPTS, "")
+        return int(text) if text.isdecimal() else None
+
+    @property
+    def reason(self) -> str:
+        return self.headers.get(DeadLetterHeader.REASON, "")
+
+    @property
+    def original_bytes(self) -> int | None:
+        """埋下时正文被截短了，这是原来的长度；完整的是 None。"""
+        text = self.headers.get(DeadLetterHeader.ORIGINAL_BYTES, "")
+        return int(text) if text.isdecimal() else None
+
+
+class DeadLetters:
+    """两个死信流：`async with DeadLetters(settings) as letters`。"""
+
+    def __init__(self, settings: BridgeSettings) -> None:
+        self._streams = {"events": EVENTS_DLQ_STREAM, "tasks": settings.own_name(TASKS_DLQ_STREAM)}
+        self._connection = JetStreamConnection(settings, name="dead-letters")
+
+    async def __aenter__(self) -> Self:
+        await self._connection.open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        await self._connection.close()
+
+    async def matching(self, *, reason_contains: str | None = None) -> list[DeadLetter]:
+        """此刻的死信，不带正文，旧的在前；流有上限，所以装得下。"""
+        found = [letter for kind in self._streams async for letter in self._read(kind)]
+        if reason_contains is not None:
+            found = [letter for letter in found if reason_contains.casefold() in letter.reason.casefold()]
+        return sorted(found, key=lambda letter: letter.stored_at)
+
+    async def find(self, letter_id: str) -> DeadLetter:
+        """一封死信，带正文。
+
+        :raises UnknownLetterError: 没有这封，或者名字不像。
+        """
+        name = re.fullmatch(r"([a-z]+)-([1-9][0-9]{0,18})", letter_id)
+        if name is None or name[1] not in self._streams:
+            raise UnknownLetterError(letter_id)
+        sequence = int(name[2])
+        async for letter in self._read(name[1], Stretch(sequence, sequence), headers_only=False):
+            return letter
+        raise UnknownLetterError(letter_id)
+
+    async def retry(self, letter_id: str) -> PubAck:
+        """原文放回原来的主题，流存下之后才删去死信。
+
+        消息编号由死信而来：与原来的不同，所以不会被当成重复；中途崩溃再来一次时相同，去重窗口之内只存一份。
+
+        :raises TruncatedLetterError: 正文不全。
+        :raises StrayLetterError: 不知道原来的主题。
+        """
+        letter = await self.find(letter_id)
+        if letter.original_bytes is not None:
+            raise TruncatedLetterError(letter_id, kept_bytes=len(letter.body), original_bytes=letter.original_bytes)
+        if not letter.subject:
+            raise StrayLetterError(letter_id)
+        message_id = f"retry-{letter.stream}-{letter.sequence}-{letter.stored_at.timestamp():.6f}"
+        stored = await self._connection.publish(letter.subject, letter.body, message_id=message_id)
+        await self.drop(letter)
+        return stored
+
+    async def drop(self, letter: DeadLetter) -> None:
+        """删去一封；已经不在了也算。"""
+        await self._connection.delete_message(letter.stream, letter.sequence)
+
+    async def _read(self, kind: str, stretch: Stretch | None = None, *, headers_only: bool = True) -> AsyncIterator[DeadLetter]:
+        stream = self._streams[kind]
+        state = await self._connection.stream_state(stream)
+        if state is None:
+            return
+        wanted = stretch or Stretch(1, state.last_seq)
+        if isinstance(wanted.first, int) and wanted.first > state.last_seq:
+            return
+        async for messages in read_stored(self._connection, stream, wanted, headers_only=headers_only):
+            for message in messages:
+                yield _letter(kind, message)
+
+
+def _letter(kind: str, message: Msg) -> DeadLetter:
+    origin = message.metadata
+    sequence = origin.sequence.stream
+    return DeadLetter(f"{kind}-{sequence}", origin.stream, sequence, origin.timestamp, dict(message.headers or {}), message.data)
