@@ -1,4 +1,4 @@
-"""从同步的线程敲门铃：网页与守护进程没有事件循环，自己的一个线程里跑着它，连接一直留着。"""
+"""敲门铃的两种人：命令连上、敲一次、断开；网页与守护进程没有事件循环，自己的一个线程里跑着它，连接一直留着。"""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ import asyncio
 import threading
 
 from bridge.broker import SafeJetStreamBroker
-from bridge.settings import Lane
-from bridge.task_names import EXECUTE_RUN
+from bridge.settings import BridgeSettings, Lane
+from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.errors import EtlError
 from etl_assets.core.log import get_logger
 
 logger = get_logger(__name__)
 
 _PATIENCE_SECONDS = 3.0
+
+
+async def ring_workers(settings: BridgeSettings, lane: Lane) -> None:
+    """有到期的日子了：让一个工人来领。"""
+    broker = SafeJetStreamBroker(settings)
+    await broker.startup()
+    try:
+        await broker.ring(MATERIALIZE_DUE, lane)
+    finally:
+        await broker.shutdown()
 
 
 class Doorbell:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from enum import StrEnum
 
 import nats.errors
@@ -41,6 +42,7 @@ CONFIRM_ATTEMPTS = 3
 # 服务器的错误码：jetstream/errors.json
 _STREAM_FULL = 10077
 _MESSAGE_TOO_LARGE = 10054
+_SEQUENCE_NOT_FOUND = 10043
 _AWAY = (
     nats.errors.TimeoutError,
     nats.errors.NoRespondersError,
@@ -230,10 +232,22 @@ class JetStreamConnection:
             except nats.js.errors.NotFoundError:
                 return None
 
+    async def stored_at(self, stream: str, sequence: int) -> datetime | None:
+        """流存下这一条的时刻；已经不在了就是 None。"""
+        with self._managing(stream):
+            try:
+                return (await self.context.get_msg(stream, sequence)).time
+            except nats.js.errors.NotFoundError:
+                return None
+
     async def delete_message(self, stream: str, sequence: int) -> None:
         """从流里删去一条；已经不在了也算删了。"""
-        with self._managing(stream), contextlib.suppress(nats.js.errors.NotFoundError):
-            await self.context.delete_msg(stream, sequence)
+        with self._managing(stream):
+            try:
+                await self.context.delete_msg(stream, sequence)
+            except nats.js.errors.APIError as error:
+                if error.err_code != _SEQUENCE_NOT_FOUND:
+                    raise
 
     async def _stream_config(self, name: str) -> StreamConfig | None:
         try:

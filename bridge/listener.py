@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, StreamConfig
 
 from bridge.errors import InvalidEventError, is_transient
-from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, Ignored, NotYet, ReceivedEvent, Rejected
+from bridge.events.event_task_utils import AnyEvent, Decision, Done, EventTaskHandler, Ignored, NotYet, ReceivedEvent, Rejected
 from bridge.events.subjects import EVENTS_DLQ_PREFIX, EVENTS_DLQ_STREAM, EVENTS_PREFIX, EVENTS_STREAM, dead_letter_subject
 from bridge.jetstream import JetStreamConnection, header_text
 from bridge.pull import Puller
@@ -143,23 +143,10 @@ class Listener:
         valid: list[tuple[Msg, ReceivedEvent[Any]]] = []
         for message in messages:
             try:
-                valid.append((message, self._receive(handler, message)))
+                valid.append((message, receive(handler, message, max_bytes=self._settings.event_max_bytes)))
             except InvalidEventError as error:
                 verdicts.append(_Verdict(message, Rejected(error.reason)))
         return verdicts + await self._call(handler, valid) if valid else verdicts
-
-    def _receive(self, handler: EventTaskHandler[Any], message: Msg) -> ReceivedEvent[Any]:
-        limit = self._settings.event_max_bytes
-        if len(message.data) > limit:
-            raise InvalidEventError(f"{len(message.data)} bytes, ETL_EVENT_MAX_BYTES allows {limit}")
-        origin = message.metadata
-        return ReceivedEvent(
-            event=handler.parse(message.data),
-            subject=message.subject,
-            sequence=origin.sequence.stream,
-            published_at=origin.timestamp,
-            attempt=origin.num_delivered,
-        )
 
     async def _call(self, handler: EventTaskHandler[Any], events: Sequence[tuple[Msg, ReceivedEvent[Any]]]) -> list[_Verdict]:
         """整批交给处理器；出错而重试无用时逐个再来，一个毒事件拖不住其余的。"""
@@ -250,6 +237,20 @@ class Listener:
             attempts=origin.num_delivered,
             reason=header_text(reason),
         )
+
+
+def receive(handler: EventTaskHandler[AnyEvent], message: Msg, *, max_bytes: int) -> ReceivedEvent[AnyEvent]:
+    """一条消息变成校验过的事件；不合约定抛 InvalidEventError。"""
+    if len(message.data) > max_bytes:
+        raise InvalidEventError(f"{len(message.data)} bytes, ETL_EVENT_MAX_BYTES allows {max_bytes}")
+    origin = message.metadata
+    return ReceivedEvent(
+        event=handler.parse(message.data),
+        subject=message.subject,
+        sequence=origin.sequence.stream,
+        published_at=origin.timestamp,
+        attempt=origin.num_delivered,
+    )
 
 
 async def _until_stopping(work: Coroutine[Any, Any, Result], stopping: asyncio.Task[Any], *, patience_seconds: float) -> Result | None:

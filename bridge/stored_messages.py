@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -30,7 +30,7 @@ class Stretch:
 
 async def read_stored(
     connection: JetStreamConnection, stream: str, stretch: Stretch, *, subjects: Sequence[str] = (), headers_only: bool = False
-) -> AsyncIterator[list[Msg]]:
+) -> AsyncGenerator[list[Msg], None]:
     """一批一批地给出这一段里的消息，按存下的次序；内存里只有一批。
 
     :param subjects: 只要这些主题的；不给就是全部。

@@ -36,6 +36,8 @@ _DAY = click.DateTime(["%Y-%m-%d"])
 @with_stack
 def backfill_command(first: datetime, last: datetime, asset: str, allow_deletes: bool, timeout_seconds: float) -> None:
     """Materialize a range of days again and wait: exit 0 when done, 1 when it failed, 2 on timeout."""
+    from bridge.doorbell import ring_workers
+    from bridge.settings import get_bridge_settings
     from etl_assets.core.business_day import DayRange, partition_range
     from etl_assets.core.database_errors import translated_errors
     from etl_assets.core.database_sync import get_engine
@@ -53,18 +55,5 @@ def backfill_command(first: datetime, last: datetime, asset: str, allow_deletes:
             ledger.request_days(connection, settings.target_schema, days, allow_deletes=allow_deletes)
         else:
             ledger.request_downstream(connection, settings.target_schema, ledger.before(asset), days)
-    asyncio.run(_ring())
+    asyncio.run(ring_workers(get_bridge_settings(), "bulk"))
     sys.exit(wait_until_done(str(days), lambda connection: range_progress(connection, settings, days), timeout_seconds=timeout_seconds))
-
-
-async def _ring() -> None:
-    from bridge.broker import SafeJetStreamBroker
-    from bridge.settings import get_bridge_settings
-    from bridge.task_names import MATERIALIZE_DUE
-
-    broker = SafeJetStreamBroker(get_bridge_settings())
-    await broker.startup()
-    try:
-        await broker.ring(MATERIALIZE_DUE, "bulk")
-    finally:
-        await broker.shutdown()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -41,6 +41,17 @@ class DayRange:
 def partition_range(settings: EtlSettings) -> DayRange:
     """此刻存在的全部分区：ETL_PARTITIONS_START 到今天。"""
     return DayRange(settings.partitions_start, max(settings.today(), settings.partitions_start))
+
+
+def contiguous_ranges(days: Iterable[date]) -> list[DayRange]:
+    """这些日子，连续的合成一段，早的在前。"""
+    ranges: list[DayRange] = []
+    for day in sorted(set(days)):
+        if ranges and day == ranges[-1].last + timedelta(days=1):
+            ranges[-1] = DayRange(ranges[-1].first, day)
+        else:
+            ranges.append(DayRange(day, day))
+    return ranges
 
 
 def local_day(timestamp: sa.ColumnElement[Any], timezone: str) -> sa.ColumnElement[Any]:

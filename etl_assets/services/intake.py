@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -38,26 +38,28 @@ pending、missing：导入还没完成、还没有。"""
 
 @dataclass(frozen=True)
 class ImportEvent:
-    """说一次导入完成或撤回的事件；范围以 import_tasks 的行为准。sequence 是它在流里的序号。"""
+    """说一次导入完成或撤回的事件；范围以 import_tasks 的行为准。sequence 是它在流里的序号，stored_at 是流存下它的时刻。"""
 
     import_id: UUID
     event_id: UUID
     allow_deletes: bool = False
     sequence: int | None = None
+    stored_at: datetime | None = None
 
 
 def request_imports(engine: sa.Engine, settings: EtlSettings, events: Sequence[ImportEvent]) -> list[Outcome]:
     """在一个事务里处理一批事件，逐个给出结果。"""
     with engine.begin() as connection:
         lock_imports(connection, settings.target_schema, (event.import_id for event in events))
-        outcomes = _decide(connection, settings, events)
+        outcomes = decide_outcomes(connection, settings, events)
         requested = [event for event, outcome in zip(events, outcomes, strict=True) if outcome == "requested"]
         if requested:
-            _request(connection, settings, requested)
+            request_affected_days(connection, settings, requested)
         return outcomes
 
 
-def _decide(connection: sa.Connection, settings: EtlSettings, events: Sequence[ImportEvent]) -> list[Outcome]:
+def decide_outcomes(connection: sa.Connection, settings: EtlSettings, events: Sequence[ImportEvent]) -> list[Outcome]:
+    """每个事件该怎么办；导入的锁由调用者先拿好。"""
     import_ids = sorted({event.import_id for event in events})
     statuses = _mapping(
         connection, sa.select(import_tasks.c.import_id, import_tasks.c.status).where(import_tasks.c.import_id.in_(import_ids))
@@ -121,7 +123,8 @@ def _in_tables_or_in_a_run(connection: sa.Connection, settings: EtlSettings, imp
     return _in_tables(connection, settings, import_ids)
 
 
-def _request(connection: sa.Connection, settings: EtlSettings, events: Sequence[ImportEvent]) -> None:
+def request_affected_days(connection: sa.Connection, settings: EtlSettings, events: Sequence[ImportEvent]) -> set[date]:
+    """要求这些导入影响的日子，记下是哪个事件要求的；返回那些日子。"""
     target = settings.target_schema
     import_ids = sorted({event.import_id for event in events})
     raw_rows.reject_rows_without_partition(connection, settings, import_ids)
@@ -138,6 +141,7 @@ def _request(connection: sa.Connection, settings: EtlSettings, events: Sequence[
     insert = pg.insert(import_events)
     fields = {"event_id": insert.excluded.event_id, "stream_sequence": insert.excluded.stream_sequence, "handled_at": sa.func.now()}
     connection.execute(insert.on_conflict_do_update(index_elements=["target", "import_id"], set_=fields), rows)
+    return {day for _, day in affected}
 
 
 def read_affected_days(connection: sa.Connection, settings: EtlSettings, import_ids: Sequence[UUID]) -> list[tuple[UUID, date]]:

@@ -1,0 +1,96 @@
+"""etl replay：流里的事件再来一遍。"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from bridge.cli.instants import parse_instant
+from bridge.cli.options import print_rows, with_stack
+
+if TYPE_CHECKING:
+    from bridge.replay import ReplayReport
+
+_SHOWN_PROBLEMS = 10
+
+
+@click.command("replay")
+@click.option("--since", metavar="T", help="From this time on: 2026-03-05, 2026-03-05T10:00 (in ETL_TIMEZONE), or how long ago: 2h, 3d.")
+@click.option("--seq", "first_sequence", type=click.IntRange(min=1), help="From this sequence of the stream on.")
+@click.option("--until", metavar="T", help="Only events before this time.")
+@click.option("--to-seq", "last_sequence", type=click.IntRange(min=1), help="Only up to this sequence, included.")
+@click.option("--subject", help="Only events of this subject [default: all that the bridge listens to].")
+@click.option("--dry-run", is_flag=True, help="Show what would be requested, write nothing.")
+@click.option("--force", is_flag=True, help="Also events whose days the ledger says are materialized.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@with_stack
+def replay_command(
+    since: str | None,
+    first_sequence: int | None,
+    until: str | None,
+    last_sequence: int | None,
+    subject: str | None,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Ask again for the days of events in the stream EVENTS, for example after a database backup was restored.
+
+    Does not wait for the runs: `etl status` shows what is due.
+    """
+    from bridge.doorbell import ring_workers
+    from bridge.handlers import HANDLERS
+    from bridge.replay import replay_events
+    from bridge.settings import get_bridge_settings
+    from etl_assets.core.settings import get_settings
+
+    subjects = [handler.subject for handler in HANDLERS]
+    if subject is not None and subject not in subjects:
+        raise click.BadParameter(f"the bridge listens to {', '.join(subjects)}", param_hint="--subject")
+    if (since is None) == (first_sequence is None):
+        raise click.UsageError("say where to begin: --since T or --seq N")
+    if until is not None and last_sequence is not None:
+        raise click.UsageError("--until and --to-seq exclude each other")
+    zone = get_settings().zone
+    report = asyncio.run(
+        replay_events(
+            get_bridge_settings(),
+            first=first_sequence or parse_instant(since or "", zone=zone, option="--since"),
+            last_sequence=last_sequence,
+            until=parse_instant(until, zone=zone, option="--until") if until is not None else None,
+            subject=subject,
+            force=force,
+            dry_run=dry_run,
+        )
+    )
+    if not dry_run and report.counts["requested"]:
+        asyncio.run(ring_workers(get_bridge_settings(), "bulk"))
+    _print(report, dry_run=dry_run, as_json=as_json)
+
+
+def _print(report: ReplayReport, *, dry_run: bool, as_json: bool) -> None:
+    from etl_assets.core.business_day import contiguous_ranges
+
+    counts = {
+        "events": report.events,
+        **{verdict: report.counts[verdict] for verdict in ("requested", "skipped", "ignored", "not_completed", "invalid")},
+    }
+    partitions = {asset: [str(days) for days in contiguous_ranges(report.days[asset])] for asset in report.days}
+    if as_json:
+        content = {"dry_run": dry_run, **counts, "partitions": partitions, "problems": [asdict(problem) for problem in report.problems]}
+        click.echo(json.dumps(content | {"stream_begins_late_at": report.begins_late_at}, ensure_ascii=False, indent=2))
+        return
+    if report.begins_late_at is not None:
+        click.echo(f"warning: the stream begins at sequence {report.begins_late_at}, older events are gone", err=True)
+    print_rows([counts], list(counts), "table", title="dry run: nothing was written" if dry_run else None)
+    rows = [{"asset": asset, "days": len(report.days[asset]), "partitions": ", ".join(ranges)} for asset, ranges in partitions.items()]
+    if report.counts["requested"]:
+        print_rows(rows, list(rows[0]), "table")
+    for problem in report.problems[:_SHOWN_PROBLEMS]:
+        click.echo(f"sequence {problem.sequence} ({problem.subject}): {problem.verdict.replace('_', ' ')}: {problem.reason}", err=True)
+    if (more := report.counts["invalid"] + report.counts["not_completed"] - _SHOWN_PROBLEMS) > 0:
+        click.echo(f"and {more} more; --json names the first {len(report.problems)}", err=True)
