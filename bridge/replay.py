@@ -122,7 +122,9 @@ class _Replay:
     """一次重放：怎样判断一批事件，判断到哪里了。"""
 
     def __init__(self, settings: BridgeSettings, *, subject: str | None, force: bool, dry_run: bool) -> None:
-        self._handlers: dict[str, EventTaskHandler[Any]] = {handler.subject: handler for handler in HANDLERS if subject in (None, handler.subject)}
+        self._handlers: dict[str, EventTaskHandler[Any]] = {
+            handler.subject: handler for handler in HANDLERS if subject in (None, handler.subject)
+        }
         self._max_bytes = settings.event_max_bytes
         self._force = force
         self._dry_run = dry_run
