@@ -93,6 +93,11 @@ def decide_outcomes(connection: sa.Connection, settings: EtlSettings, events: Se
     return [decide(event) for event in events]
 
 
+def has_traces(connection: sa.Connection, settings: EtlSettings, import_id: UUID) -> bool:
+    """撤回的导入在表里还有行、拒收记录，或者可能有运行正写着它。"""
+    return bool(_in_tables(connection, settings, [import_id]) or _in_tables_or_in_a_run(connection, settings, [import_id]))
+
+
 def _in_tables(connection: sa.Connection, settings: EtlSettings, import_ids: Sequence[UUID]) -> set[UUID]:
     """有行在 orders 里、或有拒收记录的导入：没有事件也可能做过（有人重算了那些天）。"""
     orders = target_tables(settings.target_schema).orders

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -85,13 +86,17 @@ def import_accounting(connection: sa.Connection, settings: EtlSettings, *, limit
     return connection.execute(statement).mappings().all()
 
 
-def import_progress(connection: sa.Connection, settings: EtlSettings, import_id: UUID) -> Progress:
-    """一次导入要求的日子做到了没有；链末的资产做到了那个版本，就是全程都做到了。"""
+def import_progress(connection: sa.Connection, settings: EtlSettings, import_id: UUID, *, since: datetime | None = None) -> Progress:
+    """一次导入要求的日子做到了没有；链末的资产做到了那个版本，就是全程都做到了。
+
+    :param since: 数据库的钟；在那之前处理的事件不算，有了之后的才看日子。
+    """
     target = settings.target_schema
     # 先看事件进了台账没有：反过来，两条语句之间进来的事件会显得没有一天要做
-    handled = connection.execute(
-        sa.select(import_events.c.event_id).where(import_events.c.target == target, import_events.c.import_id == import_id)
-    ).first()
+    event = sa.select(import_events.c.event_id).where(import_events.c.target == target, import_events.c.import_id == import_id)
+    handled = connection.execute(event if since is None else event.where(import_events.c.handled_at >= since)).first()
+    if since is not None and handled is None:
+        return Progress(handled=False, days=0, done=0, held=0, held_reason=None)
     last = ledger.alias("last")
     held = ledger.alias("held")
     reason = (
