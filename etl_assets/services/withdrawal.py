@@ -52,6 +52,7 @@ def count_orders(connection: sa.Connection, settings: EtlSettings, import_id: UU
     orders = target_tables(settings.target_schema).orders
     named = (
         sa.select(shop_configs.c.shop_id, order_id_key(raw_orders.c.order_id).label("order_id"))
+        .select_from(raw_orders)
         .join(shop_configs, shop_configs.c.shop_name == trimmed(raw_orders.c.shop))
         .where(raw_orders.c.import_id == import_id)
         .distinct()

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from bridge.demo.reference import find_differences
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_tasks, raw_orders, target_tables
+from etl_assets.core.tables import import_events, import_requests, import_tasks, ledger, raw_orders, target_tables
 from tests.acceptance.conftest import Etl
 from tests.acceptance.test_main_flow import import_and_wait, write_csv
 
@@ -81,8 +81,8 @@ def test_ledger_of_a_restored_backup_is_filled_again_by_a_replay(
 ) -> None:
     import_id = add(etl, tmp_path, ["R1", "R2"], "4.00")
     with stack_engine.begin() as connection:
-        for table in ("ledger", "import_requests", "import_events"):
-            connection.exec_driver_sql(f"DELETE FROM etl.{table}")  # 备份里没有的
+        for table in (ledger, import_requests, import_events):  # 备份里没有的
+            connection.execute(sa.delete(table))
         connection.execute(sa.delete(target_tables("public").orders).where(target_tables("public").orders.c.import_id == import_id))
     report = json.loads(etl("replay", "--since", "1d", "--json").stdout)
     assert DAY in report["partitions"]["orders"]
