@@ -86,4 +86,4 @@ def withdraw_command(import_id: UUID, yes: bool, dry_run: bool, no_wait: bool, t
         left, _ = withdrawal.count_orders(connection, settings, import_id)
     removed = max(before.named_orders - left, 0)
     replaced = max(before.own_orders - removed, 0)
-    click.echo(f"{len(before.days)} days materialized; {removed:,} orders removed, {replaced:,} replaced by an earlier import's version")
+    click.echo(f"days materialized: {len(before.days)}; orders removed: {removed:,}; replaced by an older version: {replaced:,}")

@@ -42,11 +42,11 @@ def test_withdrawn_import_gives_way_to_older_versions_past_the_delete_guard(
     add(etl, tmp_path, [f"V{n}" for n in range(60)], "1.00")
     newer = add(etl, tmp_path, [f"V{n}" for n in range(20, 100)], "2.00")
     dry = etl("withdraw", str(newer), "--dry-run")
-    assert f"80 orders come from import {newer}; 1 days to materialize again: {DAY}" in dry.stderr
+    assert f"80 orders come from import {newer}; days to materialize again: 1 ({DAY})" in dry.stderr
     assert "add --yes" in etl("withdraw", str(newer), exit_code=2).stderr
     assert orders_of(stack_engine, newer) == 80
     done = etl("withdraw", str(newer), "--yes", "--timeout", "90")
-    assert done.stdout == "1 days materialized; 40 orders removed, 40 replaced by an earlier import's version\n"
+    assert done.stdout == "days materialized: 1; orders removed: 40; replaced by an older version: 40\n"
     assert orders_of(stack_engine, newer) == 0
     assert find_differences(stack_engine, stack_settings) == []
     again = etl("withdraw", str(newer), "--yes")
@@ -58,7 +58,7 @@ def test_withdrawal_that_died_before_its_event_is_finished_by_the_next(
 ) -> None:
     import_id = add(etl, tmp_path, ["D1", "D2"], "3.00")
     set_failed(stack_engine, import_id)
-    assert "2 orders removed, 0 replaced" in etl("withdraw", str(import_id), "--yes", "--timeout", "90").stdout
+    assert "orders removed: 2; replaced by an older version: 0" in etl("withdraw", str(import_id), "--yes", "--timeout", "90").stdout
     assert orders_of(stack_engine, import_id) == 0
     assert find_differences(stack_engine, stack_settings) == []
 
