@@ -1,4 +1,4 @@
-"""Dagster 的内部：预先载入的代码位置、建运行、在线程里执行运行。凡是碰 Dagster 私有部分的都在这里。
+"""Dagster 的内部：预先载入的代码位置、建运行、在线程里执行运行。
 
 由 test_dagster_contract 看守：换 Dagster 版本而这里的假设不再成立时，那里先失败。
 """
@@ -14,40 +14,40 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from dagster import AssetCheckKey, AssetKey, DagsterEventType, JobDefinition, RunsFilter
-from dagster import DagsterInstance as DagsterInstance
-from dagster._core.definitions.job_base import IJob
-from dagster._core.definitions.reconstruct import ReconstructableRepository, initialize_repository_def_from_pointer
-from dagster._core.definitions.repository_definition import RepositoryDefinition
-from dagster._core.events import DagsterEvent
-from dagster._core.execution import context_creation_job
-from dagster._core.execution.api import create_execution_plan, execute_run_iterator
-from dagster._core.launcher import CheckRunHealthResult as CheckRunHealthResult
-from dagster._core.launcher import LaunchRunContext as LaunchRunContext
-from dagster._core.launcher import RunLauncher as RunLauncher
-from dagster._core.launcher import WorkerStatus as WorkerStatus
-from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
-from dagster._core.run_coordinator import RunCoordinator as RunCoordinator
-from dagster._core.run_coordinator import SubmitRunContext as SubmitRunContext
-from dagster._core.snap import ExecutionPlanSnapshot, snapshot_from_execution_plan
-from dagster._core.storage.dagster_run import DagsterRun as DagsterRun
-from dagster._core.storage.dagster_run import DagsterRunStatus as DagsterRunStatus
-from dagster._core.storage.tags import (
+from dagster import (
+    AssetCheckKey,
+    AssetKey,
+    DagsterEvent,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    JobDefinition,
+    RepositoryDefinition,
+    RunsFilter,
+)
+from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
+
+from bridge.dagster_internals import (
     BACKFILL_ID_TAG,
     PARENT_RUN_ID_TAG,
     ROOT_RUN_ID_TAG,
     SCHEDULE_NAME_TAG,
     SENSOR_NAME_TAG,
+    ExecutionPlanSnapshot,
+    IJob,
+    LoadableTargetOrigin,
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    ReconstructableRepository,
+    RemoteRepositoryOrigin,
+    SerializableErrorInfo,
+    context_creation_job,
+    create_execution_plan,
+    create_pg_engine,
+    execute_run_iterator,
+    initialize_repository_def_from_pointer,
+    snapshot_from_execution_plan,
 )
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-from dagster._serdes import ConfigurableClass as ConfigurableClass
-from dagster._serdes import ConfigurableClassData as ConfigurableClassData
-from dagster_postgres.event_log import PostgresEventLogStorage
-from dagster_postgres.run_storage import PostgresRunStorage
-from dagster_postgres.schedule_storage import PostgresScheduleStorage
-from dagster_postgres.utils import create_pg_engine
-from dagster_shared.error import SerializableErrorInfo
-
 from bridge.lean_storage import LeanEventLogStorage, LeanRunStorage
 from etl_assets.asset_runs import partition_tags, tagged_days
 from etl_assets.core.business_day import DayRange

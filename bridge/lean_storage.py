@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from dagster import DagsterEventType, EventLogEntry
-from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, PIPELINE_EVENTS
-from dagster._core.storage.event_log import SqlEventLogStorageTable
-from dagster_postgres.event_log import PostgresEventLogStorage
-from dagster_postgres.run_storage import PostgresRunStorage
+from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage
+
+from bridge.dagster_internals import ASSET_CHECK_EVENTS, ASSET_EVENTS, PIPELINE_EVENTS, SqlEventLogStorageTable
 
 
 class LeanRunStorage(PostgresRunStorage):

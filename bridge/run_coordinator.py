@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bridge.dagster_adapter import DagsterRun, RunCoordinator, SubmitRunContext, enqueue
+from dagster import DagsterRun
+
+from bridge.dagster_adapter import enqueue
+from bridge.dagster_internals import RunCoordinator, SubmitRunContext
 from bridge.run_launcher import WarmRunLauncher
 from bridge.run_queue import QueuesRuns
 

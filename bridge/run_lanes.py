@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bridge.dagster_adapter import DagsterRun, origin_of
+from dagster import DagsterRun
+
+from bridge.dagster_adapter import origin_of
 from bridge.settings import LANES, Lane
 
 LANE_TAG = "etl/lane"

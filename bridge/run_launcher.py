@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bridge.dagster_adapter import CheckRunHealthResult, DagsterRun, LaunchRunContext, RunLauncher, WorkerStatus
+from dagster import DagsterRun
+
+from bridge.dagster_internals import CheckRunHealthResult, LaunchRunContext, RunLauncher, WorkerStatus
 from bridge.run_queue import QueuesRuns
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.database_sync import get_engine

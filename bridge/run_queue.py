@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from bridge.dagster_adapter import ConfigurableClass, ConfigurableClassData, DagsterInstance, DagsterRun
+from dagster import DagsterInstance, DagsterRun
+
+from bridge.dagster_internals import ConfigurableClass, ConfigurableClassData
 from bridge.doorbell import Doorbell
 from bridge.run_lanes import LANE_TAG, lane_of
 

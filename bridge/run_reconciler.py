@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from dagster import DagsterRun, DagsterRunStatus
 
-from bridge.dagster_adapter import DagsterRun, DagsterRunStatus, enqueue, scope_of, unfinished_runs
+from bridge.dagster_adapter import enqueue, scope_of, unfinished_runs
 from bridge.run_lanes import LANE_TAG, lane_of
 from bridge.run_worker import EVENT, TRIGGER_TAG, RunWorker, record_failed_run
 from bridge.settings import Lane

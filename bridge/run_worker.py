@@ -9,19 +9,10 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 import sqlalchemy as sa
-from dagster import DagsterInstance
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
 from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
-from bridge.dagster_adapter import (
-    CodeLocation,
-    DagsterRun,
-    DagsterRunStatus,
-    RunResult,
-    flush_events,
-    open_instance,
-    report_starting,
-    scope_of,
-)
+from bridge.dagster_adapter import CodeLocation, RunResult, flush_events, open_instance, report_starting, scope_of
 from bridge.run_lanes import LANE_TAG
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange

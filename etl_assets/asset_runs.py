@@ -22,18 +22,12 @@ from dagster import (
     PartitionsDefinition,
     PreviewWarning,
 )
-from dagster._core.definitions.asset_checks.asset_check_evaluation import (
-    AssetCheckEvaluationTargetMaterializationData as TargetMaterialization,  # 没有公开的入口；版本已钉住，由 test_assets 看守
-)
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-)
 
 from etl_assets.core.business_day import DayRange, partition_range
 from etl_assets.core.errors import EtlError, PermanentError
 from etl_assets.core.settings import EtlSettings
+from etl_assets.dagster_internals import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
+from etl_assets.dagster_internals import AssetCheckEvaluationTargetMaterializationData as TargetMaterialization
 from etl_assets.resources import EtlDatabase
 from etl_assets.services.accounting import AccountingError, DayAccount
 from etl_assets.services.materialization import AssetReport, RunContext

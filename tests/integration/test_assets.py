@@ -20,10 +20,10 @@ from dagster import (
     DagsterRunStatus,
     Failure,
 )
-from dagster._core.execution.api import create_execution_plan
 
 from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, RunResult
+from bridge.dagster_internals import create_execution_plan
 from bridge.run_worker import RunWorker
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import ledger

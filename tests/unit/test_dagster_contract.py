@@ -1,4 +1,4 @@
-"""bridge/dagster_adapter.py 对 Dagster 内部的假设；换了版本而这里失败，就去看那个模块。"""
+"""bridge 对 Dagster 内部的假设，名字在不在见 test_dagster_internals；换了版本而这里失败，就去看用到它的模块。"""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import importlib.metadata
 import inspect
 
 from dagster import DagsterInstance
-from dagster._core.definitions.job_base import IJob
 from dagster._core.execution import api as execution_api
-from dagster._core.execution import context_creation_job
-from dagster._core.execution.api import create_execution_plan, execute_run_iterator
-from dagster_postgres.event_log import PostgresEventLogStorage
-from dagster_postgres.run_storage import PostgresRunStorage
-from dagster_postgres.schedule_storage import PostgresScheduleStorage
-from dagster_postgres.utils import create_pg_engine
+from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 
 from bridge import dagster_adapter
+from bridge.dagster_internals import (
+    IJob,
+    RunCoordinator,
+    RunLauncher,
+    context_creation_job,
+    create_execution_plan,
+    create_pg_engine,
+    execute_run_iterator,
+)
 from bridge.lean_storage import LeanEventLogStorage, LeanRunStorage
 from bridge.run_coordinator import TaskQueueRunCoordinator
 from bridge.run_launcher import WarmRunLauncher
@@ -54,8 +57,8 @@ def test_console_loggers_come_from_the_function_that_is_replaced() -> None:
 
 
 def test_coordinator_and_launcher_implement_exactly_what_dagster_asks_for() -> None:
-    assert set(dagster_adapter.RunCoordinator.__abstractmethods__) == {"submit_run", "cancel_run"}
-    assert set(dagster_adapter.RunLauncher.__abstractmethods__) == {"launch_run", "terminate"}
+    assert set(RunCoordinator.__abstractmethods__) == {"submit_run", "cancel_run"}
+    assert set(RunLauncher.__abstractmethods__) == {"launch_run", "terminate"}
     for kind in (TaskQueueRunCoordinator, WarmRunLauncher):
         assert not getattr(kind, "__abstractmethods__", None)
         assert kind.from_config_value(None, {}).inst_data is None
