@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
 import psycopg
 import sqlalchemy as sa
 
@@ -68,6 +71,19 @@ class UnknownLaneError(BridgeError, PermanentError):
         super().__init__(f"there is no task lane {lane!r}: use one of {', '.join(known)}")
 
 
+class CodeLocationError(BridgeError, PermanentError):
+    """工人载入不了代码：没有人执行运行，它们留在队列里。"""
+
+    def __init__(self, module: str, cause: BaseException) -> None:
+        self.module = module
+        self.place = _place_in_package(module, cause)
+        kind, text = type(cause).__name__, " ".join((cause.msg if isinstance(cause, SyntaxError) else str(cause)).split())
+        super().__init__(
+            f"the code of {module} cannot be loaded: {kind}: {text}{f' ({self.place})' if self.place else ''}; "
+            "correct it and start the workers again, until then runs stay queued"
+        )
+
+
 class InvalidEventError(BridgeError, PermanentError):
     """事件不合约定：重试没有用，进死信流。"""
 
@@ -109,6 +125,15 @@ class StrayLetterError(LetterError):
 
     def __init__(self, letter_id: str) -> None:
         super().__init__(letter_id, f"{letter_id} does not say its subject and cannot be retried: publish its body yourself, then drop it")
+
+
+def _place_in_package(module: str, error: BaseException) -> str:
+    """出错的那一行；库里的几层不算，写代码的人要找的是自己的文件。"""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}"
+    package = module.partition(".")[0]
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if package in Path(frame.filename).parts]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
 
 
 def is_transient(error: BaseException) -> bool:

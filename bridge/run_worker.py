@@ -13,6 +13,7 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
 from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, RunResult, flush_events, open_instance, report_starting, scope_of
+from bridge.errors import CodeLocationError
 from bridge.run_lanes import LANE_TAG
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange
@@ -59,16 +60,18 @@ class RunWorker:
 
     @classmethod
     def load(cls, bridge_settings: BridgeSettings) -> RunWorker:
-        """载入代码位置，连上 Dagster 的存储，把作业先算一遍：第一个事件就走热的路。"""
-        location = CodeLocation(module=CODE_MODULE, attribute="defs", location_name=LOCATION_NAME)
+        """载入代码位置，连上 Dagster 的存储，把作业先算一遍：第一个事件就走热的路。
+
+        :raises CodeLocationError: 代码有错。
+        """
+        instance = open_instance()
         worker = cls(
-            instance=open_instance(),
-            location=location,
+            instance=instance,
+            location=_load_code(instance),
             engine=get_engine(),
             settings=get_settings(),
             lease_seconds=bridge_settings.lease_seconds,
         )
-        location.warm_up(worker.instance, JOB_NAME, ledger.ASSETS)
         # 载入的代码有上百万个对象，一次完整的垃圾回收就是 0.1 秒：它们不会死，以后不再看
         gc.collect()
         gc.freeze()
@@ -228,6 +231,20 @@ def _kind_of(result: RunResult) -> ledger.Failure:
     if result.error_class in _class_names(PermanentError):
         return "permanent"
     return "transient" if result.error_class in _class_names(TransientError) | _OF_DRIVERS else "unknown"
+
+
+def _load_code(instance: DagsterInstance) -> CodeLocation:
+    try:
+        location = CodeLocation(module=CODE_MODULE, attribute="defs", location_name=LOCATION_NAME)
+        location.warm_up(instance, JOB_NAME, ledger.ASSETS)
+    except EtlError:
+        raise
+    except Exception as error:
+        logger.exception("the code cannot be loaded")
+        # Dagster 包着导入的错误，说的是它自己的命令行选项
+        cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+        raise CodeLocationError(CODE_MODULE, cause) from error
+    return location
 
 
 def _class_names(base: type[EtlError]) -> set[str]:

@@ -40,7 +40,8 @@ async def load_worker(state: TaskiqState) -> None:
 
 @broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)
 async def stop_reconciling(state: TaskiqState) -> None:
-    state.reconciling.cancel()
+    if "reconciling" in state:  # 代码载入不了的工人没有它
+        state.reconciling.cancel()
 
 
 @broker.task(task_name=MATERIALIZE_DUE)

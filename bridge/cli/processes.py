@@ -13,9 +13,14 @@ import click
 
 from bridge.cli.options import with_stack
 from bridge.settings import LANES, get_bridge_settings
-from etl_assets.core.log import configure_logging
+from etl_assets.core.log import configure_logging, get_logger
 
+logger = get_logger(__name__)
+
+_LOOK_SECONDS = 0.1
 _RESTART_SECONDS = 2.0
+_LONGEST_RESTART_SECONDS = 60.0  # 代码有错时每个都立刻又死：别让它们占满机器
+_STABLE_SECONDS = 60.0  # 活过这么久再死，算第一次
 # 一个运行三十天，就是每个资产三十个事件：成批写入，计划事件合成一个
 _DAGSTER_ENVIRONMENT = {"DAGSTER_EVENT_BATCH_SIZE": "1000", "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1"}
 
@@ -55,25 +60,53 @@ def _run_worker() -> None:
 
 
 def _run_processes(count: int) -> None:
-    """死了的补上；SIGTERM 或 Ctrl-C 时让它们做完手里的再走。"""
-    command = [sys.executable, "-P", "-m", "bridge.cli.main", "worker"]
-    children = [subprocess.Popen(command) for _ in range(count)]
+    """死了的补上，屡次死的隔得越来越久；SIGTERM 或 Ctrl-C 时让它们做完手里的再走。"""
+    configure_logging("workers")
+    children = [_WorkerProcess() for _ in range(count)]
     stopping = False
 
     def stop(_number: int, _frame: object) -> None:
         nonlocal stopping
         stopping = True
-        for child in children:
-            child.terminate()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    while any(child.poll() is None for child in children) or not stopping:
-        for position, child in enumerate(children):
-            if child.poll() is not None and not stopping:
-                time.sleep(_RESTART_SECONDS)
-                children[position] = subprocess.Popen(command)
-        time.sleep(0.1)
+    while not stopping:
+        for child in children:
+            child.keep_up()
+        time.sleep(_LOOK_SECONDS)
+    for child in children:
+        child.process.terminate()
+    for child in children:
+        child.process.wait()
+
+
+class _WorkerProcess:
+    """一个工人进程，与它死后的那些替身。"""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._restart_at: float | None = None
+        self._start()
+
+    def keep_up(self) -> None:
+        if self.process.poll() is None:
+            return
+        now = time.monotonic()
+        if self._restart_at is None:
+            self._failures = 1 if now - self._started_at > _STABLE_SECONDS else self._failures + 1
+            delay = min(_RESTART_SECONDS * 2 ** (self._failures - 1), _LONGEST_RESTART_SECONDS)
+            self._restart_at = now + delay
+            logger.warning(
+                "worker stopped, starting it again", pid=self.process.pid, exit_code=self.process.returncode, restart_in_seconds=delay
+            )
+        elif now >= self._restart_at:
+            self._restart_at = None
+            self._start()
+
+    def _start(self) -> None:
+        self._started_at = time.monotonic()
+        self.process = subprocess.Popen([sys.executable, "-P", "-m", "bridge.cli.main", "worker"])
 
 
 async def _listen() -> None:

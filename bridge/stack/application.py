@@ -37,7 +37,9 @@ def application_services(plan: ApplicationPlan) -> list[Service]:
     local = ("--host", "127.0.0.1", "--port")
     code = ("--module-name", CODE_MODULE, "--location-name", LOCATION_NAME, "--empty-working-directory")
     json_log = ("--log-format", "json")
-    code_server = ("api", "grpc", *local, str(plan.code_server_port), *code, "--use-python-environment-entry-point", *json_log)
+    # 代码有错时 lazy 的服务器照样起来，网页上看得见是什么错
+    options = ("--use-python-environment-entry-point", "--lazy-load-user-code", *json_log)
+    code_server = ("api", "grpc", *local, str(plan.code_server_port), *code, *options)
     return [
         Service(CODE_SERVER, _python(plan, "dagster", *code_server), listens_on(plan.code_server_port)),
         Service("listener", _python(plan, "bridge.cli.main", "listen"), logged_ready),

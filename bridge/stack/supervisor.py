@@ -54,8 +54,8 @@ class ServiceStartError(TransientError):
     def __init__(self, *, name: str, log: Path, reason: str) -> None:
         self.name = name
         self.log = log
-        self.reason = reason
-        super().__init__(f"{name} does not start: {reason or 'it wrote nothing'}; see {log}")
+        self.reason = reason.removeprefix("error: ")
+        super().__init__(f"{name} does not start: {self.reason or 'it wrote nothing'}; see {log}")
 
 
 @dataclass

@@ -85,6 +85,10 @@ def etl(stack: StackAddresses) -> Etl:
 
 @pytest.fixture(scope="session")
 def query(stack: StackAddresses) -> Query:
+    return asking(stack)
+
+
+def asking(stack: StackAddresses) -> Query:
     """向 Dagster 网页发一个 GraphQL 查询。"""
 
     def ask(text: str, **variables: Any) -> dict[str, Any]:
