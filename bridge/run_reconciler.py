@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from dagster import DagsterRun, DagsterRunStatus
+from dagster import DagsterError, DagsterRun, DagsterRunStatus
 
 from bridge.dagster_adapter import enqueue, scope_of, unfinished_runs
 from bridge.run_lanes import LANE_TAG, lane_of
@@ -109,7 +109,11 @@ def _bury(worker: RunWorker, run: DagsterRun) -> Iterator[Ring]:
         return
     retries = int(run.tags.get(RETRY_TAG, "0"))
     if retries < MAX_RETRIES:
-        retry = worker.location.create_retry(worker.instance, run, tags={RETRY_TAG: str(retries + 1), LANE_TAG: lane_of(run)})
+        try:
+            retry = worker.location.create_retry(worker.instance, run, tags={RETRY_TAG: str(retries + 1), LANE_TAG: lane_of(run)})
+        except DagsterError as error:  # 我们的代码里没有它的资产：它已经失败了，别的运行还要照看
+            logger.error("cannot run it again with the code of this worker", run_id=run.run_id, error=str(error))
+            return
         if retry is not None:
             enqueue(worker.instance, retry)
             yield Ring(EXECUTE_RUN, lane_of(run), (retry.run_id,))

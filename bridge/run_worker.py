@@ -168,7 +168,7 @@ class RunWorker:
         logger.exception("run failed outside its steps", run_id=run.run_id)
         message = (
             f"The worker could not execute this run: {type(error).__name__}: {error}. "
-            "If the code was changed since the run was made, reload the code location and launch it again."
+            "If the code was changed, restart the workers and the code location so that they have the same, and launch it again."
         )
         current = self.instance.get_run_by_id(run.run_id)
         if current is not None and not current.is_finished:

@@ -12,13 +12,12 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus
-from dagster_shared.record import copy
 
 from bridge.code_location import CODE_MODULE, LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, enqueue
 from bridge.run_lanes import LANE_TAG
 from bridge.run_reconciler import reconcile_runs
-from bridge.run_worker import HeldRun, RunWorker
+from bridge.run_worker import RunWorker
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
@@ -254,15 +253,58 @@ def test_run_that_does_not_stop_is_abandoned_and_cannot_commit(
     assert read_table("orders").is_empty()
 
 
-def test_run_of_an_asset_that_is_gone_fails_with_a_sentence(worker: RunWorker) -> None:
-    """代码比运行旧，或者运行建好之后改了：运行失败，工人还在。"""
-    held = worker.take(submit(worker, "orders"))
+# ---- 运行与工人的代码不一样新 ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def newer() -> CodeLocation:
+    return CodeLocation(module="tests.integration.newer_code", attribute="defs", location_name=LOCATION_NAME)
+
+
+def submit_newer(worker: RunWorker, newer: CodeLocation, *assets: str) -> str:
+    """网页的代码比工人的新：它建的运行里有工人不认识的资产。"""
+    day = date(2026, 1, 5)
+    tags = {LANE_TAG: "interactive"}
+    run = newer.create_run(worker.instance, job_name="__ASSET_JOB", run_id=str(uuid4()), assets=assets, days=DayRange(day, day), tags=tags)
+    enqueue(worker.instance, run)
+    return run.run_id
+
+
+@pytest.mark.parametrize("assets", [("payments",), ("orders", "payments")], ids="+".join)
+def test_run_of_an_asset_that_the_worker_does_not_know_fails_with_a_sentence_and_writes_nothing(
+    worker: RunWorker, newer: CodeLocation, raw_data: RawData, read_table: ReadTable, assets: tuple[str, ...]
+) -> None:
+    """代码比运行旧，或者资产后来没有了：运行失败，工人还在。"""
+    raw_data.add_import([{}])
+    run_id = submit_newer(worker, newer, *assets)
+    held = worker.take(run_id)
     assert held is not None
-    gone = HeldRun(run=copy(held.run, job_name="no_such_job"), lease=held.lease, assets=held.assets, days=held.days)
-    result = worker.execute(gone)
+    result = worker.execute(held)
     assert not result.succeeded
-    assert "reload the code location" in result.error
-    assert status(worker, held.run.run_id) is DagsterRunStatus.FAILURE
+    assert "payments" in result.error
+    assert "restart the workers" in result.error
+    assert status(worker, run_id) is DagsterRunStatus.FAILURE
+    assert read_table("orders").is_empty()
+    next_one = worker.take(submit(worker, "orders"))
+    assert next_one is not None
+    assert worker.execute(next_one).succeeded
+
+
+def test_run_of_an_unknown_asset_whose_worker_died_is_failed_and_the_others_are_looked_after(
+    worker: RunWorker, newer: CodeLocation, raw_data: RawData, engine: sa.Engine
+) -> None:
+    raw_data.add_import([{}])
+    unknown, known = submit_newer(worker, newer, "payments"), submit(worker, "orders")
+    for run_id in (unknown, known):
+        assert worker.take(run_id) is not None
+    expire_leases(engine)
+    (ring,) = reconcile_runs(worker)
+    assert [status(worker, run_id) for run_id in (unknown, known)] == [DagsterRunStatus.FAILURE] * 2
+    retry = worker.take(*ring.arguments)
+    assert retry is not None
+    assert retry.run.parent_run_id == known
+    assert worker.execute(retry).succeeded
+    assert reconcile_runs(worker) == []
 
 
 def expire_leases(engine: sa.Engine) -> None:
