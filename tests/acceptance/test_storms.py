@@ -1,4 +1,4 @@
-"""取消与 kill -9 的风暴：随便什么时候来，没有卡住的运行，没有写了一半的日子，最后三张表等于参照。
+"""取消与 kill -9 的风暴：随便什么时候来，没有卡住的运行，没有写了一半的日子，最后三张表等于参照。还有一个工人长久地干下去。
 
 平日跑一小段，`pdm run test-deep` 跑全长。种子印在失败信息里。
 """
@@ -9,24 +9,32 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as clock
+from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 
 from bridge.demo.reference import find_differences
 from bridge.run_reconciler import MAX_RETRIES
+from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import leases, ledger, target_tables
+from etl_assets.core.tables import import_tasks, leases, ledger, raw_orders, target_tables
 from etl_assets.services.ledger import request_days
 from tests.acceptance.conftest import AddOrders, Query, held_day
 from tests.acceptance.dagster_ui import ASSETS, FINAL, DagsterUi
 
+logger = get_logger(__name__)
+
 FIRST = date(1999, 1, 1)
 DAYS = [FIRST + timedelta(days=offset) for offset in range(20)]
 ORDERS_PER_DAY = 30
+LONGEST_BATCH = 1_000  # 到期十分钟还没做的日子，感应器会再要一次
 
 
 @pytest.fixture
@@ -142,3 +150,90 @@ def made_in_the_end(ui: DagsterUi, query: Query, run_id: str) -> tuple[set[str],
         more, further = made_in_the_end(ui, query, child["runId"])
         made, runs = made | more, runs + further
     return made, runs
+
+
+# ---- 长久地干下去 --------------------------------------------------------------------
+
+
+@pytest.mark.timeout(4 * 3_600)
+def test_memory_and_connections_of_a_worker_do_not_grow_with_its_runs(
+    shop: str, stack_engine: sa.Engine, stack_settings: EtlSettings, is_deep: bool
+) -> None:
+    """一天一个运行，三个资产都做；先做百分之五，好让缓存与连接池长到它们的样子。
+
+    两个工人里只有一个做事件的运行。短的那一遍只看个大概：内存那时还在热身。
+    """
+    runs = 10_000 if is_deep else 100
+    done_before = succeeded_runs(stack_engine)
+    add_daily_orders(stack_engine, shop, every_other_day(min(runs // 2, LONGEST_BATCH)))
+
+    workers = work_off(stack_engine, runs // 20)
+    (worker,) = workers
+    memory, connections = resident_bytes(worker), connections_of(stack_engine, worker)
+    assert work_off(stack_engine, runs - runs // 20) == workers, "the worker was replaced"
+
+    growth = resident_bytes(worker) / memory - 1
+    logger.info("worker after its runs", runs=runs, memory_mib=memory >> 20, growth=f"{growth:+.1%}", connections=dict(connections))
+    assert succeeded_runs(stack_engine) - done_before == runs
+    assert growth < (0.1 if is_deep else 0.5)
+    assert connections_of(stack_engine, worker) == connections
+    assert find_differences(stack_engine, stack_settings) == []
+
+
+def every_other_day(count: int) -> list[date]:
+    """不相邻的日子，领取时合不成一段：一天一个运行。"""
+    return [date(2000, 1, 1) + timedelta(days=2 * number) for number in range(count)]
+
+
+def add_daily_orders(engine: sa.Engine, shop: str, days: list[date]) -> None:
+    import_id = uuid4()
+    row = {"import_id": import_id, "shop": shop, "amount": 1}
+    rows = [
+        row | {"order_id": f"L-{day}-{number}", "customer_name": f"长久客户{number}", "ordered_at": datetime.combine(day, clock(4), UTC)}
+        for day in days
+        for number in range(3)
+    ]
+    with engine.begin() as connection:
+        connection.execute(sa.insert(import_tasks).values(import_id=import_id, status="completed", completed_at=datetime.now(UTC)))
+        connection.execute(sa.insert(raw_orders), rows)
+
+
+def work_off(engine: sa.Engine, runs: int) -> set[int]:
+    """要求做这么多天，等到做完；返回做它们的工人的进程号。"""
+    owners: set[str] = set()
+
+    def drained() -> bool:
+        due = sa.select(sa.func.count()).where(ledger.c.requested > ledger.c.materialized, ledger.c.held_reason.is_(None))
+        with engine.connect() as connection:
+            owners.update(connection.scalars(sa.select(leases.c.owner)))
+            return connection.scalar(due) == 0 and not connection.scalar(sa.select(sa.func.count()).select_from(leases))
+
+    while runs:
+        batch = every_other_day(min(runs, LONGEST_BATCH))
+        with engine.begin() as connection:
+            request_days(connection, "public", batch)
+        eventually(drained, timeout_seconds=60 + 2 * len(batch))
+        runs -= len(batch)
+    return {int(owner.rpartition(":")[2]) for owner in owners}
+
+
+def succeeded_runs(engine: sa.Engine) -> int:
+    """事件要的、成功了的运行；定时的不算。"""
+    text = """SELECT count(*) FROM dagster.runs JOIN dagster.run_tags USING (run_id)
+        WHERE status = 'SUCCESS' AND key = 'etl/trigger' AND value = 'event'"""
+    with engine.connect() as connection:
+        return int(connection.exec_driver_sql(text).scalar_one())
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def connections_of(engine: sa.Engine, pid: int) -> Counter[str]:
+    """这个进程在数据库里的连接，按应用名；本机的连接由端口认出。"""
+    sockets = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
+    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    ports = [int(line[1].rpartition(":")[2], 16) for line in lines if f"socket:[{line[9]}]" in sockets]
+    names = sa.text("SELECT coalesce(nullif(application_name, ''), '?') FROM pg_stat_activity WHERE client_port = ANY(:ports)")
+    with engine.connect() as connection:
+        return Counter(connection.scalars(names, {"ports": ports}))
