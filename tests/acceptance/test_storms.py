@@ -165,7 +165,7 @@ def test_memory_and_connections_of_a_worker_do_not_grow_with_its_runs(
     """
     runs = 10_000 if is_deep else 100
     done_before = succeeded_runs(stack_engine)
-    add_daily_orders(stack_engine, shop, every_other_day(min(runs // 2, LONGEST_BATCH)))
+    add_daily_orders(stack_engine, shop, every_other_day(min(runs - runs // 20, LONGEST_BATCH)))
 
     workers = work_off(stack_engine, runs // 20)
     (worker,) = workers
