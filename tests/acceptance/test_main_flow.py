@@ -144,6 +144,40 @@ def test_runs_partitions_and_lineage_are_in_the_dagster_ui(etl: Etl, query: Quer
     assert upstream["leads"] == {"customers"}
 
 
+def test_columns_and_where_they_come_from_are_in_the_dagster_ui(query: Query, stack_engine: sa.Engine) -> None:
+    """网页上的列就是数据库里的列；每一列的来源都是一张认得的表里真有的列。"""
+    text = """{ assetNodes { assetKey { path } metadataEntries {
+        ... on TableSchemaMetadataEntry { schema { columns { name type constraints { nullable } } } }
+        ... on TableColumnLineageMetadataEntry { lineage { columnName columnDeps { assetKey { path } columnName } } } } } }"""
+    columns: dict[str, set[tuple[str, str, bool]]] = {}
+    sources: dict[str, dict[str, set[tuple[str, str]]]] = {}
+    for node in query(text)["assetNodes"]:
+        (asset,) = node["assetKey"]["path"]
+        for entry in node["metadataEntries"]:
+            for column in entry.get("schema", {}).get("columns", []):
+                columns.setdefault(asset, set()).add((column["name"], column["type"], column["constraints"]["nullable"]))
+            for line in entry.get("lineage", []):
+                found = {(dep["assetKey"]["path"][0], dep["columnName"]) for dep in line["columnDeps"]}
+                sources.setdefault(asset, {})[line["columnName"]] = found
+
+    for asset, table in {"orders": "orders", "customers": "customers", "leads": "business_leads"}.items():
+        assert columns[asset] == columns_in_the_database(stack_engine, table)
+        assert sources[asset]
+        assert sources[asset].keys() <= {name for name, _, _ in columns[asset]}
+        for upstream, column in set().union(*sources[asset].values()):
+            assert column in {name for name, _, _ in columns[upstream]}
+    assert sources["orders"]["amount"] == {("raw_orders", "amount")}
+    assert sources["customers"]["total_amount"] == {("orders", "amount"), ("orders", "latest_status")}
+    assert ("customers", "customer_key") in sources["leads"]["lead_id"]
+
+
+def columns_in_the_database(engine: sa.Engine, table: str) -> set[tuple[str, str, bool]]:
+    text = sa.text("""SELECT attname, format_type(atttypid, atttypmod), NOT attnotnull FROM pg_attribute
+        WHERE attrelid = CAST(:table AS regclass) AND attnum > 0 AND NOT attisdropped""")
+    with engine.connect() as connection:
+        return {(row[0], row[1], row[2]) for row in connection.execute(text, {"table": table})}
+
+
 def test_event_of_a_missing_import_waits_and_the_next_one_is_handled(etl: Etl, tmp_path: Path) -> None:
     etl("publish", "events.data_import.completed", json.dumps({"status": "completed", "import_id": "00000000-0000-4000-8000-00000000dead"}))
     path = write_csv(tmp_path / "next.csv", [("N-1", "下一店", "王五", "", "paid", "5", "1", "2026-05-05 12:00:00")])
