@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from dagster import (
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
+    EventLogEntry,
     JobDefinition,
     RepositoryDefinition,
     RunsFilter,
@@ -329,6 +330,7 @@ def open_instance() -> DagsterInstance:
     instance = DagsterInstance.get()
     _share_pool(instance)
     _silence_console()
+    instance._subscribers = _NoSubscribers()
     return instance
 
 
@@ -343,6 +345,13 @@ def flush_events(instance: DagsterInstance) -> None:
     storage = instance.event_log_storage
     if isinstance(storage, LeanEventLogStorage):
         storage.flush()
+
+
+class _NoSubscribers(dict[str, list[Callable[[EventLogEntry], object]]]):
+    """Dagster 给每个写过事件的运行留一个空的名单，从不删去；工人里没有人订阅。"""
+
+    def __missing__(self, _run_id: str) -> list[Callable[[EventLogEntry], object]]:
+        return []
 
 
 def _share_pool(instance: DagsterInstance) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 
-from dagster import DagsterInstance
+from dagster import DagsterInstance, asset, materialize
 from dagster._core.execution import api as execution_api
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 
@@ -84,6 +84,18 @@ def test_stock_event_log_stores_an_event_in_these_steps() -> None:
     steps = ("prepare_insert_event", "NOTIFY", "_store_asset_event_tags", "_store_asset_event(", "store_asset_check_event")
     positions = [source.index(step) for step in steps]
     assert positions == sorted(positions)
+
+
+def test_dagster_remembers_every_run_that_wrote_an_event_and_a_worker_does_not() -> None:
+    @asset
+    def thing() -> None: ...
+
+    with DagsterInstance.ephemeral() as instance:
+        assert materialize([thing], instance=instance).success
+        assert len(instance._subscribers) == 1
+        instance._subscribers = dagster_adapter._NoSubscribers()
+        assert materialize([thing], instance=instance).success
+        assert instance._subscribers == {}
 
 
 def test_storages_keep_their_engine_where_the_pool_is_put() -> None:
