@@ -155,7 +155,7 @@ def test_columns_and_where_they_come_from_are_in_the_dagster_ui(query: Query, st
         (asset,) = node["assetKey"]["path"]
         for entry in node["metadataEntries"]:
             for column in entry.get("schema", {}).get("columns", []):
-                columns.setdefault(asset, set()).add((column["name"], column["type"], column["constraints"]["nullable"]))
+                columns.setdefault(asset, set()).add((column["name"], column["type"].replace(", ", ","), column["constraints"]["nullable"]))
             for line in entry.get("lineage", []):
                 found = {(dep["assetKey"]["path"][0], dep["columnName"]) for dep in line["columnDeps"]}
                 sources.setdefault(asset, {})[line["columnName"]] = found
