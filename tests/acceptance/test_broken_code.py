@@ -115,7 +115,6 @@ def start_worker(stack: StackAddresses, code: Code, **settings: str) -> subproce
         pytest.param(SYNTAX_ERROR, "SyntaxError: invalid syntax", id="syntax"),
         pytest.param("\nfrom etl_assets.partitions import weekly\n", "ImportError: cannot import name 'weekly'", id="import"),
         pytest.param("\nraise ValueError('no such stage')\n", "ValueError: no such stage", id="raises"),
-        pytest.param("\ndel materialize_leads\n", "ImportError: cannot import name 'materialize_leads'", id="missing"),
     ],
 )
 def test_worker_names_the_line_that_is_wrong_and_ends(stack: StackAddresses, code: Code, added: str, problem: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import yaml
 from dagster._core.instance.config import dagster_instance_config
 
 from bridge.stack.dagster_home import build_dagster_postgres_url, write_dagster_home
@@ -21,6 +22,18 @@ def test_dagster_accepts_the_generated_settings(tmp_path: Path) -> None:
     assert config["local_artifact_storage"]["config"]["base_dir"].startswith(str(tmp_path))
     assert config["run_coordinator"]["module"] == "bridge.run_coordinator"
     assert config["run_launcher"]["module"] == "bridge.run_launcher"
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_readme_gives_operators_the_settings_of_the_stack(tmp_path: Path, readme: str) -> None:
+    write_dagster_home(tmp_path)
+    generated = yaml.safe_load((tmp_path / "dagster.yaml").read_text(encoding="utf-8"))
+    text = (Path(__file__).parents[2] / readme).read_text(encoding="utf-8")
+
+    shown = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+
+    assert shown == {name: generated[name] for name in shown}
+    assert {"storage", "run_coordinator", "run_launcher", "compute_logs"} <= shown.keys()
 
 
 @pytest.mark.parametrize(
