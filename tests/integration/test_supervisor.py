@@ -123,7 +123,7 @@ def test_what_dies_is_started_again(supervisor: Supervisor, pids: Callable[[], l
 
 
 def test_child_that_cannot_start_is_reported_with_its_last_words(tmp_path: Path, supervisor: Supervisor) -> None:
-    supervisor.supervise([service("worker-1", "print('first', flush=True); raise SystemExit('no such table: ledger')")])
+    supervisor.supervise([service("worker-1", "print('first', flush=True); raise SystemExit('error: no such table: ledger')")])
 
     with pytest.raises(ServiceStartError, match="worker-1 does not start: no such table: ledger; see ") as caught:
         supervisor.wait_until_ready(timeout_seconds=20)
