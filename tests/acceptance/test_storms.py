@@ -35,7 +35,7 @@ logger = get_logger(__name__)
 FIRST = date(1999, 1, 1)
 DAYS = [FIRST + timedelta(days=offset) for offset in range(20)]
 ORDERS_PER_DAY = 30
-LONGEST_BATCH = 1_000  # 到期十分钟还没做的日子，感应器会再要一次
+LONGEST_BATCH = 250  # 到期十分钟还没做的日子，感应器会再要一次
 
 
 @pytest.fixture
