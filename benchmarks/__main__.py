@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from benchmarks.burst.bench import bench_burst
 from benchmarks.dagster.bench import bench_dagster
 from benchmarks.etl.bench import bench_etl
 
@@ -17,6 +18,7 @@ def main() -> None:
 
 main.add_command(bench_etl, "etl")
 main.add_command(bench_dagster, "dagster")
+main.add_command(bench_burst, "burst")
 
 if __name__ == "__main__":
     sys.exit(main())
