@@ -86,6 +86,11 @@ class RunWorker:
                 connection, self.settings.target_schema, run_id=str(uuid4()), owner=self.owner, lease_seconds=self.lease_seconds
             )
 
+    def has_days_in_a_rush(self) -> bool:
+        """有没有日子要等一阵急雨过去才能领。"""
+        with translated_errors(), self.engine.connect() as connection:
+            return leases.has_days_in_a_rush(connection, self.settings.target_schema)
+
     def start(self, claim: Claim) -> HeldRun:
         """给领到的日子建一个运行；标签说是哪些事件要的。"""
         with translated_errors(), self.engine.connect() as connection:

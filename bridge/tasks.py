@@ -10,13 +10,14 @@ from taskiq import TaskiqEvents, TaskiqState
 
 from bridge.broker import SafeJetStreamBroker
 from bridge.dagster_adapter import RunResult
+from bridge.errors import BridgeError
 from bridge.outbox_publisher import publish_outbox
 from bridge.run_reconciler import INTERVAL_SECONDS, reconcile_runs
 from bridge.run_worker import HeldRun, RunWorker
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.errors import EtlError
 from etl_assets.core.log import RepeatedWarning, get_logger
-from etl_assets.services.leases import LeaseState
+from etl_assets.services.leases import RUSH_QUIET_SECONDS, LeaseState
 
 logger = get_logger(__name__)
 
@@ -36,23 +37,28 @@ async def load_worker(state: TaskiqState) -> None:
     """接任务之前载入代码位置，只此一次。"""
     state.run_worker = await asyncio.to_thread(RunWorker.load, broker.settings)
     state.reconciling = asyncio.create_task(_reconcile(state.run_worker))
+    state.ringing_later = None
 
 
 @broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)
 async def stop_reconciling(state: TaskiqState) -> None:
     if "reconciling" in state:  # 代码载入不了的工人没有它
         state.reconciling.cancel()
+        if state.ringing_later:
+            state.ringing_later.cancel()
 
 
 @broker.task(task_name=MATERIALIZE_DUE)
 async def materialize_due() -> None:
     """门铃：领一段到期的日子，执行成一个 Dagster 运行。
 
-    没有可领的就结束；还有别的就先替下一个工人敲门。失败由台账记下，何时再试由它定，这条消息不重来。
+    没有可领的就结束，要等急雨过去的稍后再敲；还有别的就先替下一个工人敲门。失败由台账记下，何时再试由它定，这条消息不重来。
     """
     worker: RunWorker = broker.state.run_worker
     claim = await asyncio.to_thread(worker.claim)
     if claim is None:
+        if await asyncio.to_thread(worker.has_days_in_a_rush):
+            _ring_later()
         return
     if claim.more:
         await broker.ring(MATERIALIZE_DUE, "event")
@@ -110,6 +116,20 @@ async def _guard(worker: RunWorker, held: HeldRun) -> None:
     while time.monotonic() < deadline:
         await asyncio.to_thread(held.interruption.request)
         await asyncio.sleep(_CANCEL_SECONDS)
+
+
+def _ring_later() -> None:
+    """急雨里的门铃很多，一个工人至多留一个待敲的；工人这时死去，有对账者。"""
+    if broker.state.ringing_later is None or broker.state.ringing_later.done():
+        broker.state.ringing_later = asyncio.create_task(_ring_after(RUSH_QUIET_SECONDS))
+
+
+async def _ring_after(delay_seconds: float) -> None:
+    await asyncio.sleep(delay_seconds)
+    try:
+        await broker.ring(MATERIALIZE_DUE, "event")
+    except BridgeError as error:
+        logger.warning("cannot ring now", task=MATERIALIZE_DUE, error=str(error))
 
 
 async def _reconcile(worker: RunWorker) -> None:

@@ -138,14 +138,7 @@ def request_affected_days(connection: sa.Connection, settings: EtlSettings, even
     request_days(connection, target, {day for import_id, day in affected if import_id in deleting}, allow_deletes=True)
     request_days(connection, target, {day for import_id, day in affected if import_id not in deleting})
     _remember_requests(connection, target, affected)
-    newest = {event.import_id: event for event in events}
-    rows = [
-        {"target": target, "import_id": import_id, "event_id": event.event_id, "stream_sequence": event.sequence}
-        for import_id, event in sorted(newest.items())
-    ]
-    insert = pg.insert(import_events)
-    fields = {"event_id": insert.excluded.event_id, "stream_sequence": insert.excluded.stream_sequence, "handled_at": sa.func.now()}
-    connection.execute(insert.on_conflict_do_update(index_elements=["target", "import_id"], set_=fields), rows)
+    _remember_events(connection, target, events)
     return {day for _, day in affected}
 
 
@@ -194,6 +187,24 @@ def _remember_requests(connection: sa.Connection, target: str, affected: Sequenc
     connection.execute(
         insert.on_conflict_do_update(index_elements=["target", "import_id", "day"], set_={"revision": insert.excluded.revision})
     )
+
+
+def _remember_events(connection: sa.Connection, target: str, events: Sequence[ImportEvent]) -> None:
+    """记下每个导入最新的事件，整批一条语句。"""
+    newest = sorted({event.import_id: event for event in events}.items())
+    row = (
+        sa.func.unnest(
+            sa.cast([import_id for import_id, _ in newest], sa.ARRAY(sa.Uuid)),
+            sa.cast([event.event_id for _, event in newest], sa.ARRAY(sa.Uuid)),
+            sa.cast([event.sequence for _, event in newest], sa.ARRAY(sa.BigInteger)),
+        )
+        .table_valued("import_id", "event_id", "stream_sequence", name="row")
+        .render_derived()
+    )
+    rows = sa.select(sa.literal(target), row.c.import_id, row.c.event_id, row.c.stream_sequence)
+    insert = pg.insert(import_events).from_select(["target", "import_id", "event_id", "stream_sequence"], rows)
+    fields = {"event_id": insert.excluded.event_id, "stream_sequence": insert.excluded.stream_sequence, "handled_at": sa.func.now()}
+    connection.execute(insert.on_conflict_do_update(index_elements=["target", "import_id"], set_=fields))
 
 
 def _mapping(connection: sa.Connection, statement: sa.Select[Any]) -> Mapping[UUID, Any]:

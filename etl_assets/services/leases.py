@@ -13,11 +13,17 @@ from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.errors import LeaseLostError
-from etl_assets.core.tables import leases, ledger
+from etl_assets.core.tables import import_requests, leases, ledger
 from etl_assets.services.ledger import ASSETS
 from etl_assets.services.locks import acquire_locks
 
 MAX_DAYS_PER_RUN = 30
+
+RUSH_IMPORTS = 16
+"""上次做完以来，等着同一天的导入不止这么多个，就是一阵急雨。"""
+RUSH_QUIET_SECONDS = 1.0
+RUSH_PATIENCE_SECONDS = 10.0
+"""急雨里的日子静下来这么久再做；一直不静，离上次做完这么久也做。"""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,12 @@ def claim_due_days(connection: sa.Connection, target: str, *, run_id: str, owner
 def has_claimable_days(connection: sa.Connection, target: str) -> bool:
     """有没有到期、没人做、也不在等重试的日子。"""
     return bool(connection.execute(sa.select(sa.select(_claimable_days(target).c.day).exists())).scalar())
+
+
+def has_days_in_a_rush(connection: sa.Connection, target: str) -> bool:
+    """有没有到期、只因为还在一阵急雨里才不能领的日子。"""
+    waiting = sa.select(ledger.c.day).where(ledger.c.target == target, ledger.c.requested > ledger.c.materialized, _is_in_a_rush())
+    return bool(connection.execute(sa.select(waiting.exists())).scalar())
 
 
 def read_overdue_days(connection: sa.Connection, target: str, after: timedelta) -> list[tuple[DayRange, datetime]]:
@@ -202,11 +214,30 @@ def _claimable_days(target: str) -> sa.Subquery:
             ledger.c.requested > ledger.c.materialized,
             ledger.c.held_reason.is_(None),
             sa.or_(ledger.c.retry_at.is_(None), ledger.c.retry_at <= sa.func.clock_timestamp()),
+            ~_is_in_a_rush(),
             ~leased,
         )
         .group_by(ledger.c.day)
         .subquery("due")
     )
+
+
+def _is_in_a_rush() -> sa.ColumnElement[bool]:
+    """刚做完，又积下了许多导入，还在来：等一等，几千个事件才不会一个运行接着一个运行。从没做过的日子不等。"""
+    waiting = (
+        sa.select(import_requests.c.import_id)
+        .where(
+            import_requests.c.target == ledger.c.target,
+            import_requests.c.day == ledger.c.day,
+            import_requests.c.revision > ledger.c.materialized,
+        )
+        .correlate(ledger)
+        .limit(RUSH_IMPORTS + 1)
+        .subquery("waiting")
+    )
+    recent = sa.and_(ledger.c.requested_at > _in(-RUSH_QUIET_SECONDS), ledger.c.materialized_at > _in(-RUSH_PATIENCE_SECONDS))
+    many = sa.select(sa.func.count()).select_from(waiting).scalar_subquery() > RUSH_IMPORTS
+    return sa.case((recent, many), else_=sa.false())
 
 
 def _state(row: sa.Row[tuple[object]] | None) -> LeaseState:
