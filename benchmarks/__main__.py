@@ -9,6 +9,7 @@ import click
 from benchmarks.burst.bench import bench_burst
 from benchmarks.dagster.bench import bench_dagster
 from benchmarks.etl.bench import bench_etl
+from benchmarks.latency.bench import bench_latency
 
 
 @click.group()
@@ -18,6 +19,7 @@ def main() -> None:
 
 main.add_command(bench_etl, "etl")
 main.add_command(bench_dagster, "dagster")
+main.add_command(bench_latency, "latency")
 main.add_command(bench_burst, "burst")
 
 if __name__ == "__main__":

@@ -29,8 +29,9 @@ from bridge.stack.dagster_home import DAGSTER_SCHEMA
 from bridge.stack.local import Stack
 from etl_assets.asset_runs import tagged_days
 from etl_assets.core.database_sync import build_engine
+from etl_assets.core.loopback_port import find_free_port
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_events, ledger, target_tables
+from etl_assets.core.tables import import_events, ledger
 
 FIRST = date(2026, 1, 1)
 _IN_FLIGHT = 256
@@ -66,7 +67,9 @@ class Burst:
 def bench_burst(events: int, days: int) -> None:
     """Thousands of events at once: into the ledger, few runs, all days materialized."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        stack = Stack(Path(folder), settings=EtlSettings(database_url=""), bridge_settings=BridgeSettings(nats_url=""))
+        stack = Stack(
+            Path(folder), settings=EtlSettings(database_url=""), bridge_settings=BridgeSettings(nats_url=""), port=find_free_port()
+        )
         with stack as addresses:
             settings = EtlSettings(database_url=addresses.database_url)
             engine = build_engine(settings)
@@ -78,7 +81,13 @@ def bench_burst(events: int, days: int) -> None:
             engine.dispose()
     print_figures(burst)
     bars = [
-        Bar("into the ledger, against the rate that NATS takes", burst.handled_per_second / burst.published_per_second, "of it", 0.8, "least"),
+        Bar(
+            "into the ledger, against the rate that NATS takes",
+            burst.handled_per_second / burst.published_per_second,
+            "of it",
+            0.8,
+            "least",
+        ),
         Bar("runs per day", burst.runs_per_day, "runs", 3, "most"),
         Bar("last day materialized after the last event", burst.done_seconds - burst.published_seconds, "s", 15, "most"),
         Bar("differences from the row-by-row reference", len(problems), "rows", 0, "most"),

@@ -1,4 +1,4 @@
-"""原样的 Dagster：同一个代码位置、同一个数据库，缺省的协调者与启动者，照它自己的文档分别起网页、守护进程与代码服务器。"""
+"""原样的 Dagster：缺省是同一个代码位置，同一个数据库，缺省的协调者与启动者，照它自己的文档分别起网页、守护进程与代码服务器。"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _READY_SECONDS = 120
 
 
 @contextmanager
-def stock_dagster(folder: Path, addresses: StackAddresses, environment: dict[str, str]) -> Iterator[str]:
+def stock_dagster(folder: Path, addresses: StackAddresses, environment: dict[str, str], *, code_module: str = CODE_MODULE) -> Iterator[str]:
     """与我们的栈并排的一套；给出它的网页地址。"""
     home = folder / "home"
     create_private_folder(home)
@@ -41,7 +41,7 @@ def stock_dagster(folder: Path, addresses: StackAddresses, environment: dict[str
     write_workspace(workspace, code_server_port=code_port)
 
     local = ("--host", "127.0.0.1", "--port")
-    code = ("dagster", "api", "grpc", *local, str(code_port), "--module-name", CODE_MODULE, "--location-name", LOCATION_NAME)
+    code = ("dagster", "api", "grpc", *local, str(code_port), "--module-name", code_module, "--location-name", LOCATION_NAME)
     web = ("dagster_webserver", *local, str(ui_port), "--workspace", str(workspace))
     daemon = ("dagster._daemon", "run", "--workspace", str(workspace))
     ui_url = f"http://127.0.0.1:{ui_port}"

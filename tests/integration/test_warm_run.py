@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,11 +14,14 @@ import pytest
 import sqlalchemy as sa
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus
 
+from bridge import tasks
+from bridge.broker import TASKS_STREAM, SafeJetStreamBroker
 from bridge.code_location import CODE_MODULE, LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, enqueue
 from bridge.run_lanes import LANE_TAG
 from bridge.run_reconciler import reconcile_runs
 from bridge.run_worker import RunWorker
+from bridge.settings import BridgeSettings
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
@@ -29,6 +33,7 @@ from etl_assets.services.intake import ImportEvent, request_imports
 from etl_assets.services.locks import lock_days
 from etl_assets.testing.fixtures import ReadTable
 from etl_assets.testing.raw_data import RawData
+from tests.integration.conftest import NatsServer
 
 
 @pytest.fixture(scope="module")
@@ -325,3 +330,40 @@ def wait_until_blocked(engine: sa.Engine) -> None:
         while not connection.scalar(waiting):
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+async def test_days_in_a_rush_are_rung_for_later_once(
+    worker: RunWorker,
+    raw_data: RawData,
+    engine: sa.Engine,
+    etl_settings: EtlSettings,
+    nats_server: NatsServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broker = SafeJetStreamBroker(BridgeSettings(nats_url=nats_server.url))
+    broker.state.run_worker, broker.state.ringing_later = worker, None
+    monkeypatch.setattr(tasks, "broker", broker)
+    announce(engine, etl_settings, raw_data.add_import([{}]))
+    claim = worker.claim()
+    assert claim is not None
+    assert worker.execute(worker.start(claim)).succeeded
+    for _ in range(leases.RUSH_IMPORTS + 1):
+        announce(engine, etl_settings, raw_data.add_import([{}]))
+    later = sa.func.clock_timestamp() + timedelta(hours=1)  # 机器再慢，也还在急雨里
+    with engine.begin() as connection:
+        connection.execute(sa.update(ledger).values(requested_at=later, materialized_at=later))
+    await broker.startup()
+    try:
+        monkeypatch.setattr(tasks, "RUSH_QUIET_SECONDS", 3600)
+        await tasks.materialize_due()
+        waiting = broker.state.ringing_later
+        await tasks.materialize_due()
+        assert broker.state.ringing_later is waiting
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        monkeypatch.setattr(tasks, "RUSH_QUIET_SECONDS", 0)
+        await tasks.materialize_due()
+        await broker.state.ringing_later
+        assert (await broker.js.stream_info(TASKS_STREAM)).state.messages == 1
+    finally:
+        await broker.shutdown()

@@ -7,18 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from threading import Barrier
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.errors import LeaseLostError
+from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import leases, ledger, outbox
 from etl_assets.orders import etl as orders_etl
 from etl_assets.services import materialization
+from etl_assets.services.intake import ImportEvent, request_imports
 from etl_assets.services.leases import (
     MAX_DAYS_PER_RUN,
+    RUSH_IMPORTS,
+    RUSH_PATIENCE_SECONDS,
+    RUSH_QUIET_SECONDS,
     Claim,
     Lease,
     LeaseState,
@@ -29,6 +34,7 @@ from etl_assets.services.leases import (
     delete_expired_lease,
     extend_lease,
     has_claimable_days,
+    has_days_in_a_rush,
     read_expired_leases,
     release_lease,
     request_cancel,
@@ -332,3 +338,65 @@ def test_run_without_a_lease_needs_none(chain: Chain, raw_data: RawData) -> None
     raw_data.add_import([{}])
     chain.run(DAY, assets=["orders"])
     assert written(chain) == (1, 1, 1)
+
+
+# ---- 急雨 ------------------------------------------------------------------------
+
+
+class Rush:
+    """DAY 刚做完一次，又来了几个导入；台账里的时刻由测试拨，机器再慢也还在急雨里。"""
+
+    def __init__(self, engine: sa.Engine, settings: EtlSettings, raw_data: RawData, chain: Chain) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._raw_data = raw_data
+        chain.run(DAY)
+
+    def bring(self, imports: int) -> None:
+        events = [ImportEvent(self._raw_data.add_import([{"order_id": f"R-{number}"}]), uuid4()) for number in range(imports)]
+        assert set(request_imports(self._engine, self._settings, events)) == {"requested"}
+        for column in ("requested_at", "materialized_at"):
+            self.put_back(column, -3600)
+
+    def put_back(self, column: str, seconds: float) -> None:
+        earlier = sa.func.clock_timestamp() - timedelta(seconds=seconds)
+        with self._engine.begin() as connection:
+            connection.execute(sa.update(ledger).where(ledger.c.day == DAY).values({column: earlier}))
+
+    def is_claimable(self) -> bool:
+        """能不能领；不能领的只因为急雨。"""
+        with self._engine.connect() as connection:
+            claimable = has_claimable_days(connection, TARGET)
+            assert has_days_in_a_rush(connection, TARGET) is not claimable
+        assert (claim(self._engine, str(uuid4())) is not None) is claimable
+        return claimable
+
+
+@pytest.fixture
+def rush(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, chain: Chain) -> Rush:
+    return Rush(engine, etl_settings, raw_data, chain)
+
+
+def test_day_in_a_rush_waits_until_it_is_quiet(rush: Rush) -> None:
+    rush.bring(RUSH_IMPORTS + 1)
+    assert not rush.is_claimable()
+    rush.put_back("requested_at", RUSH_QUIET_SECONDS)
+    assert rush.is_claimable()
+
+
+def test_day_in_an_endless_rush_is_claimed_in_the_end(rush: Rush) -> None:
+    rush.bring(RUSH_IMPORTS + 1)
+    assert not rush.is_claimable()
+    rush.put_back("materialized_at", RUSH_PATIENCE_SECONDS)
+    assert rush.is_claimable()
+
+
+def test_few_imports_do_not_wait(rush: Rush) -> None:
+    rush.bring(RUSH_IMPORTS)
+    assert rush.is_claimable()
+
+
+def test_day_that_was_never_materialized_does_not_wait(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+    events = [ImportEvent(raw_data.add_import([{"order_id": f"R-{number}"}]), uuid4()) for number in range(RUSH_IMPORTS + 1)]
+    request_imports(engine, etl_settings, events)
+    assert claim(engine, "one") is not None
