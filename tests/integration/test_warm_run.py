@@ -33,7 +33,8 @@ from etl_assets.services.intake import ImportEvent, request_imports
 from etl_assets.services.locks import lock_days
 from etl_assets.testing.fixtures import ReadTable
 from etl_assets.testing.raw_data import RawData
-from tests.integration.conftest import NatsServer
+
+from .conftest import NatsServer
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +333,7 @@ def wait_until_blocked(engine: sa.Engine) -> None:
             time.sleep(0.02)
 
 
-async def test_days_in_a_rush_are_rung_for_later_once(
+def test_days_in_a_rush_are_rung_for_later_once(
     worker: RunWorker,
     raw_data: RawData,
     engine: sa.Engine,
@@ -340,9 +341,6 @@ async def test_days_in_a_rush_are_rung_for_later_once(
     nats_server: NatsServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    broker = SafeJetStreamBroker(BridgeSettings(nats_url=nats_server.url))
-    broker.state.run_worker, broker.state.ringing_later = worker, None
-    monkeypatch.setattr(tasks, "broker", broker)
     announce(engine, etl_settings, raw_data.add_import([{}]))
     claim = worker.claim()
     assert claim is not None
@@ -352,6 +350,13 @@ async def test_days_in_a_rush_are_rung_for_later_once(
     later = sa.func.clock_timestamp() + timedelta(hours=1)  # 机器再慢，也还在急雨里
     with engine.begin() as connection:
         connection.execute(sa.update(ledger).values(requested_at=later, materialized_at=later))
+    asyncio.run(_ring_in_a_rush(worker, BridgeSettings(nats_url=nats_server.url), monkeypatch))
+
+
+async def _ring_in_a_rush(worker: RunWorker, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = SafeJetStreamBroker(settings)
+    broker.state.run_worker, broker.state.ringing_later = worker, None
+    monkeypatch.setattr(tasks, "broker", broker)
     await broker.startup()
     try:
         monkeypatch.setattr(tasks, "RUSH_QUIET_SECONDS", 3600)
