@@ -1,7 +1,7 @@
 """`pdm run bench latency`：一秒一个事件，各有一个新订单；从发出到三张表都提交、运行 SUCCESS，分段来看，并与原样的 Dagster 比。
 
 一半的事件落在同一天，一半各有自己的一天；一天只有几个订单。先有几个不计的热身。两边交替：一段热的，一个原样的；
-原样的那个做完，才有下一段。
+原样的那个做完，才有下一段；它的进程一直开着，感应器也一直在看。
 """
 
 from __future__ import annotations
@@ -64,10 +64,12 @@ class Timing:
     name: str
     median: float
     p99: float
+    min: float
 
     @classmethod
     def of(cls, name: str, values: Sequence[float]) -> Timing:
-        return cls(name=name, median=statistics.median(values), p99=statistics.quantiles(values, n=100, method="inclusive")[98])
+        p99 = statistics.quantiles(values, n=100, method="inclusive")[98]
+        return cls(name=name, median=statistics.median(values), p99=p99, min=min(values))
 
 
 @cli.command()
@@ -151,16 +153,17 @@ async def _run_stock(engine: sa.Engine, publisher: EventPublisher, number: int) 
 
 
 def print_figures(stages: Sequence[Timing], total: Timing, announced: Timing, stock: Spread, events: int) -> None:
-    table = Table(f"{events} events, one new order each", "median ms", "p99 ms")
+    table = Table(f"{events} events, one new order each", "median ms", "p99 ms", "min ms")
     for timing in stages:
-        table.add_row(timing.name, f"{timing.median:.1f}", f"{timing.p99:.1f}")
+        table.add_row(timing.name, f"{timing.median:.1f}", f"{timing.p99:.1f}", f"{timing.min:.1f}")
     explained = sum(timing.median for timing in stages)
-    table.add_row("sum of the medians, and what it leaves of the total", f"{explained:.1f} + {total.median - explained:.1f}", "")
+    table.add_row("sum of the medians, and what it leaves of the total", f"{explained:.1f} + {total.median - explained:.1f}", "", "")
     for timing in (total, announced):
-        table.add_row(timing.name, f"{timing.median:.1f}", f"{timing.p99:.1f}")
+        table.add_row(timing.name, f"{timing.median:.1f}", f"{timing.p99:.1f}", f"{timing.min:.1f}")
     table.add_row(
         f"stock Dagster: published -> SUCCESS seen, {stock.runs} events",
         f"{stock.median * 1000:,.0f}",
-        f"{stock.min * 1000:,.0f} - {stock.max * 1000:,.0f} (min - max)",
+        f"{stock.max * 1000:,.0f} (max)",
+        f"{stock.min * 1000:,.0f}",
     )
     Console().print(table)

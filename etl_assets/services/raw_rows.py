@@ -123,6 +123,9 @@ def judge(rows: pl.DataFrame, shops: pl.DataFrame) -> pl.DataFrame:
 
 def write_rejected(connection: sa.Connection, target: str, rejected: pl.DataFrame, covered: sa.ColumnElement[bool]) -> None:
     """让 `covered` 范围内的拒收记录正好是这些行（列：raw_id、import_id、day、rule）。"""
+    if rejected.is_empty():  # 几乎总是这样，不为空表去建暂存
+        connection.execute(sa.delete(rejected_rows).where(rejected_rows.c.target == target, covered))
+        return
     frame = rejected.select(pl.lit(target).alias("target"), "raw_id", "import_id", "day", "rule")
     staging = stage_frame(connection, frame, name="staged_rejected", like=rejected_rows)
     kept = sa.select(staging.c.raw_id).where(staging.c.raw_id == rejected_rows.c.raw_id)
