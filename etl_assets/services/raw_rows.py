@@ -124,7 +124,7 @@ def judge(rows: pl.DataFrame, shops: pl.DataFrame) -> pl.DataFrame:
 def write_rejected(connection: sa.Connection, target: str, rejected: pl.DataFrame, covered: sa.ColumnElement[bool]) -> None:
     """让 `covered` 范围内的拒收记录正好是这些行（列：raw_id、import_id、day、rule）。"""
     if rejected.is_empty():  # 几乎总是这样，不为空表去建暂存
-        connection.execute(sa.delete(rejected_rows).where(rejected_rows.c.target == target, covered))
+        _forget_rejected(connection, target, covered)
         return
     frame = rejected.select(pl.lit(target).alias("target"), "raw_id", "import_id", "day", "rule")
     staging = stage_frame(connection, frame, name="staged_rejected", like=rejected_rows)
@@ -140,19 +140,19 @@ def reject_rows_without_partition(connection: sa.Connection, settings: EtlSettin
     同一批导入中已不在范围内的行（撤回的导入）随之删去。
     """
     rows = scope(settings)
-    statement = sa.select(rows.c.import_id, *frame_columns(rows)).where(
-        rows.c.import_id == sa.any_(sa.cast(import_ids, sa.ARRAY(sa.Uuid))), rows.c.time_rule.is_not(None)
-    )
-    judged = judge(read_frame(connection, statement), read_shops(connection))
-    partitions = partition_range(settings)
-    outside = sa.func.coalesce(~partitions.includes(rejected_rows.c.day), sa.true())
-    write_rejected(
-        connection,
-        settings.target_schema,
-        judged.filter(pl.col("rule").is_not_null()),
-        sa.and_(rejected_rows.c.import_id.in_(import_ids), outside),
-    )
+    wanted = sa.and_(rows.c.import_id == sa.any_(sa.cast(import_ids, sa.ARRAY(sa.Uuid))), rows.c.time_rule.is_not(None))
+    outside = sa.func.coalesce(~partition_range(settings).includes(rejected_rows.c.day), sa.true())
+    covered = sa.and_(rejected_rows.c.import_id.in_(import_ids), outside)
+    if not connection.scalar(sa.select(sa.select(rows.c.raw_id).where(wanted).exists())):  # 几乎总是这样：先问一声，省下读与评判
+        _forget_rejected(connection, settings.target_schema, covered)
+        return 0
+    judged = judge(read_frame(connection, sa.select(rows.c.import_id, *frame_columns(rows)).where(wanted)), read_shops(connection))
+    write_rejected(connection, settings.target_schema, judged.filter(pl.col("rule").is_not_null()), covered)
     return judged.height
+
+
+def _forget_rejected(connection: sa.Connection, target: str, covered: sa.ColumnElement[bool]) -> None:
+    connection.execute(sa.delete(rejected_rows).where(rejected_rows.c.target == target, covered))
 
 
 def _clean(name: str) -> pl.Expr:
