@@ -52,7 +52,7 @@ def backfill_command(first: datetime, last: datetime, asset: str, allow_deletes:
         raise SettingsError(f"{days} is outside the partitions {partitions}: choose days inside, or set ETL_PARTITIONS_START")
     with translated_errors(), get_engine().begin() as connection:
         if asset == ledger.ASSETS[0]:
-            ledger.request_days(connection, settings.target_schema, days, allow_deletes=allow_deletes)
+            ledger.request_days(connection, settings.target_schema, days, deletes_allowed_on=days if allow_deletes else ())
         else:
             ledger.request_downstream(connection, settings.target_schema, ledger.before(asset), days)
     asyncio.run(ring_workers(get_bridge_settings(), "bulk"))

@@ -135,8 +135,8 @@ def request_affected_days(connection: sa.Connection, settings: EtlSettings, even
     raw_rows.reject_rows_without_partition(connection, settings, import_ids)
     affected = read_affected_days(connection, settings, import_ids)
     deleting = {event.import_id for event in events if event.allow_deletes}
-    request_days(connection, target, {day for import_id, day in affected if import_id in deleting}, allow_deletes=True)
-    request_days(connection, target, {day for import_id, day in affected if import_id not in deleting})
+    deletes_allowed_on = {day for import_id, day in affected if import_id in deleting}
+    request_days(connection, target, {day for _, day in affected}, deletes_allowed_on=deletes_allowed_on)
     _remember_requests(connection, target, affected)
     _remember_events(connection, target, events)
     return {day for _, day in affected}

@@ -65,8 +65,11 @@ def ensure_days(connection: sa.Connection, target: str, days: Iterable[date]) ->
     connection.execute(pg.insert(ledger).from_select(["target", "asset", "day"], rows).on_conflict_do_nothing())
 
 
-def request_days(connection: sa.Connection, target: str, days: Iterable[date], *, allow_deletes: bool = False) -> None:
-    """要求从订单起重做这些天：订单的 requested 加一，先前的失败与搁置一笔勾销。"""
+def request_days(connection: sa.Connection, target: str, days: Iterable[date], *, deletes_allowed_on: Iterable[date] = ()) -> None:
+    """要求从订单起重做这些天：订单的 requested 加一，先前的失败与搁置一笔勾销。
+
+    :param deletes_allowed_on: 其中有人明确允许大量删除的日子。
+    """
     wanted = sorted(set(days))
     if not wanted:
         return
@@ -79,7 +82,7 @@ def request_days(connection: sa.Connection, target: str, days: Iterable[date], *
         .values(
             requested=ledger.c.requested + 1,
             requested_at=_turn(wanted),
-            allow_deletes=sa.or_(ledger.c.allow_deletes, sa.literal(allow_deletes)),
+            allow_deletes=sa.or_(ledger.c.allow_deletes, ledger.c.day == sa.any_(sa.cast(list(deletes_allowed_on), sa.ARRAY(sa.Date)))),
         )
     )
     connection.execute(sa.update(ledger).where(condition).values(failures=0, retry_at=None, held_reason=None, failed_run_id=None))

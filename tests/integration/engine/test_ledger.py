@@ -249,7 +249,7 @@ def test_success_clears_earlier_failures(connection: sa.Connection) -> None:
 
 
 def test_permission_to_delete_lasts_until_the_request_is_done(connection: sa.Connection) -> None:
-    request_days(connection, TARGET, [DAY], allow_deletes=True)
+    request_days(connection, TARGET, [DAY], deletes_allowed_on=[DAY])
     request_days(connection, TARGET, [DAY, NEXT])
     allowed = days_allowing_deletes(TARGET, DayRange(DAY, NEXT))
     assert connection.scalars(allowed).all() == [DAY]
