@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
+from functools import lru_cache
+from typing import Any
 
 import polars as pl
 import sqlalchemy as sa
@@ -65,20 +67,19 @@ def read_people(transaction: DataTransaction, customers: sa.Table) -> pl.DataFra
 
     无穷大的 closed_at 夹进 Polars 装得下的年份：与订单时刻比较的结果不变，而它只读不写。
     """
-    leads = transaction.tables.leads
+    return read_frame(transaction.connection, _people(transaction.tables.leads, customers))
+
+
+@lru_cache(maxsize=16)
+def _people(leads: sa.Table, customers: sa.Table) -> sa.Select[Any]:
     earliest = sa.cast("0002-01-01 00:00:00+00", sa.TIMESTAMP(timezone=True))
     latest = sa.cast("9998-01-01 00:00:00+00", sa.TIMESTAMP(timezone=True))
     clamped = sa.func.least(sa.func.greatest(leads.c.closed_at, earliest), latest, type_=leads.c.closed_at.type)
     closed = closed_by_person(leads)
-    return read_frame(
-        transaction.connection,
-        sa.select(
-            customers.c.customer_key,
-            leads.c.lead_no,
-            sa.case((closed, clamped)).label("people_closed_at"),
-        )
+    return (
+        sa.select(customers.c.customer_key, leads.c.lead_no, sa.case((closed, clamped)).label("people_closed_at"))
         .join(leads, leads.c.customer_global_id == customers.c.customer_global_id)
-        .where(touched(leads)),
+        .where(touched(leads))
     )
 
 
@@ -139,13 +140,18 @@ def load(transaction: DataTransaction, leads: pl.DataFrame, customers: sa.Table)
     connection, table = transaction.connection, transaction.tables.leads
     staging = stage_frame(connection, leads, name="staged_leads", like=table)
     written = upsert_staged(connection, staging, table, LEAD_UPSERT)
-    kept = sa.select(staging.c.lead_no).where(
-        staging.c.customer_global_id == table.c.customer_global_id, staging.c.lead_no == table.c.lead_no
-    )
-    theirs = table.c.customer_global_id == customers.c.customer_global_id
-    deleted = connection.execute(sa.delete(table).where(theirs, ~kept.exists(), ~touched(table)))
+    deleted = connection.execute(_delete_orderless(table, customers, staging))
     release_staging(connection, staging)
     return written + WriteCounts(rows=leads.height, deleted=deleted.rowcount)
+
+
+@lru_cache(maxsize=16)
+def _delete_orderless(leads: sa.Table, customers: sa.Table, staging: sa.Table) -> sa.Delete:
+    kept = sa.select(staging.c.lead_no).where(
+        staging.c.customer_global_id == leads.c.customer_global_id, staging.c.lead_no == leads.c.lead_no
+    )
+    theirs = leads.c.customer_global_id == customers.c.customer_global_id
+    return sa.delete(leads).where(theirs, ~kept.exists(), ~touched(leads))
 
 
 def read_last_warm_day(transaction: DataTransaction) -> date | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
 import sqlalchemy as sa
 
-from etl_assets.core.tables import order_index
+from etl_assets.core.tables import TargetTables, order_index
 from etl_assets.services.batch import CUSTOMERS_PER_BATCH, whole_groups
 from etl_assets.services.customer_keys import customer_id
 from etl_assets.services.figures import has_status
@@ -31,10 +32,7 @@ class CustomersAtHand:
 
     def batch(self, number: int) -> sa.Subquery:
         """第 number 批的客户（从 0 起）。"""
-        position = self.table.c.position
-        first = number * CUSTOMERS_PER_BATCH
-        of_batch = sa.and_(position >= first, position < first + CUSTOMERS_PER_BATCH)  # 区间：规划器估得准有几行
-        return sa.select(self.table.c.customer_key, position).where(of_batch).subquery("at_hand")
+        return _batch(self.table, number * CUSTOMERS_PER_BATCH, CUSTOMERS_PER_BATCH)
 
 
 def lock_customers_at_hand(transaction: DataTransaction) -> CustomersAtHand:
@@ -54,25 +52,8 @@ def read_customer_orders(transaction: DataTransaction, at_hand: sa.FromClause) -
 
     is_counted：状态不在取消之列；is_completed：状态在完成之列而不在取消之列。读完之前连接不能作他用。
     """
-    orders = transaction.tables.orders
     settings = transaction.settings
-    columns: list[sa.ColumnElement[Any]] = [
-        at_hand.c.position,
-        order_index.c.customer_key,
-        *[
-            orders.c[name]
-            for name in ("order_id", "customer_nickname", "latest_status", "system_order_type", "amount", "ordered_at", "order_date")
-        ],
-    ]
-    statement = (
-        sa.select(*columns)
-        .select_from(at_hand)
-        .join(order_index, order_index.c.customer_key == at_hand.c.customer_key)
-        .join(orders, sa.and_(orders.c.shop_id == order_index.c.shop_id, orders.c.order_id == order_index.c.order_id))
-        .where(order_index.c.target == transaction.target)
-        .order_by(at_hand.c.position)
-    )
-    with reading_ahead(transaction.connection, statement) as frames:
+    with reading_ahead(transaction.connection, _customer_orders(transaction.tables, at_hand)) as frames:
         for frame in whole_groups(frames, "position"):
             cancelled = has_status(frame, settings.cancelled_statuses)
             completed = has_status(frame, settings.completed_statuses)
@@ -82,12 +63,44 @@ def read_customer_orders(transaction: DataTransaction, at_hand: sa.FromClause) -
 
 def read_customer_ids(transaction: DataTransaction, at_hand: sa.FromClause) -> pl.DataFrame:
     """手头客户一行一个：customer_key 与 customer_global_id；customers 里已有的 id 优先，is_known 表示已有。"""
-    customers = transaction.tables.customers
-    existing = read_frame(
-        transaction.connection,
-        sa.select(at_hand.c.customer_key, customers.c.customer_global_id).outerjoin(
-            customers, customers.c.customer_key == at_hand.c.customer_key
-        ),
-    )
+    existing = read_frame(transaction.connection, _customer_ids(transaction.tables, at_hand))
     known = pl.col("customer_global_id").is_not_null().alias("is_known")
     return existing.with_columns(known, pl.coalesce("customer_global_id", customer_id()).alias("customer_global_id"))
+
+
+# ---- 每个运行都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
+
+
+@lru_cache(maxsize=64)
+def _batch(customers: sa.Table, first: int, size: int) -> sa.Subquery:
+    of_batch = sa.and_(customers.c.position >= first, customers.c.position < first + size)  # 区间：规划器估得准有几行
+    return sa.select(customers.c.customer_key, customers.c.position).where(of_batch).subquery("at_hand")
+
+
+@lru_cache(maxsize=64)
+def _customer_orders(tables: TargetTables, at_hand: sa.FromClause) -> sa.Select[Any]:
+    orders = tables.orders
+    columns: list[sa.ColumnElement[Any]] = [
+        at_hand.c.position,
+        order_index.c.customer_key,
+        *[
+            orders.c[name]
+            for name in ("order_id", "customer_nickname", "latest_status", "system_order_type", "amount", "ordered_at", "order_date")
+        ],
+    ]
+    return (
+        sa.select(*columns)
+        .select_from(at_hand)
+        .join(order_index, order_index.c.customer_key == at_hand.c.customer_key)
+        .join(orders, sa.and_(orders.c.shop_id == order_index.c.shop_id, orders.c.order_id == order_index.c.order_id))
+        .where(order_index.c.target == tables.schema)
+        .order_by(at_hand.c.position)
+    )
+
+
+@lru_cache(maxsize=64)
+def _customer_ids(tables: TargetTables, at_hand: sa.FromClause) -> sa.Select[Any]:
+    customers = tables.customers
+    return sa.select(at_hand.c.customer_key, customers.c.customer_global_id).outerjoin(
+        customers, customers.c.customer_key == at_hand.c.customer_key
+    )

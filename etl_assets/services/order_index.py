@@ -92,31 +92,16 @@ def _insert_marks(target: str, customer_keys: sa.Select[tuple[str]]) -> sa.Inser
 
 def stage_customers(connection: sa.Connection, tables: TargetTables, asset: str, days: DayRange, share: Share) -> tuple[sa.Table, int]:
     """临时表 customers_at_hand 与其行数：份额之内、这些天有订单的客户，加上该资产全部陈旧的客户；position 从 0 起给他们编号。"""
-    orders, target = tables.orders, tables.schema
-    on_days = (
-        sa.select(order_index.c.customer_key)
-        .join(orders, _same_order(orders))
-        .where(order_index.c.target == target, days.includes(orders.c.order_date))
-    )
-    stale = sa.select(stale_customers.c.customer_key).where(stale_customers.c.target == target, stale_customers.c.asset == asset)
-    of_share = [keys.where(share.covers_key(keys.selected_columns[0])) for keys in (on_days, stale)]
-    keys = sa.union(*of_share).subquery("keys")
-    columns: list[sa.Column[Any]] = [sa.Column("customer_key", sa.Text), sa.Column("position", sa.Integer)]
-    at_hand = create_staging(connection, "customers_at_hand", columns)
-    numbered = sa.select(keys.c.customer_key, sa.func.row_number().over() - 1)
-    insert = sa.insert(at_hand).from_select(["customer_key", "position"], numbered)
-    count = connection.execute(insert, execution_options={"preserve_rowcount": True}).rowcount
+    at_hand = create_staging(connection, "customers_at_hand", _AT_HAND)
+    insert = _insert_customers(at_hand, tables, asset, share)
+    count = connection.execute(insert, {"first": days.first, "last": days.last}, execution_options={"preserve_rowcount": True}).rowcount
     analyze_staging(connection, at_hand)
     return at_hand, count
 
 
 def read_marks(connection: sa.Connection, target: str, asset: str, at_hand: sa.Table) -> Sequence[int]:
     """手头客户此刻的标记；锁住客户之后、读订单之前读，所以只消掉确实修好的。"""
-    return connection.scalars(
-        sa.select(stale_customers.c.mark_id)
-        .join(at_hand, at_hand.c.customer_key == stale_customers.c.customer_key)
-        .where(stale_customers.c.target == target, stale_customers.c.asset == asset)
-    ).all()
+    return connection.scalars(_marks(target, asset, at_hand)).all()
 
 
 def consume_marks(connection: sa.Connection, tables: TargetTables, mark_ids: Sequence[int]) -> None:
@@ -124,11 +109,7 @@ def consume_marks(connection: sa.Connection, tables: TargetTables, mark_ids: Seq
 
     没有订单却因为有人碰过商机而留下的客户，标记也留下：人收回以后，哪一天的运行都该让他走。
     """
-    ids = sa.cast(list(mark_ids), sa.ARRAY(sa.BigInteger))
-    key, target = stale_customers.c.customer_key, stale_customers.c.target
-    has_orders = sa.select(order_index.c.order_id).where(order_index.c.customer_key == key, order_index.c.target == target).exists()
-    remains = sa.select(tables.customers.c.customer_key).where(tables.customers.c.customer_key == key).exists()
-    connection.execute(sa.delete(stale_customers).where(stale_customers.c.mark_id == sa.any_(ids), sa.or_(has_orders, ~remains)))
+    connection.execute(_delete_marks(tables), {"mark_ids": list(mark_ids)})
 
 
 def adopt_orders(connection: sa.Connection, tables: TargetTables, days: DayRange, share: Share) -> int:
@@ -223,3 +204,42 @@ def _vanished_orders(
         .limit(limit)
     )
     return [(str(shop_id), order_id) for shop_id, order_id in rows]
+
+
+# ---- 每个运行都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
+
+_AT_HAND: list[sa.Column[Any]] = [sa.Column("customer_key", sa.Text), sa.Column("position", sa.Integer)]
+
+
+@lru_cache(maxsize=64)
+def _insert_customers(at_hand: sa.Table, tables: TargetTables, asset: str, share: Share) -> sa.Insert:
+    orders, target = tables.orders, tables.schema
+    first, last = (sa.bindparam(name, type_=sa.Date) for name in ("first", "last"))
+    on_days = (
+        sa.select(order_index.c.customer_key)
+        .join(orders, _same_order(orders))
+        .where(order_index.c.target == target, orders.c.order_date.between(first, last))
+    )
+    stale = sa.select(stale_customers.c.customer_key).where(stale_customers.c.target == target, stale_customers.c.asset == asset)
+    of_share = [keys.where(share.covers_key(keys.selected_columns[0])) for keys in (on_days, stale)]
+    keys = sa.union(*of_share).subquery("keys")
+    numbered = sa.select(keys.c.customer_key, sa.func.row_number().over() - 1)
+    return sa.insert(at_hand).from_select(["customer_key", "position"], numbered)
+
+
+@lru_cache(maxsize=64)
+def _marks(target: str, asset: str, at_hand: sa.Table) -> sa.Select[tuple[int]]:
+    return (
+        sa.select(stale_customers.c.mark_id)
+        .join(at_hand, at_hand.c.customer_key == stale_customers.c.customer_key)
+        .where(stale_customers.c.target == target, stale_customers.c.asset == asset)
+    )
+
+
+@lru_cache(maxsize=64)
+def _delete_marks(tables: TargetTables) -> sa.Delete:
+    ids = sa.bindparam("mark_ids", type_=sa.ARRAY(sa.BigInteger))
+    key, target = stale_customers.c.customer_key, stale_customers.c.target
+    has_orders = sa.select(order_index.c.order_id).where(order_index.c.customer_key == key, order_index.c.target == target).exists()
+    remains = sa.select(tables.customers.c.customer_key).where(tables.customers.c.customer_key == key).exists()
+    return sa.delete(stale_customers).where(stale_customers.c.mark_id == sa.any_(ids), sa.or_(has_orders, ~remains))

@@ -14,6 +14,7 @@ from etl_assets.core.tables import import_tasks, raw_orders, rejected_rows, shop
 from etl_assets.services.vectorized_queries import Upsert, read_frame, release_staging, stage_frame, upsert_staged
 
 MAX_TEXT_LENGTH = 500
+_REJECTED_UPSERT = Upsert(key=("target", "raw_id"))
 
 IN_SCOPE = import_tasks.c.status == "completed"
 
@@ -130,7 +131,7 @@ def write_rejected(connection: sa.Connection, target: str, rejected: pl.DataFram
     staging = stage_frame(connection, frame, name="staged_rejected", like=rejected_rows)
     kept = sa.select(staging.c.raw_id).where(staging.c.raw_id == rejected_rows.c.raw_id)
     connection.execute(sa.delete(rejected_rows).where(rejected_rows.c.target == target, covered, ~kept.exists()))
-    upsert_staged(connection, staging, rejected_rows, Upsert(key=("target", "raw_id")))
+    upsert_staged(connection, staging, rejected_rows, _REJECTED_UPSERT)
     release_staging(connection, staging)
 
 

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -63,9 +65,9 @@ class WriteCounts:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Upsert:
-    """怎样把一帧写进一张表。
+    """怎样把一帧写进一张表；是模块里的常量，所以按身份比较。
 
     :param key: 冲突键，帧内必须唯一。
     :param insert_only: 只在插入时写、更新时保留旧值的列（旧系统的 id）。
@@ -119,6 +121,12 @@ def reading_ahead(
     schema = {column.name: polars_type(column.type) for column in statement.selected_columns}
     chunks: queue.Queue[io.BytesIO | BaseException | None] = queue.Queue(maxsize=1)
     stopped = threading.Event()
+    source, read_already = _copy_out(connection, statement, stopped), []
+    if while_waiting is None:  # 没有别的事务要照看，头一批就在这里读；多半只有这一批，不必起线程
+        read_already.append(next(source))
+        if read_already[0].tell() < _READ_CHUNK_BYTES and next(source, None) is None:
+            yield iter([_parse(read_already[0], schema)])
+            return
 
     def put(item: io.BytesIO | BaseException | None) -> None:
         while not stopped.is_set():
@@ -128,7 +136,7 @@ def reading_ahead(
 
     def read() -> None:
         try:
-            for chunk in _copy_out(connection, statement, stopped):
+            for chunk in chain(read_already, source):
                 put(chunk)
             put(None)
         except BaseException as error:  # noqa: BLE001  # 交给读的一方抛出
@@ -205,7 +213,8 @@ def _used_stagings(connection: sa.Connection) -> dict[str, bool]:
 
 
 def _default(column: sa.Column[Any]) -> str | None:
-    return str(column.server_default.arg) if isinstance(column.server_default, sa.DefaultClause) else None
+    default = column.server_default
+    return default.arg.text if isinstance(default, sa.DefaultClause) and isinstance(default.arg, sa.TextClause) else None
 
 
 def copy_into(connection: sa.Connection, frame: pl.DataFrame, table: sa.Table) -> None:
@@ -228,9 +237,14 @@ def upsert_staged(connection: sa.Connection, staging: sa.Table, table: sa.Table,
     别的系统若恰好插进同一个键，唯一约束报错，整个事务由 retry_conflicts 重来。
     条件与新值对加锁之后的最新行求值，所以读与写之间别人提交的改动不会被盖掉。
     """
-    quote = connection.dialect.identifier_preparer.quote
-    target = connection.dialect.identifier_preparer.format_table(table)
-    stage = connection.dialect.identifier_preparer.format_table(staging)
+    inserted, updated = connection.exec_driver_sql(_upsert_statement(staging, table, how, connection.dialect.identifier_preparer)).one()
+    return WriteCounts(inserted=inserted, updated=updated)
+
+
+@lru_cache(maxsize=64)
+def _upsert_statement(staging: sa.Table, table: sa.Table, how: Upsert, preparer: sa.sql.compiler.IdentifierPreparer) -> str:
+    """每个运行都要同样的几条：拼一次就留着。"""
+    quote, target, stage = preparer.quote, preparer.format_table(table), preparer.format_table(staging)
     columns = [column.name for column in staging.columns if column.name in table.columns]
     values = [name for name in columns if name not in how.key and name not in how.insert_only]
 
@@ -245,7 +259,7 @@ def upsert_staged(connection: sa.Connection, staging: sa.Table, table: sa.Table,
     new_row = ", ".join(map(new_value, values))
     assignments = [f"{quote(name)} = {new_value(name)}" for name in values]
     assignments += [f"{quote(how.touch)} = now()"] if how.touch else []
-    statement = f"""
+    return f"""
         WITH updated AS (
             UPDATE {target} t SET {", ".join(assignments)}
             FROM {stage} s
@@ -260,8 +274,6 @@ def upsert_staged(connection: sa.Connection, staging: sa.Table, table: sa.Table,
             RETURNING 1
         )
         SELECT (SELECT count(*) FROM inserted), (SELECT count(*) FROM updated)"""  # noqa: S608  # 只拼接引用过的标识符
-    inserted, updated = connection.exec_driver_sql(statement).one()
-    return WriteCounts(inserted=inserted, updated=updated)
 
 
 def upsert_frame(connection: sa.Connection, frame: pl.DataFrame, table: sa.Table, how: Upsert) -> WriteCounts:
