@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 
 pytest_plugins = ["etl_assets.testing.fixtures"]
@@ -11,3 +12,9 @@ settings.register_profile("normal", max_examples=50, derandomize=True, deadline=
 # --hypothesis-profile=deep：每轮都是新的例子；失败时印出怎样重放
 settings.register_profile("deep", max_examples=2000, derandomize=False, deadline=None, database=None, print_blob=True)
 settings.load_profile("normal")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("chaos", "tests/chaos")
+    group.addoption("--minutes", type=float, help="how long the chaos lasts, with its full limits [default: one minute, patiently]")
+    group.addoption("--seed", type=int, help="seed of the chaos [default: a new one, printed]")

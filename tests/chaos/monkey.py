@@ -1,0 +1,137 @@
+"""捣乱的猴子：按种子决定什么时候、对谁、做什么；走的时候把一切还原。"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from etl_assets.core.child_process import send_group_signal, send_signal
+from tests.chaos.disks import Disk
+from tests.chaos.network import Network
+from tests.chaos.processes import PARTS, StackProcesses
+
+KILL_PAUSE_SECONDS = (1.2, 3.6)
+FREEZE_PAUSE_SECONDS = (1.0, 8.0)
+PARTITION_PAUSE_SECONDS = (1.0, 12.0)
+FULL_DISK_PAUSE_SECONDS = (10.0, 30.0)
+_LONGEST_FREEZE_SECONDS = 15.0
+_LONGEST_PARTITION_SECONDS = 20.0
+_LONGEST_FULL_DISK_SECONDS = 8.0
+_VICTIMS = {"worker": 5, "listener": 3, "webserver": 1, "daemon": 1, "code-server": 1, "nats": 3, "postgres": 2, "postgres backend": 3}
+_FROZEN = {"worker": 5, "listener": 3, "webserver": 1, "daemon": 1, "code-server": 1, "nats": 2, "postgres": 2}
+
+
+class Monkey:
+    """一个线程杀，一个冻住，一个断网，一个占满磁盘：几样随时撞在一起。"""
+
+    def __init__(self, processes: StackProcesses, network: Network, disks: Sequence[Disk], *, seed: int) -> None:
+        self.kills: Counter[str] = Counter()
+        self.troubles: Counter[str] = Counter()
+        self.history: list[str] = []
+        self._processes = processes
+        self._network = network
+        self._disks = disks
+        self._seed = seed
+        self._stopping = threading.Event()
+        self._errors: list[Exception] = []
+        deeds = [
+            (self._kill, KILL_PAUSE_SECONDS),
+            (self._freeze, FREEZE_PAUSE_SECONDS),
+            (self._partition, PARTITION_PAUSE_SECONDS),
+            *([(self._fill, FULL_DISK_PAUSE_SECONDS)] if disks else []),
+        ]
+        self._threads = [threading.Thread(target=self._repeat, args=deed, daemon=True) for deed in deeds]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> float:
+        """正捣着的乱立刻还原，再杀最后一个工人；返回那一刻（单调时钟）。"""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+        if self._errors:
+            raise self._errors[0]
+        while not (workers := self._processes.leaders("worker")):
+            time.sleep(0.1)
+        return self._send(workers[-1], signal.SIGKILL, "worker")
+
+    def _repeat(self, deed: Callable[[random.Random], None], pause_seconds: tuple[float, float]) -> None:
+        chance = random.Random(f"{self._seed} {deed.__name__}")  # noqa: S311  # 不关安全
+        try:
+            while not self._stopping.wait(chance.uniform(*pause_seconds)):
+                deed(chance)
+        except Exception as error:  # noqa: BLE001  # 交给 stop 抛出
+            self._errors.append(error)
+
+    # ---- 杀 --------------------------------------------------------------------
+
+    def _kill(self, chance: random.Random) -> None:
+        victim = _pick(chance, _VICTIMS)
+        number = signal.SIGTERM if victim in PARTS and chance.random() < 0.15 else signal.SIGKILL
+        pids = self._processes.backends() if victim == "postgres backend" else self._processes.leaders(victim)
+        if not pids:  # 正在重启：这一回算了
+            return
+        self._send(chance.choice(pids), number, victim)
+
+    def _send(self, pid: int, number: signal.Signals, victim: str) -> float:
+        send_signal(pid, number)
+        self.kills[f"{victim} {number.name}"] += 1
+        self._note(f"{number.name} {victim} {pid}")
+        return time.monotonic()
+
+    # ---- 别的乱 ----------------------------------------------------------------
+
+    def _freeze(self, chance: random.Random) -> None:
+        """冻住整个进程组；冻住服务器，就像它的磁盘慢得没有回音。"""
+        part = _pick(chance, _FROZEN)
+        seconds = chance.uniform(1, _LONGEST_FREEZE_SECONDS)
+        leaders = self._processes.leaders(part)
+        if not leaders:
+            return
+        leader = chance.choice(leaders)
+        backends = self._processes.backends() if part == "postgres" else []
+        with self._for_a_while(f"freeze {part}", seconds):
+            for pid in (leader, *backends):
+                send_group_signal(pid, signal.SIGSTOP)
+            self._stopping.wait(seconds)
+            for pid in (leader, *backends):
+                send_group_signal(pid, signal.SIGCONT)
+
+    def _partition(self, chance: random.Random) -> None:
+        link = chance.choice(self._network.links)
+        seconds = chance.uniform(1, _LONGEST_PARTITION_SECONDS)
+        is_reset = chance.random() < 0.5
+        with self._for_a_while(f"partition {link.name}", seconds):
+            self._network.cut(link)
+            self._stopping.wait(seconds)
+            self._network.heal(link, is_reset=is_reset)
+
+    def _fill(self, chance: random.Random) -> None:
+        disk = chance.choice(self._disks)
+        seconds = chance.uniform(1, _LONGEST_FULL_DISK_SECONDS)
+        with self._for_a_while(f"full disk {disk.server}", seconds):
+            disk.fill()
+            self._stopping.wait(seconds)
+            disk.free()
+
+    @contextmanager
+    def _for_a_while(self, trouble: str, seconds: float) -> Iterator[None]:
+        self.troubles[trouble] += 1
+        self._note(f"{trouble} for {seconds:.1f} s")
+        yield
+        self._note(f"{trouble} is over")
+
+    def _note(self, what: str) -> None:
+        self.history.append(f"{datetime.now(UTC):%H:%M:%S.%f} {what}")
+
+
+def _pick(chance: random.Random, weights: dict[str, int]) -> str:
+    return chance.choices(list(weights), weights=list(weights.values()))[0]

@@ -1,0 +1,167 @@
+"""什么都不丢：真的栈在不停的导入之下，被随时杀死、冻住、断网、占满磁盘，最后一切都做完，表等于参照。
+
+平日一分钟；`pdm run test-chaos` 十分钟，`--seed` 重放一次失败的，`--minutes` 另定长短。重放的是谁在什么时候遭殃，
+机器的快慢重放不了。
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import sqlalchemy as sa
+
+from bridge.demo.reference import find_differences
+from bridge.settings import BridgeSettings
+from bridge.stack.addresses import StackAddresses
+from bridge.stack.application import ApplicationPlan, application_services
+from bridge.stack.local import Stack
+from bridge.stack.supervisor import Service
+from etl_assets.core.database_sync import build_engine
+from etl_assets.core.loopback_port import accepts_connections
+from etl_assets.core.settings import EtlSettings
+from tests.chaos import verdict
+from tests.chaos.disks import Disk, small_disks
+from tests.chaos.generator import Generator
+from tests.chaos.monkey import Monkey
+from tests.chaos.network import Network
+from tests.chaos.processes import SERVERS, StackProcesses
+
+WORKERS = 3
+BEHIND_LINKS = ("worker-2", "worker-3", "listener")
+DRAIN_SECONDS = 60
+PATIENT_DRAIN_SECONDS = 240
+KILLS_PER_MINUTE = 20
+EVENTS_PER_MINUTE = 2_000
+
+
+@dataclass(frozen=True)
+class Form:
+    """一次折腾：多久、哪个种子；平日的短形式在又忙又慢的机器上也跑，不计较快慢。"""
+
+    minutes: float
+    seed: int
+    is_strict: bool
+
+
+@pytest.fixture
+def form(request: pytest.FixtureRequest) -> Form:
+    minutes, seed = request.config.getoption("--minutes"), request.config.getoption("--seed")
+    return Form(
+        minutes=1.0 if minutes is None else minutes,
+        seed=random.SystemRandom().randrange(10**9) if seed is None else seed,
+        is_strict=minutes is not None,
+    )
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+@pytest.fixture
+def disks(state_dir: Path) -> Iterator[list[Disk]]:
+    with small_disks(state_dir, SERVERS) as disks:
+        yield disks
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    with Network() as network:
+        yield network
+
+
+@pytest.mark.timeout(3_600)
+def test_nothing_is_lost(form: Form, state_dir: Path, disks: list[Disk], network: Network) -> None:
+    def services(plan: ApplicationPlan) -> list[Service]:
+        return [
+            _behind_links(network, plan, service) if service.name in BEHIND_LINKS else service for service in application_services(plan)
+        ]
+
+    _say(f"seed {form.seed}, {form.minutes:g} minutes; again: pdm run test-chaos --seed {form.seed} --minutes {form.minutes:g}")
+    if not disks:
+        _say("full disks are left out: this user may not mount file systems")
+    processes = StackProcesses(state_dir)
+    stack = Stack(
+        state_dir, settings=EtlSettings(database_url=""), bridge_settings=BridgeSettings(nats_url=""), workers=WORKERS, services=services
+    )
+    try:
+        with stack as addresses:
+            monkey = Monkey(processes, network, disks, seed=form.seed)
+            try:
+                _live_through(form, addresses, monkey)
+            except BaseException:
+                _say("\n".join(["what the monkey did:", *monkey.history]))
+                raise
+        assert processes.survivors() == []
+        assert [port for port in _ports(addresses) if accepts_connections(port)] == []
+    except BaseException as error:
+        error.add_note(f"seed {form.seed}; the logs are in {state_dir / 'logs'}")
+        raise
+
+
+def _live_through(form: Form, addresses: StackAddresses, monkey: Monkey) -> None:
+    settings = EtlSettings(database_url=addresses.database_url)
+    bridge_settings = BridgeSettings(nats_url=addresses.nats_url)
+    with ExitStack() as cleanup:
+        engine = build_engine(settings)
+        cleanup.callback(engine.dispose)
+        generator = Generator(engine, bridge_settings, seed=form.seed)
+        generator.start()
+        monkey.start()
+        time.sleep(form.minutes * 60)
+        last_kill_at = monkey.stop()
+        generator.stop(timeout_seconds=60)
+        limit_seconds = DRAIN_SECONDS if form.is_strict else PATIENT_DRAIN_SECONDS
+        draining = verdict.wait_until_drained(engine, bridge_settings, since=last_kill_at, limit_seconds=limit_seconds)
+        seconds = asyncio.run(draining)
+        asyncio.run(_judge(engine, settings, bridge_settings, generator))
+        events, kills = len(generator.stored), sum(monkey.kills.values())
+        _say(
+            f"{events} events ({generator.doubled} published twice, {generator.withdrawn} withdrawals, {generator.retries} retries)\n"
+            f"{kills} kills: {_counts(monkey.kills)}\ntroubles: {_counts(monkey.troubles)}\n"
+            f"drained {seconds:.1f} s after the last kill\nruns: {_counts(verdict.runs_by_status(engine))}"
+        )
+        if form.is_strict:
+            assert events >= form.minutes * EVENTS_PER_MINUTE
+            assert kills >= form.minutes * KILLS_PER_MINUTE
+
+
+async def _judge(engine: sa.Engine, settings: EtlSettings, bridge_settings: BridgeSettings, generator: Generator) -> None:
+    letters = await verdict.explain_dead_letters(bridge_settings)
+    _say("\n".join(f"dead letters in {stream}: {dict(reasons)}" for stream, reasons in letters.items()))
+    assert letters["EVENTS_DLQ"] == {}, "every event was a good one"
+    assert verdict.held_days(engine) == []
+    events = await verdict.read_events(bridge_settings)
+    assert verdict.not_stored(generator.stored, events) == []
+    assert verdict.not_covered(engine, events) == []
+    assert verdict.not_announced(engine, events) == []
+    assert find_differences(engine, settings) == []
+
+
+def _behind_links(network: Network, plan: ApplicationPlan, service: Service) -> Service:
+    rerouted = replace(plan, environment=network.reroute(service.name, plan.environment))
+    return next(same for same in application_services(rerouted) if same.name == service.name)
+
+
+def _ports(addresses: StackAddresses) -> list[int]:
+    return [urlsplit(url).port or 0 for url in (addresses.database_url, addresses.nats_url, addresses.ui_url)]
+
+
+def _counts(counted: dict[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in sorted(counted.items(), key=lambda item: -item[1]))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"\n{text}\n")
+    sys.stdout.flush()

@@ -1,0 +1,179 @@
+"""最后的核对：什么都做完了没有，什么都没丢没有。"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import nats.errors
+import nats.js.errors
+import sqlalchemy as sa
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from bridge.broker import TASKS_DLQ_STREAM, TASKS_STREAM
+from bridge.errors import BridgeError
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM, LEADS_ETL_COMPLETED
+from bridge.jetstream import DeadLetterHeader, JetStreamConnection
+from bridge.listener import CONSUMER
+from bridge.settings import BridgeSettings
+from bridge.stack.dagster_home import DAGSTER_SCHEMA
+from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
+from etl_assets.core.tables import import_events, import_tasks, leases, ledger, outbox, target_tables
+
+_FINAL = ("SUCCESS", "FAILURE", "CANCELED")
+_RUNS = sa.table("runs", sa.column("run_id"), sa.column("status"), schema=DAGSTER_SCHEMA)
+_DUE = ledger.c.requested > ledger.c.materialized
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """流里的一个事件。"""
+
+    subject: str
+    sequence: int
+    content: dict[str, Any]
+
+
+@asynccontextmanager
+async def jetstream(settings: BridgeSettings) -> AsyncIterator[JetStreamConnection]:
+    connection = JetStreamConnection(settings, name="verdict")
+    await connection.open()
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+# ---- 做完了没有 ------------------------------------------------------------------
+
+
+async def wait_until_drained(engine: sa.Engine, settings: BridgeSettings, *, since: float, limit_seconds: float) -> float:
+    """等到没有剩下的；返回从 since（单调时钟）起用了多久，到时还没完就说剩下什么。"""
+    left: list[str] = ["nothing was looked at"]
+    while time.monotonic() < since + limit_seconds:
+        try:
+            left = [*left_in_database(engine), *await left_in_queues(settings, engine)]
+        except (sa.exc.DBAPIError, BridgeError, nats.errors.Error, nats.js.errors.Error) as error:
+            left = [f"cannot look: {error}"]
+        if not left:
+            return time.monotonic() - since
+        time.sleep(_POLL_SECONDS)
+    raise AssertionError(f"not drained {limit_seconds:.0f} s after the last kill: {'; '.join(left)}")
+
+
+def left_in_database(engine: sa.Engine) -> list[str]:
+    """到期的日子（搁置的不算，另外核对）、租约、发件箱、没有结局的运行。"""
+    counted = {
+        "days due": sa.select(sa.func.count()).where(_DUE, ledger.c.held_reason.is_(None)),
+        "leases": sa.select(sa.func.count()).select_from(leases),
+        "events in the outbox": sa.select(sa.func.count()).select_from(outbox),
+        "runs without an end": sa.select(sa.func.count()).where(_RUNS.c.status.not_in(_FINAL)),
+    }
+    with engine.connect() as connection:
+        return [f"{count} {name}" for name, query in counted.items() if (count := connection.scalar(query))]
+
+
+async def left_in_queues(settings: BridgeSettings, engine: sa.Engine) -> list[str]:
+    """没有处理完的事件，以及还有用的任务：没有到期的日子，门铃就无害，运行有了结局也一样。"""
+    async with jetstream(settings) as connection:
+        consumer = await connection.context.consumer_info(EVENTS_STREAM, CONSUMER)
+        tasks = await _read(connection, TASKS_STREAM)
+    waiting = consumer.num_pending + consumer.num_ack_pending
+    left = [f"{waiting} events not handled"] if waiting else []
+    with engine.connect() as connection_:
+        ended = set(connection_.scalars(sa.select(_RUNS.c.run_id).where(_RUNS.c.status.in_(_FINAL))))
+    for message in tasks:
+        task = json.loads(message.data)
+        is_harmless = task["task_name"] == MATERIALIZE_DUE or (task["task_name"] == EXECUTE_RUN and task["args"][0] in ended)
+        left += [] if is_harmless else [f"task {task['task_name']} {task['args']}"]
+    return left
+
+
+# ---- 丢了什么没有 ----------------------------------------------------------------
+
+
+def held_days(engine: sa.Engine) -> list[str]:
+    with engine.connect() as connection:
+        rows = connection.execute(
+            sa.select(ledger.c.asset, ledger.c.day, ledger.c.held_reason).where(_DUE, ledger.c.held_reason.isnot(None))
+        )
+        return [f"{asset} {day}: {reason}" for asset, day, reason in rows]
+
+
+def runs_by_status(engine: sa.Engine) -> dict[str, int]:
+    with engine.connect() as connection:
+        return dict(connection.execute(sa.select(_RUNS.c.status, sa.func.count()).group_by(_RUNS.c.status)).all())
+
+
+async def read_events(settings: BridgeSettings) -> list[StoredEvent]:
+    async with jetstream(settings) as connection:
+        messages = await _read(connection, EVENTS_STREAM)
+    return [StoredEvent(message.subject, message.metadata.sequence.stream, json.loads(message.data)) for message in messages]
+
+
+async def read_dead_letters(settings: BridgeSettings, stream: str) -> list[str]:
+    async with jetstream(settings) as connection:
+        messages = await _read(connection, stream)
+    return [str((message.headers or {}).get(DeadLetterHeader.REASON, "no reason given")) for message in messages]
+
+
+def not_stored(promised: Iterable[UUID], events: Iterable[StoredEvent]) -> list[UUID]:
+    """流答应存下了而没有的事件。"""
+    stored = {UUID(event.content["event_id"]) for event in events if event.subject == DATA_IMPORT_COMPLETED}
+    return sorted(set(promised) - stored)
+
+
+def not_covered(engine: sa.Engine, events: Iterable[StoredEvent]) -> list[str]:
+    """流里有它的事件、台账却没有管的导入；从未入表就撤回了的不必管。"""
+    named = {UUID(event.content["import_id"]): event.sequence for event in events if event.subject == DATA_IMPORT_COMPLETED}
+    orders = target_tables("public").orders
+    with engine.connect() as connection:
+        handled = set(connection.scalars(sa.select(import_events.c.import_id)))
+        withdrawn = set(connection.scalars(sa.select(import_tasks.c.import_id).where(import_tasks.c.status == "failed")))
+        loaded = set(connection.scalars(sa.select(orders.c.import_id.distinct())))
+    return [
+        f"event {sequence}, import {import_id}"
+        for import_id, sequence in sorted(named.items())
+        if import_id not in handled and not (import_id in withdrawn and import_id not in loaded)
+    ]
+
+
+def not_announced(engine: sa.Engine, events: Iterable[StoredEvent]) -> list[str]:
+    """做成了、却没有最后一个资产的完成事件的运行。"""
+    announced = {event.content["run_id"] for event in events if event.subject == LEADS_ETL_COMPLETED}
+    with engine.connect() as connection:
+        succeeded = set(connection.scalars(sa.select(_RUNS.c.run_id).where(_RUNS.c.status == "SUCCESS")))
+    return sorted(succeeded - announced)
+
+
+async def explain_dead_letters(settings: BridgeSettings) -> dict[str, Counter[str]]:
+    return {stream: Counter(await read_dead_letters(settings, stream)) for stream in (EVENTS_DLQ_STREAM, TASKS_DLQ_STREAM)}
+
+
+async def _read(connection: JetStreamConnection, stream: str) -> list[Msg]:
+    """一个流的全部消息，按次序；工作队列不许有第二个消费者，就逐条取。"""
+    state = (await connection.context.stream_info(stream)).state
+    if stream == TASKS_STREAM:
+        return [message async for message in _read_one_by_one(connection, stream, state.first_seq, state.last_seq)]
+    config = ConsumerConfig(ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.ALL, inactive_threshold=60)
+    subscription = await connection.context.pull_subscribe(subject="", stream=stream, config=config)
+    messages: list[Msg] = []
+    while len(messages) < state.messages:
+        messages += await subscription.fetch(500, timeout=10)
+    return messages
+
+
+async def _read_one_by_one(connection: JetStreamConnection, stream: str, first: int, last: int) -> AsyncIterator[Any]:
+    for sequence in range(first, last + 1):
+        try:
+            yield await connection.context.get_msg(stream, sequence)
+        except nats.js.errors.NotFoundError:
+            continue
