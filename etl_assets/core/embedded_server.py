@@ -72,6 +72,10 @@ class EmbeddedServer(ABC):
     def clear_leftovers(self) -> None:
         """结束服务器进程死后还留着的进程。"""
 
+    def is_sick(self) -> bool:
+        """活着却坏了，只有重启才会好；没有回音不算，它可能只是忙。"""
+        return False
+
     def release(self) -> None:
         """进程停下之后，放开文件夹。"""
         self._lock.release()

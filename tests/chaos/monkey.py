@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from etl_assets.core.child_process import send_group_signal, send_signal
 from tests.chaos.disks import Disk
 from tests.chaos.network import Network
-from tests.chaos.processes import PARTS, StackProcesses
+from tests.chaos.processes import StackProcesses
 
 KILL_PAUSE_SECONDS = (1.2, 3.6)
 FREEZE_PAUSE_SECONDS = (1.0, 8.0)
@@ -24,6 +24,7 @@ _LONGEST_FREEZE_SECONDS = 15.0
 _LONGEST_PARTITION_SECONDS = 20.0
 _LONGEST_FULL_DISK_SECONDS = 8.0
 _VICTIMS = {"worker": 5, "listener": 3, "webserver": 1, "daemon": 1, "code-server": 1, "nats": 3, "postgres": 2, "postgres backend": 3}
+_STOP_SIGNALS = {"postgres": signal.SIGINT}  # SIGTERM 让 postmaster 等到每个会话自己走
 _FROZEN = {"worker": 5, "listener": 3, "webserver": 1, "daemon": 1, "code-server": 1, "nats": 2, "postgres": 2}
 
 
@@ -75,7 +76,7 @@ class Monkey:
 
     def _kill(self, chance: random.Random) -> None:
         victim = _pick(chance, _VICTIMS)
-        number = signal.SIGTERM if victim in PARTS and chance.random() < 0.15 else signal.SIGKILL
+        number = _STOP_SIGNALS.get(victim, signal.SIGTERM) if chance.random() < 0.15 else signal.SIGKILL
         pids = self._processes.backends() if victim == "postgres backend" else self._processes.leaders(victim)
         if not pids:  # 正在重启：这一回算了
             return

@@ -18,6 +18,7 @@ from typing import Any
 import nats
 import psycopg
 import pytest
+from nats.js import JetStreamContext
 
 from bridge.errors import NatsRefusedError, NatsUnavailableError
 from bridge.settings import BridgeSettings
@@ -31,6 +32,7 @@ from etl_assets.core.child_process import identify, launch
 from etl_assets.core.errors import DatabaseUnavailableError, SettingsError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.testing.databases import cloned_database
+from tests.chaos.disks import small_disks
 
 REPORT_ENVIRONMENT = """
 import json, os, sys, time
@@ -162,6 +164,40 @@ def test_nats_is_ready_only_when_it_is_our_own_server_that_answers(tmp_path: Pat
 
 
 # ---- 整个栈 ------------------------------------------------------------------------
+
+
+async def publish_until(url: str, *, is_stored: bool) -> None:
+    client = await nats.connect(url, error_cb=ignore_error, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+    try:
+        async with asyncio.timeout(60):
+            while await stores_a_message(client.jetstream(timeout=1)) is not is_stored:
+                await asyncio.sleep(0.05)
+    finally:
+        await client.close()
+
+
+async def ignore_error(_error: Exception) -> None:
+    """断线由重连处理。"""
+
+
+async def stores_a_message(stream: JetStreamContext) -> bool:
+    try:
+        await stream.publish("test", b"x" * 10_000)
+    except (nats.errors.Error, nats.js.errors.Error):
+        return False
+    return True
+
+
+def test_nats_stores_again_after_its_disk_was_full(tmp_path: Path, database_url: str) -> None:
+    with small_disks(tmp_path / "state", ["nats"]) as disks:
+        if not disks:
+            pytest.skip("this user may not mount file systems")
+        with build_stack(tmp_path / "state", database_url=database_url) as addresses:
+            asyncio.run(publish_and_count(addresses.nats_url))
+            disks[0].fill()
+            asyncio.run(publish_until(addresses.nats_url, is_stored=False))
+            disks[0].free()
+            asyncio.run(publish_until(addresses.nats_url, is_stored=True))
 
 
 def test_stack_comes_up_ready_and_leaves_nothing(tmp_path: Path) -> None:

@@ -156,6 +156,27 @@ def test_crash_loop_is_said_in_one_line(supervisor: Supervisor) -> None:
     assert line["log"].endswith("/logs/worker-1.log")
 
 
+def test_what_was_up_once_is_not_waited_for_long(tmp_path: Path, supervisor: Supervisor, pids: Callable[[], list[int]]) -> None:
+    broken = tmp_path / "broken"
+    supervisor.supervise([service("worker-1", f"import pathlib; pathlib.Path({str(broken)!r}).exists() and 1 / 0;" + READY + SLEEP)])
+    supervisor.wait_until_ready(timeout_seconds=20)
+    broken.touch()
+    with capture_logs() as logs:
+        os.kill(pids()[0], signal.SIGKILL)
+        wait_until(lambda: len([entry for entry in logs if "restart_in_seconds" in entry]) >= 6, timeout_seconds=60)
+    assert max(entry["restart_in_seconds"] for entry in logs if "restart_in_seconds" in entry) == 3
+
+
+def test_sick_child_is_started_again(tmp_path: Path, supervisor: Supervisor, pids: Callable[[], list[int]]) -> None:
+    sick = tmp_path / "sick"
+    supervisor.supervise([replace(service("nats"), is_sick=sick.exists, after_exit=lambda: sick.unlink(missing_ok=True))])
+    supervisor.wait_until_ready(timeout_seconds=20)
+    first = pids()
+    sick.touch()
+    wait_until(lambda: pids() not in ([], first), timeout_seconds=30)
+    assert not alive(first[0])
+
+
 def test_failing_readiness_check_does_not_end_the_supervision(supervisor: Supervisor, pids: Callable[[], list[int]]) -> None:
     def check(_attempt: object) -> bool:
         raise ValueError("unexpected answer")
