@@ -156,11 +156,17 @@ def read_affected_days(connection: sa.Connection, settings: EtlSettings, import_
         .distinct()
         .subquery("named")
     )
-    of_versions = (
-        sa.select(named.c.import_id, local_day(version.c.ordered_at, settings.timezone).label("day"))
+    # OFFSET 0：先连接，再筛。筛的条件规划器估不准（没有统计时以为只剩一行），会选嵌套循环，几千行就要几秒
+    versions = (
+        sa.select(named.c.import_id, version.c.import_id.label("version_import_id"), version.c.ordered_at)
         .select_from(named)
         .join(version, sa.and_(order_id_key(version.c.order_id) == named.c.order_id, trimmed(version.c.shop) == named.c.shop))
-        .join(import_tasks, import_tasks.c.import_id == version.c.import_id)
+        .offset(0)
+        .subquery("versions")
+    )
+    of_versions = (
+        sa.select(versions.c.import_id, local_day(versions.c.ordered_at, settings.timezone).label("day"))
+        .join(import_tasks, import_tasks.c.import_id == versions.c.version_import_id)
         .where(raw_rows.IN_SCOPE)
     )
     own = sa.select(raw_orders.c.import_id, local_day(raw_orders.c.ordered_at, settings.timezone)).where(

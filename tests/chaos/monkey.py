@@ -53,13 +53,16 @@ class Monkey:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> float:
-        """正捣着的乱立刻还原，再杀最后一个工人；返回那一刻（单调时钟）。"""
+    def stop(self) -> None:
+        """正捣着的乱立刻还原；可以多次调用。"""
         self._stopping.set()
         for thread in self._threads:
             thread.join()
         if self._errors:
             raise self._errors[0]
+
+    def kill_a_last_worker(self) -> float:
+        """返回那一刻（单调时钟）。"""
         while not (workers := self._processes.leaders("worker")):
             time.sleep(0.1)
         return self._send(workers[-1], signal.SIGKILL, "worker")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,7 @@ _FINAL = ("SUCCESS", "FAILURE", "CANCELED")
 _RUNS = sa.table("runs", sa.column("run_id"), sa.column("status"), schema=DAGSTER_SCHEMA)
 _DUE = ledger.c.requested > ledger.c.materialized
 _POLL_SECONDS = 0.5
+_SAY_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,23 @@ async def jetstream(settings: BridgeSettings) -> AsyncIterator[JetStreamConnecti
 # ---- 做完了没有 ------------------------------------------------------------------
 
 
-async def wait_until_drained(engine: sa.Engine, settings: BridgeSettings, *, since: float, limit_seconds: float) -> float:
+async def wait_until_drained(
+    engine: sa.Engine, settings: BridgeSettings, *, since: float, limit_seconds: float, say: Callable[[str], None]
+) -> float:
     """等到没有剩下的；返回从 since（单调时钟）起用了多久，到时还没完就说剩下什么。"""
     left: list[str] = ["nothing was looked at"]
+    said = 0.0
     while time.monotonic() < since + limit_seconds:
         try:
             left = [*left_in_database(engine), *await left_in_queues(settings, engine)]
         except (sa.exc.DBAPIError, BridgeError, nats.errors.Error, nats.js.errors.Error) as error:
             left = [f"cannot look: {error}"]
+        seconds = time.monotonic() - since
         if not left:
-            return time.monotonic() - since
+            return seconds
+        if seconds > said + _SAY_SECONDS:
+            say(f"{seconds:.0f} s after the last kill: {'; '.join(left)}")
+            said = seconds
         time.sleep(_POLL_SECONDS)
     raise AssertionError(f"not drained {limit_seconds:.0f} s after the last kill: {'; '.join(left)}")
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
+from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
 
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import ledger, rejected_rows
-from etl_assets.services.intake import ImportEvent, request_imports
-from etl_assets.testing.raw_data import RawData
+from etl_assets.core.tables import import_tasks, ledger, raw_orders, rejected_rows
+from etl_assets.services.intake import ImportEvent, read_affected_days, request_imports
+from etl_assets.testing.raw_data import SAMPLE_ORDER, RawData
 
 
 def at(day: int) -> datetime:
@@ -55,6 +58,46 @@ def test_withdrawn_import_counts_its_own_days_only_if_it_was_requested(
     events = [ImportEvent(never_seen, uuid4()), ImportEvent(seen, uuid4())]
     assert request_imports(engine, etl_settings, events) == ["irrelevant", "requested"]
     assert requested_days(engine) == {date(2026, 1, 7): 2}
+
+
+def test_many_small_imports_are_joined_without_comparing_each_with_each(engine: sa.Engine, etl_settings: EtlSettings) -> None:
+    """新的数据库还没有统计；PostgreSQL 崩溃一次，也不记得该去统计了。"""
+    imports = [uuid4() for _ in range(6_000)]
+    with engine.begin() as connection:
+        done = {"status": "completed", "completed_at": at(1)}
+        connection.execute(sa.insert(import_tasks), [done | {"import_id": import_id} for import_id in imports])
+        orders = [
+            dict(SAMPLE_ORDER) | {"order_id": f"A-{n}-{line}", "import_id": import_id}
+            for n, import_id in enumerate(imports)
+            for line in range(2)
+        ]
+        connection.execute(sa.insert(raw_orders), orders)
+    with engine.connect() as connection, recorded_plans(connection) as plans:
+        assert len(read_affected_days(connection, etl_settings, imports[-256:])) == 256
+    assert sum(node.get("Rows Removed by Join Filter", 0) for plan in plans for node in nodes(plan)) < 10 * len(imports)
+
+
+@contextmanager
+def recorded_plans(connection: sa.Connection) -> Iterator[list[dict[str, Any]]]:
+    """期间的每条查询真正用的计划，连同各步的行数。"""
+    statements: list[tuple[str, Any]] = []
+
+    def record(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.append((statement, parameters))
+
+    plans: list[dict[str, Any]] = []
+    sa.event.listen(connection, "before_cursor_execute", record)
+    yield plans
+    sa.event.remove(connection, "before_cursor_execute", record)
+    for statement, parameters in statements:
+        ((answer,),) = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters).all()
+        plans.append(answer[0]["Plan"])
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
 
 
 def test_rows_without_a_partition_are_rejected_at_once(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
