@@ -560,3 +560,13 @@ async def test_process_is_replaced_once_its_task_is_settled(client: SafeJetStrea
         await queue_is_empty(client)
         pid = worker.process.pid
         assert worker.lines() == [f"replace {pid}", f"new {pid}"]
+
+
+def test_worker_command_without_a_server_ends_with_one_sentence(nats_server: NatsServer, tmp_path: Path) -> None:
+    nats_server.stop()
+    environment = {**os.environ, "ETL_NATS_URL": nats_server.url, "ETL_CONNECT_TIMEOUT_SECONDS": "1", "ETL_STATE_DIR": str(tmp_path)}
+    command = [sys.executable, "-P", "-m", "bridge.cli.main", "worker"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: cannot reach NATS at nats://127.0.0.1:")
+    assert "Traceback" not in result.stderr
