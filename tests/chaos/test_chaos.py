@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import sys
 import time
@@ -104,7 +105,7 @@ def test_nothing_is_lost(form: Form, state_dir: Path, disks: list[Disk], network
                 _say("\n".join(["what the monkey did:", *monkey.history]))
                 raise
         assert processes.survivors() == []
-        assert [port for port in _ports(addresses) if accepts_connections(port)] == []
+        assert [port for port in _ports(addresses, state_dir) if accepts_connections(port)] == []
     except BaseException as error:
         error.add_note(f"seed {form.seed}; the logs are in {state_dir / 'logs'}")
         raise
@@ -156,8 +157,9 @@ def _behind_links(network: Network, plan: ApplicationPlan, service: Service) -> 
     return next(same for same in application_services(rerouted) if same.name == service.name)
 
 
-def _ports(addresses: StackAddresses) -> list[int]:
-    return [urlsplit(url).port or 0 for url in (addresses.database_url, addresses.nats_url, addresses.ui_url)]
+def _ports(addresses: StackAddresses, state_dir: Path) -> list[int]:
+    code_server = json.loads((state_dir / "workspace.yaml").read_text())["load_from"][0]["grpc_server"]["port"]
+    return [code_server, *[urlsplit(url).port or 0 for url in (addresses.database_url, addresses.nats_url, addresses.ui_url)]]
 
 
 def _counts(counted: dict[str, int]) -> str:
