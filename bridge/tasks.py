@@ -42,7 +42,7 @@ async def load_worker(state: TaskiqState) -> None:
 
 @broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)
 async def stop_reconciling(state: TaskiqState) -> None:
-    if "reconciling" in state:  # 代码载入不了的工人没有它
+    if "reconciling" in state:  # 代码载入不了、连不上 NATS 的工人没有它
         state.reconciling.cancel()
         if state.ringing_later:
             state.ringing_later.cancel()

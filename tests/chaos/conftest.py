@@ -12,4 +12,4 @@ __all__ = ["nats_server"]
 @pytest.fixture
 def is_deep(request: pytest.FixtureRequest) -> bool:
     """`pdm run test-chaos` 跑全长，平日只跑一小段。"""
-    return request.config.getoption("--hypothesis-profile") == "deep"
+    return request.config.getoption("--minutes") is not None
