@@ -10,6 +10,7 @@ from benchmarks.burst.bench import bench_burst
 from benchmarks.dagster.bench import bench_dagster
 from benchmarks.etl.bench import bench_etl
 from benchmarks.latency.bench import bench_latency
+from benchmarks.latency.poison import bench_poison
 
 
 @click.group()
@@ -21,6 +22,7 @@ main.add_command(bench_etl, "etl")
 main.add_command(bench_dagster, "dagster")
 main.add_command(bench_latency, "latency")
 main.add_command(bench_burst, "burst")
+main.add_command(bench_poison, "poison")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 
 import click as cli
@@ -119,28 +120,38 @@ async def measure(
     observations: list[Observation] = []
     stock_seconds: list[float] = []
     async with EventPublisher(settings) as publisher:
-
-        async def observe(number: int, due: float) -> Observation:
-            day = RECURRING_DAY if number % 2 else _FIRST_OTHER_DAY + timedelta(days=2 * number)
-            (import_id,) = await asyncio.to_thread(add_imports, engine, [day])
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            return await publish_and_observe(engine, publisher, connection, bystander, import_id, day)
-
-        async def observe_block(numbers: Sequence[int]) -> list[Observation]:
-            """按时刻表发出，不等前一个做完：慢的藏不住。"""
-            started = time.monotonic() + 1
-            return list(await asyncio.gather(*(observe(number, started + place / rate) for place, number in enumerate(numbers))))
-
+        observe = partial(observe_block, engine, publisher, connection, bystander, rate=rate)
         cli.echo("warming up", err=True)
-        await observe_block(range(_WARM_UP))
+        await observe(range(_WARM_UP))
         await _run_stock(engine, publisher, 0)
         for block in range(stock_events):
             numbers = range(_WARM_UP + events * block // stock_events, _WARM_UP + events * (block + 1) // stock_events)
             cli.echo(f"events {numbers.start - _WARM_UP + 1} to {numbers.stop - _WARM_UP} of {events}, then one of stock Dagster", err=True)
-            observations += await observe_block(numbers)
+            observations += await observe(numbers)
             stock_seconds.append(await _run_stock(engine, publisher, block + 1))
     await connection.close()
     return observations, Spread.of(stock_seconds)
+
+
+async def observe_block(
+    engine: sa.Engine,
+    publisher: EventPublisher,
+    connection: JetStreamConnection,
+    bystander: Bystander,
+    numbers: Sequence[int],
+    *,
+    rate: float,
+) -> list[Observation]:
+    """按时刻表发出，不等前一个做完：慢的藏不住。单数的都在同一天，双数的各有自己的一天。"""
+
+    async def observe(number: int, due: float) -> Observation:
+        day = RECURRING_DAY if number % 2 else _FIRST_OTHER_DAY + timedelta(days=2 * number)
+        (import_id,) = await asyncio.to_thread(add_imports, engine, [day])
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        return await publish_and_observe(engine, publisher, connection, bystander, import_id, day)
+
+    started = time.monotonic() + 1
+    return list(await asyncio.gather(*(observe(number, started + place / rate) for place, number in enumerate(numbers))))
 
 
 async def _run_stock(engine: sa.Engine, publisher: EventPublisher, number: int) -> float:
