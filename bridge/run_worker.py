@@ -13,7 +13,7 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
 from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, RunResult, flush_events, open_instance, report_starting, scope_of
-from bridge.errors import CodeLocationError
+from bridge.errors import CodeLocationError, is_transient
 from bridge.run_lanes import LANE_TAG
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange
@@ -171,10 +171,12 @@ class RunWorker:
 
     def _fail(self, run: DagsterRun, error: Exception) -> RunResult:
         logger.exception("run failed outside its steps", run_id=run.run_id)
-        message = (
-            f"The worker could not execute this run: {type(error).__name__}: {error}. "
-            "If the code was changed, restart the workers and the code location so that they have the same, and launch it again."
+        remedy = (
+            "A server was away; days that are still due are made again by themselves."
+            if is_transient(error)
+            else "If the code was changed, restart the workers and the code location so that they have the same, and launch it again."
         )
+        message = f"The worker could not execute this run: {type(error).__name__}: {error}. {remedy}"
         current = self.instance.get_run_by_id(run.run_id)
         if current is not None and not current.is_finished:
             self.instance.report_run_failed(current, message)
