@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -58,6 +58,20 @@ def test_withdrawn_import_counts_its_own_days_only_if_it_was_requested(
     events = [ImportEvent(never_seen, uuid4()), ImportEvent(seen, uuid4())]
     assert request_imports(engine, etl_settings, events) == ["irrelevant", "requested"]
     assert requested_days(engine) == {date(2026, 1, 7): 2}
+
+
+def test_import_of_ten_years_asks_for_every_day_and_rejects_what_has_no_partition(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
+    first = datetime(2012, 1, 1, 4, tzinfo=UTC)
+    ten_years = [{"order_id": f"A-{day}", "ordered_at": first + timedelta(days=day)} for day in range(3_653)]
+    outside = [{"order_id": f"B-{year}", "ordered_at": datetime(year, 1, 1, 4, tzinfo=UTC)} for year in (1990, 2100)]
+    import_id = raw_data.add_import([*ten_years, *outside])
+    assert request_imports(engine, etl_settings, [ImportEvent(import_id, uuid4())]) == ["requested"]
+    assert requested_days(engine) == {(first + timedelta(days=day)).date(): 1 for day in range(3_653)}
+    with engine.connect() as connection:
+        assert set(connection.scalars(sa.select(rejected_rows.c.rule))) == {"outside_partitions"}
+        assert connection.scalar(sa.select(sa.func.count()).select_from(rejected_rows)) == 2
 
 
 def test_many_small_imports_are_joined_without_comparing_each_with_each(engine: sa.Engine, etl_settings: EtlSettings) -> None:
