@@ -9,12 +9,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
+import sqlalchemy as sa
 from dagster import DagsterEventType, EventLogEntry
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage
+from sqlalchemy.dialects import postgresql as pg
 
-from bridge.dagster_internals import ASSET_CHECK_EVENTS, ASSET_EVENTS, PIPELINE_EVENTS, SqlEventLogStorageTable
+from bridge.dagster_internals import (
+    ASSET_CHECK_EVENTS,
+    ASSET_EVENTS,
+    ASSET_KEY_INDEX_COLS,
+    PIPELINE_EVENTS,
+    AssetKeyTable,
+    SqlEventLogStorageTable,
+)
 
 
 class LeanRunStorage(PostgresRunStorage):
@@ -102,6 +112,15 @@ class LeanEventLogStorage(PostgresEventLogStorage):
                     self._store_asset_event(connection, event, event_id)
         return ids
 
+    def _store_asset_event(self, conn: sa.Connection, event: EventLogEntry, event_id: int) -> None:
+        """同样的 upsert，只编译一次：带 ON CONFLICT 的语句 SQLAlchemy 不放进缓存。"""
+        occurred = event.get_dagster_event()
+        if occurred.asset_key is None:
+            return
+        values = self._get_asset_entry_values(event, event_id, self.has_secondary_index(ASSET_KEY_INDEX_COLS))
+        row = {"asset_key": occurred.asset_key.to_string(), **values}
+        conn.exec_driver_sql(_upsert_asset(self._engine.dialect, tuple(row)), row)
+
     def has_asset_key_col(self, column_name: str) -> bool:  # noqa: ARG002  # 签名照 Dagster 的
         return True
 
@@ -113,6 +132,15 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         if table_name not in found and super().has_table(table_name):
             found.add(table_name)
         return table_name in found
+
+
+@lru_cache(maxsize=8)
+def _upsert_asset(dialect: sa.Dialect, names: tuple[str, ...]) -> str:
+    insert = pg.insert(AssetKeyTable).values({name: sa.bindparam(name) for name in names})
+    changed = {name: insert.excluded[name] for name in names if name != "asset_key"}
+    on_asset = [AssetKeyTable.c.asset_key]
+    upsert = insert.on_conflict_do_update(index_elements=on_asset, set_=changed) if changed else insert.on_conflict_do_nothing()
+    return str(upsert.compile(dialect=dialect))
 
 
 _INSERT = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)

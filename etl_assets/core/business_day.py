@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -65,15 +65,23 @@ def local_day(timestamp: sa.ColumnElement[Any], timezone: str) -> sa.ColumnEleme
     return sa.case((in_years, sa.cast(sa.func.timezone(timezone, timestamp), sa.Date)))
 
 
-def may_fall_on(timestamp: sa.ColumnElement[Any], days: DayRange) -> sa.ColumnElement[bool]:
-    """SQL：两边各放宽一天的时刻范围，能用 ordered_at 上的索引；精确的日子再由 local_day 判断。"""
-    return sa.and_(timestamp >= _midnight(days.first - timedelta(days=1)), timestamp < _midnight(days.last + timedelta(days=2)))
+FIRST_DAY, LAST_DAY = sa.bindparam("first_day", type_=sa.Date), sa.bindparam("last_day", type_=sa.Date)
+"""语句里的区间：语句只拼一次，每次执行用 `bound(days)` 填上。"""
 
 
-def may_fall_outside(timestamp: sa.ColumnElement[Any], days: DayRange) -> sa.ColumnElement[bool]:
-    """SQL：同 may_fall_on，反过来：两边各收窄一天之外的时刻。"""
-    return sa.or_(timestamp < _midnight(days.first + timedelta(days=1)), timestamp >= _midnight(days.last))
+def bound(days: DayRange) -> Mapping[str, date]:
+    return {"first_day": days.first, "last_day": days.last}
 
 
-def _midnight(day: date) -> sa.ColumnElement[Any]:
-    return sa.cast(f"{day} 00:00:00+00", sa.TIMESTAMP(timezone=True))
+def may_fall_on_days(timestamp: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """SQL：FIRST_DAY 到 LAST_DAY 两边各放宽一天的时刻范围，能用 ordered_at 上的索引；精确的日子再由 local_day 判断。"""
+    return sa.and_(timestamp >= _midnight(FIRST_DAY - 1), timestamp < _midnight(LAST_DAY + 2))
+
+
+def may_fall_off_days(timestamp: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """SQL：同 may_fall_on_days，反过来：两边各收窄一天之外的时刻。"""
+    return sa.or_(timestamp < _midnight(FIRST_DAY + 1), timestamp >= _midnight(LAST_DAY))
+
+
+def _midnight(day: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    return sa.func.timezone("UTC", sa.cast(day, sa.TIMESTAMP()))

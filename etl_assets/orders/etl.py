@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import sqlalchemy as sa
 
-from etl_assets.core.business_day import DayRange
+from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, DayRange, bound
 from etl_assets.core.errors import TooManyDeletesError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import order_id_key, order_index, order_type_mappings, raw_orders, rejected_rows, shop_configs, trimmed
@@ -22,7 +22,7 @@ from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.ledger import Revisions, days_allowing_deletes
 from etl_assets.services.locks import lock_days
 from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
-from etl_assets.services.order_index import INDEXED, index_orders, mark_stale, unindex_orders
+from etl_assets.services.order_index import INDEXED, index_orders, insert_marks, unindex_orders
 from etl_assets.services.rollout import Share
 from etl_assets.services.vectorized_queries import (
     Upsert,
@@ -42,6 +42,9 @@ ALWAYS_ALLOWED_DELETES = 20
 LONGEST_INDEXED_BYTES = 2_600
 """PostgreSQL 的 B 树一项最多 2,704 字节。"""
 
+_TYPE_MAPPINGS = sa.select(order_type_mappings.c.raw_order_type, order_type_mappings.c.system_order_type).where(
+    order_type_mappings.c.system_order_type == sa.any_(sa.cast(list(SYSTEM_ORDER_TYPES), sa.ARRAY(sa.Text)))
+)
 ORDER_UPSERT = Upsert(key=("shop_id", "order_id"), touch="updated_at")
 
 
@@ -175,10 +178,11 @@ def stage_versions(transaction: DataTransaction, source: sa.Connection) -> tuple
     """
     references = read_references(source)
     versions = StagedVersions(create_version_staging(transaction), transaction.share)
-    stage_rows(transaction, source, rows_on_days(transaction), references, versions)
+    rows = raw_rows.scope(transaction.settings)
+    stage_rows(transaction, source, rows_on_days(rows), references, versions)
     missing = read_orders_without_version(transaction, versions.table)
     at_hand = stage_keys(source, pl.concat([versions.keys(), missing.select("shop_id", "order_id")]), references.shops)
-    stage_rows(transaction, source, rows_elsewhere(transaction, at_hand), references, versions)
+    stage_rows(transaction, source, rows_elsewhere(rows, at_hand), references, versions)
     return versions, missing
 
 
@@ -190,26 +194,22 @@ def stage_rows(
     versions: StagedVersions,
 ) -> None:
     """读、换算、暂存：一边在 `source` 上读着下一批，一边把这一批 COPY 进事务。"""
-    with reading_ahead(source, statement, transaction.keep_alive) as batches:
+    with reading_ahead(source, statement, bound(transaction.days), while_waiting=transaction.keep_alive) as batches:
         for batch in batches:
             rows = transform(batch, references, transaction.days)
             versions.add(transaction.connection, reject_unindexable(transaction, rows))
 
 
 def read_references(source: sa.Connection) -> References:
-    known = order_type_mappings.c.system_order_type == sa.any_(sa.cast(list(SYSTEM_ORDER_TYPES), sa.ARRAY(sa.Text)))
-    types = sa.select(order_type_mappings.c.raw_order_type, order_type_mappings.c.system_order_type).where(known)
-    return References(imports=raw_rows.read_imports(source), shops=raw_rows.read_shops(source), type_mappings=read_frame(source, types))
+    return References(
+        imports=raw_rows.read_imports(source), shops=raw_rows.read_shops(source), type_mappings=read_frame(source, _TYPE_MAPPINGS)
+    )
 
 
-def rows_on_days(transaction: DataTransaction) -> sa.Select[tuple[object, ...]]:
+@lru_cache(maxsize=8)
+def rows_on_days(rows: sa.Subquery) -> sa.Select[tuple[object, ...]]:
     """区间内的全部行。"""
-    return _rows_on_days(raw_rows.scope(transaction.settings), transaction.days)
-
-
-@lru_cache(maxsize=64)
-def _rows_on_days(rows: sa.Subquery, days: DayRange) -> sa.Select[tuple[object, ...]]:
-    return sa.select(rows.c.import_no, *raw_rows.frame_columns(rows)).where(raw_rows.on_days(rows, days))
+    return sa.select(rows.c.import_no, *raw_rows.frame_columns(rows)).where(raw_rows.on_days(rows))
 
 
 def stage_keys(source: sa.Connection, orders: pl.DataFrame, shops: pl.DataFrame) -> sa.Table:
@@ -222,15 +222,11 @@ def stage_keys(source: sa.Connection, orders: pl.DataFrame, shops: pl.DataFrame)
     return at_hand
 
 
-def rows_elsewhere(transaction: DataTransaction, at_hand: sa.Table) -> sa.Select[tuple[object, ...]]:
+@lru_cache(maxsize=8)
+def rows_elsewhere(rows: sa.Subquery, at_hand: sa.Table) -> sa.Select[tuple[object, ...]]:
     """手头订单在区间以外的版本；查找用的表达式与 raw_orders 的索引一致。"""
-    return _rows_elsewhere(raw_rows.scope(transaction.settings), at_hand, transaction.days)
-
-
-@lru_cache(maxsize=64)
-def _rows_elsewhere(rows: sa.Subquery, at_hand: sa.Table, days: DayRange) -> sa.Select[tuple[object, ...]]:
     is_at_hand = sa.tuple_(order_id_key(rows.c.order_id), trimmed(rows.c.shop)).in_(sa.select(at_hand.c.order_id, at_hand.c.shop))
-    return sa.select(rows.c.import_no, *raw_rows.frame_columns(rows)).where(is_at_hand, raw_rows.off_days(rows, days))
+    return sa.select(rows.c.import_no, *raw_rows.frame_columns(rows)).where(is_at_hand, raw_rows.off_days(rows))
 
 
 def transform(rows: pl.DataFrame, references: References, days: DayRange) -> TransformedRows:
@@ -318,23 +314,14 @@ def read_orders_without_version(transaction: DataTransaction, versions: sa.Table
 
     customer_key 是现有那一行的客户；没有名字的行也要归某个份额，名字算作空。
     """
-    orders = transaction.tables.orders
-    same_order = sa.and_(versions.c.shop_id == orders.c.shop_id, versions.c.order_id == orders.c.order_id)
-    missing = read_frame(
-        transaction.connection,
-        sa.select(orders.c.shop_id, orders.c.order_id, orders.c.customer_nickname, orders.c.order_date).where(
-            transaction.days.includes(orders.c.order_date), ~sa.select(versions.c.order_id).where(same_order).exists()
-        ),
-    )
+    statement = _orders_without_version(transaction.tables.orders, versions)
+    missing = read_frame(transaction.connection, statement, bound(transaction.days))
     return missing.with_columns(pl.col("customer_nickname").fill_null("")).with_columns(customer_key())
 
 
 def read_days_of_rows(transaction: DataTransaction, versions: sa.Table) -> set[date]:
     """手头的订单此刻在 orders 里、而不在这个区间的日子。"""
-    orders = transaction.tables.orders
-    same_order = sa.and_(versions.c.shop_id == orders.c.shop_id, versions.c.order_id == orders.c.order_id)
-    days = sa.select(orders.c.order_date.distinct()).join(versions, same_order)
-    return set(transaction.connection.scalars(days.where(sa.not_(transaction.days.includes(orders.c.order_date)))))
+    return set(transaction.connection.scalars(_days_of_rows(transaction.tables.orders, versions), bound(transaction.days)))
 
 
 def load(transaction: DataTransaction, staged: StagedOrders) -> WriteCounts:
@@ -373,18 +360,6 @@ def drop_unchanged(transaction: DataTransaction, winners: sa.Table) -> None:
     transaction.connection.execute(_delete_unchanged(transaction.tables.orders, transaction.target, winners))
 
 
-@lru_cache(maxsize=64)
-def _delete_unchanged(orders: sa.Table, target: str, winners: sa.Table) -> sa.Delete:
-    same_order = sa.and_(orders.c.shop_id == winners.c.shop_id, orders.c.order_id == winners.c.order_id)
-    same_index = sa.and_(order_index.c.shop_id == winners.c.shop_id, order_index.c.order_id == winners.c.order_id)
-    written = [column.name for column in winners.columns if column.name in orders.c and column.name not in ORDER_UPSERT.key]
-    unchanged = [
-        sa.tuple_(*table.c[*names]).is_not_distinct_from(sa.tuple_(*winners.c[*names]))
-        for table, names in ((orders, written), (order_index, INDEXED))
-    ]
-    return sa.delete(winners).where(same_order, same_index, order_index.c.target == target, *unchanged)
-
-
 def delete_gone(transaction: DataTransaction, gone: pl.DataFrame) -> int:
     """删去没有赢家的订单；份额之外的只从索引里去掉。返回删去的行数。"""
     if gone.is_empty():
@@ -416,18 +391,53 @@ def guard_deletes(transaction: DataTransaction, gone: pl.DataFrame) -> None:
 
 def mark_changed_elsewhere(transaction: DataTransaction, winners: sa.Table) -> None:
     """有变化、而赢家在区间之外的订单：下游只会在这个区间里找客户，所以给它们的客户记陈旧。"""
-    orders = transaction.tables.orders
+    statement = _mark_changed_elsewhere(transaction.tables.orders, transaction.target, winners)
+    transaction.connection.execute(statement, bound(transaction.days))
+
+
+# ---- 每个运行都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
+
+
+@lru_cache(maxsize=64)
+def _orders_without_version(orders: sa.Table, versions: sa.Table) -> sa.Select[Any]:
+    versioned = sa.select(versions.c.order_id).where(_same_order(versions, orders)).exists()
+    return sa.select(orders.c.shop_id, orders.c.order_id, orders.c.customer_nickname, orders.c.order_date).where(
+        orders.c.order_date.between(FIRST_DAY, LAST_DAY), ~versioned
+    )
+
+
+@lru_cache(maxsize=64)
+def _days_of_rows(orders: sa.Table, versions: sa.Table) -> sa.Select[tuple[date]]:
+    days = sa.select(orders.c.order_date.distinct()).join(versions, _same_order(versions, orders))
+    return days.where(sa.not_(orders.c.order_date.between(FIRST_DAY, LAST_DAY)))
+
+
+@lru_cache(maxsize=64)
+def _delete_unchanged(orders: sa.Table, target: str, winners: sa.Table) -> sa.Delete:
+    written = [column.name for column in winners.columns if column.name in orders.c and column.name not in ORDER_UPSERT.key]
+    unchanged = [
+        sa.tuple_(*table.c[*names]).is_not_distinct_from(sa.tuple_(*winners.c[*names]))
+        for table, names in ((orders, written), (order_index, INDEXED))
+    ]
+    same = _same_order(orders, winners), _same_order(order_index, winners), order_index.c.target == target
+    return sa.delete(winners).where(*same, *unchanged)
+
+
+@lru_cache(maxsize=64)
+def _mark_changed_elsewhere(orders: sa.Table, target: str, winners: sa.Table) -> sa.Insert:
     changed = sa.or_(
         *[orders.c[name].is_distinct_from(winners.c[name]) for name in ("latest_status", "system_order_type", "amount", "ordered_at")]
     )
-    outside = sa.not_(transaction.days.includes(winners.c.order_date))
-    same_order = sa.and_(orders.c.shop_id == winners.c.shop_id, orders.c.order_id == winners.c.order_id)
-    same_index = sa.and_(order_index.c.shop_id == winners.c.shop_id, order_index.c.order_id == winners.c.order_id)
+    outside = sa.not_(winners.c.order_date.between(FIRST_DAY, LAST_DAY))
     keys = (
         sa.select(order_index.c.customer_key)
         .select_from(winners)
-        .join(orders, same_order)
-        .join(order_index, same_index)
-        .where(order_index.c.target == transaction.target, outside, changed)
+        .join(orders, _same_order(winners, orders))
+        .join(order_index, _same_order(winners, order_index))
+        .where(order_index.c.target == target, outside, changed)
     )
-    mark_stale(transaction.connection, transaction.target, keys)
+    return insert_marks(target, keys)
+
+
+def _same_order(left: sa.Table, right: sa.Table) -> sa.ColumnElement[bool]:
+    return sa.and_(left.c.shop_id == right.c.shop_id, left.c.order_id == right.c.order_id)

@@ -55,7 +55,7 @@ def _index_statement(target: str, orders: sa.Table) -> sa.Insert:
         .cte("changed")
     )
     left = sa.select(changed.c.old_key).where(changed.c.old_key != changed.c.customer_key)
-    marked = _insert_marks(target, left).cte("marked")
+    marked = insert_marks(target, left).cte("marked")
     updated = (
         sa.update(order_index)
         .where(_same_order(changed), order_index.c.target == changed.c.target)
@@ -78,10 +78,11 @@ def unindex_orders(connection: sa.Connection, target: str, gone: sa.Table) -> No
 
 def mark_stale(connection: sa.Connection, target: str, customer_keys: sa.Select[tuple[str]]) -> None:
     """给每个按客户计算的资产各记一个标记；标记只增不改，谁修好谁删。"""
-    connection.execute(_insert_marks(target, customer_keys))
+    connection.execute(insert_marks(target, customer_keys))
 
 
-def _insert_marks(target: str, customer_keys: sa.Select[tuple[str]]) -> sa.Insert:
+def insert_marks(target: str, customer_keys: sa.Select[tuple[str]]) -> sa.Insert:
+    """语句：给每个按客户计算的资产各记一个标记。"""
     keys = customer_keys.distinct().subquery("keys")
     # 不用 VALUES：带着它的语句 SQLAlchemy 每次都重新编译
     assets = sa.func.unnest(sa.cast(list(CUSTOMER_ASSETS), sa.ARRAY(sa.Text))).table_valued("asset", name="assets").render_derived()

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import sqlalchemy as sa
 
-from etl_assets.core.business_day import DayRange, local_day, may_fall_on, may_fall_outside, partition_range
+from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, DayRange, local_day, may_fall_off_days, may_fall_on_days, partition_range
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, rejected_rows, shop_configs
 from etl_assets.services.vectorized_queries import Upsert, read_frame, release_staging, stage_frame, upsert_staged
@@ -17,6 +17,7 @@ MAX_TEXT_LENGTH = 500
 _REJECTED_UPSERT = Upsert(key=("target", "raw_id"))
 
 IN_SCOPE = import_tasks.c.status == "completed"
+_SHOPS = sa.select(shop_configs.c.shop_name.label("shop"), shop_configs.c.shop_id).where(shop_configs.c.shop_name.is_not(None))
 
 
 def scope(settings: EtlSettings) -> sa.Subquery:
@@ -74,14 +75,14 @@ def frame_columns(rows: sa.FromClause) -> list[sa.ColumnElement[Any]]:
     return [rows.c[name] for name in names]
 
 
-def on_days(rows: sa.FromClause, days: DayRange) -> sa.ColumnElement[bool]:
-    """SQL：行自己的业务日在区间里。"""
-    return sa.and_(may_fall_on(rows.c.raw_ordered_at, days), days.includes(rows.c.day))
+def on_days(rows: sa.FromClause) -> sa.ColumnElement[bool]:
+    """SQL：行自己的业务日在 FIRST_DAY 到 LAST_DAY 之间。"""
+    return sa.and_(may_fall_on_days(rows.c.raw_ordered_at), rows.c.day.between(FIRST_DAY, LAST_DAY))
 
 
-def off_days(rows: sa.FromClause, days: DayRange) -> sa.ColumnElement[bool]:
-    """SQL：行自己的业务日在区间外；没有业务日的不算。"""
-    return sa.and_(may_fall_outside(rows.c.raw_ordered_at, days), sa.not_(days.includes(rows.c.day)))
+def off_days(rows: sa.FromClause) -> sa.ColumnElement[bool]:
+    """SQL：行自己的业务日不在 FIRST_DAY 到 LAST_DAY 之间；没有业务日的不算。"""
+    return sa.and_(may_fall_off_days(rows.c.raw_ordered_at), sa.not_(rows.c.day.between(FIRST_DAY, LAST_DAY)))
 
 
 def read_imports(connection: sa.Connection) -> pl.DataFrame:
@@ -94,8 +95,7 @@ def read_imports(connection: sa.Connection) -> pl.DataFrame:
 
 def read_shops(connection: sa.Connection) -> pl.DataFrame:
     """店铺，一行一个：shop 是 shop_configs 里照存的名字。"""
-    named = shop_configs.c.shop_name.is_not(None)
-    return read_frame(connection, sa.select(shop_configs.c.shop_name.label("shop"), shop_configs.c.shop_id).where(named))
+    return read_frame(connection, _SHOPS)
 
 
 def judge(rows: pl.DataFrame, shops: pl.DataFrame) -> pl.DataFrame:
@@ -161,6 +161,7 @@ def _clean(name: str) -> pl.Expr:
     return pl.when(stripped != "").then(stripped).alias(name)
 
 
+@lru_cache(maxsize=1)
 def _numbered_imports() -> sa.Select[Any]:
     newest_last = import_tasks.c.completed_at.nulls_first()
     return sa.select(

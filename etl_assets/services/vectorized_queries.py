@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,8 +30,10 @@ from etl_assets.core.interruption import check_interruption
 _READ_CHUNK_BYTES = 16 << 20
 _WRITE_CHUNK_ROWS = 50_000
 _stagings: LRUCache[Any, tuple[sa.Table, str]] = LRUCache(200)
-_compiled: LRUCache[Any, Any] = LRUCache(200)
+_compiled: LRUCache[sa.Select[Any], sa.Compiled] = LRUCache(200)
 _staged_in: WeakKeyDictionary[sa.RootTransaction, dict[str, bool]] = WeakKeyDictionary()
+Parameters = Mapping[str, object]
+"""语句里 bindparam 的值。"""
 _WAITING_INTERVAL_SECONDS = 0.3  # 小于 idle_in_transaction_session_timeout 的最小值 1 秒
 
 _POLARS_TYPES: tuple[tuple[type[sa.types.TypeEngine[Any]], pl.DataType], ...] = (
@@ -96,21 +99,27 @@ def polars_type(sql_type: sa.types.TypeEngine[Any]) -> pl.DataType:
     raise TypeError(f"no Polars type for {sql_type!r}")
 
 
-def read_frame(connection: sa.Connection, statement: sa.Select[Any]) -> pl.DataFrame:
+def read_frame(connection: sa.Connection, statement: sa.Select[Any], parameters: Parameters = MappingProxyType({})) -> pl.DataFrame:
     """用 COPY 读出一个查询：每行一条记录，类型来自列，NULL 与空串不混。"""
-    return pl.concat(read_batches(connection, statement))
+    return pl.concat(read_batches(connection, statement, parameters))
 
 
-def read_batches(connection: sa.Connection, statement: sa.Select[Any]) -> Iterator[pl.DataFrame]:
+def read_batches(
+    connection: sa.Connection, statement: sa.Select[Any], parameters: Parameters = MappingProxyType({})
+) -> Iterator[pl.DataFrame]:
     """同 read_frame，一批约 16 MB 文本；至少一批，可能是空的。读完之前连接不能作他用。"""
     schema = {column.name: polars_type(column.type) for column in statement.selected_columns}
-    for chunk in _copy_out(connection, statement):
+    for chunk in _copy_out(connection, statement, parameters):
         yield _parse(chunk, schema)
 
 
 @contextmanager
 def reading_ahead(
-    connection: sa.Connection, statement: sa.Select[Any], while_waiting: Callable[[], object] | None = None
+    connection: sa.Connection,
+    statement: sa.Select[Any],
+    parameters: Parameters = MappingProxyType({}),
+    *,
+    while_waiting: Callable[[], object] | None = None,
 ) -> Iterator[Iterator[pl.DataFrame]]:
     """同 read_batches，但由一个线程先读着下一批：服务器发送时，调用者处理上一批。
 
@@ -121,7 +130,7 @@ def reading_ahead(
     schema = {column.name: polars_type(column.type) for column in statement.selected_columns}
     chunks: queue.Queue[io.BytesIO | BaseException | None] = queue.Queue(maxsize=1)
     stopped = threading.Event()
-    source, read_already = _copy_out(connection, statement, stopped), []
+    source, read_already = _copy_out(connection, statement, parameters, stopped), []
     if while_waiting is None:  # 没有别的事务要照看，头一批就在这里读；多半只有这一批，不必起线程
         read_already.append(next(source))
         if read_already[0].tell() < _READ_CHUNK_BYTES and next(source, None) is None:
@@ -289,10 +298,12 @@ def _driver(connection: sa.Connection) -> psycopg.Connection[Any]:
     return driver
 
 
-def _copy_out(connection: sa.Connection, statement: sa.Select[Any], stopped: threading.Event | None = None) -> Iterator[io.BytesIO]:
+def _copy_out(
+    connection: sa.Connection, statement: sa.Select[Any], given: Parameters, stopped: threading.Event | None = None
+) -> Iterator[io.BytesIO]:
     """COPY 的 csv 文本，一块约 16 MB；至少一块，可能是空的。`stopped` 置位后取消查询。"""
     check_interruption()
-    text, parameters = _compile(connection, _booleans_as_text(statement, list(statement.selected_columns)))
+    text, parameters = _compile(connection, statement, given)
     buffer = io.BytesIO()
     is_first = True
     cursor = _driver(connection).cursor()
@@ -319,11 +330,13 @@ def _booleans_as_text(statement: sa.Select[Any], columns: Sequence[sa.ColumnElem
     )
 
 
-def _compile(connection: sa.Connection, statement: sa.Select[Any]) -> tuple[str, Mapping[str, Any] | None]:
+def _compile(connection: sa.Connection, statement: sa.Select[Any], given: Parameters) -> tuple[str, Mapping[str, Any] | None]:
     """COPY 不收服务器端参数，psycopg 在客户端绑定；只有带参数时它才把 %% 还原成 %。列表写成 = ANY(数组)，不写 IN。"""
-    # SQLAlchemy 只给自己执行的语句用缓存；同样的语句每个运行都要，编译一次要一毫秒
-    compiled, extracted, _ = statement._compile_w_cache(connection.dialect, compiled_cache=_compiled, column_keys=[])
-    parameters = compiled.construct_params(extracted_parameters=extracted)
+    compiled = _compiled.get(statement)
+    if compiled is None:  # 每个运行都要的语句是留着的同一个对象，只编译一次
+        printable = _booleans_as_text(statement, list(statement.selected_columns))
+        compiled = _compiled[statement] = printable.compile(dialect=connection.dialect)
+    parameters = compiled.construct_params(dict(given))
     return (str(compiled), parameters) if parameters else (str(compiled).replace("%%", "%"), None)
 
 

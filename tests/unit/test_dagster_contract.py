@@ -98,6 +98,17 @@ def test_dagster_remembers_every_run_that_wrote_an_event_and_a_worker_does_not()
         assert instance._subscribers == {}
 
 
+def test_stock_event_log_updates_an_asset_like_this() -> None:
+    source = inspect.getsource(PostgresEventLogStorage._store_asset_event)
+    for step in (
+        "self._get_asset_entry_values(\n            event, event_id, self.has_secondary_index(ASSET_KEY_INDEX_COLS)",
+        "asset_key=event.dagster_event.asset_key.to_string(),\n            **values",
+        "index_elements=[AssetKeyTable.c.asset_key],\n                set_=dict(**values)",
+        "on_conflict_do_nothing()",
+    ):
+        assert step in source
+
+
 def test_storages_keep_their_engine_where_the_pool_is_put() -> None:
     for storage in (PostgresRunStorage, PostgresEventLogStorage, PostgresScheduleStorage):
         assert "self._engine = " in inspect.getsource(storage.__init__)
