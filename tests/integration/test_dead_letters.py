@@ -25,7 +25,7 @@ from bridge.cli.main import cli
 from bridge.errors import NatsUnavailableError, StreamMissingError, UnknownLetterError
 from bridge.events import DataImportCompleted
 from bridge.events.event_task_utils import Decision, EventTaskHandler, ReceivedEvent, Rejected, event_task_handler
-from bridge.events.subjects import DATA_IMPORT_COMPLETED
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM
 from bridge.jetstream import JetStreamConnection
 from bridge.listener import Listener
 from bridge.settings import BridgeSettings
@@ -245,8 +245,9 @@ async def test_event_that_fails_again_is_a_new_letter(connection: JetStreamConne
     async with listening(settings, REJECTING):
         assert (await dlq("retry", "events-1")).exit_code == 0
         async with asyncio.timeout(20):
-            while not (rows := json.loads((await dlq("list", "--json")).stdout)):
+            while not (await connection.context.stream_info(EVENTS_DLQ_STREAM)).state.messages:
                 await asyncio.sleep(0.02)
+    rows = json.loads((await dlq("list", "--json")).stdout)
     assert [(row["letter_id"], row["reason"]) for row in rows] == [("events-2", "店铺不认识 y")]
 
 

@@ -13,7 +13,9 @@ import sqlalchemy as sa
 from dagster import AssetKey, AssetMaterialization, DagsterEvent, DagsterEventType, DagsterInstance, EventLogEntry
 from dagster._core.events import StepMaterializationData
 
+from bridge import dagster_adapter
 from bridge.dagster_adapter import deferring_events, flush_events, open_instance
+from bridge.dagster_internals import context_creation_job
 from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
 from etl_assets.core.settings import EtlSettings
 
@@ -23,6 +25,8 @@ LATER = (DagsterEventType.STEP_RESTARTED, DagsterEventType.STEP_START, DagsterEv
 @pytest.fixture
 def instance(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
     """真的存储，像工人那样打开。"""
+    silenced = dagster_adapter._CONSOLE_LOGGERS  # 打开实例会换掉它，整个进程都受影响：测试之后换回来
+    monkeypatch.setattr(context_creation_job, silenced, getattr(context_creation_job, silenced))
     write_dagster_home(tmp_path / "home")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", build_dagster_postgres_url(etl_settings.database_url))
