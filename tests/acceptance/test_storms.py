@@ -68,7 +68,7 @@ def test_cancels_at_random_times_leave_no_stuck_run_and_no_half_written_day(
 ) -> None:
     seed = time.time_ns()
     chance = random.Random(seed)  # noqa: S311  # 不关安全
-    cancels = 200 if is_deep else 20
+    cancels = 200 if is_deep else 12
     run_ids = []
     for number in range(cancels):
         day = chance.choice(DAYS)
@@ -99,7 +99,7 @@ def test_killed_workers_lose_nothing(
 ) -> None:
     seed = time.time_ns()
     chance = random.Random(seed)  # noqa: S311  # 不关安全
-    kills = 100 if is_deep else 5
+    kills = 100 if is_deep else 3
     clicked: list[str] = []
     for number in range(kills):
         days = chance.sample(DAYS, 3)
@@ -164,7 +164,7 @@ def test_memory_and_connections_of_a_worker_do_not_grow_with_its_runs(
 
     两个工人里只有一个做事件的运行。短的那一遍只看个大概：内存那时还在热身。
     """
-    runs = 10_000 if is_deep else 100
+    runs = 10_000 if is_deep else 60
     days = days_apart(runs)
     done_before = succeeded_runs(stack_engine)
     add_daily_orders(stack_engine, shop, set(days))

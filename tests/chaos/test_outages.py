@@ -64,7 +64,7 @@ def sparing_words(installation: Installation, seconds: float) -> Iterator[None]:
 def test_servers_that_go_away_and_come_back_need_nobody(
     installation: Installation, postgres: EmbeddedPostgres, nats_server: NatsServer, is_deep: bool
 ) -> None:
-    seconds = 300 if is_deep else 15
+    seconds = 300 if is_deep else 8
     raw_data = RawData(installation.engine)
     orders = [{"order_id": f"A-{day}", "ordered_at": FIRST + timedelta(days=day)} for day in range(3)]
     before, during_nats, during_postgres = (raw_data.add_import([order]) for order in orders)

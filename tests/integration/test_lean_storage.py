@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -17,22 +16,35 @@ from bridge import dagster_adapter
 from bridge.dagster_adapter import deferring_events, flush_events, open_instance
 from bridge.dagster_internals import context_creation_job
 from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
+from etl_assets.core.database_sync import build_engine
 from etl_assets.core.settings import EtlSettings
+from etl_assets.testing.databases import cloned_database
 
 LATER = (DagsterEventType.STEP_RESTARTED, DagsterEventType.STEP_START, DagsterEventType.STEP_SKIPPED)
 
 
-@pytest.fixture
-def instance(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
+@pytest.fixture(scope="module")
+def engine(postgres_url: str, database_template: str) -> Iterator[sa.Engine]:
+    """一个数据库够这里的测试用：Dagster 的表建一次要几秒。"""
+    with cloned_database(postgres_url, database_template) as url:
+        engine = build_engine(EtlSettings(database_url=url))
+        yield engine
+        engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def instance(engine: sa.Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterInstance]:
     """真的存储，像工人那样打开。"""
-    silenced = dagster_adapter._CONSOLE_LOGGERS  # 打开实例会换掉它，整个进程都受影响：测试之后换回来
-    monkeypatch.setattr(context_creation_job, silenced, getattr(context_creation_job, silenced))
-    write_dagster_home(tmp_path / "home")
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", build_dagster_postgres_url(etl_settings.database_url))
-    create_dagster_storage(engine, schema=DAGSTER_SCHEMA, environment=dict(os.environ), log_path=tmp_path / "migrate.log")
-    with open_instance() as instance:
-        yield instance
+    folder = tmp_path_factory.mktemp("dagster")
+    write_dagster_home(folder / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        silenced = dagster_adapter._CONSOLE_LOGGERS  # 打开实例会换掉它，整个进程都受影响：之后换回来
+        patch.setattr(context_creation_job, silenced, getattr(context_creation_job, silenced))
+        patch.setenv("DAGSTER_HOME", str(folder / "home"))
+        patch.setenv("DAGSTER_POSTGRES_URL", build_dagster_postgres_url(engine.url.render_as_string(hide_password=False)))
+        create_dagster_storage(engine, schema=DAGSTER_SCHEMA, environment=dict(os.environ), log_path=folder / "migrate.log")
+        with open_instance() as instance:
+            yield instance
 
 
 def happens(instance: DagsterInstance, run_id: str, *types: DagsterEventType) -> None:
