@@ -77,6 +77,7 @@ class Listener:
         self._ring = ring
         self._connection = JetStreamConnection(settings, name="listener")
         self._puller = Puller(self._connection, EVENTS_STREAM, restore=self._ensure_streams)
+        self._settling: asyncio.Task[None] | None = None
         self._handler_failed = RepeatedWarning(logger, "handler failed, trying again")
         self._cannot_ring = RepeatedWarning(logger, "cannot ring, trying again")
         self._not_settled = RepeatedWarning(logger, "events not settled, they will be delivered again")
@@ -90,8 +91,12 @@ class Listener:
             logger.info("ready", subjects=sorted(self._handlers))
             while not stop.is_set():
                 await self._work(stopping)
+            if self._settling is not None:
+                await asyncio.wait({self._settling}, timeout=FINISH_SECONDS)
         finally:
             stopping.cancel()
+            if self._settling is not None:
+                self._settling.cancel()
             await self._connection.close()
 
     async def _ensure_streams(self) -> None:
@@ -132,7 +137,14 @@ class Listener:
         async with self._connection.in_progress(messages, ack_wait_seconds=self._settings.event_ack_wait_seconds):
             verdicts = [verdict for subject, group in groups.items() for verdict in await self._judge(subject, group)]
             verdicts = await self._ring_doorbells(verdicts)
-            await self._settle(verdicts)
+            await self._until_settled()
+        # 等服务器答应一千次确认的工夫，下一批可以进台账了
+        self._settling = asyncio.create_task(self._settle(verdicts))
+
+    async def _until_settled(self) -> None:
+        """上一批的了结；至多一批在了结。"""
+        if self._settling is not None:
+            await self._settling
 
     async def _judge(self, subject: str, messages: Sequence[Msg]) -> list[_Verdict]:
         """同一主题的一组：不合约定的挑出来，其余交给处理器。"""

@@ -37,7 +37,7 @@ class BridgeSettings(BaseSettings):
     event_max_attempts: int = Field(default=5, ge=1, le=1_000, description="deliveries of an event that its handler cannot digest")
     event_ack_wait_seconds: float = Field(default=30.0, ge=0.5, le=3_600, description="a silent listener's events go to another after this")
     listener_batch_size: int = Field(default=1_000, ge=1, le=10_000)
-    listener_batch_milliseconds: int = Field(default=5, ge=0, le=10_000, description="how long a batch waits for company")
+    listener_batch_milliseconds: int = Field(default=1, ge=0, le=10_000, description="how long a batch waits for company")
 
     task_ack_wait_seconds: float = Field(default=30.0, ge=0.5, le=3_600, description="a silent worker's tasks go to another after this")
     task_max_attempts: int = Field(default=5, ge=1, le=1_000)
