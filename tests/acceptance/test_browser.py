@@ -40,10 +40,11 @@ Shoot = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
-def page(stack: StackAddresses) -> Iterator[Page]:
+def page(stack: StackAddresses, stack_settings: EtlSettings) -> Iterator[Page]:
+    """浏览器与用户在同一个时区：网页只列到浏览器的今天。"""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_QUIET))
-        page = browser.new_page(base_url=stack.ui_url, viewport={"width": 1500, "height": 950})
+        page = browser.new_page(base_url=stack.ui_url, viewport={"width": 1500, "height": 950}, timezone_id=stack_settings.timezone)
         page.set_default_timeout(_PATIENCE_MILLISECONDS)
         expect.set_options(timeout=_PATIENCE_MILLISECONDS)
         yield page
