@@ -26,6 +26,8 @@ from dagster._core.snap import ExecutionPlanSnapshot as ExecutionPlanSnapshot
 from dagster._core.snap import snapshot_from_execution_plan as snapshot_from_execution_plan
 from dagster._core.storage.event_log import AssetKeyTable as AssetKeyTable
 from dagster._core.storage.event_log import SqlEventLogStorageTable as SqlEventLogStorageTable
+from dagster._core.storage.event_log.base import AssetEntry as AssetEntry
+from dagster._core.storage.event_log.base import AssetRecord as AssetRecord
 from dagster._core.storage.event_log.migration import ASSET_KEY_INDEX_COLS as ASSET_KEY_INDEX_COLS
 from dagster._core.storage.tags import BACKFILL_ID_TAG as BACKFILL_ID_TAG
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG as PARENT_RUN_ID_TAG

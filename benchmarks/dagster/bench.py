@@ -80,7 +80,10 @@ def in_own_process(environment: dict[str, str], runs: int) -> RunRate:
 
 
 def fill_days(addresses: StackAddresses, days: int) -> None:
-    """每天二十个订单，没有事件：只有点击与这个基准要做它们。"""
+    """每天二十个订单，没有事件：只有点击与这个基准要做它们。
+
+    一个客户连着三天各下一单：真实的数据里一人约三单，而分区要一样小，不能因为同一些客户的历史越跑越长。
+    """
     engine = build_engine(EtlSettings(database_url=addresses.database_url))
     import_id = uuid4()
     rows = [
@@ -88,7 +91,7 @@ def fill_days(addresses: StackAddresses, days: int) -> None:
             "import_id": import_id,
             "shop": "基准店",
             "order_id": f"B-{day}-{number}",
-            "customer_name": f"客户{number}",
+            "customer_name": f"客户{day // 3}-{number}",
             "order_status": "completed",
             "amount": "10.00",
             "ordered_at": datetime.combine(FIRST + timedelta(days=day), time(4), UTC),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 _IDLE_SECONDS = 1.0
 _USED_AT = "used_at"
+_HAS_LARGE_TEMP = "has_large_temp"
 _engines: dict[int, sa.Engine] = {}
 
 
@@ -59,8 +63,37 @@ def build_engine(settings: EtlSettings) -> sa.Engine:
         },
     )
     ping_idle_connections(engine)
+    _discard_large_temp_tables(engine)
     make_interruptible(engine)
     return engine
+
+
+def execute_compiled(connection: sa.Connection, statement: sa.Insert, parameters: Mapping[str, object]) -> sa.CursorResult[Any]:
+    """执行一条留着的 INSERT … ON CONFLICT：SQLAlchemy 不缓存它，每次都重新编译，比执行还久；这里只编译一次。
+
+    :param statement: 留着的同一个对象，值都是带类型的 bindparam。
+    """
+    compiled = _compile(statement, connection.dialect)
+    return connection.exec_driver_sql(str(compiled), compiled.construct_params(dict(parameters)))
+
+
+@lru_cache(maxsize=32)
+def _compile(statement: sa.Insert, dialect: sa.Dialect) -> sa.Compiled:
+    return statement.compile(dialect=dialect)
+
+
+def discard_temp_at_checkin(connection: sa.Connection) -> None:
+    """这个连接的临时表装了许多行：还给连接池时扔掉它们，不让闲着的连接占着磁盘。"""
+    connection.info[_HAS_LARGE_TEMP] = True
+
+
+def _discard_large_temp_tables(engine: sa.Engine) -> None:
+    @sa.event.listens_for(engine, "checkin")
+    def _checkin(connection: Any, record: Any) -> None:
+        if record.info.pop(_HAS_LARGE_TEMP, False) and connection is not None:
+            with suppress(engine.dialect.loaded_dbapi.Error):  # 断了的连接下次借出时换掉
+                connection.execute("DISCARD TEMP")
+                connection.commit()
 
 
 def ping_idle_connections(engine: sa.Engine) -> None:

@@ -11,8 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
+from etl_assets.core.database_sync import execute_compiled
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import cold_sweeps
+from etl_assets.core.tables import TargetTables, cold_sweeps
 from etl_assets.leads.dealing import deal_orders
 from etl_assets.services.batch import transform_batches, write_batches
 from etl_assets.services.customer_keys import with_lead_ids
@@ -22,6 +23,7 @@ from etl_assets.services.locks import lock_cold_stages
 from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
 from etl_assets.services.order_index import consume_marks
 from etl_assets.services.people import PROTECTED_COLUMNS, closed_by_person, touched
+from etl_assets.services.rollout import Share
 from etl_assets.services.vectorized_queries import Upsert, WriteCounts, read_frame, release_staging, stage_frame, upsert_staged
 
 LEAD_UPSERT = Upsert(key=("customer_global_id", "lead_no"), insert_only=("lead_id",), protected=PROTECTED_COLUMNS, touch="updated_at")
@@ -42,7 +44,7 @@ def materialize_leads(engine: sa.Engine, settings: EtlSettings, days: DayRange, 
         consume_marks(transaction.connection, transaction.tables, at_hand.marks)
         lock_cold_stages(transaction.connection, transaction.target, exclusive=False)
         last_warm = read_last_warm_day(transaction)
-        if is_swept(transaction, last_warm):
+        if read_sweep(transaction) == (last_warm, str(settings.rollout)):
             swept = judge_stages(transaction, last_warm, skip_locked=True)
             return transaction.complete(at_hand.revisions, written=written + WriteCounts(updated=swept))
     with data_transaction(engine, settings, asset="leads", days=days, run=run, started_at=started_at) as transaction:
@@ -57,7 +59,8 @@ def write_leads(transaction: DataTransaction, at_hand: sa.FromClause) -> WriteCo
     people = read_people(transaction, customers)
     held = transform_batches(read_customer_orders(transaction, at_hand), lambda orders: hold_orders(orders, people))
     lock_cold_stages(transaction.connection, transaction.target, exclusive=False)
-    written = load(transaction, transform(held, customer_ids, people, read_swept_day(transaction)), customers)
+    swept_day, _ = read_sweep(transaction)
+    written = load(transaction, transform(held, customer_ids, people, swept_day), customers)
     release_staging(transaction.connection, customers)
     return written
 
@@ -156,26 +159,22 @@ def _delete_orderless(leads: sa.Table, customers: sa.Table, staging: sa.Table) -
 
 def read_last_warm_day(transaction: DataTransaction) -> date | None:
     """最新业务日往前 ETL_COLD_AFTER_DAYS 天；最后一单早于它的商机是 COLD。"""
-    newest: date | None = transaction.connection.execute(sa.select(sa.func.max(transaction.tables.orders.c.order_date))).scalar()
+    newest = transaction.connection.scalar(_newest_day(transaction.tables.orders))
     return newest - timedelta(days=transaction.settings.cold_after_days) if newest else None
 
 
-def read_swept_day(transaction: DataTransaction) -> date | None:
-    """表里的 OPEN 与 COLD 是按哪一天判的；共用的锁在手，它就不会变。"""
-    swept: date | None = transaction.connection.scalar(
-        sa.select(cold_sweeps.c.last_warm_day).where(cold_sweeps.c.target == transaction.target)
-    )
-    return swept
+@lru_cache(maxsize=16)
+def _newest_day(orders: sa.Table) -> sa.Select[tuple[date | None]]:
+    return sa.select(sa.func.max(orders.c.order_date))
 
 
-def is_swept(transaction: DataTransaction, last_warm: date | None) -> bool:
-    """上一次清扫按的正是这一天、这个份额。"""
-    swept = sa.select(cold_sweeps.c.target).where(
-        cold_sweeps.c.target == transaction.target,
-        cold_sweeps.c.last_warm_day.is_not_distinct_from(last_warm),
-        cold_sweeps.c.rollout == str(transaction.settings.rollout),
-    )
-    return transaction.connection.scalar(swept) is not None
+def read_sweep(transaction: DataTransaction) -> tuple[date | None, str | None]:
+    """上一次清扫：表里的 OPEN 与 COLD 是按哪一天、哪个份额判的。共用的锁在手，它就不会变。"""
+    row = transaction.connection.execute(_READ_SWEEP, {"of_target": transaction.target}).first()
+    return (row.last_warm_day, row.rollout) if row else (None, None)
+
+
+_READ_SWEEP = sa.select(cold_sweeps.c.last_warm_day, cold_sweeps.c.rollout).where(cold_sweeps.c.target == sa.bindparam("of_target"))
 
 
 def sweep_cold(transaction: DataTransaction) -> int:
@@ -183,9 +182,12 @@ def sweep_cold(transaction: DataTransaction) -> int:
     lock_cold_stages(transaction.connection, transaction.target, exclusive=True)
     last_warm = read_last_warm_day(transaction)
     values = {"target": transaction.target, "last_warm_day": last_warm, "rollout": str(transaction.settings.rollout)}
-    insert = pg.insert(cold_sweeps).values(values)
-    transaction.connection.execute(insert.on_conflict_do_update(index_elements=["target"], set_=values))
+    execute_compiled(transaction.connection, _REMEMBER_SWEEP, values)
     return judge_stages(transaction, last_warm, skip_locked=False)
+
+
+_SWEPT = {column.name: sa.bindparam(column.name, type_=column.type) for column in cold_sweeps.c["target", "last_warm_day", "rollout"]}
+_REMEMBER_SWEEP = pg.insert(cold_sweeps).values(_SWEPT).on_conflict_do_update(index_elements=["target"], set_=_SWEPT)
 
 
 def judge_stages(transaction: DataTransaction, last_warm: date | None, *, skip_locked: bool) -> int:
@@ -193,20 +195,25 @@ def judge_stages(transaction: DataTransaction, last_warm: date | None, *, skip_l
 
     :param skip_locked: 跳过别人正锁着的行：那是写商机的别的运行，它按同一天判。
     """
-    leads = transaction.tables.leads
-    last_day = sa.cast(sa.func.timezone(transaction.settings.timezone, leads.c.last_order_at), sa.Date)
-    is_cold = sa.func.coalesce(last_day < sa.cast(last_warm, sa.Date), sa.false())
+    statement = _judge_stages(transaction.tables, transaction.settings.timezone, transaction.share, skip_locked)
+    return transaction.connection.execute(statement, {"last_warm": last_warm}).rowcount
+
+
+@lru_cache(maxsize=16)
+def _judge_stages(tables: TargetTables, timezone: str, share: Share, skip_locked: bool) -> sa.Update:  # 缓存的键
+    leads = tables.leads
+    last_day = sa.cast(sa.func.timezone(timezone, leads.c.last_order_at), sa.Date)
+    is_cold = sa.func.coalesce(last_day < sa.bindparam("last_warm", type_=sa.Date), sa.false())
     stage = sa.case((is_cold, "COLD"), else_="OPEN")
-    is_wrong = sa.and_(leads.c.closed_at.is_(None), leads.c.current_stage.is_distinct_from(stage), *leads_of_share(transaction))
+    is_wrong = sa.and_(leads.c.closed_at.is_(None), leads.c.current_stage.is_distinct_from(stage), *_leads_of_share(tables, share))
     wrong = sa.select(leads.c.lead_id).where(is_wrong).with_for_update(skip_locked=skip_locked).cte("wrong")
-    judged = sa.update(leads).where(leads.c.lead_id == wrong.c.lead_id).values(current_stage=stage, updated_at=sa.func.now())
-    return transaction.connection.execute(judged).rowcount
+    return sa.update(leads).where(leads.c.lead_id == wrong.c.lead_id).values(current_stage=stage, updated_at=sa.func.now())
 
 
-def leads_of_share(transaction: DataTransaction) -> list[sa.ColumnElement[bool]]:
+def _leads_of_share(tables: TargetTables, share: Share) -> list[sa.ColumnElement[bool]]:
     """SQL 条件：商机属于份额之内的客户；全部客户时没有条件，也就不必去找客户。"""
-    if transaction.share.is_whole:
+    if share.is_whole:
         return []
-    customers = transaction.tables.customers
-    in_share = sa.select(customers.c.customer_global_id).where(transaction.share.covers_key(customers.c.customer_key))
-    return [transaction.tables.leads.c.customer_global_id.in_(in_share)]
+    customers = tables.customers
+    in_share = sa.select(customers.c.customer_global_id).where(share.covers_key(customers.c.customer_key))
+    return [tables.leads.c.customer_global_id.in_(in_share)]

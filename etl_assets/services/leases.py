@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
+from etl_assets.core.database_sync import execute_compiled
 from etl_assets.core.errors import LeaseLostError
 from etl_assets.core.tables import import_requests, leases, ledger
 from etl_assets.services.ledger import ASSETS
@@ -127,20 +128,16 @@ def acquire_lease(
 ) -> Lease | None:
     """给一次运行记下租约；已经有了（有人正在做，或做的人死了还没收尾）就是 None。"""
     lease = Lease(run_id=run_id, token=uuid4())
-    inserted = connection.execute(
-        pg.insert(leases)
-        .values(
-            run_id=run_id,
-            token=lease.token,
-            owner=owner,
-            target=target,
-            first_day=days and days.first,
-            last_day=days and days.last,
-            expires_at=_in(lease_seconds),
-        )
-        .on_conflict_do_nothing()
-        .returning(leases.c.run_id)
-    )
+    values = {
+        "run_id": run_id,
+        "token": lease.token,
+        "owner": owner,
+        "target": target,
+        "first_day": days and days.first,
+        "last_day": days and days.last,
+        "seconds": lease_seconds,
+    }
+    inserted = execute_compiled(connection, _ACQUIRE, values)
     return lease if inserted.first() else None
 
 
@@ -178,7 +175,7 @@ def assert_lease_held(connection: sa.Connection) -> None:
     lease = current_lease.get()
     if lease is None:
         return
-    held = connection.execute(sa.select(leases.c.run_id).where(_held(lease)).with_for_update(read=True)).first()
+    held = connection.execute(_ASSERT_HELD, {"of_run": lease.run_id, "of_token": lease.token}).first()
     if held is None:
         raise LeaseLostError(lease.run_id)
 
@@ -254,5 +251,26 @@ def _is_expired() -> sa.ColumnElement[bool]:
     return leases.c.expires_at <= sa.func.clock_timestamp()
 
 
-def _in(seconds: float) -> sa.ColumnElement[object]:
+def _in(seconds: float | sa.ColumnElement[float]) -> sa.ColumnElement[object]:
     return sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+
+
+_ACQUIRE = (
+    pg.insert(leases)
+    .values(
+        {column.name: sa.bindparam(column.name, type_=column.type) for column in leases.c["run_id", "token", "owner", "target"]}
+        | {name: sa.bindparam(name, type_=sa.Date) for name in ("first_day", "last_day")}
+        | {"expires_at": _in(sa.bindparam("seconds", type_=sa.Float))}
+    )
+    .on_conflict_do_nothing()
+    .returning(leases.c.run_id)
+)
+_ASSERT_HELD = (
+    sa.select(leases.c.run_id)
+    .where(
+        leases.c.run_id == sa.bindparam("of_run"),
+        leases.c.token == sa.bindparam("of_token"),
+        leases.c.expires_at > sa.func.clock_timestamp(),
+    )
+    .with_for_update(read=True)
+)

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
+from etl_assets.core.database_sync import execute_compiled
 from etl_assets.core.tables import import_events, import_requests, ledger
 
 ASSETS = ("orders", "customers", "leads")
@@ -55,14 +56,7 @@ def before(asset: str) -> str:
 
 def ensure_days(connection: sa.Connection, target: str, days: Iterable[date]) -> None:
     """让这些天的每个资产都有一行。"""
-    pairs = [(day, asset) for day in sorted(set(days)) for asset in sorted(ASSETS)]
-    pair = (
-        sa.func.unnest(sa.cast([day for day, _ in pairs], sa.ARRAY(sa.Date)), sa.cast([asset for _, asset in pairs], sa.ARRAY(sa.Text)))
-        .table_valued("day", "asset", name="pair")
-        .render_derived()
-    )
-    rows = sa.select(sa.literal(target), pair.c.asset, pair.c.day).order_by(pair.c.day, pair.c.asset)
-    connection.execute(pg.insert(ledger).from_select(["target", "asset", "day"], rows).on_conflict_do_nothing())
+    execute_compiled(connection, _ENSURE_DAYS, {"of_target": target, "days": sorted(set(days))})
 
 
 def request_days(connection: sa.Connection, target: str, days: Iterable[date], *, deletes_allowed_on: Iterable[date] = ()) -> None:
@@ -269,6 +263,18 @@ def _pass_on(connection: sa.Connection, target: str, asset: str, condition: sa.C
 _OF_DAYS = sa.and_(
     ledger.c.target == sa.bindparam("of_target", type_=sa.Text),
     ledger.c.day.between(sa.bindparam("first", type_=sa.Date), sa.bindparam("last", type_=sa.Date)),
+)
+_DAY = sa.func.unnest(sa.bindparam("days", type_=sa.ARRAY(sa.Date))).table_valued("day", name="wanted").render_derived()
+_ASSET = sa.func.unnest(sa.cast(sorted(ASSETS), sa.ARRAY(sa.Text))).table_valued("asset", name="assets").render_derived()
+_ENSURE_DAYS = (
+    pg.insert(ledger)
+    .from_select(
+        ["target", "asset", "day"],
+        sa.select(sa.bindparam("of_target", type_=sa.Text), _ASSET.c.asset, _DAY.c.day)
+        .join_from(_DAY, _ASSET, sa.true())
+        .order_by(_DAY.c.day, _ASSET.c.asset),
+    )
+    .on_conflict_do_nothing()
 )
 _OWN = ledger.c.asset == sa.bindparam("of_asset", type_=sa.Text)
 _READ_REVISIONS = sa.select(ledger.c.day, ledger.c.requested, ledger.c.materialized).where(_OF_DAYS, _OWN)

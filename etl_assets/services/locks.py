@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import date
+from functools import lru_cache
 from typing import Literal
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from etl_assets.core.database_sync import execute_compiled
 from etl_assets.core.tables import locks
 
 LockKind = Literal["day", "customer", "import", "claim"]
@@ -28,7 +30,7 @@ def acquire_locks(connection: sa.Connection, target: str, kind: LockKind, keys: 
         return
     parameters = {"of_target": target, "of_kind": kind, "keys": wanted}
     if len(connection.execute(_LOCK, parameters).all()) < len(wanted):  # 第一次用到的键才有得补
-        connection.execute(_ADD, parameters)
+        execute_compiled(connection, _ADD, parameters)
         connection.execute(_LOCK, parameters).all()
 
 
@@ -58,9 +60,13 @@ def lock_customers(connection: sa.Connection, target: str, customers: sa.Table) 
 
     散列由服务器计算：各台机器上的 Polars 版本可能不同，服务器只有一个。
     """
+    acquire_locks(connection, target, "customer", connection.scalars(_stripes(customers)).all())
+
+
+@lru_cache(maxsize=16)
+def _stripes(customers: sa.Table) -> sa.Select[tuple[int]]:
     hashed = sa.func.hashtextextended(customers.c.customer_key, 0, type_=sa.BigInteger())
-    stripe = sa.cast(hashed.op("&")(STRIPES - 1), sa.Integer)
-    acquire_locks(connection, target, "customer", connection.scalars(sa.select(stripe.distinct())).all())
+    return sa.select(sa.cast(hashed.op("&")(STRIPES - 1), sa.Integer).distinct())
 
 
 def lock_imports(connection: sa.Connection, target: str, import_ids: Iterable[UUID]) -> None:
@@ -73,6 +79,11 @@ def lock_cold_stages(connection: sa.Connection, target: str, *, exclusive: bool)
 
     用咨询锁：它排队，独占的不会被源源不断的共用者饿死，而行锁会。
     """
-    key = sa.func.hashtextextended(f"etl cold stages {target}", 0, type_=sa.BigInteger())
-    lock = sa.func.pg_advisory_xact_lock if exclusive else sa.func.pg_advisory_xact_lock_shared
-    connection.execute(sa.select(lock(key)))
+    connection.execute(_LOCK_COLD_STAGES[exclusive], {"name": f"etl cold stages {target}"})
+
+
+_COLD_STAGES = sa.func.hashtextextended(sa.bindparam("name", type_=sa.Text), 0, type_=sa.BigInteger())
+_LOCK_COLD_STAGES = {
+    True: sa.select(sa.func.pg_advisory_xact_lock(_COLD_STAGES)),
+    False: sa.select(sa.func.pg_advisory_xact_lock_shared(_COLD_STAGES)),
+}

@@ -24,6 +24,7 @@ _SHOWN = {
 }
 
 
+_COUNTS = "counts"
 PREVIEWED = frozenset(_SHOWN)
 
 
@@ -37,23 +38,27 @@ class Preview:
 
 def read_preview(engine: sa.Engine, settings: EtlSettings, asset: str, day: date) -> Preview:
     """这一天的订单，或这一天有订单的客户与他们的商机。"""
-    sample, counted = _statements(settings.target_schema, asset)
     with translated_errors(), engine.connect() as connection:
-        rows = connection.execute(sample, {"of_day": day}).mappings().all()
-        counts = {} if counted is None else dict(connection.execute(counted, {"of_day": day}).tuples().all())
-    return Preview(rows=[dict(row) for row in rows], counts={str(name): count for name, count in counts.items()})
+        rows = [dict(row) for row in connection.execute(_statement(settings.target_schema, asset), {"of_day": day}).mappings()]
+    counts = [row.pop(_COUNTS) for row in rows]
+    return Preview(rows=rows, counts=counts[0] or {} if counts else {})
 
 
 @lru_cache(maxsize=16)
-def _statements(schema: str, asset: str) -> tuple[sa.Select[Any], sa.Select[Any] | None]:
+def _statement(schema: str, asset: str) -> sa.Select[Any]:
+    """一条语句：样例的每一行都带着各类的笔数。"""
     tables = target_tables(schema)
     table, condition, label = {
         "orders": (tables.orders, tables.orders.c.order_date == _DAY, tables.orders.c.system_order_type),
         "customers": (tables.customers, tables.customers.c.customer_key.in_(_customers_of_day(tables)), None),
         "leads": (tables.leads, tables.leads.c.customer_global_id.in_(_ids_of_day(tables)), tables.leads.c.current_stage),
     }[asset]
-    sample = sa.select(*table.c[*_SHOWN[asset]]).where(condition).order_by(*table.primary_key).limit(SAMPLE_ROWS)
-    return sample, None if label is None else sa.select(label, sa.func.count()).where(condition).group_by(label)
+    counts: sa.ColumnElement[Any] = sa.null()
+    if label is not None:
+        of_day = sa.select(label.label("name"), sa.func.count().label("rows")).where(condition).group_by(label).subquery("of_day")
+        counts = sa.select(sa.func.json_object_agg(of_day.c.name, of_day.c.rows)).scalar_subquery()
+    sample = sa.select(*table.c[*_SHOWN[asset]], counts.label(_COUNTS)).where(condition)
+    return sample.order_by(*table.primary_key).limit(SAMPLE_ROWS)
 
 
 def _customers_of_day(tables: TargetTables) -> sa.Select[tuple[str]]:

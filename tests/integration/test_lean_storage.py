@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 from dagster import AssetKey, AssetMaterialization, DagsterEvent, DagsterEventType, DagsterInstance, EventLogEntry
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.events import StepMaterializationData
 
 from bridge import dagster_adapter
 from bridge.dagster_adapter import deferring_events, flush_events, open_instance
 from bridge.dagster_internals import context_creation_job
+from bridge.lean_storage import LeanEventLogStorage
 from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
 from etl_assets.core.database_sync import build_engine
 from etl_assets.core.settings import EtlSettings
@@ -49,7 +52,7 @@ def instance(engine: sa.Engine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def happens(instance: DagsterInstance, run_id: str, *types: DagsterEventType) -> None:
     for event_type in types:
-        made = StepMaterializationData(AssetMaterialization(AssetKey("orders"), partition="2026-01-05"))
+        made = StepMaterializationData(AssetMaterialization(AssetKey("orders"), partition="2026-01-05", tags={DATA_VERSION_TAG: "7"}))
         event = DagsterEvent(
             event_type.value,
             "etl",
@@ -123,3 +126,41 @@ def test_events_outlast_a_database_that_is_away_for_a_moment(instance: DagsterIn
             connection.exec_driver_sql("ALTER TABLE dagster.event_logs_away RENAME TO event_logs")
         happens(instance, run_id, DagsterEventType.STEP_RESTARTED)
     assert stored(engine, run_id) == names(*LATER, DagsterEventType.STEP_RESTARTED)
+
+
+def test_what_a_run_made_is_known_without_asking_and_is_what_is_stored(instance: DagsterInstance) -> None:
+    key, made = AssetKey("orders"), DagsterEventType.ASSET_MATERIALIZATION
+    storage = instance.event_log_storage
+    with deferring_events(instance):
+        happens(instance, str(uuid4()), made)
+        (remembered,) = storage.get_asset_records([key])
+        tags = storage.get_latest_tags_by_partition(key, made, [DATA_VERSION_TAG], ["2026-01-05"])
+        with sa_statements(instance) as asked:
+            assert storage.get_asset_records([key]) == [remembered]
+            assert storage.get_latest_tags_by_partition(key, made, [DATA_VERSION_TAG], ["2026-01-05"]) == tags
+        assert asked == []
+        with sa_statements(instance) as asked:
+            storage.get_latest_tags_by_partition(key, made, [DATA_VERSION_TAG], ["2026-01-05", "2026-01-06"])
+            storage.get_asset_records([AssetKey("customers")])
+        assert len(asked) >= 2
+    (read,) = storage.get_asset_records([key])
+    assert read.asset_entry.last_materialization_record == remembered.asset_entry.last_materialization_record
+    assert (
+        storage.get_latest_tags_by_partition(key, made, [DATA_VERSION_TAG], ["2026-01-05"])
+        == tags
+        == {"2026-01-05": {DATA_VERSION_TAG: "7"}}
+    )
+
+
+@contextmanager
+def sa_statements(instance: DagsterInstance) -> Iterator[list[str]]:
+    storage = instance.event_log_storage
+    assert isinstance(storage, LeanEventLogStorage)
+    asked: list[str] = []
+
+    def ask(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        asked.append(statement)
+
+    sa.event.listen(storage._engine, "before_cursor_execute", ask)
+    yield asked
+    sa.event.remove(storage._engine, "before_cursor_execute", ask)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import re
 
 from dagster import DagsterInstance, asset, materialize
 from dagster._core.execution import api as execution_api
+from dagster._core.execution.context.data_version_cache import DataVersionCache
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 
 from bridge import dagster_adapter
@@ -22,6 +24,7 @@ from bridge.dagster_internals import (
 from bridge.lean_storage import LeanEventLogStorage, LeanRunStorage
 from bridge.run_coordinator import TaskQueueRunCoordinator
 from bridge.run_launcher import WarmRunLauncher
+from etl_assets.definitions import defs
 
 
 def parameters(function: object) -> set[str]:
@@ -73,9 +76,24 @@ def test_a_cancelled_run_ends_canceled_when_its_status_says_so() -> None:
 def test_lean_storages_override_what_exists() -> None:
     for lean, stock in ((LeanRunStorage, PostgresRunStorage), (LeanEventLogStorage, PostgresEventLogStorage)):
         own = {name for name, value in vars(lean).items() if inspect.isfunction(value)}
-        assert own - set(dir(stock)) == ({"deferring", "flush", "_write"} if lean is LeanEventLogStorage else set())
+        assert own - set(dir(stock)) == ({"deferring", "flush", "_write", "_remember"} if lean is LeanEventLogStorage else set())
         for name in own & set(dir(stock)):
             assert parameters(getattr(lean, name)) == parameters(getattr(stock, name))
+
+
+def test_versions_of_upstream_assets_are_all_that_a_step_reads_of_them() -> None:
+    """LeanEventLogStorage 给出的资产记录只有最近的物化；谁还读别的，就在这里看见。"""
+    assert isinstance(inspect.getattr_static(PostgresEventLogStorage, "asset_records_have_last_observation"), property)
+    source = inspect.getsource(DataVersionCache)
+    assert source.count("get_asset_records(") == source.count("get_latest_tags_by_partition(") == 1
+    read = set(re.findall(r"asset_record\.asset_entry\.(\w+)", source))
+    assert read == {"last_materialization_record", "last_observation_record"}
+
+
+def test_nothing_upstream_is_observed() -> None:
+    """asset_records_have_last_observation 说没有观察可找；有了可观察的来源就不能这么说。"""
+    graph = defs.resolve_asset_graph()
+    assert not [key for key in graph.get_all_asset_keys() if graph.get(key).is_observable]
 
 
 def test_stock_event_log_stores_an_event_in_these_steps() -> None:

@@ -19,7 +19,16 @@ from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TIMESTAMP, trimmed
 from etl_assets.core.text import WHITE_SPACE
 from etl_assets.services import raw_rows, vectorized_queries
-from etl_assets.services.vectorized_queries import Upsert, WriteCounts, copy_into, read_batches, read_frame, stage_frame, upsert_frame
+from etl_assets.services.vectorized_queries import (
+    Upsert,
+    WriteCounts,
+    copy_into,
+    read_batches,
+    read_frame,
+    release_staging,
+    stage_frame,
+    upsert_frame,
+)
 from etl_assets.testing.raw_data import RawData
 
 # 每一段都曾让某个 CSV 读写器出过错
@@ -309,10 +318,40 @@ def test_names_that_need_quotes_are_quoted(connection: sa.Connection) -> None:
     assert_frame_equal(read_frame(connection, sa.select(odd)), frame.with_columns(pl.lit("y").alias('a"b')))
 
 
-def test_staging_table_has_the_types_of_its_model_and_ends_with_the_transaction(engine: sa.Engine) -> None:
+def test_staging_table_has_the_types_of_its_model(connection: sa.Connection) -> None:
     frame = pl.DataFrame({"uuid": ["fa55f60f-e32c-5a53-a54e-925cf73a97da"], "amount": [Decimal("1.5")]})
+    staging = stage_frame(connection, frame, name="staged", like=nasty)
+    assert connection.execute(sa.select(staging.c.uuid, staging.c.amount)).one() == (UUID(frame["uuid"][0]), Decimal("1.50"))
+
+
+@pytest.mark.parametrize("rows", [1, 5_000], ids=["deleted", "truncated"])
+def test_rows_of_an_earlier_transaction_are_not_in_a_staging_table(engine: sa.Engine, rows: int) -> None:
     with engine.connect() as connection:
-        with connection.begin():
-            staging = stage_frame(connection, frame, name="staged", like=nasty)
-            assert connection.execute(sa.select(staging.c.uuid, staging.c.amount)).one() == (UUID(frame["uuid"][0]), Decimal("1.50"))
-        assert not sa.inspect(connection).has_table("staged")
+        for first in (0, rows):
+            with connection.begin():
+                staging = stage_frame(connection, texts(*["x"] * rows, start=first), name="staged", like=nasty)
+                (smallest, count) = connection.execute(sa.select(sa.func.min(staging.c.id), sa.func.count())).one()
+                assert (smallest, count) == (first, rows)
+
+
+def test_staging_table_in_use_is_not_given_out_again_until_it_is_released(connection: sa.Connection) -> None:
+    staging = stage_frame(connection, texts("x"), name="staged", like=nasty)
+    with pytest.raises(ValueError, match="in use"):
+        stage_frame(connection, texts("y"), name="staged", like=nasty)
+    release_staging(connection, staging)
+    again = stage_frame(connection, texts("y"), name="staged", like=nasty)
+    assert connection.scalars(sa.select(again.c.text)).all() == ["y"]
+
+
+def test_idle_connection_keeps_no_large_staging_table(engine: sa.Engine) -> None:
+    engine.dispose()  # 往后只有一个连接
+    rows = vectorized_queries._LARGE_STAGING_ROWS + 1
+    temporary = sa.select(sa.func.count() > 0).select_from(sa.table("pg_class")).where(sa.column("relpersistence") == "t")
+    pids, exists = [], []
+    for count in (1, 1, rows, 1):
+        with engine.begin() as connection:
+            pids.append(connection.scalar(sa.func.pg_backend_pid()))
+            exists.append(connection.scalar(temporary.where(sa.column("relname").like("staged%"))))
+            stage_frame(connection, texts(*["x"] * count), name="staged", like=nasty)
+    assert len(set(pids)) == 1
+    assert exists == [False, True, True, False]
