@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Any, Literal
 from uuid import UUID
 
@@ -12,7 +13,8 @@ import psycopg.errors
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from etl_assets.core.business_day import local_day, partition_range
+from etl_assets.core.business_day import DayRange, local_day, partition_range
+from etl_assets.core.database_sync import execute_compiled
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import (
     import_events,
@@ -61,15 +63,9 @@ def request_imports(engine: sa.Engine, settings: EtlSettings, events: Sequence[I
 def decide_outcomes(connection: sa.Connection, settings: EtlSettings, events: Sequence[ImportEvent]) -> list[Outcome]:
     """每个事件该怎么办；导入的锁由调用者先拿好。"""
     import_ids = sorted({event.import_id for event in events})
-    statuses = _mapping(
-        connection, sa.select(import_tasks.c.import_id, import_tasks.c.status).where(import_tasks.c.import_id.in_(import_ids))
-    )
-    handled = _mapping(
-        connection,
-        sa.select(import_events.c.import_id, import_events.c.event_id).where(
-            import_events.c.target == settings.target_schema, import_events.c.import_id.in_(import_ids)
-        ),
-    )
+    known = connection.execute(_KNOWN_IMPORTS, {"of_target": settings.target_schema, "import_ids": import_ids}).all()
+    statuses = {row.import_id: row.status for row in known if row.status is not None}
+    handled = {row.import_id: row.event_id for row in known if row.event_id is not None}
     withdrawn = [import_id for import_id in import_ids if statuses.get(import_id) == "failed"]
     in_tables = _in_tables(connection, settings, withdrawn) if withdrawn else set()
     unseen = [import_id for import_id in withdrawn if import_id not in in_tables and import_id not in handled]
@@ -101,9 +97,10 @@ def has_traces(connection: sa.Connection, settings: EtlSettings, import_id: UUID
 def _in_tables(connection: sa.Connection, settings: EtlSettings, import_ids: Sequence[UUID]) -> set[UUID]:
     """有行在 orders 里、或有拒收记录的导入：没有事件也可能做过（有人重算了那些天）。"""
     orders = target_tables(settings.target_schema).orders
-    rejected = sa.and_(rejected_rows.c.target == settings.target_schema, rejected_rows.c.import_id.in_(import_ids))
-    loaded = sa.select(orders.c.import_id).where(orders.c.import_id.in_(import_ids))
-    return set(connection.scalars(loaded.union(sa.select(rejected_rows.c.import_id).where(rejected))))
+    rejected = sa.and_(rejected_rows.c.target == settings.target_schema, rejected_rows.c.import_id == sa.any_(_IMPORT_IDS))
+    loaded = sa.select(orders.c.import_id).where(orders.c.import_id == sa.any_(_IMPORT_IDS))
+    in_tables = loaded.union(sa.select(rejected_rows.c.import_id).where(rejected))
+    return set(connection.scalars(in_tables, {"import_ids": list(import_ids)}))
 
 
 def _in_tables_or_in_a_run(connection: sa.Connection, settings: EtlSettings, import_ids: Sequence[UUID]) -> set[UUID]:
@@ -112,9 +109,9 @@ def _in_tables_or_in_a_run(connection: sa.Connection, settings: EtlSettings, imp
     占不住，就有运行正写着那些日子，它可能在撤回之前读到了它们：当作都在，不等它。
     """
     day = local_day(raw_orders.c.ordered_at, settings.timezone).label("day")
-    days = sa.select(day).where(raw_orders.c.import_id.in_(import_ids)).distinct().subquery("days")
+    days = sa.select(day).where(raw_orders.c.import_id == sa.any_(_IMPORT_IDS)).distinct().subquery("days")
     in_partitions = partition_range(settings).includes(days.c.day)
-    wanted = connection.scalars(sa.select(days.c.day).where(in_partitions)).all()
+    wanted = connection.scalars(sa.select(days.c.day).where(in_partitions), {"import_ids": list(import_ids)}).all()
     patience = connection.scalar(sa.select(sa.func.current_setting("lock_timeout")))
     try:
         with connection.begin_nested():
@@ -147,12 +144,54 @@ def read_affected_days(connection: sa.Connection, settings: EtlSettings, import_
 
     只看存在的分区；撤回的导入自己的版本也算。
     """
+    statement = _affected_days(settings.timezone, partition_range(settings))
+    return [(import_id, day) for import_id, day in connection.execute(statement, {"import_ids": list(import_ids)})]
+
+
+def _remember_requests(connection: sa.Connection, target: str, affected: Sequence[tuple[UUID, date]]) -> None:
+    """记下每个导入在哪一天要求了哪个版本：`etl wait` 与完成事件的 import_ids 由此而来。"""
+    pairs = {"import_ids": [import_id for import_id, _ in affected], "days": [day for _, day in affected]}
+    execute_compiled(connection, _REMEMBER_REQUESTS, {"of_target": target, **pairs})
+
+
+def _remember_events(connection: sa.Connection, target: str, events: Sequence[ImportEvent]) -> None:
+    """记下每个导入最新的事件，整批一条语句。"""
+    newest = sorted({event.import_id: event for event in events}.items())
+    rows = {
+        "import_ids": [import_id for import_id, _ in newest],
+        "event_ids": [event.event_id for _, event in newest],
+        "sequences": [event.sequence for _, event in newest],
+    }
+    execute_compiled(connection, _REMEMBER_EVENTS, {"of_target": target, **rows})
+
+
+# ---- 每批事件都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
+
+_TARGET = sa.bindparam("of_target", type_=sa.Text)
+_IMPORT_IDS = sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid))
+
+
+def _unnest(name: str, **columns: sa.BindParameter[Any]) -> sa.TableValuedAlias:
+    """几个一样长的数组并成一张表。"""
+    return sa.func.unnest(*columns.values()).table_valued(*columns, name=name).render_derived()
+
+
+_WANTED = _unnest("wanted", import_id=_IMPORT_IDS)
+_KNOWN_IMPORTS = (
+    sa.select(_WANTED.c.import_id, import_tasks.c.status, import_events.c.event_id)
+    .select_from(_WANTED)
+    .outerjoin(import_tasks, import_tasks.c.import_id == _WANTED.c.import_id)
+    .outerjoin(import_events, sa.and_(import_events.c.import_id == _WANTED.c.import_id, import_events.c.target == _TARGET))
+)
+
+
+@lru_cache(maxsize=8)
+def _affected_days(timezone: str, partitions: DayRange) -> sa.Select[tuple[UUID, date]]:
     named_row = raw_orders.alias("named_row")
     version = raw_orders.alias("version")
-    ids = sa.cast(list(import_ids), sa.ARRAY(sa.Uuid))
     named = (
         sa.select(named_row.c.import_id, order_id_key(named_row.c.order_id).label("order_id"), trimmed(named_row.c.shop).label("shop"))
-        .where(named_row.c.import_id == sa.any_(ids))
+        .where(named_row.c.import_id == sa.any_(_IMPORT_IDS))
         .distinct()
         .subquery("named")
     )
@@ -165,53 +204,32 @@ def read_affected_days(connection: sa.Connection, settings: EtlSettings, import_
         .subquery("versions")
     )
     of_versions = (
-        sa.select(versions.c.import_id, local_day(versions.c.ordered_at, settings.timezone).label("day"))
+        sa.select(versions.c.import_id, local_day(versions.c.ordered_at, timezone).label("day"))
         .join(import_tasks, import_tasks.c.import_id == versions.c.version_import_id)
         .where(raw_rows.IN_SCOPE)
     )
-    own = sa.select(raw_orders.c.import_id, local_day(raw_orders.c.ordered_at, settings.timezone)).where(
-        raw_orders.c.import_id == sa.any_(ids)
+    own = sa.select(raw_orders.c.import_id, local_day(raw_orders.c.ordered_at, timezone)).where(
+        raw_orders.c.import_id == sa.any_(_IMPORT_IDS)
     )
     days = of_versions.union(own).subquery("days")
-    rows = connection.execute(sa.select(days.c.import_id, days.c.day).where(partition_range(settings).includes(days.c.day)))
-    return [(import_id, day) for import_id, day in rows]
+    return sa.select(days.c.import_id, days.c.day).where(partitions.includes(days.c.day))
 
 
-def _remember_requests(connection: sa.Connection, target: str, affected: Sequence[tuple[UUID, date]]) -> None:
-    """记下每个导入在哪一天要求了哪个版本：`etl wait` 与完成事件的 import_ids 由此而来。"""
-    pair = (
-        sa.func.unnest(
-            sa.cast([import_id for import_id, _ in affected], sa.ARRAY(sa.Uuid)),
-            sa.cast([day for _, day in affected], sa.ARRAY(sa.Date)),
-        )
-        .table_valued("import_id", "day", name="pair")
-        .render_derived()
-    )
-    own = sa.and_(ledger.c.target == target, ledger.c.asset == ASSETS[0], ledger.c.day == pair.c.day)
-    rows = sa.select(sa.literal(target), pair.c.import_id, pair.c.day, ledger.c.requested).select_from(pair).join(ledger, own)
+def _remember_requests_statement() -> pg.Insert:
+    pair = _unnest("pair", import_id=_IMPORT_IDS, day=sa.bindparam("days", type_=sa.ARRAY(sa.Date)))
+    own = sa.and_(ledger.c.target == _TARGET, ledger.c.asset == ASSETS[0], ledger.c.day == pair.c.day)
+    rows = sa.select(_TARGET, pair.c.import_id, pair.c.day, ledger.c.requested).select_from(pair).join(ledger, own)
     insert = pg.insert(import_requests).from_select(["target", "import_id", "day", "revision"], rows)
-    connection.execute(
-        insert.on_conflict_do_update(index_elements=["target", "import_id", "day"], set_={"revision": insert.excluded.revision})
-    )
+    return insert.on_conflict_do_update(index_elements=["target", "import_id", "day"], set_={"revision": insert.excluded.revision})
 
 
-def _remember_events(connection: sa.Connection, target: str, events: Sequence[ImportEvent]) -> None:
-    """记下每个导入最新的事件，整批一条语句。"""
-    newest = sorted({event.import_id: event for event in events}.items())
-    row = (
-        sa.func.unnest(
-            sa.cast([import_id for import_id, _ in newest], sa.ARRAY(sa.Uuid)),
-            sa.cast([event.event_id for _, event in newest], sa.ARRAY(sa.Uuid)),
-            sa.cast([event.sequence for _, event in newest], sa.ARRAY(sa.BigInteger)),
-        )
-        .table_valued("import_id", "event_id", "stream_sequence", name="row")
-        .render_derived()
-    )
-    rows = sa.select(sa.literal(target), row.c.import_id, row.c.event_id, row.c.stream_sequence)
+def _remember_events_statement() -> pg.Insert:
+    event_ids, sequences = sa.bindparam("event_ids", type_=sa.ARRAY(sa.Uuid)), sa.bindparam("sequences", type_=sa.ARRAY(sa.BigInteger))
+    row = _unnest("row", import_id=_IMPORT_IDS, event_id=event_ids, stream_sequence=sequences)
+    rows = sa.select(_TARGET, row.c.import_id, row.c.event_id, row.c.stream_sequence)
     insert = pg.insert(import_events).from_select(["target", "import_id", "event_id", "stream_sequence"], rows)
     fields = {"event_id": insert.excluded.event_id, "stream_sequence": insert.excluded.stream_sequence, "handled_at": sa.func.now()}
-    connection.execute(insert.on_conflict_do_update(index_elements=["target", "import_id"], set_=fields))
+    return insert.on_conflict_do_update(index_elements=["target", "import_id"], set_=fields)
 
 
-def _mapping(connection: sa.Connection, statement: sa.Select[Any]) -> Mapping[UUID, Any]:
-    return {row[0]: row[1] for row in connection.execute(statement)}
+_REMEMBER_REQUESTS, _REMEMBER_EVENTS = _remember_requests_statement(), _remember_events_statement()

@@ -140,16 +140,22 @@ def reject_rows_without_partition(connection: sa.Connection, settings: EtlSettin
 
     同一批导入中已不在范围内的行（撤回的导入）随之删去。
     """
-    rows = scope(settings)
-    wanted = sa.and_(rows.c.import_id == sa.any_(sa.cast(import_ids, sa.ARRAY(sa.Uuid))), rows.c.time_rule.is_not(None))
+    ids = sa.cast(import_ids, sa.ARRAY(sa.Uuid))
     outside = sa.func.coalesce(~partition_range(settings).includes(rejected_rows.c.day), sa.true())
-    covered = sa.and_(rejected_rows.c.import_id.in_(import_ids), outside)
-    if not connection.scalar(sa.select(sa.select(rows.c.raw_id).where(wanted).exists())):  # 几乎总是这样：先问一声，省下读与评判
+    covered = sa.and_(rejected_rows.c.import_id == sa.any_(ids), outside)
+    without_day = _rows_without_day(scope(settings))
+    if not connection.scalar(sa.select(without_day.exists()), {"import_ids": import_ids}):  # 几乎总是这样：先问一声，省下读与评判
         _forget_rejected(connection, settings.target_schema, covered)
         return 0
-    judged = judge(read_frame(connection, sa.select(rows.c.import_id, *frame_columns(rows)).where(wanted)), read_shops(connection))
+    judged = judge(read_frame(connection, without_day, {"import_ids": import_ids}), read_shops(connection))
     write_rejected(connection, settings.target_schema, judged.filter(pl.col("rule").is_not_null()), covered)
     return judged.height
+
+
+@lru_cache(maxsize=8)
+def _rows_without_day(rows: sa.Subquery) -> sa.Select[Any]:
+    ids = sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid))
+    return sa.select(rows.c.import_id, *frame_columns(rows)).where(rows.c.import_id == sa.any_(ids), rows.c.time_rule.is_not(None))
 
 
 def _forget_rejected(connection: sa.Connection, target: str, covered: sa.ColumnElement[bool]) -> None:

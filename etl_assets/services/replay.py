@@ -56,9 +56,8 @@ def _done_events(connection: sa.Connection, target: str, events: Sequence[Import
         )
         .exists()
     )
-    newest = sa.select(import_events).where(
-        import_events.c.target == target, import_events.c.import_id.in_({event.import_id for event in events}), ~unfinished
-    )
+    import_ids = sa.cast(list({event.import_id for event in events}), sa.ARRAY(sa.Uuid))
+    newest = sa.select(import_events).where(import_events.c.target == target, import_events.c.import_id == sa.any_(import_ids), ~unfinished)
     handled = {row.import_id: row for row in connection.execute(newest)}
 
     def is_covered(event: ImportEvent) -> bool:
