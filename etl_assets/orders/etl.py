@@ -332,10 +332,10 @@ def load(transaction: DataTransaction, staged: StagedOrders) -> WriteCounts:
     orders = transaction.tables.orders
     guard_deletes(transaction, staged.gone.filter(transaction.share.covers()))
     index_outside(transaction, staged.winners)
-    drop_unchanged(transaction, staged.winners)
-    mark_changed_elsewhere(transaction, staged.winners)
-    written = upsert_staged(connection, staged.winners, orders, ORDER_UPSERT)
-    index_orders(connection, target, staged.winners)
+    changed = stage_changed(transaction, staged.winners)
+    mark_changed_elsewhere(transaction, changed)
+    written = upsert_staged(connection, changed, orders, ORDER_UPSERT)
+    index_orders(connection, target, changed)
     deleted = delete_gone(transaction, staged.gone)
     own_days = transaction.days.includes(rejected_rows.c.day)
     raw_rows.write_rejected(connection, target, staged.rejected, own_days)
@@ -357,9 +357,17 @@ def index_outside(transaction: DataTransaction, winners: sa.Table) -> None:
     index_orders(transaction.connection, transaction.target, staging)
 
 
-def drop_unchanged(transaction: DataTransaction, winners: sa.Table) -> None:
-    """orders 与索引里已经是这样的订单移出暂存表：原样重跑时只联接这一次，后面各条语句几乎无事可做。"""
-    transaction.connection.execute(_delete_unchanged(transaction.tables.orders, transaction.target, winners))
+def stage_changed(transaction: DataTransaction, winners: sa.Table) -> sa.Table:
+    """orders 或索引里还不是这样的赢家，另一张暂存表：原样重跑时只联接这一次，后面各条语句几乎无事可做。
+
+    不从赢家里删去没变的：一百万行的 DELETE 比联接还久。这些天还没有订单时都是新的，不必再抄一遍。
+    """
+    connection, orders = transaction.connection, transaction.tables.orders
+    if not connection.scalar(_has_orders(orders), bound(transaction.days)):
+        return winners
+    changed = create_staging(connection, "changed_orders", [sa.Column(column.name, column.type) for column in winners.columns])
+    connection.execute(_insert_changed(orders, transaction.target, winners, changed))
+    return changed
 
 
 def delete_gone(transaction: DataTransaction, gone: pl.DataFrame) -> int:
@@ -415,14 +423,24 @@ def _days_of_rows(orders: sa.Table, versions: sa.Table) -> sa.Select[tuple[date]
 
 
 @lru_cache(maxsize=64)
-def _delete_unchanged(orders: sa.Table, target: str, winners: sa.Table) -> sa.Delete:
+def _has_orders(orders: sa.Table) -> sa.Select[tuple[bool]]:
+    return sa.select(sa.select(orders.c.order_id).where(orders.c.order_date.between(FIRST_DAY, LAST_DAY)).exists())
+
+
+@lru_cache(maxsize=64)
+def _insert_changed(orders: sa.Table, target: str, winners: sa.Table, changed: sa.Table) -> sa.Insert:
     written = [column.name for column in winners.columns if column.name in orders.c and column.name not in ORDER_UPSERT.key]
-    unchanged = [
-        sa.tuple_(*table.c[*names]).is_not_distinct_from(sa.tuple_(*winners.c[*names]))
+    differs = [
+        sa.tuple_(*table.c[*names]).is_distinct_from(sa.tuple_(*winners.c[*names]))
         for table, names in ((orders, written), (order_index, INDEXED))
     ]
-    same = _same_order(orders, winners), _same_order(order_index, winners), order_index.c.target == target
-    return sa.delete(winners).where(*same, *unchanged)
+    compared = (
+        sa.select(*winners.c)
+        .select_from(winners)
+        .outerjoin(orders, _same_order(orders, winners))
+        .outerjoin(order_index, sa.and_(_same_order(order_index, winners), order_index.c.target == target))
+    )
+    return sa.insert(changed).from_select([column.name for column in winners.columns], compared.where(sa.or_(*differs)))
 
 
 @lru_cache(maxsize=64)

@@ -346,7 +346,9 @@ def test_staging_table_in_use_is_not_given_out_again_until_it_is_released(connec
 def test_idle_connection_keeps_no_large_staging_table(engine: sa.Engine) -> None:
     engine.dispose()  # 往后只有一个连接
     rows = vectorized_queries._LARGE_STAGING_ROWS + 1
-    temporary = sa.select(sa.func.count() > 0).select_from(sa.table("pg_class")).where(sa.column("relpersistence") == "t")
+    temporary = (
+        sa.select(sa.func.count() > 0).select_from(sa.table("pg_class")).where(sa.column("relnamespace") == sa.func.pg_my_temp_schema())
+    )
     pids, exists = [], []
     for count in (1, 1, rows, 1):
         with engine.begin() as connection:
