@@ -6,7 +6,7 @@ import asyncio
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ from nats.js.errors import NotFoundError
 from bridge.broker import TASKS_DLQ_STREAM, TASKS_STREAM
 from bridge.events.envelope import DataImportCompleted
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM
+from bridge.handlers import IMPORT_STATUSES
 from bridge.jetstream import JetStreamConnection
 from bridge.listener import CONSUMER
 from bridge.settings import LANES, BridgeSettings
@@ -51,21 +52,30 @@ def examine(engine: sa.Engine, settings: EtlSettings, bridge_settings: BridgeSet
     nats = _attempt("nats", lambda: asyncio.run(_nats(bridge_settings)))
     yield nats
     if database.state != "error":
-        yield _attempt("schema", lambda: _schema(engine, settings))
+        schema = _attempt("schema", lambda: _schema(engine, settings))
+        yield schema
         yield _dagster_home()
-        yield from _ledger(engine, settings)
-        yield from _tables(engine, settings)
+        if schema.state != "error":
+            yield from _attempts("ledger", lambda: _ledger(engine, settings))
+            yield from _attempts("table checks", lambda: _tables(engine, settings))
     if nats.state != "error":
-        newest = _newest_in_ledger(engine, settings) if database.state != "error" else None
-        yield from asyncio.run(_queues(bridge_settings, newest))
+        yield from _attempts("queues", lambda: asyncio.run(_queues(bridge_settings)))
+        if database.state != "error":
+            yield from _attempts("newest event", lambda: _newest_event(engine, settings, bridge_settings))
+
+
+def _attempts(check: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """看不下去的也是一项发现，不耽误别的。"""
+    try:
+        with translated_errors():
+            return list(look())
+    except EtlError as error:
+        return [Finding(check, "error", str(error))]
 
 
 def _attempt(check: str, look: Callable[[], Finding]) -> Finding:
-    try:
-        with translated_errors():
-            return look()
-    except EtlError as error:
-        return Finding(check, "error", str(error))
+    (finding,) = _attempts(check, lambda: [look()])
+    return finding
 
 
 # ---- 服务器 -------------------------------------------------------------------------
@@ -129,16 +139,11 @@ async def _nats(settings: BridgeSettings) -> Finding:
     return Finding("nats", "ok", f"version {version}, JetStream")
 
 
-def _newest_in_ledger(engine: sa.Engine, settings: EtlSettings) -> int:
-    with translated_errors(), engine.connect() as connection:
-        return health.newest_handled_sequence(connection, settings)
-
-
 # ---- 台账与表 -----------------------------------------------------------------------
 
 
 def _ledger(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:
-    with translated_errors(), engine.connect() as connection:
+    with engine.connect() as connection:
         held = reports.held_days(connection, settings)
         silent = health.unannounced_imports(connection, settings)
         unasked = health.unasked_days(connection, settings)
@@ -178,7 +183,7 @@ def _tables(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:
 # ---- 队列 ---------------------------------------------------------------------------
 
 
-async def _queues(settings: BridgeSettings, newest_in_ledger: int | None) -> list[Finding]:
+async def _queues(settings: BridgeSettings) -> list[Finding]:
     connection = JetStreamConnection(settings, name="doctor")
     await connection.open()
     own = settings.own_name
@@ -193,8 +198,6 @@ async def _queues(settings: BridgeSettings, newest_in_ledger: int | None) -> lis
             letters = (info := await _stream_info(connection, stream)) and info.state.messages
             if letters:
                 findings.append(Finding("dead letters", "warning", f"{letters} in {stream}: look at them with `etl dlq list`"))
-        if newest_in_ledger is not None:
-            findings += await _newest_event(connection, own(CONSUMER), newest_in_ledger)
         return findings
     finally:
         await connection.close()
@@ -227,17 +230,32 @@ async def _served(connection: JetStreamConnection, stream: str, consumer: str) -
     return [Finding(f"{stream}.{consumer}", "warning", f"nobody takes its {info.num_pending or 0:,} waiting messages: is the process up?")]
 
 
-async def _newest_event(connection: JetStreamConnection, consumer: str, newest_in_ledger: int) -> list[Finding]:
+def _newest_event(engine: sa.Engine, settings: EtlSettings, bridge_settings: BridgeSettings) -> Iterator[Finding]:
     """监听器已确认的最新一个导入事件，台账该知道。"""
+    handled = asyncio.run(_newest_handled(bridge_settings))
+    if handled is None:
+        return
+    sequence, event = handled
+    with engine.connect() as connection:
+        if not health.lacks_event(connection, settings, import_id=event.import_id, event_id=event.event_id, sequence=sequence):
+            return
+        newest = health.newest_handled_sequence(connection, settings)
+    remedy = f"was a backup restored? `etl replay --seq {newest + 1}`"
+    says = f"the event {sequence} of import {event.import_id} was handled, but the ledger knows only events up to {newest}: {remedy}"
+    yield Finding("newest event", "error", says)
+
+
+async def _newest_handled(settings: BridgeSettings) -> tuple[int, DataImportCompleted] | None:
+    """流里最新的导入事件，监听器已确认它；没有、是毒的、什么也不要求的、还没轮到的是 None。"""
+    connection = JetStreamConnection(settings, name="doctor")
+    await connection.open()
     try:
         last = await connection.context.get_last_msg(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
-        info = await connection.context.consumer_info(EVENTS_STREAM, consumer)
-        import_id = DataImportCompleted.model_validate_json(last.data or b"").import_id
-    except (NotFoundError, ValueError):  # 没有事件，或最新的那个是毒的
-        return []
-    handled = info.ack_floor.stream_seq if info.ack_floor else 0
-    if newest_in_ledger >= (last.seq or 0) or handled < (last.seq or 0):
-        return []
-    remedy = f"was a backup restored? `etl replay --seq {newest_in_ledger + 1}`"
-    says = f"the event {last.seq} of import {import_id} was handled, but the ledger knows only events up to {newest_in_ledger}: {remedy}"
-    return [Finding("newest event", "error", says)]
+        info = await connection.context.consumer_info(EVENTS_STREAM, settings.own_name(CONSUMER))
+        event = DataImportCompleted.model_validate_json(last.data or b"")
+    except (NotFoundError, ValueError):
+        return None
+    finally:
+        await connection.close()
+    sequence, acknowledged = last.seq or 0, info.ack_floor.stream_seq if info.ack_floor else 0
+    return (sequence, event) if event.status in IMPORT_STATUSES and sequence <= acknowledged else None

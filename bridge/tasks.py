@@ -15,7 +15,6 @@ from bridge.outbox_publisher import publish_outbox
 from bridge.run_reconciler import INTERVAL_SECONDS, reconcile_runs
 from bridge.run_worker import HeldRun, RunWorker
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
-from etl_assets.core.errors import EtlError
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.services.leases import RUSH_QUIET_SECONDS, LeaseState
 
@@ -106,7 +105,7 @@ async def _guard(worker: RunWorker, held: HeldRun) -> None:
         await asyncio.sleep(HEARTBEAT_SECONDS)
         try:
             state = await asyncio.to_thread(worker.heartbeat, held)
-        except EtlError as error:
+        except Exception as error:  # noqa: BLE001  # 续不了租不是停下运行的理由；租约真没了，栅栏挡得住
             _cannot_extend.say(held.run.run_id, run_id=held.run.run_id, error=str(error))
     if state is LeaseState.CANCEL_REQUESTED:
         await asyncio.to_thread(worker.note_cancel, held)

@@ -25,6 +25,7 @@ from dagster import (
 
 from etl_assets.core.business_day import DayRange, partition_range
 from etl_assets.core.errors import EtlError, PermanentError
+from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.dagster_internals import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
 from etl_assets.dagster_internals import AssetCheckEvaluationTargetMaterializationData as TargetMaterialization
@@ -32,6 +33,8 @@ from etl_assets.resources import EtlDatabase
 from etl_assets.services.accounting import AccountingError, DayAccount
 from etl_assets.services.materialization import AssetReport, RunContext
 from etl_assets.services.previews import PREVIEWED, read_preview
+
+logger = get_logger(__name__)
 
 ALLOW_DELETES_TAG = "etl/allow_deletes"
 COUNTED = {"orders": "type", "leads": "stage"}
@@ -118,7 +121,11 @@ def result_of(report: AssetReport, database: EtlDatabase) -> MaterializeResult[N
 
 
 def _preview(report: AssetReport, database: EtlDatabase) -> Mapping[str, MetadataValue]:
-    preview = read_preview(database.engine, database.settings, report.asset, report.days.first)
+    try:
+        preview = read_preview(database.engine, database.settings, report.asset, report.days.first)
+    except EtlError as error:  # 数据已经提交，样例读不出不是失败
+        logger.warning("no preview", asset=report.asset, error=str(error))
+        return {}
     counts = {f"{COUNTED[report.asset]}/{name}": MetadataValue.int(count) for name, count in sorted(preview.counts.items())}
     if not preview.rows:
         return counts

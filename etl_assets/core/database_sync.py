@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
 
 _IDLE_SECONDS = 1.0
 _USED_AT = "used_at"
-_HAS_LARGE_TEMP = "has_large_temp"
+_STAGED_BYTES = "staged_bytes"
+MAX_IDLE_STAGED_BYTES = 16 << 20
 _engines: dict[int, sa.Engine] = {}
 
 
@@ -63,8 +63,8 @@ def build_engine(settings: EtlSettings) -> sa.Engine:
         },
     )
     ping_idle_connections(engine)
-    _discard_large_temp_tables(engine)
     make_interruptible(engine)
+    _discard_temp_tables(engine)  # 在它之后：归还的连接不再属于哪个运行，取消不会落在这里
     return engine
 
 
@@ -82,18 +82,22 @@ def _compile(statement: sa.Insert, dialect: sa.Dialect) -> sa.Compiled:
     return statement.compile(dialect=dialect)
 
 
-def discard_temp_at_checkin(connection: sa.Connection) -> None:
-    """这个连接的临时表装了许多行：还给连接池时扔掉它们，不让闲着的连接占着磁盘。"""
-    connection.info[_HAS_LARGE_TEMP] = True
+def note_staged(connection: sa.Connection, size_bytes: int) -> None:
+    """这个连接的临时表又装了这么多：攒多了，还给连接池时扔掉它们，不让闲着的连接占着磁盘。"""
+    connection.info[_STAGED_BYTES] = connection.info.get(_STAGED_BYTES, 0) + size_bytes
 
 
-def _discard_large_temp_tables(engine: sa.Engine) -> None:
+def _discard_temp_tables(engine: sa.Engine) -> None:
     @sa.event.listens_for(engine, "checkin")
     def _checkin(connection: Any, record: Any) -> None:
-        if record.info.pop(_HAS_LARGE_TEMP, False) and connection is not None:
-            with suppress(engine.dialect.loaded_dbapi.Error):  # 断了的连接下次借出时换掉
-                connection.execute("DISCARD TEMP")
-                connection.commit()
+        if connection is None or record.info.get(_STAGED_BYTES, 0) <= MAX_IDLE_STAGED_BYTES:
+            return
+        record.info[_STAGED_BYTES] = 0
+        try:
+            connection.execute("DISCARD TEMP")
+            connection.commit()
+        except engine.dialect.loaded_dbapi.Error as error:
+            record.invalidate(error)
 
 
 def ping_idle_connections(engine: sa.Engine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -68,6 +69,19 @@ def newest_handled_sequence(connection: sa.Connection, settings: EtlSettings) ->
     """台账听说过的最新的事件在流里的序号；没有就是 0。"""
     newest = sa.select(sa.func.max(import_events.c.stream_sequence)).where(import_events.c.target == settings.target_schema)
     return connection.scalar(newest) or 0
+
+
+def lacks_event(connection: sa.Connection, settings: EtlSettings, *, import_id: UUID, event_id: UUID, sequence: int) -> bool:
+    """这个已处理的导入事件，台账该知道却不知道。没有这次导入的（进了死信）、从未入表就撤回的，台账本来不记。"""
+    remembered = sa.and_(import_events.c.import_id == import_tasks.c.import_id, import_events.c.target == settings.target_schema)
+    row = connection.execute(
+        sa.select(import_tasks.c.status, import_events.c.event_id, import_events.c.stream_sequence)
+        .outerjoin(import_events, remembered)
+        .where(import_tasks.c.import_id == import_id)
+    ).first()
+    if row is None or row.event_id is None:
+        return row is not None and row.status == "completed"
+    return row.event_id != event_id and (row.stream_sequence or 0) < sequence
 
 
 def _raw_rows(settings: EtlSettings) -> sa.Subquery:

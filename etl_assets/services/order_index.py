@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import polars as pl
 import sqlalchemy as sa
@@ -93,7 +92,7 @@ def insert_marks(target: str, customer_keys: sa.Select[tuple[str]]) -> sa.Insert
 
 def stage_customers(connection: sa.Connection, tables: TargetTables, asset: str, days: DayRange, share: Share) -> tuple[sa.Table, int]:
     """临时表 customers_at_hand 与其行数：份额之内、这些天有订单的客户，加上该资产全部陈旧的客户；position 从 0 起给他们编号。"""
-    at_hand = create_staging(connection, "customers_at_hand", _AT_HAND)
+    at_hand = create_staging(connection, "customers_at_hand", [sa.Column("customer_key", sa.Text), sa.Column("position", sa.Integer)])
     insert = _insert_customers(at_hand, tables, asset, share)
     count = connection.execute(insert, {"first": days.first, "last": days.last}, execution_options={"preserve_rowcount": True}).rowcount
     analyze_staging(connection, at_hand)
@@ -208,8 +207,6 @@ def _vanished_orders(
 
 
 # ---- 每个运行都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
-
-_AT_HAND: list[sa.Column[Any]] = [sa.Column("customer_key", sa.Text), sa.Column("position", sa.Integer)]
 
 
 @lru_cache(maxsize=64)

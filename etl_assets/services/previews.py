@@ -55,7 +55,12 @@ def _statement(schema: str, asset: str) -> sa.Select[Any]:
     }[asset]
     counts: sa.ColumnElement[Any] = sa.null()
     if label is not None:
-        of_day = sa.select(label.label("name"), sa.func.count().label("rows")).where(condition).group_by(label).subquery("of_day")
+        of_day = (
+            sa.select(sa.func.coalesce(label, "none").label("name"), sa.func.count().label("rows"))
+            .where(condition)
+            .group_by(label)
+            .subquery("of_day")
+        )
         counts = sa.select(sa.func.json_object_agg(of_day.c.name, of_day.c.rows)).scalar_subquery()
     sample = sa.select(*table.c[*_SHOWN[asset]], counts.label(_COUNTS)).where(condition)
     return sample.order_by(*table.primary_key).limit(SAMPLE_ROWS)

@@ -25,13 +25,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.util import LRUCache
 
-from etl_assets.core.database_sync import discard_temp_at_checkin
+from etl_assets.core.database_sync import note_staged
 from etl_assets.core.interruption import check_interruption
 
 _READ_CHUNK_BYTES = 16 << 20
 _WRITE_CHUNK_ROWS = 50_000
 _SMALL_STAGING_BYTES = 8 << 13
-_LARGE_STAGING_ROWS = 10_000
 _STAGING_SIZE = "SELECT pg_relation_size(to_regclass(%(name)s))"
 _stagings: LRUCache[Any, tuple[sa.Table, str]] = LRUCache(200)
 _compiled: LRUCache[sa.Select[Any], sa.Compiled] = LRUCache(200)
@@ -239,8 +238,7 @@ def copy_into(connection: sa.Connection, frame: pl.DataFrame, table: sa.Table) -
     preparer = connection.dialect.identifier_preparer
     names = ", ".join(preparer.quote(name) for name in frame.columns)
     check_interruption()
-    if frame.height > _LARGE_STAGING_ROWS:
-        discard_temp_at_checkin(connection)
+    note_staged(connection, int(frame.estimated_size()))
     statement = f"COPY {preparer.format_table(table)} ({names}) FROM STDIN (FORMAT csv)"
     with _driver(connection).cursor() as cursor, cursor.copy(statement.encode()) as copy:
         for part in frame.iter_slices(_WRITE_CHUNK_ROWS):

@@ -25,6 +25,8 @@ from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, RunResult
 from bridge.dagster_internals import create_execution_plan
 from bridge.run_worker import RunWorker
+from etl_assets import asset_runs
+from etl_assets.core.errors import EtlError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import ledger
 from etl_assets.customers.asset import customers
@@ -123,6 +125,24 @@ def test_a_day_shows_a_preview_and_how_many_of_each_kind(raw_data: RawData, mate
     assert "竖\\|线 换行" in lines[2]
     assert len(lines) == 4
     assert "120.50" in found["customers"]["preview"]
+
+
+def test_preview_counts_rows_of_no_kind_and_its_failure_is_not_the_step_s(
+    raw_data: RawData, materialize_days: MaterializeDays, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw_data.add_import([{}])
+    materialize_days([orders, customers, leads], DAY)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE business_leads SET current_stage = NULL, closed_by = 'user', closed_at = now()")
+    (event,) = materialize_days([leads], DAY).get_asset_materialization_events()
+    assert values(event.step_materialization_data.materialization.metadata)["stage/none"] == 1
+
+    def refuse(*_: object) -> None:
+        raise EtlError("no")
+
+    monkeypatch.setattr(asset_runs, "read_preview", refuse)
+    (event,) = materialize_days([leads], DAY).get_asset_materialization_events()
+    assert "preview" not in event.step_materialization_data.materialization.metadata
 
 
 # ---- 账目的检查 ------------------------------------------------------------------

@@ -128,6 +128,11 @@ async def test_event_that_was_handled_but_is_not_in_the_ledger_is_noticed(
         connection.exec_driver_sql("DELETE FROM etl.import_events")
     state, says = (await asyncio.to_thread(doctor, nats_server.url, exit_code=1))["newest event"]
     assert (state, "`etl replay --seq 1`" in says) == ("error", True)
+    withdrawn = raw_data.add_import([{}], status="failed")  # 从未入表就撤回的，台账本来不记
+    async with asyncio.timeout(30):
+        await publish_event(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=withdrawn, status="failed"), settings=settings)
+        while "newest event" in await asyncio.to_thread(doctor, nats_server.url, exit_code=1):
+            await asyncio.sleep(0.05)
     stop.set()
     await listening
 
@@ -145,3 +150,12 @@ def test_servers_that_are_away_are_said_and_the_rest_is_still_looked_at(doctor: 
     nats_server.kill()
     found = doctor(nats_server.url, exit_code=1)
     assert (found["nats"][0], found["postgres"][0]) == ("error", "ok")
+
+
+def test_missing_tables_do_not_keep_it_from_the_queues(doctor: Doctor, nats_server: NatsServer, engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA etl CASCADE")
+    found = doctor(nats_server.url, exit_code=1)
+    assert found["schema"][0] == "error"
+    assert "run `etl init-db`" in found["schema"][1]
+    assert any(check.startswith("stream") for check in found)

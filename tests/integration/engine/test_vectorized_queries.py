@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from polars.testing import assert_frame_equal
 from sqlalchemy.dialects.postgresql import JSONB
 
+from etl_assets.core.database_sync import MAX_IDLE_STAGED_BYTES
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TIMESTAMP, trimmed
 from etl_assets.core.text import WHITE_SPACE
@@ -345,7 +346,7 @@ def test_staging_table_in_use_is_not_given_out_again_until_it_is_released(connec
 
 def test_idle_connection_keeps_no_large_staging_table(engine: sa.Engine) -> None:
     engine.dispose()  # 往后只有一个连接
-    rows = vectorized_queries._LARGE_STAGING_ROWS + 1
+    rows = MAX_IDLE_STAGED_BYTES // 1_000 + 1
     temporary = (
         sa.select(sa.func.count() > 0).select_from(sa.table("pg_class")).where(sa.column("relnamespace") == sa.func.pg_my_temp_schema())
     )
@@ -354,6 +355,6 @@ def test_idle_connection_keeps_no_large_staging_table(engine: sa.Engine) -> None
         with engine.begin() as connection:
             pids.append(connection.scalar(sa.func.pg_backend_pid()))
             exists.append(connection.scalar(temporary.where(sa.column("relname").like("staged%"))))
-            stage_frame(connection, texts(*["x"] * count), name="staged", like=nasty)
+            stage_frame(connection, texts(*["x" * 1_000] * count), name="staged", like=nasty)
     assert len(set(pids)) == 1
     assert exists == [False, True, True, False]
