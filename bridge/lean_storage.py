@@ -27,6 +27,7 @@ from bridge.dagster_internals import (
     AssetRecord,
     SqlEventLogStorageTable,
 )
+from etl_assets.core.database_sync import execute_compiled
 
 
 class LeanRunStorage(PostgresRunStorage):
@@ -76,12 +77,12 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         """
         with self._lock:
             self._deferring += 1
-            self._made.clear()
         try:
             yield
         finally:
             with self._lock:
                 self._deferring -= 1
+                self._made.clear()
             self.flush()
 
     def store_event(self, event: EventLogEntry) -> None:
@@ -117,7 +118,7 @@ class LeanEventLogStorage(PostgresEventLogStorage):
     def get_asset_records(self, asset_keys: Sequence[AssetKey] | None = None) -> Sequence[AssetRecord]:
         """这个运行里刚物化的，只给出它最近的物化：运行之中只有记上游版本的一处来问。"""
         made = [(key, self._made.get(key)) for key in asset_keys or ()]
-        if not self._deferring or not made or not all(partitions for _, partitions in made):
+        if not made or not all(partitions for _, partitions in made):
             return super().get_asset_records(asset_keys)
         newest = [(key, max(partitions.values(), key=lambda record: record.storage_id)) for key, partitions in made if partitions]
         return [
@@ -137,8 +138,7 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         """这个运行占着的日子，没有别人会物化：自己写的就是最新的。"""
         made = self._made.get(asset_key, {})
         if (
-            not self._deferring
-            or event_type is not DagsterEventType.ASSET_MATERIALIZATION
+            event_type is not DagsterEventType.ASSET_MATERIALIZATION
             or not asset_partitions
             or not made.keys() >= set(asset_partitions)
             or before_cursor is not None
@@ -164,7 +164,7 @@ class LeanEventLogStorage(PostgresEventLogStorage):
             return
         values = self._get_asset_entry_values(event, event_id, self.has_secondary_index(ASSET_KEY_INDEX_COLS))
         row = {"asset_key": occurred.asset_key.to_string(), **values}
-        conn.exec_driver_sql(_upsert_asset(self._engine.dialect, tuple(row)), row)
+        execute_compiled(conn, _upsert_asset(tuple(row)), row)
 
     @property
     def asset_records_have_last_observation(self) -> bool:
@@ -185,12 +185,11 @@ class LeanEventLogStorage(PostgresEventLogStorage):
 
 
 @lru_cache(maxsize=8)
-def _upsert_asset(dialect: sa.Dialect, names: tuple[str, ...]) -> str:
+def _upsert_asset(names: tuple[str, ...]) -> sa.Insert:
     insert = pg.insert(AssetKeyTable).values({name: sa.bindparam(name) for name in names})
     changed = {name: insert.excluded[name] for name in names if name != "asset_key"}
     on_asset = [AssetKeyTable.c.asset_key]
-    upsert = insert.on_conflict_do_update(index_elements=on_asset, set_=changed) if changed else insert.on_conflict_do_nothing()
-    return str(upsert.compile(dialect=dialect))
+    return insert.on_conflict_do_update(index_elements=on_asset, set_=changed) if changed else insert.on_conflict_do_nothing()
 
 
 _INSERT = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)

@@ -200,7 +200,7 @@ def judge_stages(transaction: DataTransaction, last_warm: date | None, *, skip_l
 
 
 @lru_cache(maxsize=16)
-def _judge_stages(tables: TargetTables, timezone: str, share: Share, skip_locked: bool) -> sa.Update:  # 缓存的键
+def _judge_stages(tables: TargetTables, timezone: str, share: Share, skip_locked: bool) -> sa.Update:
     leads = tables.leads
     last_day = sa.cast(sa.func.timezone(timezone, leads.c.last_order_at), sa.Date)
     is_cold = sa.func.coalesce(last_day < sa.bindparam("last_warm", type_=sa.Date), sa.false())

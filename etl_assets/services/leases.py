@@ -143,8 +143,8 @@ def acquire_lease(
 
 def extend_lease(connection: sa.Connection, lease: Lease, *, lease_seconds: float) -> LeaseState:
     """心跳：还持有时延长，并看有没有人要取消。"""
-    extended = sa.update(leases).where(_held(lease)).values(expires_at=_in(lease_seconds)).returning(leases.c.cancel_requested_at)
-    return _state(connection.execute(extended).first())
+    extended = sa.update(leases).where(_HELD).values(expires_at=_in(lease_seconds)).returning(leases.c.cancel_requested_at)
+    return _state(connection.execute(extended, _named(lease)).first())
 
 
 def request_cancel(connection: sa.Connection, run_id: str) -> bool:
@@ -175,7 +175,7 @@ def assert_lease_held(connection: sa.Connection) -> None:
     lease = current_lease.get()
     if lease is None:
         return
-    held = connection.execute(_ASSERT_HELD, {"of_run": lease.run_id, "of_token": lease.token}).first()
+    held = connection.execute(_LOCK_HELD, _named(lease)).first()
     if held is None:
         raise LeaseLostError(lease.run_id)
 
@@ -243,8 +243,8 @@ def _state(row: sa.Row[tuple[object]] | None) -> LeaseState:
     return LeaseState.HELD if row[0] is None else LeaseState.CANCEL_REQUESTED
 
 
-def _held(lease: Lease) -> sa.ColumnElement[bool]:
-    return sa.and_(leases.c.run_id == lease.run_id, leases.c.token == lease.token, leases.c.expires_at > sa.func.clock_timestamp())
+def _named(lease: Lease) -> dict[str, object]:
+    return {"of_run": lease.run_id, "of_token": lease.token}
 
 
 def _is_expired() -> sa.ColumnElement[bool]:
@@ -265,12 +265,9 @@ _ACQUIRE = (
     .on_conflict_do_nothing()
     .returning(leases.c.run_id)
 )
-_ASSERT_HELD = (
-    sa.select(leases.c.run_id)
-    .where(
-        leases.c.run_id == sa.bindparam("of_run"),
-        leases.c.token == sa.bindparam("of_token"),
-        leases.c.expires_at > sa.func.clock_timestamp(),
-    )
-    .with_for_update(read=True)
+_HELD = sa.and_(
+    leases.c.run_id == sa.bindparam("of_run"),
+    leases.c.token == sa.bindparam("of_token"),
+    leases.c.expires_at > sa.func.clock_timestamp(),
 )
+_LOCK_HELD = sa.select(leases.c.run_id).where(_HELD).with_for_update(read=True)
