@@ -8,8 +8,10 @@ from __future__ import annotations
 from dagster._core.definitions.job_base import IJob as IJob
 from dagster._core.definitions.reconstruct import ReconstructableRepository as ReconstructableRepository
 from dagster._core.definitions.reconstruct import initialize_repository_def_from_pointer as initialize_repository_def_from_pointer
+from dagster._core.event_api import EventRecordsResult as EventRecordsResult
 from dagster._core.events import ASSET_CHECK_EVENTS as ASSET_CHECK_EVENTS
 from dagster._core.events import ASSET_EVENTS as ASSET_EVENTS
+from dagster._core.events import EVENT_TYPE_TO_PIPELINE_RUN_STATUS as EVENT_TYPE_TO_PIPELINE_RUN_STATUS
 from dagster._core.events import PIPELINE_EVENTS as PIPELINE_EVENTS
 from dagster._core.execution import context_creation_job as context_creation_job
 from dagster._core.execution.api import create_execution_plan as create_execution_plan
@@ -24,11 +26,13 @@ from dagster._core.run_coordinator import RunCoordinator as RunCoordinator
 from dagster._core.run_coordinator import SubmitRunContext as SubmitRunContext
 from dagster._core.snap import ExecutionPlanSnapshot as ExecutionPlanSnapshot
 from dagster._core.snap import snapshot_from_execution_plan as snapshot_from_execution_plan
+from dagster._core.storage.dagster_run import FINISHED_STATUSES as FINISHED_STATUSES
 from dagster._core.storage.event_log import AssetKeyTable as AssetKeyTable
 from dagster._core.storage.event_log import SqlEventLogStorageTable as SqlEventLogStorageTable
 from dagster._core.storage.event_log.base import AssetEntry as AssetEntry
 from dagster._core.storage.event_log.base import AssetRecord as AssetRecord
 from dagster._core.storage.event_log.migration import ASSET_KEY_INDEX_COLS as ASSET_KEY_INDEX_COLS
+from dagster._core.storage.runs.schema import RunsTable as RunsTable
 from dagster._core.storage.tags import BACKFILL_ID_TAG as BACKFILL_ID_TAG
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG as PARENT_RUN_ID_TAG
 from dagster._core.storage.tags import ROOT_RUN_ID_TAG as ROOT_RUN_ID_TAG

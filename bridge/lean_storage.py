@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
-from dagster import AssetKey, DagsterEventType, EventLogEntry, EventLogRecord
+from dagster import AssetKey, AssetRecordsFilter, DagsterEvent, DagsterEventType, DagsterRunStatus, EventLogEntry, EventLogRecord
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage
 from sqlalchemy.dialects import postgresql as pg
 
@@ -21,10 +22,14 @@ from bridge.dagster_internals import (
     ASSET_CHECK_EVENTS,
     ASSET_EVENTS,
     ASSET_KEY_INDEX_COLS,
+    EVENT_TYPE_TO_PIPELINE_RUN_STATUS,
+    FINISHED_STATUSES,
     PIPELINE_EVENTS,
     AssetEntry,
     AssetKeyTable,
     AssetRecord,
+    EventRecordsResult,
+    RunsTable,
     SqlEventLogStorageTable,
 )
 from etl_assets.core.database_sync import execute_compiled
@@ -38,6 +43,21 @@ class LeanRunStorage(PostgresRunStorage):
 
     def has_backfill_id_column(self) -> bool:
         return True
+
+    def handle_run_event(self, run_id: str, event: DagsterEvent, update_timestamp: datetime | None = None) -> None:
+        """只改状态与时刻的列，不把整个运行读出来再写回去：读运行的人信 status 列，不信正文里的那个。"""
+        status = EVENT_TYPE_TO_PIPELINE_RUN_STATUS.get(event.event_type)
+        if status is None or status is DagsterRunStatus.FAILURE:  # 失败还要写原因的标签
+            super().handle_run_event(run_id, event, update_timestamp)
+            return
+        occurred = update_timestamp or datetime.now(UTC)
+        values: dict[str, object] = {"status": status.value, "update_timestamp": occurred}
+        if event.event_type is DagsterEventType.RUN_START:
+            values["start_time"] = occurred.timestamp()
+        if status in FINISHED_STATUSES:
+            values["end_time"] = occurred.timestamp()
+        with self.connect() as connection:
+            connection.execute(RunsTable.update().where(RunsTable.c.run_id == run_id).values(values))
 
     def _has_snapshot_id(self, snapshot_id: str) -> bool:
         known = self.__dict__.setdefault("_known_snapshots", set())
@@ -62,12 +82,13 @@ class LeanEventLogStorage(PostgresEventLogStorage):
     _waiting: list[EventLogEntry]
     _deferring: int
     _made: dict[AssetKey, dict[str, EventLogRecord]]
+    _writing: threading.local
 
     @classmethod
     def take_over(cls, storage: PostgresEventLogStorage) -> None:
         """同样的表、同样的状态，换成这里的写法。"""
         storage.__class__ = cls
-        storage.__dict__.update(_lock=threading.RLock(), _waiting=[], _deferring=0, _made={})
+        storage.__dict__.update(_lock=threading.RLock(), _waiting=[], _deferring=0, _made={}, _writing=threading.local())
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
@@ -105,8 +126,6 @@ class LeanEventLogStorage(PostgresEventLogStorage):
                 raise
             self._waiting.clear()
             for event, event_id in zip(events, ids, strict=True):
-                if event.dagster_event_type in ASSET_CHECK_EVENTS:
-                    self.store_asset_check_event(event, event_id)
                 self._remember(event, event_id)
 
     def _remember(self, event: EventLogEntry, event_id: int) -> None:
@@ -125,6 +144,18 @@ class LeanEventLogStorage(PostgresEventLogStorage):
             AssetRecord(storage_id=record.storage_id, asset_entry=AssetEntry(asset_key=key, last_materialization_record=record))
             for key, record in newest
         ]
+
+    def fetch_materializations(
+        self, records_filter: AssetKey | AssetRecordsFilter, limit: int, cursor: str | None = None, ascending: bool = False
+    ) -> EventRecordsResult:
+        """检查要指着的物化，多半是这一步刚写的。"""
+        if isinstance(records_filter, AssetRecordsFilter) and cursor is None and not ascending:
+            made, partitions = self._made.get(records_filter.asset_key, {}), records_filter.asset_partitions or ()
+            of_partitions = AssetRecordsFilter(records_filter.asset_key, partitions)
+            if len(partitions) == limit and made.keys() >= set(partitions) and records_filter == of_partitions:
+                newest_first = sorted((made[partition] for partition in partitions), key=lambda record: -record.storage_id)
+                return EventRecordsResult(newest_first, cursor="", has_more=False)
+        return super().fetch_materializations(records_filter, limit, cursor, ascending)
 
     def get_latest_tags_by_partition(
         self,
@@ -155,7 +186,23 @@ class LeanEventLogStorage(PostgresEventLogStorage):
                 if event.dagster_event_type in ASSET_EVENTS and event.get_dagster_event().asset_key is not None:
                     self._store_asset_event_tags(connection, [event], [event_id])
                     self._store_asset_event(connection, event, event_id)
+                if event.dagster_event_type in ASSET_CHECK_EVENTS:
+                    with self._joined(connection):
+                        self.store_asset_check_event(event, event_id)
         return ids
+
+    @contextmanager
+    def _joined(self, connection: sa.Connection) -> Iterator[None]:
+        self._writing.connection = connection
+        try:
+            yield
+        finally:
+            del self._writing.connection
+
+    def index_connection(self) -> AbstractContextManager[sa.Connection]:
+        """检查的记录与它的事件在同一个事务里写；Dagster 在那里自己借连接。"""
+        writing = getattr(self._writing, "connection", None)
+        return nullcontext(writing) if writing is not None else super().index_connection()
 
     def _store_asset_event(self, conn: sa.Connection, event: EventLogEntry, event_id: int) -> None:
         """同样的 upsert，只编译一次：带 ON CONFLICT 的语句 SQLAlchemy 不放进缓存。"""

@@ -51,9 +51,10 @@ def backfill_command(first: datetime, last: datetime, asset: str, allow_deletes:
     if days.first < partitions.first or days.last > partitions.last:
         raise SettingsError(f"{days} is outside the partitions {partitions}: choose days inside, or set ETL_PARTITIONS_START")
     with translated_errors(), get_engine().begin() as connection:
-        if asset == ledger.ASSETS[0]:
+        upstream = ledger.before(asset)
+        if upstream is None:
             ledger.request_days(connection, settings.target_schema, days, deletes_allowed_on=days if allow_deletes else ())
         else:
-            ledger.request_downstream(connection, settings.target_schema, ledger.before(asset), days)
+            ledger.request_downstream(connection, settings.target_schema, upstream, days)
     asyncio.run(ring_workers(get_bridge_settings(), "bulk"))
     sys.exit(wait_until_done(str(days), lambda connection: range_progress(connection, settings, days), timeout_seconds=timeout_seconds))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _IDLE_SECONDS = 1.0
 _USED_AT = "used_at"
 _STAGED_BYTES = "staged_bytes"
-MAX_IDLE_STAGED_BYTES = 16 << 20
+MAX_IDLE_STAGED_BYTES = 1 << 20
 _engines: dict[int, sa.Engine] = {}
 
 

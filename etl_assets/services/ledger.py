@@ -49,9 +49,10 @@ def after(asset: str) -> list[str]:
     return list(ASSETS[ASSETS.index(asset) + 1 :][:1])
 
 
-def before(asset: str) -> str:
+def before(asset: str) -> str | None:
     """紧排在 asset 前面的资产；链头没有。"""
-    return ASSETS[ASSETS.index(asset) - 1]
+    position = ASSETS.index(asset)
+    return ASSETS[position - 1] if position else None
 
 
 def ensure_days(connection: sa.Connection, target: str, days: Iterable[date]) -> None:

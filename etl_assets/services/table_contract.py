@@ -102,7 +102,7 @@ class _Relation:
 def assert_table_contract(connection: sa.Connection, target: str) -> None:
     """核对目标 schema 的三张表与 ETL 读的四张表。
 
-    一条语句，不到一毫秒，所以每个数据事务都查：温着的工人活着的时候，表也会被人改。
+    一条语句，一毫秒多，所以每个运行都查：温着的工人活着的时候，表也会被人改。
     目标表里应用自己的列不算不符，除非它逼 INSERT 给值；读的表可以是视图，那就不查键。
 
     :raises TableContractError: 点名每一处不符；什么也没写。

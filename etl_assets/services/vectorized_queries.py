@@ -30,8 +30,6 @@ from etl_assets.core.interruption import check_interruption
 
 _READ_CHUNK_BYTES = 16 << 20
 _WRITE_CHUNK_ROWS = 50_000
-_SMALL_STAGING_BYTES = 8 << 13
-_STAGING_SIZE = "SELECT pg_relation_size(to_regclass(%(name)s))"
 _stagings: LRUCache[Any, tuple[sa.Table, str]] = LRUCache(200)
 _compiled: LRUCache[sa.Select[Any], sa.Compiled] = LRUCache(200)
 _staged_in: WeakKeyDictionary[sa.RootTransaction, dict[str, bool]] = WeakKeyDictionary()
@@ -195,17 +193,17 @@ def create_staging(connection: sa.Connection, name: str, columns: Sequence[sa.Co
     if key not in _stagings:  # 定义与 DDL 也只算一次
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
         table = sa.Table(f"{name}_{digest}", sa.MetaData(), *columns, prefixes=["TEMPORARY"])
-        _stagings[key] = table, str(sa.schema.CreateTable(table).compile(dialect=connection.dialect))
+        create = sa.schema.CreateTable(table, if_not_exists=True).compile(dialect=connection.dialect)
+        _stagings[key] = table, str(create)
     table, ddl = _stagings[key]
     used = _used_stagings(connection)
+    quoted = connection.dialect.identifier_preparer.format_table(table)
+    check_interruption()
     if not used.get(table.name, True):
         raise ValueError(f"staging table {table.name} is in use in this transaction")
-    quoted = connection.dialect.identifier_preparer.format_table(table)
-    size = connection.exec_driver_sql(_STAGING_SIZE, {"name": f"pg_temp.{quoted}"}).scalar()
-    if size is None:
-        connection.exec_driver_sql(ddl)
-    elif size:  # 删几行比 TRUNCATE 快；删掉的行也占着地方，攒到几页就 TRUNCATE
-        connection.exec_driver_sql(f"DELETE FROM {quoted}" if size <= _SMALL_STAGING_BYTES else f"TRUNCATE {quoted}")  # noqa: S608  # 引用过的名字
+    # 别的运行留下的行不多，删比 TRUNCATE 快；多了，连接还回去时就扔掉（note_staged）。自己用过的可能很多
+    clear = "TRUNCATE" if table.name in used else "DELETE FROM"
+    _driver(connection).execute(f"{ddl}; {clear} {quoted}".encode(), prepare=False)  # 一次往返，所以不能预备
     used[table.name] = False
     return table
 

@@ -6,17 +6,31 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from dagster import AssetKey, AssetMaterialization, DagsterEvent, DagsterEventType, DagsterInstance, EventLogEntry
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckKey,
+    AssetKey,
+    AssetMaterialization,
+    AssetRecordsFilter,
+    DagsterEvent,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRun,
+    EventLogEntry,
+)
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.events import StepMaterializationData
+from dagster_postgres import PostgresRunStorage
 
 from bridge import dagster_adapter
 from bridge.dagster_adapter import deferring_events, flush_events, open_instance
-from bridge.dagster_internals import context_creation_job
+from bridge.dagster_internals import EVENT_TYPE_TO_PIPELINE_RUN_STATUS, context_creation_job
 from bridge.lean_storage import LeanEventLogStorage
 from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
 from etl_assets.core.database_sync import build_engine
@@ -59,17 +73,20 @@ def happens(instance: DagsterInstance, run_id: str, *types: DagsterEventType) ->
             step_key="orders",
             event_specific_data=made if event_type is DagsterEventType.ASSET_MATERIALIZATION else None,
         )
-        entry = EventLogEntry(
-            error_info=None,
-            level=20,
-            user_message="",
-            run_id=run_id,
-            timestamp=time.time(),
-            step_key="orders",
-            job_name="etl",
-            dagster_event=event,
-        )
-        instance.handle_new_event(entry)
+        instance.handle_new_event(log_entry(run_id, event))
+
+
+def log_entry(run_id: str, event: DagsterEvent) -> EventLogEntry:
+    return EventLogEntry(
+        error_info=None,
+        level=20,
+        user_message="",
+        run_id=run_id,
+        timestamp=time.time(),
+        step_key="orders",
+        job_name="etl",
+        dagster_event=event,
+    )
 
 
 def stored(engine: sa.Engine, run_id: str) -> list[str]:
@@ -138,11 +155,14 @@ def test_what_a_run_made_is_known_without_asking_and_is_what_is_stored(instance:
         with sa_statements(instance) as asked:
             assert storage.get_asset_records([key]) == [remembered]
             assert storage.get_latest_tags_by_partition(key, made, [DATA_VERSION_TAG], ["2026-01-05"]) == tags
+            (newest,) = storage.fetch_materializations(AssetRecordsFilter(key, ["2026-01-05"]), limit=1).records
         assert asked == []
         with sa_statements(instance) as asked:
             storage.get_latest_tags_by_partition(key, made, [DATA_VERSION_TAG], ["2026-01-05", "2026-01-06"])
             storage.get_asset_records([AssetKey("customers")])
-        assert len(asked) >= 2
+            storage.fetch_materializations(AssetRecordsFilter(key, ["2026-01-05", "2026-01-06"]), limit=2)
+        assert len(asked) >= 3
+    assert storage.fetch_materializations(AssetRecordsFilter(key, ["2026-01-05"]), limit=1).records == [newest]
     (read,) = storage.get_asset_records([key])
     assert read.asset_entry.last_materialization_record == remembered.asset_entry.last_materialization_record
     assert (
@@ -150,6 +170,43 @@ def test_what_a_run_made_is_known_without_asking_and_is_what_is_stored(instance:
         == tags
         == {"2026-01-05": {DATA_VERSION_TAG: "7"}}
     )
+
+
+@pytest.mark.parametrize(
+    "end", [DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_CANCELED, DagsterEventType.RUN_FAILURE], ids=lambda end: end.value
+)
+def test_status_of_a_run_is_what_the_stock_storage_would_have_written(instance: DagsterInstance, end: DagsterEventType) -> None:
+    written = []
+    for handle in (instance.run_storage.handle_run_event, partial(PostgresRunStorage.handle_run_event, instance.run_storage)):
+        run = instance.add_run(DagsterRun(job_name="etl", run_id=str(uuid4()), tags={"kept": "yes"}))
+        at = datetime(2026, 1, 5, 8, tzinfo=UTC)
+        for event_type in (DagsterEventType.RUN_STARTING, DagsterEventType.RUN_START, end):
+            handle(run.run_id, DagsterEvent(event_type.value, "etl"), at)
+            at += timedelta(seconds=1)
+        record = instance.get_run_record_by_id(run.run_id)
+        assert record is not None
+        written.append((record.dagster_run.status, record.dagster_run.tags, record.start_time, record.end_time, record.update_timestamp))
+    assert written[0] == written[1]
+    assert written[0][0] is EVENT_TYPE_TO_PIPELINE_RUN_STATUS[end]
+
+
+def test_record_of_a_check_is_written_with_its_event_or_not_at_all(instance: DagsterInstance, engine: sa.Engine) -> None:
+    run_id, check = str(uuid4()), AssetCheckKey(AssetKey("orders"), "accounting")
+    evaluation = AssetCheckEvaluation(asset_key=check.asset_key, check_name=check.name, passed=True, partition="2026-01-05")
+    event = DagsterEvent(DagsterEventType.ASSET_CHECK_EVALUATION.value, "etl", step_key="orders", event_specific_data=evaluation)
+    entry = log_entry(run_id, event)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE dagster.asset_check_executions RENAME evaluation_event TO away")
+    with deferring_events(instance):
+        instance.handle_new_event(entry)
+        with pytest.raises(sa.exc.DBAPIError):
+            flush_events(instance)
+        assert stored(engine, run_id) == []
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE dagster.asset_check_executions RENAME away TO evaluation_event")
+    assert stored(engine, run_id) == names(DagsterEventType.ASSET_CHECK_EVALUATION)
+    (record,) = instance.event_log_storage.get_asset_check_execution_history(check, limit=10)
+    assert record.run_id == run_id
 
 
 @contextmanager

@@ -9,6 +9,8 @@ import re
 from dagster import DagsterInstance, asset, materialize
 from dagster._core.execution import api as execution_api
 from dagster._core.execution.context.data_version_cache import DataVersionCache
+from dagster._core.storage.event_log import SqlEventLogStorage
+from dagster._core.storage.runs import SqlRunStorage
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 
 from bridge import dagster_adapter
@@ -76,7 +78,7 @@ def test_a_cancelled_run_ends_canceled_when_its_status_says_so() -> None:
 def test_lean_storages_override_what_exists() -> None:
     for lean, stock in ((LeanRunStorage, PostgresRunStorage), (LeanEventLogStorage, PostgresEventLogStorage)):
         own = {name for name, value in vars(lean).items() if inspect.isfunction(value)}
-        assert own - set(dir(stock)) == ({"deferring", "flush", "_write", "_remember"} if lean is LeanEventLogStorage else set())
+        assert own - set(dir(stock)) == ({"deferring", "flush", "_write", "_joined", "_remember"} if lean is LeanEventLogStorage else set())
         for name in own & set(dir(stock)):
             assert parameters(getattr(lean, name)) == parameters(getattr(stock, name))
 
@@ -102,6 +104,20 @@ def test_stock_event_log_stores_an_event_in_these_steps() -> None:
     steps = ("prepare_insert_event", "NOTIFY", "_store_asset_event_tags", "_store_asset_event(", "store_asset_check_event")
     positions = [source.index(step) for step in steps]
     assert positions == sorted(positions)
+
+
+def test_stock_run_storage_keeps_the_status_of_a_run_like_this() -> None:
+    """LeanRunStorage.handle_run_event 只写列：读的人要信列；除此以外它该写的就这几样。"""
+    assert "return run.with_status(status)" in inspect.getsource(SqlRunStorage._row_to_run)
+    source = inspect.getsource(SqlRunStorage.handle_run_event)
+    written = re.findall(r'kwargs\["(\w+)"\]|^ {20}(\w+)=', source, re.MULTILINE)
+    assert {column or value for column, value in written} == {"start_time", "end_time", "run_body", "status", "update_timestamp"}
+
+
+def test_stock_event_log_writes_the_records_of_checks_on_the_index_connection() -> None:
+    """LeanEventLogStorage 让它们借用写事件的那个事务。"""
+    for write in (SqlEventLogStorage._store_asset_check_evaluation_planned, SqlEventLogStorage._update_asset_check_evaluation):
+        assert "with self.index_connection() as conn:" in inspect.getsource(write)
 
 
 def test_dagster_remembers_every_run_that_wrote_an_event_and_a_worker_does_not() -> None:
