@@ -14,7 +14,16 @@ from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
-from dagster import AssetKey, AssetRecordsFilter, DagsterEvent, DagsterEventType, DagsterRunStatus, EventLogEntry, EventLogRecord
+from dagster import (
+    AssetKey,
+    AssetRecordsFilter,
+    DagsterEvent,
+    DagsterEventType,
+    DagsterRun,
+    DagsterRunStatus,
+    EventLogEntry,
+    EventLogRecord,
+)
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage
 from sqlalchemy.dialects import postgresql as pg
 
@@ -31,6 +40,7 @@ from bridge.dagster_internals import (
     EventRecordsResult,
     RunsTable,
     SqlEventLogStorageTable,
+    deserialize_value,
 )
 from etl_assets.core.database_sync import execute_compiled
 
@@ -58,6 +68,10 @@ class LeanRunStorage(PostgresRunStorage):
             values["end_time"] = occurred.timestamp()
         with self.connect() as connection:
             connection.execute(RunsTable.update().where(RunsTable.c.run_id == run_id).values(values))
+
+    def _row_to_run(self, row: dict[str, Any]) -> DagsterRun:
+        """状态不在正文里改，所以一个运行从建到结束多半是同一篇正文：读几次也只解析一次。"""
+        return _parse_run(row["run_body"]).with_status(DagsterRunStatus(row["status"]))
 
     def _has_snapshot_id(self, snapshot_id: str) -> bool:
         known = self.__dict__.setdefault("_known_snapshots", set())
@@ -229,6 +243,11 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         if table_name not in found and super().has_table(table_name):
             found.add(table_name)
         return table_name in found
+
+
+@lru_cache(maxsize=32)
+def _parse_run(body: str) -> DagsterRun:
+    return deserialize_value(body, DagsterRun)
 
 
 @lru_cache(maxsize=8)

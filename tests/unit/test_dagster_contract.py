@@ -107,8 +107,14 @@ def test_stock_event_log_stores_an_event_in_these_steps() -> None:
 
 
 def test_stock_run_storage_keeps_the_status_of_a_run_like_this() -> None:
-    """LeanRunStorage.handle_run_event 只写列：读的人要信列；除此以外它该写的就这几样。"""
-    assert "return run.with_status(status)" in inspect.getsource(SqlRunStorage._row_to_run)
+    """LeanRunStorage 写状态只写列：读的人要信列；除此以外它该写的就这几样。"""
+    source = inspect.getsource(SqlRunStorage._row_to_run)
+    for step in (
+        'run = deserialize_value(row["run_body"], DagsterRun)',
+        'DagsterRunStatus(row["status"])',
+        "return run.with_status(status)",
+    ):
+        assert step in source
     source = inspect.getsource(SqlRunStorage.handle_run_event)
     written = re.findall(r'kwargs\["(\w+)"\]|^ {20}(\w+)=', source, re.MULTILINE)
     assert {column or value for column, value in written} == {"start_time", "end_time", "run_body", "status", "update_timestamp"}
