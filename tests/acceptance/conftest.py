@@ -22,6 +22,7 @@ from bridge.stack.addresses import StackAddresses
 from bridge.stack.local import Stack
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import build_engine
+from etl_assets.core.loopback_port import find_free_port
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, shop_configs
 from etl_assets.services.locks import lock_days
@@ -41,7 +42,14 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def stack(state_dir: Path) -> Iterator[StackAddresses]:
     """PostgreSQL、NATS、Dagster 网页与守护进程、监听器、两个工人；分区从 1997 年起，样例文件才都进得去。"""
-    local = Stack(state_dir, settings=EtlSettings(database_url=""), bridge_settings=BridgeSettings(nats_url=""), durable=False, workers=2)
+    local = Stack(
+        state_dir,
+        settings=EtlSettings(database_url=""),
+        bridge_settings=BridgeSettings(nats_url=""),
+        port=find_free_port(),  # 几个测试进程同时起栈；都要 3000 的话，后绑定的那个起不来
+        durable=False,
+        workers=2,
+    )
     with pytest.MonkeyPatch.context() as patch:  # 子进程启动时带走环境变量；别的测试看不到它
         patch.setenv("ETL_PARTITIONS_START", PARTITIONS_START)
         addresses = local.start()

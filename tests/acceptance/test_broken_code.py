@@ -22,6 +22,7 @@ from structlog.testing import capture_logs
 from bridge.settings import BridgeSettings
 from bridge.stack.addresses import StackAddresses
 from bridge.stack.local import Stack
+from etl_assets.core.loopback_port import find_free_port
 from etl_assets.core.settings import EtlSettings
 from tests.acceptance.conftest import Query, asking
 from tests.acceptance.dagster_ui import DagsterUi
@@ -58,7 +59,14 @@ def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stack(state_dir: Path, code: Code) -> Iterator[StackAddresses]:
-    local = Stack(state_dir, settings=EtlSettings(database_url=""), bridge_settings=BridgeSettings(nats_url=""), durable=False, workers=1)
+    local = Stack(
+        state_dir,
+        settings=EtlSettings(database_url=""),
+        bridge_settings=BridgeSettings(nats_url=""),
+        port=find_free_port(),
+        durable=False,
+        workers=1,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", code.python_path)
         addresses = local.start()
