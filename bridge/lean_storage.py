@@ -23,6 +23,8 @@ from dagster import (
     DagsterRunStatus,
     EventLogEntry,
     EventLogRecord,
+    RunRecord,
+    RunsFilter,
 )
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage
 from sqlalchemy.dialects import postgresql as pg
@@ -67,11 +69,32 @@ class LeanRunStorage(PostgresRunStorage):
         if status in FINISHED_STATUSES:
             values["end_time"] = occurred.timestamp()
         with self.connect() as connection:
-            connection.execute(RunsTable.update().where(RunsTable.c.run_id == run_id).values(values))
+            connection.execute(_update_run(tuple(values)), {"of_run": run_id, **values})
 
     def _row_to_run(self, row: dict[str, Any]) -> DagsterRun:
         """状态不在正文里改，所以一个运行从建到结束多半是同一篇正文：读几次也只解析一次。"""
         return _parse_run(row["run_body"]).with_status(DagsterRunStatus(row["status"]))
+
+    def get_run_records(
+        self,
+        filters: RunsFilter | None = None,
+        limit: int | None = None,
+        order_by: str | None = None,
+        ascending: bool = False,
+        cursor: str | None = None,
+        bucket_by: Any = None,
+    ) -> Sequence[RunRecord]:
+        """按编号找一个运行，一个运行里要问几次：同样的查询，只拼一次。"""
+        run_ids = filters.run_ids if filters else None
+        if run_ids is None or len(run_ids) != 1 or filters != RunsFilter(run_ids=run_ids) or cursor or bucket_by:
+            return super().get_run_records(filters, limit, order_by, ascending, cursor, bucket_by)
+        with self.connect() as connection:
+            row = connection.execute(_RUN, {"of_run": run_ids[0]}).mappings().first()
+        if row is None:
+            return []
+        created, updated = (row[name].replace(tzinfo=UTC) for name in ("create_timestamp", "update_timestamp"))
+        run = self._row_to_run(dict(row))
+        return [RunRecord(row["id"], run, created, updated, start_time=row["start_time"], end_time=row["end_time"])]
 
     def _has_snapshot_id(self, snapshot_id: str) -> bool:
         known = self.__dict__.setdefault("_known_snapshots", set())
@@ -95,6 +118,7 @@ class LeanEventLogStorage(PostgresEventLogStorage):
     _lock: threading.RLock
     _waiting: list[EventLogEntry]
     _deferring: int
+    _flushing: bool
     _made: dict[AssetKey, dict[str, EventLogRecord]]
     _writing: threading.local
 
@@ -102,13 +126,13 @@ class LeanEventLogStorage(PostgresEventLogStorage):
     def take_over(cls, storage: PostgresEventLogStorage) -> None:
         """同样的表、同样的状态，换成这里的写法。"""
         storage.__class__ = cls
-        storage.__dict__.update(_lock=threading.RLock(), _waiting=[], _deferring=0, _made={}, _writing=threading.local())
+        storage.__dict__.update(_lock=threading.RLock(), _waiting=[], _deferring=0, _flushing=False, _made={}, _writing=threading.local())
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """期间的事件先攒着：等到下一个 `_URGENT` 的、有人调用 flush、或者离开时一起写。
+        """期间的事件先攒着：等到运行的状态变了、本进程要读而其中有物化、有人调用 flush、或者离开时一起写。
 
-        进程这时死去，丢的是最后几行日志；运行的状态、写进表里的数据、物化的记录从不在其中。
+        进程这时死去，丢的是最后四分之一秒的日志；运行的状态与写进表里的数据从不在其中。
         """
         with self._lock:
             self._deferring += 1
@@ -133,14 +157,27 @@ class LeanEventLogStorage(PostgresEventLogStorage):
                 return
             events = list(self._waiting)
             try:
+                self._flushing = True
                 ids = self._write(events)
             except BaseException:
                 if not self._deferring:
                     self._waiting.clear()
                 raise
+            finally:
+                self._flushing = False
             self._waiting.clear()
             for event, event_id in zip(events, ids, strict=True):
                 self._remember(event, event_id)
+
+    def _flush_made(self) -> None:
+        """攒着的物化谁要读就先写下；别的事件接着攒。"""
+        with self._lock:
+            if not self._flushing and any(event.dagster_event_type in _READ_BACK for event in self._waiting):
+                self.flush()
+
+    def _connect(self) -> AbstractContextManager[sa.Connection]:
+        self._flush_made()
+        return super()._connect()
 
     def _remember(self, event: EventLogEntry, event_id: int) -> None:
         """记住这个运行物化的分区：下一步要写下上游的版本，不必为刚写的再查几次。"""
@@ -150,6 +187,7 @@ class LeanEventLogStorage(PostgresEventLogStorage):
 
     def get_asset_records(self, asset_keys: Sequence[AssetKey] | None = None) -> Sequence[AssetRecord]:
         """这个运行里刚物化的，只给出它最近的物化：运行之中只有记上游版本的一处来问。"""
+        self._flush_made()
         made = [(key, self._made.get(key)) for key in asset_keys or ()]
         if not made or not all(partitions for _, partitions in made):
             return super().get_asset_records(asset_keys)
@@ -159,10 +197,15 @@ class LeanEventLogStorage(PostgresEventLogStorage):
             for key, record in newest
         ]
 
+    def _get_latest_materialization_records(self, raw_asset_rows: Sequence[Any]) -> Mapping[AssetKey, EventLogRecord | None]:
+        """一行也没有时 Dagster 照样去事件里找：外部的来源从没有行，每个运行都要问到。"""
+        return super()._get_latest_materialization_records(raw_asset_rows) if raw_asset_rows else {}
+
     def fetch_materializations(
         self, records_filter: AssetKey | AssetRecordsFilter, limit: int, cursor: str | None = None, ascending: bool = False
     ) -> EventRecordsResult:
         """检查要指着的物化，多半是这一步刚写的。"""
+        self._flush_made()
         if isinstance(records_filter, AssetRecordsFilter) and cursor is None and not ascending:
             made, partitions = self._made.get(records_filter.asset_key, {}), records_filter.asset_partitions or ()
             of_partitions = AssetRecordsFilter(records_filter.asset_key, partitions)
@@ -181,6 +224,7 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         after_cursor: int | None = None,
     ) -> Mapping[str, Mapping[str, str]]:
         """这个运行占着的日子，没有别人会物化：自己写的就是最新的。"""
+        self._flush_made()
         made = self._made.get(asset_key, {})
         if (
             event_type is not DagsterEventType.ASSET_MATERIALIZATION
@@ -251,6 +295,11 @@ def _parse_run(body: str) -> DagsterRun:
 
 
 @lru_cache(maxsize=8)
+def _update_run(names: tuple[str, ...]) -> sa.Update:
+    return sa.update(RunsTable).where(RunsTable.c.run_id == sa.bindparam("of_run")).values({name: sa.bindparam(name) for name in names})
+
+
+@lru_cache(maxsize=8)
 def _upsert_asset(names: tuple[str, ...]) -> sa.Insert:
     insert = pg.insert(AssetKeyTable).values({name: sa.bindparam(name) for name in names})
     changed = {name: insert.excluded[name] for name in names if name != "asset_key"}
@@ -258,10 +307,11 @@ def _upsert_asset(names: tuple[str, ...]) -> sa.Insert:
     return insert.on_conflict_do_update(index_elements=on_asset, set_=changed) if changed else insert.on_conflict_do_nothing()
 
 
+_RUN = sa.select(*RunsTable.c["id", "run_body", "status", "create_timestamp", "update_timestamp", "start_time", "end_time"]).where(
+    RunsTable.c.run_id == sa.bindparam("of_run")
+)
 _INSERT = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
-# 下游读上游最新的物化；运行的状态说完了，它的事件就该都在
-_URGENT = {
-    DagsterEventType.ASSET_MATERIALIZATION,
-    DagsterEventType.ASSET_OBSERVATION,
-    *PIPELINE_EVENTS - {DagsterEventType.RUN_START},
-}
+_URGENT = PIPELINE_EVENTS - {DagsterEventType.RUN_START}
+"""运行的状态说完了，它的事件就该都在。"""
+_READ_BACK = {DagsterEventType.ASSET_MATERIALIZATION, DagsterEventType.ASSET_OBSERVATION}
+"""运行自己会读回去的：下游记上游的版本，检查指着它。"""

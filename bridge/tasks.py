@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from contextlib import suppress
 
 from taskiq import TaskiqEvents, TaskiqState
 
@@ -24,8 +25,11 @@ HEARTBEAT_SECONDS = 0.25
 """也是取消最迟多久被看见。"""
 _CANCEL_SECONDS = 0.1
 """取消之后，隔多久再取消一次正在执行的语句。"""
+_LAST_WORDS_SECONDS = 2.0
+"""退出之前，发布最后的完成事件最多这么久。"""
 
 _cannot_extend = RepeatedWarning(logger, "cannot extend the lease")
+_cannot_publish = RepeatedWarning(logger, "completion events cannot be published now")
 _cannot_look = RepeatedWarning(logger, "cannot look after runs now")
 
 broker = SafeJetStreamBroker()
@@ -36,6 +40,8 @@ async def load_worker(state: TaskiqState) -> None:
     """接任务之前载入代码位置，只此一次。"""
     state.run_worker = await asyncio.to_thread(RunWorker.load, broker.settings)
     state.reconciling = asyncio.create_task(_reconcile(state.run_worker))
+    state.unpublished = asyncio.Event()
+    state.publishing = asyncio.create_task(_publish(state.run_worker, state.unpublished))
     state.ringing_later = None
 
 
@@ -43,8 +49,12 @@ async def load_worker(state: TaskiqState) -> None:
 async def stop_reconciling(state: TaskiqState) -> None:
     if "reconciling" in state:  # 代码载入不了、连不上 NATS 的工人没有它
         state.reconciling.cancel()
+        state.publishing.cancel()
         if state.ringing_later:
             state.ringing_later.cancel()
+        with suppress(Exception):  # 最后一个运行的；发不出去的，监听器的对账者会发
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                await publish_outbox(state.run_worker.engine, broker.connection)
 
 
 @broker.task(task_name=MATERIALIZE_DUE)
@@ -92,7 +102,18 @@ async def _execute(worker: RunWorker, held: HeldRun) -> None:
         logger.error("the run does not stop, replacing the process", run_id=held.run.run_id)
         await asyncio.to_thread(worker.abandon, held, grace_seconds=grace_seconds)
         broker.replace_process_once_settled()
-    await publish_outbox(worker.engine, broker.connection)
+    broker.state.unpublished.set()
+
+
+async def _publish(worker: RunWorker, unpublished: asyncio.Event) -> None:
+    """完成事件在旁边发布，下一个运行不等它；发不了的、进程死了没发的还在发件箱里，监听器的对账者会发。"""
+    while True:
+        await unpublished.wait()
+        unpublished.clear()
+        try:
+            await publish_outbox(worker.engine, broker.connection)
+        except Exception as error:  # noqa: BLE001  # NATS 或数据库不在
+            _cannot_publish.say(type(error).__name__, error=str(error))
 
 
 async def _guard(worker: RunWorker, held: HeldRun) -> None:

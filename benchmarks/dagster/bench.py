@@ -103,6 +103,7 @@ def fill_days(addresses: StackAddresses, days: int) -> None:
         connection.execute(sa.insert(shop_configs).values(shop_id=uuid4(), shop_name="基准店", platform="bench"))
         connection.execute(sa.insert(import_tasks).values(import_id=import_id, status="completed", completed_at=datetime.now(UTC)))
         connection.execute(sa.insert(raw_orders), rows)
+        connection.execute(sa.text("ANALYZE raw_orders, import_tasks, shop_configs"))  # 过一分钟 autovacuum 也会做
     engine.dispose()
 
 

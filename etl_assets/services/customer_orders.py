@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from etl_assets.core.tables import TargetTables, order_index
 from etl_assets.services.batch import CUSTOMERS_PER_BATCH, whole_groups
 from etl_assets.services.customer_keys import customer_id
-from etl_assets.services.figures import has_status
+from etl_assets.services.figures import has_status, status_spellings
 from etl_assets.services.ledger import Revisions, before
 from etl_assets.services.locks import lock_customers
 from etl_assets.services.materialization import DataTransaction
@@ -55,8 +55,8 @@ def read_customer_orders(transaction: DataTransaction, at_hand: sa.FromClause) -
     settings = transaction.settings
     with reading_ahead(transaction.connection, _customer_orders(transaction.tables, at_hand)) as frames:
         for frame in whole_groups(frames, "position"):
-            cancelled = has_status(frame, settings.cancelled_statuses)
-            completed = has_status(frame, settings.completed_statuses)
+            spellings = status_spellings(frame["latest_status"])
+            cancelled, completed = has_status(spellings, settings.cancelled_statuses), has_status(spellings, settings.completed_statuses)
             marked = frame.drop("position").with_columns(is_counted=~cancelled, is_completed=completed & ~cancelled)
             yield marked.sort("customer_key", "ordered_at", "order_id")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import polars as pl
 
@@ -34,12 +34,17 @@ def total_amount() -> pl.Expr:
     return pl.col("amount").sum().cast(_TOTAL)
 
 
-def has_status(frame: pl.DataFrame, statuses: Iterable[str], column: str = "latest_status") -> pl.Expr:
-    """这一列的状态（修剪、casefold 之后）是否在 `statuses`（已 casefold）里。
+def status_spellings(statuses: pl.Series) -> Mapping[str, str]:
+    """这一列的每个不同取值 → 它修剪、casefold 之后的样子。
 
-    状态的不同取值很少：只对取值做 casefold（Polars 只有 to_lowercase），再按原文比较整列。
+    不同的取值很少：只对取值做 casefold（Polars 只有 to_lowercase），`has_status` 再按原文比较整列。
     """
-    distinct = frame[column].drop_nulls().unique()
-    wanted = set(statuses)
-    matching = [status for status, trimmed in zip(distinct, distinct.str.strip_chars(), strict=True) if trimmed.casefold() in wanted]
-    return pl.col(column).is_in(pl.Series(matching, dtype=pl.String).implode()).fill_null(value=False)
+    distinct = statuses.drop_nulls().unique()
+    return {status: trimmed.casefold() for status, trimmed in zip(distinct, distinct.str.strip_chars(), strict=True)}
+
+
+def has_status(spellings: Mapping[str, str], wanted: Iterable[str], column: str = "latest_status") -> pl.Expr:
+    """这一列的状态是否在 `wanted`（已 casefold）里；没有状态的不在。"""
+    folded = set(wanted)
+    matching = pl.Series([status for status, spelling in spellings.items() if spelling in folded], dtype=pl.String)
+    return pl.col(column).is_in(pl.lit(matching).implode()).fill_null(value=False)

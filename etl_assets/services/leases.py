@@ -6,6 +6,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
+from typing import Any
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
@@ -64,25 +66,7 @@ current_lease: ContextVar[Lease | None] = ContextVar("current_lease", default=No
 def claim_due_days(connection: sa.Connection, target: str, *, run_id: str, owner: str, lease_seconds: float) -> Claim | None:
     """领走等得最久的一段到期日子（连续、同一个起点资产、至多 30 天）；没有可领的是 None。"""
     acquire_locks(connection, target, "claim", [0])
-    due = _claimable_days(target)
-    # 连续的日子减去行号得同一个值，于是每段连续、同起点的日子成一组
-    island = due.c.day - sa.cast(sa.func.row_number().over(partition_by=due.c.start, order_by=due.c.day), sa.Integer)
-    islands = sa.select(due.c.day, due.c.start, due.c.since, due.c.failed_run_id, island.label("island")).subquery("islands")
-    oldest = sa.select(islands).order_by(islands.c.since, islands.c.day).limit(1).subquery("oldest")
-    reach = oldest.c.day + (MAX_DAYS_PER_RUN - 1)
-    chosen = connection.execute(
-        sa.select(
-            sa.func.min(islands.c.day),
-            sa.func.max(islands.c.day),
-            sa.func.min(islands.c.start),
-            sa.select(sa.func.count()).select_from(due).scalar_subquery(),
-            sa.func.min(islands.c.failed_run_id),
-            sa.func.max(islands.c.failed_run_id),
-        )
-        .join(oldest, sa.and_(islands.c.island == oldest.c.island, islands.c.start == oldest.c.start))
-        .where(islands.c.day.between(oldest.c.day, reach))
-    ).one()
-    first, last, start, available, failed_run_id, other_failed_run_id = chosen
+    first, last, start, available, failed_run_id, other_failed_run_id = connection.execute(_oldest_island(target)).one()
     if first is None:
         return None
     days = DayRange(first, last)
@@ -191,6 +175,29 @@ def read_expired_leases(connection: sa.Connection, target: str) -> list[str]:
 def delete_expired_lease(connection: sa.Connection, run_id: str) -> None:
     """收了尾：它的日子又可以领了。"""
     connection.execute(sa.delete(leases).where(leases.c.run_id == run_id, _is_expired()))
+
+
+@lru_cache(maxsize=8)
+def _oldest_island(target: str) -> sa.Select[Any]:
+    """等得最久的一段：头、尾、起点、能领的日子共有几个、上次失败的运行（最小的与最大的）。每次领都要，只建一次。"""
+    due = _claimable_days(target)
+    # 连续的日子减去行号得同一个值，于是每段连续、同起点的日子成一组
+    island = due.c.day - sa.cast(sa.func.row_number().over(partition_by=due.c.start, order_by=due.c.day), sa.Integer)
+    islands = sa.select(due.c.day, due.c.start, due.c.since, due.c.failed_run_id, island.label("island")).subquery("islands")
+    oldest = sa.select(islands).order_by(islands.c.since, islands.c.day).limit(1).subquery("oldest")
+    reach = oldest.c.day + (MAX_DAYS_PER_RUN - 1)
+    return (
+        sa.select(
+            sa.func.min(islands.c.day),
+            sa.func.max(islands.c.day),
+            sa.func.min(islands.c.start),
+            sa.select(sa.func.count()).select_from(due).scalar_subquery(),
+            sa.func.min(islands.c.failed_run_id),
+            sa.func.max(islands.c.failed_run_id),
+        )
+        .join(oldest, sa.and_(islands.c.island == oldest.c.island, islands.c.start == oldest.c.start))
+        .where(islands.c.day.between(oldest.c.day, reach))
+    )
 
 
 def _claimable_days(target: str) -> sa.Subquery:

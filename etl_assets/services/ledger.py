@@ -103,7 +103,7 @@ def request_downstream(connection: sa.Connection, target: str, asset: str, days:
     ensure_days(connection, target, wanted)
     in_days = ledger.c.day == sa.any_(sa.cast(wanted, sa.ARRAY(sa.Date)))
     _lock(connection, sa.and_(ledger.c.target == target, in_days))
-    _advance(connection, target, asset, in_days)
+    _advance(connection, target, asset, wanted)
     _pass_on(connection, target, asset, in_days)
 
 
@@ -137,7 +137,7 @@ def mark_materialized(
     parameters = {"of_target": target, "of_asset": asset, "first": days.first, "last": days.last}
     connection.execute(_LOCK_DAYS, parameters).all()
     if revisions.reruns:
-        _advance(connection, target, asset, ledger.c.day == sa.any_(sa.cast(list(revisions.reruns), sa.ARRAY(sa.Date))))
+        _advance(connection, target, asset, revisions.reruns)
     seen = {"seen_days": list(revisions.due), "seen_revisions": list(revisions.due.values())}
     return list(connection.scalars(_mark_materialized(tuple(after(asset))), parameters | seen | {"by_run": run_id}))
 
@@ -158,19 +158,8 @@ def waiting_events(
     connection: sa.Connection, target: str, asset: str, days: DayRange, *, limit: int
 ) -> Sequence[sa.Row[tuple[UUID, UUID, int]]]:
     """还在等这个资产的这些天的导入与要求它们的事件，最新的在前：import_id、event_id、stream_sequence。"""
-    own = sa.and_(ledger.c.target == target, ledger.c.asset == asset, ledger.c.day == import_requests.c.day)
-    same_import = sa.and_(import_events.c.import_id == import_requests.c.import_id, import_events.c.target == target)
-    waiting = (
-        sa.select(import_events.c.import_id, import_events.c.event_id, import_events.c.stream_sequence)
-        .select_from(import_requests)
-        .join(ledger, own)
-        .join(import_events, same_import)
-        .where(import_requests.c.target == target, days.includes(import_requests.c.day), import_requests.c.revision > ledger.c.materialized)
-        .group_by(import_events.c.import_id, import_events.c.event_id, import_events.c.stream_sequence)
-        .order_by(sa.func.max(import_requests.c.revision).desc(), import_events.c.import_id)
-        .limit(limit)
-    )
-    return connection.execute(waiting).all()
+    parameters = {"of_target": target, "of_asset": asset, "first": days.first, "last": days.last, "at_most": limit}
+    return connection.execute(_WAITING_EVENTS, parameters).all()
 
 
 def record_failure(
@@ -232,24 +221,9 @@ def _lock(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> None:
     connection.execute(sa.select(ledger.c.day).where(condition).order_by(ledger.c.day, ledger.c.asset).with_for_update()).all()
 
 
-def _advance(connection: sa.Connection, target: str, asset: str, condition: sa.ColumnElement[bool]) -> None:
+def _advance(connection: sa.Connection, target: str, asset: str, days: Sequence[date]) -> None:
     """把链上到 asset 为止都没有到期的日子推进一个版本，整条链一起动，数轴才保持一致。"""
-    chain = ledger.alias("chain")
-    behind = (
-        sa.select(chain.c.day)
-        .where(
-            chain.c.target == target,
-            chain.c.day == ledger.c.day,
-            chain.c.asset.in_(up_to(asset)),
-            chain.c.requested > chain.c.materialized,
-        )
-        .exists()
-    )
-    connection.execute(
-        sa.update(ledger)
-        .where(ledger.c.target == target, ledger.c.asset.in_(up_to(asset)), condition, ~behind)
-        .values(requested=ledger.c.requested + 1, materialized=ledger.c.requested + 1)
-    )
+    connection.execute(_advanced(tuple(up_to(asset))), {"of_target": target, "days": list(days)})
 
 
 def _pass_on(connection: sa.Connection, target: str, asset: str, condition: sa.ColumnElement[bool]) -> None:
@@ -280,6 +254,40 @@ _ENSURE_DAYS = (
 _OWN = ledger.c.asset == sa.bindparam("of_asset", type_=sa.Text)
 _READ_REVISIONS = sa.select(ledger.c.day, ledger.c.requested, ledger.c.materialized).where(_OF_DAYS, _OWN)
 _LOCK_DAYS = sa.select(ledger.c.day).where(_OF_DAYS).order_by(ledger.c.day, ledger.c.asset).with_for_update()
+
+
+_WAITING_EVENTS = (
+    sa.select(import_events.c.import_id, import_events.c.event_id, import_events.c.stream_sequence)
+    .select_from(import_requests)
+    .join(ledger, sa.and_(_OF_DAYS, _OWN, ledger.c.day == import_requests.c.day, ledger.c.target == import_requests.c.target))
+    .join(import_events, sa.and_(import_events.c.import_id == import_requests.c.import_id, import_events.c.target == ledger.c.target))
+    .where(import_requests.c.revision > ledger.c.materialized)
+    .group_by(import_events.c.import_id, import_events.c.event_id, import_events.c.stream_sequence)
+    .order_by(sa.func.max(import_requests.c.revision).desc(), import_events.c.import_id)
+    .limit(sa.bindparam("at_most", type_=sa.Integer))
+)
+
+
+@lru_cache(maxsize=8)
+def _advanced(chain_to_asset: tuple[str, ...]) -> sa.Update:
+    chain = ledger.alias("chain")
+    of_chain = sa.cast(chain_to_asset, sa.ARRAY(sa.Text))
+    behind = (
+        sa.select(chain.c.day)
+        .where(
+            chain.c.target == ledger.c.target,
+            chain.c.day == ledger.c.day,
+            chain.c.asset == sa.any_(of_chain),
+            chain.c.requested > chain.c.materialized,
+        )
+        .exists()
+    )
+    wanted = ledger.c.day == sa.any_(sa.bindparam("days", type_=sa.ARRAY(sa.Date)))
+    return (
+        sa.update(ledger)
+        .where(ledger.c.target == sa.bindparam("of_target", type_=sa.Text), ledger.c.asset == sa.any_(of_chain), wanted, ~behind)
+        .values(requested=ledger.c.requested + 1, materialized=ledger.c.requested + 1)
+    )
 
 
 @lru_cache(maxsize=8)

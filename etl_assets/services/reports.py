@@ -27,7 +27,7 @@ from etl_assets.core.tables import (
     target_tables,
     trimmed,
 )
-from etl_assets.services.figures import has_status
+from etl_assets.services.figures import has_status, status_spellings
 from etl_assets.services.ledger import ASSETS
 from etl_assets.services.vectorized_queries import read_frame
 
@@ -292,7 +292,9 @@ def show_lead_orders(connection: sa.Connection, settings: EtlSettings, lead_id: 
         .where(order_index.c.target == settings.target_schema, order_index.c.customer_key == lead.customer_key)
     )
     frame = read_frame(connection, theirs)
-    counted = frame.filter(~has_status(frame, settings.cancelled_statuses)).sort("ordered_at", "order_id")
+    counted = frame.filter(~has_status(status_spellings(frame["latest_status"]), settings.cancelled_statuses)).sort(
+        "ordered_at", "order_id"
+    )
     return counted.slice(lead.orders_before, lead.orders).to_dicts()
 
 

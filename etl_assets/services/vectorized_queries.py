@@ -27,6 +27,7 @@ from sqlalchemy.util import LRUCache
 
 from etl_assets.core.database_sync import note_staged
 from etl_assets.core.interruption import check_interruption
+from etl_assets.services import few_rows
 
 _READ_CHUNK_BYTES = 16 << 20
 _WRITE_CHUNK_ROWS = 50_000
@@ -240,9 +241,15 @@ def copy_into(connection: sa.Connection, frame: pl.DataFrame, table: sa.Table) -
     statement = f"COPY {preparer.format_table(table)} ({names}) FROM STDIN (FORMAT csv)"
     with _driver(connection).cursor() as cursor, cursor.copy(statement.encode()) as copy:
         for part in frame.iter_slices(_WRITE_CHUNK_ROWS):
-            buffer = io.BytesIO()
-            part.write_csv(buffer, include_header=False)
-            copy.write(buffer.getbuffer())
+            copy.write(_format(part))
+
+
+def _format(frame: pl.DataFrame) -> bytes:
+    if frame.height * frame.width <= few_rows.FEW_CELLS:
+        return few_rows.encode(frame)
+    buffer = io.BytesIO()
+    frame.write_csv(buffer, include_header=False)
+    return buffer.getvalue()
 
 
 def upsert_staged(connection: sa.Connection, staging: sa.Table, table: sa.Table, how: Upsert) -> WriteCounts:
@@ -348,6 +355,9 @@ def _compile(connection: sa.Connection, statement: sa.Select[Any], given: Parame
 
 def _parse(buffer: io.BytesIO, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
     data = buffer.getvalue()
+    if len(data) <= few_rows.FEW_BYTES:
+        with suppress(ValueError):  # Python 装不下的值，让 read_csv 去说
+            return few_rows.decode(data, schema)
     if data.startswith(codecs.BOM_UTF8):  # read_csv 会吃掉开头的一个 BOM，而它是第一个值的一部分
         data = codecs.BOM_UTF8 + data
-    return pl.read_csv(data, has_header=False, schema=dict(schema)) if data else pl.DataFrame(schema=dict(schema))
+    return pl.read_csv(data, has_header=False, schema=dict(schema))

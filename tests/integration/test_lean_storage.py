@@ -23,6 +23,7 @@ from dagster import (
     DagsterInstance,
     DagsterRun,
     EventLogEntry,
+    RunsFilter,
 )
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.events import StepMaterializationData
@@ -106,10 +107,11 @@ def test_events_wait_for_the_next_that_matters_and_keep_their_order(instance: Da
         happens(instance, run_id, *LATER)
         assert stored(engine, run_id) == []
         happens(instance, run_id, made)
-        assert stored(engine, run_id) == names(*LATER, made)
+        assert stored(engine, run_id) == []
         latest = instance.get_latest_materialization_event(AssetKey("orders"))
         assert latest is not None
         assert latest.run_id == run_id
+        assert stored(engine, run_id) == names(*LATER, made)
         happens(instance, run_id, *LATER)
         assert len(stored(engine, run_id)) == 4
     assert stored(engine, run_id) == names(*LATER, made, *LATER)
@@ -188,6 +190,17 @@ def test_status_of_a_run_is_what_the_stock_storage_would_have_written(instance: 
         written.append((record.dagster_run.status, record.dagster_run.tags, record.start_time, record.end_time, record.update_timestamp))
     assert written[0] == written[1]
     assert written[0][0] is EVENT_TYPE_TO_PIPELINE_RUN_STATUS[end]
+
+
+def test_a_run_is_found_as_the_stock_storage_finds_it(instance: DagsterInstance) -> None:
+    run = instance.add_run(DagsterRun(job_name="etl", run_id=str(uuid4()), tags={"kept": "yes"}))
+    instance.report_run_canceling(run)
+    for run_id in (run.run_id, str(uuid4())):
+        wanted = RunsFilter(run_ids=[run_id])
+        assert instance.run_storage.get_run_records(wanted, 1) == PostgresRunStorage.get_run_records(instance.run_storage, wanted, 1)
+    assert len(instance.run_storage.get_run_records(RunsFilter(run_ids=[run.run_id]), 1)) == 1
+    elsewhere = RunsFilter(run_ids=[run.run_id], job_name="another")
+    assert instance.run_storage.get_run_records(elsewhere, 1) == []
 
 
 def test_record_of_a_check_is_written_with_its_event_or_not_at_all(instance: DagsterInstance, engine: sa.Engine) -> None:

@@ -78,7 +78,8 @@ def test_a_cancelled_run_ends_canceled_when_its_status_says_so() -> None:
 def test_lean_storages_override_what_exists() -> None:
     for lean, stock in ((LeanRunStorage, PostgresRunStorage), (LeanEventLogStorage, PostgresEventLogStorage)):
         own = {name for name, value in vars(lean).items() if inspect.isfunction(value)}
-        assert own - set(dir(stock)) == ({"deferring", "flush", "_write", "_joined", "_remember"} if lean is LeanEventLogStorage else set())
+        of_events = {"deferring", "flush", "_flush_made", "_write", "_joined", "_remember"}
+        assert own - set(dir(stock)) == (of_events if lean is LeanEventLogStorage else set())
         for name in own & set(dir(stock)):
             assert parameters(getattr(lean, name)) == parameters(getattr(stock, name))
 
@@ -118,6 +119,19 @@ def test_stock_run_storage_keeps_the_status_of_a_run_like_this() -> None:
     source = inspect.getsource(SqlRunStorage.handle_run_event)
     written = re.findall(r'kwargs\["(\w+)"\]|^ {20}(\w+)=', source, re.MULTILINE)
     assert {column or value for column, value in written} == {"start_time", "end_time", "run_body", "status", "update_timestamp"}
+
+
+def test_everything_that_reads_events_connects_in_one_place() -> None:
+    """LeanEventLogStorage._connect 在读之前写下攒着的物化。"""
+    for connection in (PostgresEventLogStorage.run_connection, PostgresEventLogStorage.index_connection):
+        assert inspect.getsource(connection).count("return self._connect()") == 1
+    assert inspect.getsource(PostgresEventLogStorage._connect).count("return create_pg_connection(self._engine)") == 1
+
+
+def test_stock_run_storage_finds_a_run_with_these_columns() -> None:
+    source = inspect.getsource(SqlRunStorage.get_run_records)
+    read = set(re.findall(r'row\["(\w+)"\]', source))
+    assert read == {"id", "create_timestamp", "update_timestamp", "start_time", "end_time"}
 
 
 def test_stock_event_log_writes_the_records_of_checks_on_the_index_connection() -> None:

@@ -13,7 +13,7 @@ from polars.testing import assert_frame_equal
 
 from etl_assets.core.text import WHITE_SPACE
 from etl_assets.services.customer_keys import NAMESPACE, customer_id, customer_key, nickname_of_key, with_lead_ids
-from etl_assets.services.figures import has_status
+from etl_assets.services.figures import has_status, status_spellings
 
 SHOP = "00000000-0000-4000-8000-000000000001"
 ZHANG = f"{SHOP}:张三"
@@ -26,7 +26,7 @@ def keys_of(*nicknames: str) -> list[str]:
 
 def matching(statuses: Sequence[str | None], listed: Sequence[str]) -> list[bool]:
     frame = pl.DataFrame({"latest_status": statuses}, schema={"latest_status": pl.String})
-    return frame.select(found=has_status(frame, listed))["found"].to_list()
+    return frame.select(found=has_status(status_spellings(frame["latest_status"]), listed))["found"].to_list()
 
 
 # ---- 空白 ------------------------------------------------------------------------

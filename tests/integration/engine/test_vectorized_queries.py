@@ -19,7 +19,7 @@ from etl_assets.core.database_sync import MAX_IDLE_STAGED_BYTES
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TIMESTAMP, trimmed
 from etl_assets.core.text import WHITE_SPACE
-from etl_assets.services import raw_rows, vectorized_queries
+from etl_assets.services import few_rows, raw_rows, vectorized_queries
 from etl_assets.services.vectorized_queries import (
     Upsert,
     WriteCounts,
@@ -174,12 +174,22 @@ def test_trimming_is_the_same_in_sql_in_polars_and_in_python(connection: sa.Conn
 # ---- 读与写 ----------------------------------------------------------------------
 
 
+@pytest.fixture(params=["few rows", "polars"])
+def codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """两种读写器都要一样：行数只决定哪一种快。"""
+    most = 1 << 30 if request.param == "few rows" else -1
+    monkeypatch.setattr(few_rows, "FEW_BYTES", most)
+    monkeypatch.setattr(few_rows, "FEW_CELLS", most)
+
+
+@pytest.mark.usefixtures("codec")
 def test_every_value_comes_back_as_it_was_written(connection: sa.Connection) -> None:
     frame = nasty_frame()
     copy_into(connection, frame, nasty)
     assert_frame_equal(in_order(connection), frame.sort("id"))
 
 
+@pytest.mark.usefixtures("codec")
 def test_what_was_written_is_what_the_driver_reads(connection: sa.Connection) -> None:
     """写与读若错得对称，来回比较就看不出来：让 psycopg 读一遍。"""
     frame = nasty_frame().drop("document")
@@ -199,10 +209,12 @@ def test_long_results_are_read_and_written_in_pieces(connection: sa.Connection, 
     assert_frame_equal(pl.concat(batches), frame)
 
 
+@pytest.mark.usefixtures("codec")
 def test_empty_result_keeps_its_columns_and_types(connection: sa.Connection) -> None:
     assert_frame_equal(in_order(connection), pl.DataFrame(schema=SCHEMA))
 
 
+@pytest.mark.usefixtures("codec")
 @pytest.mark.parametrize("values", [["\ufeffa", "b"], [None], ["", None], ["\n"]], ids=repr)
 def test_single_text_column_is_read_as_it_is(connection: sa.Connection, values: list[str | None]) -> None:
     """一列时 NULL 是一个空行，BOM 在最前面：都是 read_csv 会改掉的东西。"""
@@ -223,11 +235,13 @@ def test_numeric_without_a_scale_is_refused_before_it_is_read(connection: sa.Con
         read_frame(connection, sa.select(sa.func.sum(nasty.c.amount, type_=sa.Numeric())))
 
 
+@pytest.mark.usefixtures("codec")
 def test_nul_character_is_refused_by_the_server(connection: sa.Connection) -> None:
     with pytest.raises(psycopg.errors.CharacterNotInRepertoire):
         copy_into(connection, texts("a\x00b"), nasty)
 
 
+@pytest.mark.usefixtures("codec")
 def test_nan_amounts_and_impossible_times_are_read_as_marks(etl_settings: EtlSettings, engine: sa.Engine, raw_data: RawData) -> None:
     """Polars 装不下它们：scope 换成 NULL 加标记，别的行照样读得出来。"""
     times = ["infinity", "-infinity", "4713-01-01 00:00:00+00 BC", "10000-01-01 00:00:00+00", "0001-01-01 00:00:00+00"]
