@@ -46,13 +46,14 @@ async def load_worker(state: TaskiqState) -> None:
 
 
 @broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)
-async def stop_reconciling(state: TaskiqState) -> None:
+async def unload_worker(state: TaskiqState) -> None:
+    """停下旁边的活；最后一个运行的完成事件这时发布。"""
     if "reconciling" in state:  # 代码载入不了、连不上 NATS 的工人没有它
         state.reconciling.cancel()
         state.publishing.cancel()
         if state.ringing_later:
             state.ringing_later.cancel()
-        with suppress(Exception):  # 最后一个运行的；发不出去的，监听器的对账者会发
+        with suppress(Exception):  # 发不出去的，监听器的对账者会发
             async with asyncio.timeout(_LAST_WORDS_SECONDS):
                 await publish_outbox(state.run_worker.engine, broker.connection)
 

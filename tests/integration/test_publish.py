@@ -6,14 +6,19 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Iterator
+from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID, uuid4
 
 import pytest
+import sqlalchemy as sa
 import structlog
 from nats.js.api import DiscardPolicy, StreamConfig
+from taskiq import TaskiqState
 
-from bridge import jetstream
+from bridge import jetstream, tasks
+from bridge.broker import SafeJetStreamBroker
 from bridge.errors import (
     InvalidEventError,
     NatsRefusedError,
@@ -26,8 +31,11 @@ from bridge.errors import (
 from bridge.events import DataImportCompleted, Event, EventPublisher, publish_event, publish_event_sync
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
 from bridge.jetstream import JetStreamConnection
+from bridge.run_worker import RunWorker
 from bridge.settings import BridgeSettings
+from etl_assets.core.business_day import DayRange
 from etl_assets.core.errors import SettingsError
+from etl_assets.services.outbox import Completion, add_completion, read_unpublished
 
 from .conftest import NatsServer
 
@@ -198,3 +206,74 @@ async def test_stream_in_the_way_is_named(connection: JetStreamConnection) -> No
     await connection.context.add_stream(StreamConfig(name="THEIRS", subjects=["mine.>"]))
     with pytest.raises(StreamConflictError, match="stream MINE cannot be used: subjects overlap with an existing stream"):
         await connection.ensure_stream(StreamConfig(name="MINE", subjects=["mine.>"]))
+
+
+# ---- 完成事件 --------------------------------------------------------------------
+
+
+@pytest.fixture
+async def idle_worker(engine: sa.Engine, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TaskiqState]:
+    """装好了、没有任务的工人：发件箱里有一个事件。"""
+    broker = SafeJetStreamBroker(settings)
+    await broker.startup()
+    await broker.connection.ensure_stream(StreamConfig(name="EVENTS", subjects=["events.>"]))
+    monkeypatch.setattr(tasks, "broker", broker)
+    monkeypatch.setattr(RunWorker, "load", lambda _settings: SimpleNamespace(engine=engine))
+    add_to_outbox(engine)
+    await tasks.load_worker(broker.state)
+    yield broker.state
+    await broker.shutdown()
+
+
+def add_to_outbox(engine: sa.Engine) -> None:
+    day = date(2026, 1, 5)
+    completion = Completion(asset="orders", days=DayRange(day, day), run_id=str(uuid4()), status="success", downstream="pending")
+    with engine.begin() as transaction:
+        add_completion(transaction, "public", completion)
+
+
+def unpublished(engine: sa.Engine) -> int:
+    with engine.connect() as reading:
+        return len(read_unpublished(reading, limit=10))
+
+
+async def test_completion_events_are_published_beside_the_next_task(
+    idle_worker: TaskiqState, engine: sa.Engine, connection: JetStreamConnection
+) -> None:
+    for stored in (1, 2):
+        idle_worker.unpublished.set()
+        async with asyncio.timeout(10):
+            while unpublished(engine):
+                await asyncio.sleep(0.01)
+        assert (await connection.context.stream_info("EVENTS")).state.messages == stored
+        add_to_outbox(engine)
+    await tasks.unload_worker(idle_worker)
+
+
+async def test_a_worker_that_stops_publishes_what_its_last_run_left(
+    idle_worker: TaskiqState, engine: sa.Engine, connection: JetStreamConnection
+) -> None:
+    assert unpublished(engine) == 1
+    await tasks.unload_worker(idle_worker)
+    assert unpublished(engine) == 0
+    assert (await connection.context.stream_info("EVENTS")).state.messages == 1
+
+
+async def test_completion_events_outlast_a_server_that_is_away(
+    idle_worker: TaskiqState, engine: sa.Engine, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nats_server.kill()
+    with monkeypatch.context() as impatient, structlog.testing.capture_logs() as logs:
+        impatient.setattr(jetstream, "PUBLISH_SECONDS", 0.2)
+        impatient.setattr(jetstream, "ANSWER_SECONDS", 0.2)
+        idle_worker.unpublished.set()
+        async with asyncio.timeout(30):
+            while not any(line["event"] == "completion events cannot be published now" for line in logs):
+                await asyncio.sleep(0.01)
+    assert unpublished(engine) == 1
+    nats_server.start()
+    async with asyncio.timeout(30):
+        while unpublished(engine):
+            idle_worker.unpublished.set()
+            await asyncio.sleep(0.01)
+    await tasks.unload_worker(idle_worker)
