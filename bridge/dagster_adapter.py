@@ -125,7 +125,7 @@ class CodeLocation:
         parent = instance.get_run_by_id(retry_of) if retry_of else None
         return self._create(instance, job_name, selection, run_id=run_id, tags={**partition_tags(days), **tags}, parent=parent)
 
-    def create_retry(self, instance: DagsterInstance, run: DagsterRun, *, tags: Mapping[str, str]) -> DagsterRun | None:
+    def create_retry(self, instance: DagsterInstance, run: DagsterRun, *, run_id: str, tags: Mapping[str, str]) -> DagsterRun | None:
         """重做一个死了的运行：只做没做完的资产，其余照旧；资产都做完了就不必重做（None）。"""
         selection = frozenset(run.asset_selection or ()) - _finished_assets(instance, run.run_id)
         if run.asset_selection and not selection:
@@ -137,6 +137,7 @@ class CodeLocation:
             run.job_name,
             selection or None,
             checks=frozenset(checks) if checks else None,
+            run_id=run_id,
             tags={**kept, **tags},
             parent=run,
             run_config=run.run_config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from uuid import NAMESPACE_OID, uuid5
 
 import sqlalchemy as sa
 from dagster import DagsterError, DagsterRun, DagsterRunStatus
@@ -53,6 +54,10 @@ def _bury_expired(worker: RunWorker) -> Iterator[Ring]:
         if run is not None and not run.is_finished:
             yield from _bury(worker, run)
             continue
+        if run is not None and run.status is DagsterRunStatus.FAILURE:
+            _record(worker, run, "This run failed and its worker died before it had written that down; the run's page says why it failed.")
+            yield Ring(MATERIALIZE_DUE, "event")
+            continue
         # 领了日子、还没建运行就死了，或者刚做完就死了
         with translated_errors(), worker.engine.begin() as connection:
             leases.delete_expired_lease(connection, run_id)
@@ -82,38 +87,55 @@ def _look_after_unheld(worker: RunWorker) -> Iterator[Ring]:
 
 
 def _bury(worker: RunWorker, run: DagsterRun) -> Iterator[Ring]:
-    """工人死了的运行：标成失败，发失败的完成事件，重来没做完的资产，在网页上与它相连。
+    """工人死了的运行：重来没做完的资产，在网页上与它相连；它标成失败，发失败的完成事件。
 
-    事件的运行由台账重来（日子还到期，领它的人接着这个运行）；别的运行在这里重建，至多几次：会杀死工人的运行不能永远重来。
+    收尾的工人也会死在半路：先有重来的运行，再标失败，租约最后才删；下一个收尾的从头再来，做过的不再做一遍。
     """
     if run.status is DagsterRunStatus.CANCELING:
         worker.instance.report_run_canceled(run, "Cancelled; its worker died before it stopped.")
         with translated_errors(), worker.engine.begin() as connection:
             leases.delete_expired_lease(connection, run.run_id)
         return
-    message = "The worker of this run died or was cut off; what it had not committed is undone, the unfinished assets are run again."
     logger.warning("worker died in mid-run", run_id=run.run_id)
+    retry = None if _is_of_event(run) else _queue_retry(worker, run)
+    message = "The worker of this run died or was cut off; what it had not committed is undone, the unfinished assets are run again."
     worker.instance.report_run_failed(run, message)
+    _record(worker, run, message)
+    if _is_of_event(run):
+        yield Ring(MATERIALIZE_DUE, "event")
+    elif retry is not None:
+        yield Ring(EXECUTE_RUN, lane_of(run), (retry.run_id,))
+
+
+def _queue_retry(worker: RunWorker, run: DagsterRun) -> DagsterRun | None:
+    """重来的运行，至多接着来几次：会杀死工人的运行不能永远重来。编号由死了的那个定，所以只有一个。"""
+    retries = int(run.tags.get(RETRY_TAG, "0"))
+    if retries >= MAX_RETRIES:
+        return None
+    retry_id = str(uuid5(NAMESPACE_OID, f"retry of {run.run_id}"))
+    tags = {RETRY_TAG: str(retries + 1), LANE_TAG: lane_of(run)}
+    try:
+        retry = worker.instance.get_run_by_id(retry_id) or worker.location.create_retry(worker.instance, run, run_id=retry_id, tags=tags)
+    except DagsterError as error:  # 我们的代码里没有它的资产：它照样失败，别的运行还要照看
+        logger.error("cannot run it again with the code of this worker", run_id=run.run_id, error=str(error))
+        return None
+    if retry is not None and retry.status is DagsterRunStatus.NOT_STARTED:
+        enqueue(worker.instance, retry)
+    return retry
+
+
+def _record(worker: RunWorker, run: DagsterRun, message: str) -> None:
+    """失败的完成事件；事件要的日子由台账重来（领它的人接着这个运行）。租约在同一事务里删去：还有租约的，就还没记下。"""
     scope, target = scope_of(run), worker.settings.target_schema
-    of_event = run.tags.get(TRIGGER_TAG) == EVENT
     with translated_errors(), worker.engine.begin() as connection:
         if scope.assets and scope.days:
             record_failed_run(connection, target, scope.days, asset=scope.assets[0], run_id=run.run_id, error=message)
-        if scope.assets and scope.days and of_event:
+        if scope.assets and scope.days and _is_of_event(run):
             ledger.record_failure(
                 connection, target, scope.assets, scope.days, reason=message, kind="unknown", run_id=run.run_id, first_retry_seconds=0
             )
         leases.delete_expired_lease(connection, run.run_id)
-    if of_event:
-        yield Ring(MATERIALIZE_DUE, "event")
-        return
-    retries = int(run.tags.get(RETRY_TAG, "0"))
-    if retries < MAX_RETRIES:
-        try:
-            retry = worker.location.create_retry(worker.instance, run, tags={RETRY_TAG: str(retries + 1), LANE_TAG: lane_of(run)})
-        except DagsterError as error:  # 我们的代码里没有它的资产：它已经失败了，别的运行还要照看
-            logger.error("cannot run it again with the code of this worker", run_id=run.run_id, error=str(error))
-            return
-        if retry is not None:
-            enqueue(worker.instance, retry)
-            yield Ring(EXECUTE_RUN, lane_of(run), (retry.run_id,))
+
+
+def _is_of_event(run: DagsterRun) -> bool:
+    return run.tags.get(TRIGGER_TAG) == EVENT

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -99,9 +100,12 @@ def test_killed_workers_lose_nothing(
 ) -> None:
     seed = time.time_ns()
     chance = random.Random(seed)  # noqa: S311  # 不关安全
-    kills = 100 if is_deep else 3
+    wanted, kills = 100 if is_deep else 3, 0
     clicked: list[str] = []
-    for number in range(kills):
+    for number in itertools.count():
+        if kills == wanted:
+            break
+        assert number < 3 * wanted, f"seed {seed}: only {kills} of {number} workers died in mid-run"
         days = chance.sample(DAYS, 3)
         for day in days:
             add_orders(day, *[f"K-{day:%d}-{order}" for order in range(ORDERS_PER_DAY)], amount=number + 1)
@@ -109,7 +113,7 @@ def test_killed_workers_lose_nothing(
             clicked.append(ui.launch(day=days[0].isoformat()))
         with stack_engine.begin() as connection:
             request_days(connection, "public", days)
-        assert kill_a_busy_worker(stack_engine, chance), f"seed {seed}: nobody works"
+        kills += kill_a_busy_worker(stack_engine, chance)
 
     def drained() -> bool:
         due = sa.select(sa.func.count()).where(ledger.c.day.in_(DAYS), ledger.c.requested > ledger.c.materialized)
@@ -126,18 +130,30 @@ def test_killed_workers_lose_nothing(
 
 
 def kill_a_busy_worker(engine: sa.Engine, chance: random.Random) -> bool:
-    """等到有人在做，再等一会儿，杀掉他；他是本机上这个栈的子进程。"""
+    """等到有人在做，再等一会儿，杀掉他；他死时手里还有运行才算数。他是本机上这个栈的子进程。"""
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with engine.connect() as connection:
-            owners = connection.scalars(sa.select(leases.c.owner).where(leases.c.expires_at > sa.func.clock_timestamp())).all()
-        if not owners:
-            time.sleep(0.01)
-            continue
-        time.sleep(chance.uniform(0, 0.3))
-        with suppress(ProcessLookupError):
-            os.kill(int(chance.choice(owners).rpartition(":")[2]), signal.SIGKILL)
-            return True
+    while not (busy := [process for process in owners_of_runs(engine) if is_alive(process)]):  # 死了的，租约还在
+        assert time.monotonic() < deadline, "nobody works"
+        time.sleep(0.005)
+    victim = chance.choice(busy)
+    time.sleep(chance.uniform(0, 0.1))
+    with suppress(ProcessLookupError):  # 刚杀过的，看护者还没收尸
+        os.kill(victim, signal.SIGKILL)
+        return victim in owners_of_runs(engine)
+    return False
+
+
+def owners_of_runs(engine: sa.Engine) -> list[int]:
+    """租约还没到期的工人的进程号。"""
+    with engine.connect() as connection:
+        owners = connection.scalars(sa.select(leases.c.owner).where(leases.c.expires_at > sa.func.clock_timestamp())).all()
+    return [int(owner.rpartition(":")[2]) for owner in owners]
+
+
+def is_alive(process: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(process, 0)
+        return True
     return False
 
 

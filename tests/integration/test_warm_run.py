@@ -12,9 +12,9 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus, RunsFilter
 
-from bridge import tasks
+from bridge import run_reconciler, tasks
 from bridge.broker import TASKS_STREAM, SafeJetStreamBroker
 from bridge.code_location import CODE_MODULE, LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, enqueue
@@ -25,6 +25,7 @@ from bridge.settings import BridgeSettings
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import leases as leases_table
 from etl_assets.core.tables import ledger, outbox
 from etl_assets.customers import etl as customers_etl
 from etl_assets.services import leases
@@ -203,6 +204,39 @@ def test_run_of_a_dead_worker_is_made_again_with_its_unfinished_assets_only(
     assert (retry.assets, retry.run.parent_run_id) == (("customers", "leads"), run_id)
     assert worker.execute(retry).succeeded
     assert reconcile_runs(worker) == []
+
+
+@pytest.mark.parametrize(
+    "last_step",
+    [(run_reconciler, "enqueue"), (DagsterInstance, "report_run_failed"), (run_reconciler, "_record")],
+    ids=lambda step: step[1],
+)
+def test_worker_that_dies_while_it_buries_a_run_leaves_one_retry(
+    worker: RunWorker, raw_data: RawData, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, last_step: tuple[object, str]
+) -> None:
+    """收尾的也会死在任何两步之间：下一个收尾的接着做，不多一个运行，不少一个完成事件。"""
+
+    def die(*_: object, **_named: object) -> None:
+        raise SystemExit
+
+    raw_data.add_import([{}])
+    run_id = submit(worker, "orders", "customers", "leads")
+    assert worker.take(run_id) is not None
+    expire_leases(engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(*last_step, die)
+        with pytest.raises(SystemExit):
+            reconcile_runs(worker)
+    reconcile_runs(worker)
+    (retry,) = worker.instance.get_runs(RunsFilter(tags={"dagster/parent_run_id": run_id}))
+    assert [status(worker, made) for made in (run_id, retry.run_id)] == [DagsterRunStatus.FAILURE, DagsterRunStatus.QUEUED]
+    held = worker.take(retry.run_id)
+    assert held is not None
+    assert worker.execute(held).succeeded
+    with engine.connect() as connection:
+        events = connection.execute(sa.select(outbox.c.payload).order_by(outbox.c.outbox_id)).scalars().all()
+        assert connection.scalar(sa.select(sa.func.count()).select_from(leases_table)) == 0
+    assert [(event["run_id"], event["status"]) for event in events] == [(run_id, "failed"), *[(retry.run_id, "success")] * 3]
 
 
 def test_run_cancelled_while_queued_is_not_executed(worker: RunWorker) -> None:
