@@ -26,6 +26,7 @@ _FIRST_BACKOFF_SECONDS = 0.2
 _LONGEST_BACKOFF_SECONDS = 30.0
 _LONGEST_ONCE_READY_SECONDS = 3.0  # 起来过的，多半是被杀的，或者在等数据库、NATS：久等只会让活儿没人做
 _CHECKUP_SECONDS = 2.0
+_SICK_CHECKUPS = 3  # 连着几次都坏才算：正在建一个流的 nats-server 有一瞬也说它坏了
 _STABLE_SECONDS = 60.0  # 活过这么久再死，算第一次
 _CRASH_LOOP = 3
 
@@ -73,6 +74,7 @@ class _Child:
     ready: bool = False
     was_ready: bool = False
     checked_at: float = 0.0
+    sick_checkups: int = 0
     failures: int = 0
     launched_at: float = 0.0
     not_before: float = 0.0
@@ -172,7 +174,8 @@ class Supervisor:
 
     def _check_up(self, child: _Child, attempt: Attempt) -> None:
         child.checked_at = time.monotonic()
-        if child.service.is_sick():
+        child.sick_checkups = child.sick_checkups + 1 if child.service.is_sick() else 0
+        if child.sick_checkups == _SICK_CHECKUPS:
             logger.error(
                 "child is sick, starting it again", name=child.service.name, last_line=read_last_line(attempt.log, attempt.log_start)
             )
@@ -184,6 +187,7 @@ class Supervisor:
     def _launch(self, child: _Child) -> None:
         path = self._log_path(child)
         child.launched_at = time.monotonic()
+        child.sick_checkups = 0
         with open_log(path) as log:
             start = log.tell()
             process = child.service.launch(log)

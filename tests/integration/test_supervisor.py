@@ -177,6 +177,16 @@ def test_sick_child_is_started_again(tmp_path: Path, supervisor: Supervisor, pid
     assert not alive(first[0])
 
 
+def test_child_that_is_sick_for_a_moment_is_left_alone(supervisor: Supervisor, pids: Callable[[], list[int]]) -> None:
+    answers = [True, True, False, True, True, False]
+    supervisor.supervise([replace(service("nats"), is_sick=lambda: bool(answers) and answers.pop(0))])
+    supervisor.wait_until_ready(timeout_seconds=20)
+    first = pids()
+    wait_until(lambda: not answers, timeout_seconds=30)
+    assert pids() == first
+    assert alive(first[0])
+
+
 def test_failing_readiness_check_does_not_end_the_supervision(supervisor: Supervisor, pids: Callable[[], list[int]]) -> None:
     def check(_attempt: object) -> bool:
         raise ValueError("unexpected answer")
