@@ -56,11 +56,9 @@ def _bury_expired(worker: RunWorker) -> Iterator[Ring]:
             continue
         if run is not None and run.status is DagsterRunStatus.FAILURE:
             _record(worker, run, "This run failed and its worker died before it had written that down; the run's page says why it failed.")
-            yield Ring(MATERIALIZE_DUE, "event")
-            continue
-        # 领了日子、还没建运行就死了，或者刚做完就死了
-        with translated_errors(), worker.engine.begin() as connection:
-            leases.delete_expired_lease(connection, run_id)
+        else:  # 领了日子、还没建运行就死了，或者刚做完就死了
+            with translated_errors(), worker.engine.begin() as connection:
+                leases.delete_expired_lease(connection, run_id)
         yield Ring(MATERIALIZE_DUE, "event")
 
 

@@ -175,7 +175,7 @@ class Supervisor:
     def _check_up(self, child: _Child, attempt: Attempt) -> None:
         child.checked_at = time.monotonic()
         child.sick_checkups = child.sick_checkups + 1 if child.service.is_sick() else 0
-        if child.sick_checkups == _SICK_CHECKUPS:
+        if child.sick_checkups >= _SICK_CHECKUPS:
             logger.error(
                 "child is sick, starting it again", name=child.service.name, last_line=read_last_line(attempt.log, attempt.log_start)
             )

@@ -43,8 +43,8 @@ def status_spellings(statuses: pl.Series) -> Mapping[str, str]:
     return {status: trimmed.casefold() for status, trimmed in zip(distinct, distinct.str.strip_chars(), strict=True)}
 
 
-def has_status(spellings: Mapping[str, str], wanted: Iterable[str], column: str = "latest_status") -> pl.Expr:
-    """这一列的状态是否在 `wanted`（已 casefold）里；没有状态的不在。"""
+def has_status(spellings: Mapping[str, str], wanted: Iterable[str]) -> pl.Expr:
+    """latest_status 是否在 `wanted`（已 casefold）里；没有状态的不在。"""
     folded = set(wanted)
     matching = pl.Series([status for status, spelling in spellings.items() if spelling in folded], dtype=pl.String)
-    return pl.col(column).is_in(pl.lit(matching).implode()).fill_null(value=False)
+    return pl.col("latest_status").is_in(pl.lit(matching).implode()).fill_null(value=False)

@@ -244,12 +244,12 @@ def copy_into(connection: sa.Connection, frame: pl.DataFrame, table: sa.Table) -
             copy.write(_format(part))
 
 
-def _format(frame: pl.DataFrame) -> bytes:
+def _format(frame: pl.DataFrame) -> bytes | memoryview:
     if frame.height * frame.width <= few_rows.FEW_CELLS:
         return few_rows.encode(frame)
     buffer = io.BytesIO()
     frame.write_csv(buffer, include_header=False)
-    return buffer.getvalue()
+    return buffer.getbuffer()
 
 
 def upsert_staged(connection: sa.Connection, staging: sa.Table, table: sa.Table, how: Upsert) -> WriteCounts:

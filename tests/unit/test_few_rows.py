@@ -24,7 +24,7 @@ VALUES: dict[str, tuple[pl.DataType, st.SearchStrategy[object]]] = {
     "flag": (pl.Boolean(), st.booleans()),
     "amount": (pl.Decimal(14, 2), st.decimals(-(10**12) + 1, 10**12 - 1, places=2)),
     "day": (pl.Date(), st.dates(date(1, 1, 1), date(9999, 12, 31))),
-    "at": (pl.Datetime("us", "UTC"), st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC))),  # noqa: DTZ001
+    "at": (pl.Datetime("us", "UTC"), st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC))),  # noqa: DTZ001  # 界要不带时区的
 }
 SCHEMA = {name: dtype for name, (dtype, _) in VALUES.items()}
 ROWS = st.lists(st.tuples(*[st.none() | values for _, values in VALUES.values()]), max_size=5)
