@@ -46,6 +46,7 @@ import_tasks = sa.Table(
     sa.Column("created_at", TIMESTAMP, server_default=sa.func.now()),
     sa.Column("completed_at", TIMESTAMP),
 )
+sa.Index("ix_import_tasks_completed_at", import_tasks.c.completed_at)
 
 raw_orders = sa.Table(
     "raw_orders",
@@ -230,6 +231,29 @@ import_requests = sa.Table(
 )
 sa.Index("ix_import_requests_day", import_requests.c.target, import_requests.c.day, import_requests.c.revision)
 
+waiting_events = sa.Table(
+    "waiting_events",
+    etl,
+    sa.Column("target", sa.Text, primary_key=True),
+    sa.Column("import_id", sa.Uuid, primary_key=True),
+    sa.Column("event_id", sa.Uuid, primary_key=True),
+    sa.Column("allow_deletes", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("stream_sequence", sa.BigInteger, nullable=False),
+    sa.Column("stored_at", TIMESTAMP, nullable=False),
+    sa.Column("looks", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("look_at", TIMESTAMP, nullable=False, server_default=sa.func.now()),
+    comment="events of imports that are not completed yet; taken in when the import is, dead-lettered in the end",
+)
+sa.Index("ix_waiting_events_look_at", waiting_events.c.target, waiting_events.c.look_at)
+
+import_watches = sa.Table(
+    "import_watches",
+    etl,
+    sa.Column("target", sa.Text, primary_key=True),
+    sa.Column("watched_until", TIMESTAMP, nullable=False),
+    comment="imports completed before this moment were announced, or taken in without an event",
+)
+
 leases = sa.Table(
     "leases",
     etl,
@@ -310,5 +334,19 @@ outbox = sa.Table(
     sa.Column("asset", sa.Text, nullable=False),
     sa.Column("payload", pg.JSONB, nullable=False),
     sa.Column("created_at", TIMESTAMP, nullable=False, server_default=sa.func.now()),
+    sa.Column("problem", sa.Text),
+    sa.Column("retry_at", TIMESTAMP),
     comment="completion events written in the data transaction; deleted once NATS has stored them",
+)
+
+troubles = sa.Table(
+    "troubles",
+    etl,
+    sa.Column("process", sa.Text, primary_key=True),
+    sa.Column("task", sa.Text, primary_key=True),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("times", sa.Integer, nullable=False, server_default=sa.text("1")),
+    sa.Column("first_at", TIMESTAMP, nullable=False, server_default=sa.func.clock_timestamp()),
+    sa.Column("last_at", TIMESTAMP, nullable=False, server_default=sa.func.clock_timestamp()),
+    comment="what went wrong beside the work of a process; shown by status and doctor",
 )
