@@ -242,7 +242,7 @@ waiting_events = sa.Table(
     sa.Column("stored_at", TIMESTAMP, nullable=False),
     sa.Column("looks", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("look_at", TIMESTAMP, nullable=False, server_default=sa.func.now()),
-    comment="events of imports that are not completed yet; taken in when the import is, dead-lettered in the end",
+    comment="events whose import is not completed yet: taken in with it, or dead-lettered",
 )
 sa.Index("ix_waiting_events_look_at", waiting_events.c.target, waiting_events.c.look_at)
 

@@ -23,7 +23,7 @@ def upgrade() -> None:
             PRIMARY KEY (target, import_id, event_id)
         );
         CREATE INDEX ix_waiting_events_look_at ON etl.waiting_events (target, look_at);
-        COMMENT ON TABLE etl.waiting_events IS 'events of imports that are not completed yet; taken in when the import is, dead-lettered in the end';
+        COMMENT ON TABLE etl.waiting_events IS 'events whose import is not completed yet: taken in with it, or dead-lettered';
 
         CREATE TABLE etl.import_watches (
             target TEXT NOT NULL PRIMARY KEY,
