@@ -382,7 +382,7 @@ def _silence_console() -> None:
 
 
 def _innermost(error: SerializableErrorInfo | None) -> SerializableErrorInfo | None:
-    """Dagster 把用户的异常包了几层，Failure 又是我们给运行页的那句话：取里面我们自己的那一层。"""
-    while error is not None and error.cls_name in ("DagsterExecutionStepExecutionError", "Failure") and error.cause is not None:
+    """Dagster 把异常包了几层（它的存储的也是），Failure 又是我们给运行页的那句话：取最里面说得出原因的那一层。"""
+    while error is not None and error.cause is not None and (error.cls_name or "").startswith(("Dagster", "Failure")):
         error = error.cause
     return error

@@ -5,10 +5,8 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-import psycopg
-import sqlalchemy as sa
-
-from etl_assets.core.errors import EtlError, PermanentError, TransientError
+from etl_assets.core.database_errors import fault_of
+from etl_assets.core.errors import EtlError, PermanentError, SettingsError, TransientError
 
 
 class BridgeError(EtlError):
@@ -136,8 +134,10 @@ def _place_in_package(module: str, error: BaseException) -> str:
     return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
 
 
+OF_INSTALLATION = SettingsError | NatsRefusedError | StreamMissingError | StreamConflictError | CodeLocationError
+"""装错了、设错了：命令遇到就结束，但不是哪个事件、任务、日子的错。"""
+
+
 def is_transient(error: BaseException) -> bool:
-    """再试可能成功：我们自己归类的，以及没有人翻译过的断线。"""
-    return isinstance(
-        error, TransientError | ConnectionError | TimeoutError | sa.exc.OperationalError | sa.exc.InterfaceError | psycopg.OperationalError
-    )
+    """不是事件、任务、日子自己的错：原因没了就会成功，一直再试，不计次数。"""
+    return isinstance(fault_of(error), TransientError | OF_INSTALLATION)

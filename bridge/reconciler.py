@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from bridge.broker import SafeJetStreamBroker
 from bridge.outbox_publisher import publish_outbox
 from bridge.task_names import MATERIALIZE_DUE
-from etl_assets.core.database_errors import translated_errors
-from etl_assets.core.errors import EtlError
+from etl_assets.core.database_errors import say_refused, translated_errors
+from etl_assets.core.errors import DatabaseRefusedError, EtlError
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.services.leases import has_claimable_days
@@ -29,6 +29,8 @@ async def reconcile(stop: asyncio.Event, *, broker: SafeJetStreamBroker, engine:
             if await asyncio.to_thread(_has_claimable_days, engine, settings):
                 await broker.ring(MATERIALIZE_DUE, "event")
             await publish_outbox(engine, broker.connection)
+        except DatabaseRefusedError as error:
+            say_refused(error)
         except EtlError as error:
             _cannot_reconcile.say(type(error).__name__, error=str(error))
         try:

@@ -13,11 +13,11 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
 from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, RunResult, flush_events, open_instance, report_starting, scope_of
-from bridge.errors import CodeLocationError, is_transient
+from bridge.errors import OF_INSTALLATION, CodeLocationError, is_transient
 from bridge.run_lanes import LANE_TAG
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.database_errors import fault_of, kind_named, translated_errors
 from etl_assets.core.database_sync import get_engine
 from etl_assets.core.errors import EtlError, PermanentError, TransientError
 from etl_assets.core.interruption import Interruption, current_interruption
@@ -30,8 +30,6 @@ from etl_assets.services.outbox import Completion, add_completion
 logger = get_logger(__name__)
 
 _TAGGED_EVENTS = 10
-_OF_DRIVERS = {"OperationalError", "InterfaceError"}
-"""Dagster 自己的存储断了线：没有人翻译过的错误。"""
 TRIGGER_TAG = "etl/trigger"
 EVENT = "event"
 
@@ -171,8 +169,9 @@ class RunWorker:
 
     def _fail(self, run: DagsterRun, error: Exception) -> RunResult:
         logger.exception("run failed outside its steps", run_id=run.run_id)
+        error = fault_of(error) or error
         remedy = (
-            "A server was away; days that are still due are made again by themselves."
+            "A server was away or refused; days that are still due are made again by themselves."
             if is_transient(error)
             else "If the code was changed, restart the workers and the code location so that they have the same, and launch it again."
         )
@@ -235,9 +234,11 @@ def record_failed_run(connection: sa.Connection, target: str, days: DayRange, *,
 
 
 def _kind_of(result: RunResult) -> ledger.Failure:
-    if result.error_class in _class_names(PermanentError):
-        return "permanent"
-    return "transient" if result.error_class in _class_names(TransientError) | _OF_DRIVERS else "unknown"
+    """Dagster 只留下类名与消息；存储自己的错误（没有人翻译过的）由它们认出。"""
+    kind = _named(EtlError, result.error_class) or kind_named(result.error_class, result.error) or EtlError
+    if issubclass(kind, TransientError | OF_INSTALLATION):
+        return "transient"
+    return "permanent" if issubclass(kind, PermanentError) else "unknown"
 
 
 def _load_code(instance: DagsterInstance) -> CodeLocation:
@@ -254,6 +255,8 @@ def _load_code(instance: DagsterInstance) -> CodeLocation:
     return location
 
 
-def _class_names(base: type[EtlError]) -> set[str]:
-    """Dagster 只留下异常的类名：由类名认出类别。"""
-    return {base.__name__}.union(*(_class_names(kind) for kind in base.__subclasses__()))
+def _named(base: type[EtlError], class_name: str) -> type[EtlError] | None:
+    """我们的错误里叫这个名字的。"""
+    if base.__name__ == class_name:
+        return base
+    return next((found for kind in base.__subclasses__() if (found := _named(kind, class_name))), None)

@@ -16,6 +16,8 @@ from bridge.outbox_publisher import publish_outbox
 from bridge.run_reconciler import INTERVAL_SECONDS, reconcile_runs
 from bridge.run_worker import HeldRun, RunWorker
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
+from etl_assets.core.database_errors import fault_of, say_refused
+from etl_assets.core.errors import DatabaseRefusedError, TransientError
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.services.leases import RUSH_QUIET_SECONDS, LeaseState
 
@@ -28,6 +30,9 @@ _CANCEL_SECONDS = 0.1
 _LAST_WORDS_SECONDS = 2.0
 """退出之前，发布最后的完成事件最多这么久。"""
 
+_LOAD_AGAIN_SECONDS = 2.0
+
+_cannot_load = RepeatedWarning(logger, "cannot start, waiting for the database")
 _cannot_extend = RepeatedWarning(logger, "cannot extend the lease")
 _cannot_publish = RepeatedWarning(logger, "completion events cannot be published now")
 _cannot_look = RepeatedWarning(logger, "cannot look after runs now")
@@ -37,12 +42,33 @@ broker = SafeJetStreamBroker()
 
 @broker.on_event(TaskiqEvents.WORKER_STARTUP)
 async def load_worker(state: TaskiqState) -> None:
-    """接任务之前载入代码位置，只此一次。"""
-    state.run_worker = await asyncio.to_thread(RunWorker.load, broker.settings)
+    """接任务之前载入代码位置，只此一次；数据库不在、不让做，就在这里等它。"""
+    loaded = await _load_patiently()
+    if loaded is None:
+        return
+    state.run_worker = loaded
     state.reconciling = asyncio.create_task(_reconcile(state.run_worker))
     state.unpublished = asyncio.Event()
     state.publishing = asyncio.create_task(_publish(state.run_worker, state.unpublished))
     state.ringing_later = None
+
+
+async def _load_patiently() -> RunWorker | None:
+    """None 表示还没载入就要停下。死了再起解决不了：重起的看不见原因，说的话也没有人看见。"""
+    while not broker.stopping.is_set():
+        try:
+            return await asyncio.to_thread(RunWorker.load, broker.settings)
+        except Exception as error:
+            fault = fault_of(error)
+            if not isinstance(fault, TransientError):
+                raise
+            if isinstance(fault, DatabaseRefusedError):
+                say_refused(fault)
+            else:
+                _cannot_load.say(type(fault).__name__, error=str(fault))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(broker.stopping.wait(), _LOAD_AGAIN_SECONDS)
+    return None
 
 
 @broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)

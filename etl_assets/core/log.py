@@ -72,6 +72,7 @@ class RepeatedWarning:
     """故障期间一再重复的一句话：头一回立刻说，以后一分钟一回，附上期间没说的几回。"""
 
     SECONDS = 60.0
+    LEVEL = logging.WARNING
 
     def __init__(self, logger: structlog.stdlib.BoundLogger, message: str) -> None:
         self._logger = logger
@@ -89,7 +90,13 @@ class RepeatedWarning:
                 return
             self._said[kind] = now
             unsaid = self._unsaid.pop(kind, 0)
-        self._logger.warning(self._message, **fields, **({"repeated": unsaid} if unsaid else {}))
+        self._logger.log(self.LEVEL, self._message, **fields, **({"repeated": unsaid} if unsaid else {}))
+
+
+class RepeatedError(RepeatedWarning):
+    """要人来改的，说的次数一样。"""
+
+    LEVEL = logging.ERROR
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
