@@ -5,7 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 from uuid import uuid4
 
 import sqlalchemy as sa
@@ -17,19 +21,28 @@ from bridge.errors import OF_INSTALLATION, CodeLocationError, is_transient
 from bridge.run_lanes import LANE_TAG
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.database_errors import fault_of, kind_named, translated_errors
+from etl_assets.core.database_errors import fault_of, kind_named, say_refused, translated_errors
 from etl_assets.core.database_sync import get_engine
-from etl_assets.core.errors import EtlError, PermanentError, TransientError
+from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, EtlError, PermanentError, TransientError
 from etl_assets.core.interruption import Interruption, current_interruption
-from etl_assets.core.log import get_logger
+from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings, get_settings
 from etl_assets.services import leases, ledger
 from etl_assets.services.leases import Claim, Lease, LeaseState, claim_due_days, current_lease
 from etl_assets.services.outbox import Completion, add_completion
+from etl_assets.services.readiness import assert_writable
+from etl_assets.services.table_contract import assert_table_contract
 
 logger = get_logger(__name__)
 
+Result = TypeVar("Result")
+
 _TAGGED_EVENTS = 10
+_INSIST_SECONDS = 1.0
+_ATTEMPTS = 5
+
+_cannot_record = RepeatedWarning(logger, "cannot record how the run ended, trying again")
+
 TRIGGER_TAG = "etl/trigger"
 EVENT = "event"
 
@@ -55,6 +68,8 @@ class RunWorker:
     settings: EtlSettings
     lease_seconds: float
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    refused: threading.Event = field(default_factory=threading.Event)
+    """上一个运行做不成，因为数据库不让做：看过它让做了，才领下一段。"""
 
     @classmethod
     def load(cls, bridge_settings: BridgeSettings) -> RunWorker:
@@ -78,11 +93,23 @@ class RunWorker:
     # ---- 拿到手 -----------------------------------------------------------------
 
     def claim(self) -> Claim | None:
-        """领一段到期的日子。"""
+        """领一段到期的日子。
+
+        :raises DatabaseRefusedError: 领了也做不成；那些日子不动，不必一天失败一个运行。
+        """
         with translated_errors(), self.engine.begin() as connection:
+            if self.refused.is_set():
+                assert_writable(connection)
+                assert_table_contract(connection, self.settings.target_schema)
+                self.refused.clear()
             return claim_due_days(
                 connection, self.settings.target_schema, run_id=str(uuid4()), owner=self.owner, lease_seconds=self.lease_seconds
             )
+
+    def check_database(self) -> None:
+        """:raises EtlError: 数据库还不在，或者还写不了。"""
+        with translated_errors(), self.engine.connect() as connection:
+            assert_writable(connection)
 
     def has_days_in_a_rush(self) -> bool:
         """有没有日子要等一阵急雨过去才能领。"""
@@ -140,11 +167,14 @@ class RunWorker:
         try:
             result = self.location.execute_run(self.instance, held.run)
         except Exception as error:  # noqa: BLE001  # 代码位置里没有的作业、坏了的快照：运行失败，工人还在
-            result = self._fail(held.run, error)
+            failure = error  # except 块结束时 error 就没了
+            result = self._insist(lambda: self._fail(held.run, failure))
         finally:
             current_lease.reset(tokens[0])
             current_interruption.reset(tokens[1])
-        self._finish(held, result)
+        if not result.succeeded and issubclass(_kind_of(result), DatabaseRefusedError):
+            self.refused.set()
+        self._insist(lambda: self._finish(held, result))
         return result
 
     def heartbeat(self, held: HeldRun) -> LeaseState:
@@ -166,6 +196,32 @@ class RunWorker:
         message = f"Cancelled; it did not stop within {grace_seconds:g} s (ETL_CANCEL_GRACE_SECONDS), so its worker process is replaced."
         if self._let_go(held, None) is LeaseState.CANCEL_REQUESTED:
             self._report_canceled(held, message)
+
+    def _insist(self, step: Callable[[], Result]) -> Result:
+        """收尾时数据库走开了、不让写：等它。丢下不管，租约会过期，别人当我们死了，算那些日子失败一次。"""
+        attempts = _ATTEMPTS
+        while True:
+            try:
+                return step()
+            except Exception as error:
+                fault = fault_of(error)
+                if isinstance(fault, DatabaseRefusedError):
+                    say_refused(fault)
+                elif isinstance(fault, DatabaseUnavailableError):
+                    _cannot_record.say(type(fault).__name__, error=str(fault))
+                else:
+                    raise
+                attempts -= self._is_usable()  # 数据库好好的，坏的只是这个运行的什么：不能一直占着工人
+                if not attempts:
+                    raise
+            time.sleep(_INSIST_SECONDS)
+
+    def _is_usable(self) -> bool:
+        try:
+            self.check_database()
+        except EtlError:
+            return False
+        return True
 
     def _fail(self, run: DagsterRun, error: Exception) -> RunResult:
         logger.exception("run failed outside its steps", run_id=run.run_id)
@@ -216,7 +272,7 @@ class RunWorker:
         asset = result.failed_step if result.failed_step in assets else assets[0]
         target = self.settings.target_schema
         record_failed_run(connection, target, days, asset=asset, run_id=run_id, error=result.error)
-        ledger.record_failure(connection, target, assets, days, reason=result.error, kind=_kind_of(result), run_id=run_id)
+        ledger.record_failure(connection, target, assets, days, reason=result.error, kind=_failure_of(_kind_of(result)), run_id=run_id)
 
 
 def record_failed_run(connection: sa.Connection, target: str, days: DayRange, *, asset: str, run_id: str, error: str) -> None:
@@ -233,9 +289,12 @@ def record_failed_run(connection: sa.Connection, target: str, days: DayRange, *,
     add_completion(connection, target, completion)
 
 
-def _kind_of(result: RunResult) -> ledger.Failure:
+def _kind_of(result: RunResult) -> type[EtlError]:
     """Dagster 只留下类名与消息；存储自己的错误（没有人翻译过的）由它们认出。"""
-    kind = _named(EtlError, result.error_class) or kind_named(result.error_class, result.error) or EtlError
+    return _named(EtlError, result.error_class) or kind_named(result.error_class, result.error) or EtlError
+
+
+def _failure_of(kind: type[EtlError]) -> ledger.Failure:
     if issubclass(kind, TransientError | OF_INSTALLATION):
         return "transient"
     return "permanent" if issubclass(kind, PermanentError) else "unknown"

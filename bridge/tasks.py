@@ -180,13 +180,22 @@ async def _ring_after(delay_seconds: float) -> None:
 
 
 async def _reconcile(worker: RunWorker) -> None:
-    """按时给死了的运行收尾；数据库或 NATS 不在就等下一次。"""
+    """按时给死了的运行收尾；数据库或 NATS 不在就等下一次。
+
+    刚回来的那一次不看：租约都过期了，活着的工人正在自己收尾，埋了它们就成了日子的失败。
+    """
+    was_away = False
     while True:
         await asyncio.sleep(INTERVAL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311  # 只为错开时间
         try:
+            if was_away:
+                await asyncio.to_thread(worker.check_database)
+                was_away = False
+                continue
             for ring in await asyncio.to_thread(reconcile_runs, worker):
                 await broker.ring(ring.task_name, ring.lane, *ring.arguments)
         except Exception as error:  # noqa: BLE001  # Dagster 的存储不在时抛什么都有可能
+            was_away = True
             _cannot_look.say(type(error).__name__, error=str(error))
 
 
