@@ -30,8 +30,7 @@ from etl_assets.core.settings import EtlSettings, get_settings
 from etl_assets.services import leases, ledger
 from etl_assets.services.leases import Claim, Lease, LeaseState, claim_due_days, current_lease
 from etl_assets.services.outbox import Completion, add_completion
-from etl_assets.services.readiness import assert_writable
-from etl_assets.services.table_contract import assert_table_contract
+from etl_assets.services.readiness import assert_runnable, assert_writable
 
 logger = get_logger(__name__)
 
@@ -76,7 +75,10 @@ class RunWorker:
         """载入代码位置，连上 Dagster 的存储，把作业先算一遍：第一个事件就走热的路。
 
         :raises CodeLocationError: 代码有错。
+        :raises DatabaseRefusedError: 缺表，或者只读。
         """
+        with translated_errors(), get_engine().connect() as connection:
+            assert_runnable(connection, get_settings().target_schema)
         instance = open_instance()
         worker = cls(
             instance=instance,
@@ -99,8 +101,7 @@ class RunWorker:
         """
         with translated_errors(), self.engine.begin() as connection:
             if self.refused.is_set():
-                assert_writable(connection)
-                assert_table_contract(connection, self.settings.target_schema)
+                assert_runnable(connection, self.settings.target_schema)
                 self.refused.clear()
             return claim_due_days(
                 connection, self.settings.target_schema, run_id=str(uuid4()), owner=self.owner, lease_seconds=self.lease_seconds

@@ -15,8 +15,19 @@ _SHOWN = 5
 
 def assert_usable(connection: sa.Connection, target: str) -> None:
     """:raises DatabaseRefusedError: 第一个不让做的原因，与怎么办。"""
-    assert_writable(connection)
+    assert_runnable(connection, target)
     assert_rights(connection, target)
+
+
+def assert_runnable(connection: sa.Connection, target: str) -> None:
+    """工人起来时、撞过墙之后看的：能写，表都在。权限不看：缺的那一个可能从来用不着。
+
+    :raises DatabaseRefusedError: 领了日子也做不成。
+    """
+    assert_writable(connection)
+    there = set(connection.scalars(_TABLES, {"names": sorted(etl.tables)}))
+    if missing := [name for name in sorted(etl.tables) if name not in there]:
+        raise DatabaseRefusedError(f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing: run `etl init-db`")
     assert_table_contract(connection, target)
 
 
@@ -33,7 +44,7 @@ def assert_writable(connection: sa.Connection) -> None:
 
 
 def assert_rights(connection: sa.Connection, target: str) -> None:
-    """ETL 写的表、读的表在不在，这个角色能不能用。
+    """ETL 写的表、读的表，这个角色能不能用。
 
     :raises DatabaseRefusedError: 点名缺的。
     """
@@ -41,8 +52,6 @@ def assert_rights(connection: sa.Connection, target: str) -> None:
     schemas = sorted({name.partition(".")[0] for name in wanted})
     lacking = [f"USAGE on schema {name}" for name in connection.scalars(_LACKING_SCHEMAS, {"schemas": schemas})]
     found = {row.name: row.rights for row in connection.execute(_RIGHTS, {"schemas": schemas})}
-    if missing := [name for name in wanted if name.startswith("etl.") and name not in found]:
-        raise DatabaseRefusedError(f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing: run `etl init-db`")
     lacking += [
         f"{', '.join(rights)} on {name}"
         for name, wanted_rights in wanted.items()
@@ -55,7 +64,7 @@ def assert_rights(connection: sa.Connection, target: str) -> None:
 
 
 def _wanted_rights(target: str) -> dict[str, list[str]]:
-    """表 → 要的权限；没有的应用表由表的约定点名。"""
+    """表 → 要的权限。"""
     targets = target_tables(target)
     return {
         **{table.fullname: _READ for table in (raw_orders, import_tasks, shop_configs, order_type_mappings)},
@@ -70,6 +79,7 @@ def _listed(names: list[str]) -> str:
 
 
 _WRITABLE = sa.text("SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::bool")
+_TABLES = sa.text("SELECT name FROM unnest(CAST(:names AS text[])) AS name WHERE to_regclass(name) IS NOT NULL")
 _MAY_STAGE = sa.text("SELECT has_database_privilege(current_database(), 'TEMPORARY')")
 _LACKING_SCHEMAS = sa.text("""
     SELECT nspname FROM pg_namespace

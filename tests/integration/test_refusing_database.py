@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +26,7 @@ from bridge.handlers import HANDLERS
 from bridge.jetstream import JetStreamConnection
 from bridge.listener import CONSUMER, Listener
 from bridge.settings import BridgeSettings
+from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
 from etl_assets.core.database_sync import build_engine, normalize_url
 from etl_assets.core.settings import EtlSettings
 from etl_assets.migrations.upgrade import upgrade_database
@@ -106,12 +112,6 @@ def owner(engine: sa.Engine) -> sa.Engine:
     return engine
 
 
-@pytest.fixture(autouse=True)
-def writable_again(owner: sa.Engine) -> Iterator[None]:
-    yield
-    set_read_only(owner, "off")
-
-
 @pytest.fixture
 def limited(owner: sa.Engine, etl_settings: EtlSettings) -> Iterator[EtlSettings]:
     """一个普通角色的设置：它的权限可以收走，口令可以改。"""
@@ -120,6 +120,7 @@ def limited(owner: sa.Engine, etl_settings: EtlSettings) -> Iterator[EtlSettings
     give_rights(owner, role)
     url = normalize_url(etl_settings.database_url).set(username=role, password="first")
     yield etl_settings.model_copy(update={"database_url": url.render_as_string(hide_password=False)})
+    set_read_only(owner, "off")
     execute(owner, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
@@ -186,6 +187,11 @@ CAUSES: dict[str, Cause] = {
         lambda engine, _role: set_read_only(engine, "off"),
         "PostgreSQL is read-only",
     ),
+    "source": (
+        lambda engine, role: execute(engine, f"REVOKE ALL ON shop_configs FROM {role}"),
+        give_rights,
+        "lacks a right, grant it",
+    ),
     "another password": (
         lambda engine, role: set_password(engine, role, "second"),
         lambda engine, role: set_password(engine, role, "first"),
@@ -194,7 +200,7 @@ CAUSES: dict[str, Cause] = {
 }
 
 
-@pytest.mark.parametrize("cause", list(CAUSES))
+@pytest.mark.parametrize("cause", ["no schema etl", "REVOKE", "read-only", "another password"])
 async def test_events_wait_while_the_database_refuses_and_are_handled_when_it_does_not(
     cause: str,
     settings: BridgeSettings,
@@ -222,3 +228,110 @@ async def test_events_wait_while_the_database_refuses_and_are_handled_when_it_do
     assert waited < 15
     assert len(lines) == 1  # 一分钟一句
     assert sentence in lines[0]["error"]
+
+
+# ---- 工人起来的时候 ------------------------------------------------------------------
+
+
+@contextmanager
+def worker_process(folder: Path, settings: EtlSettings, nats_url: str) -> Iterator[Callable[[], str]]:
+    """一个真的 `etl worker`；给出读日志的函数。期间它没有死过，要它停就停。"""
+    write_dagster_home(folder / "home")
+    environment = {
+        **os.environ,
+        "ETL_DATABASE_URL": settings.database_url,
+        "ETL_NATS_URL": nats_url,
+        "DAGSTER_HOME": str(folder / "home"),
+        "DAGSTER_POSTGRES_URL": build_dagster_postgres_url(settings.database_url),
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+    }
+    log = folder / "worker.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-m", "bridge.cli.main", "worker"], env=environment, stdout=output, stderr=output)
+    try:
+        yield log.read_text
+        assert process.poll() is None, log.read_text()
+        process.terminate()
+        assert process.wait(20) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for_line(read_log: Callable[[], str], text: str) -> None:
+    deadline = time.monotonic() + 60
+    while text not in read_log():
+        assert time.monotonic() < deadline, read_log()
+        time.sleep(0.1)
+
+
+def test_worker_waits_at_its_start_for_a_database_that_refuses_and_then_serves(
+    owner: sa.Engine, limited: EtlSettings, etl_settings: EtlSettings, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    role = str(sa.make_url(limited.database_url).username)
+    (tmp_path / "storage").mkdir()
+    write_dagster_home(tmp_path / "storage")
+    environment = {"DAGSTER_HOME": str(tmp_path / "storage"), "DAGSTER_POSTGRES_URL": build_dagster_postgres_url(etl_settings.database_url)}
+    create_dagster_storage(owner, schema=DAGSTER_SCHEMA, environment={**os.environ, **environment}, log_path=tmp_path / "migrate.log")
+    execute(owner, f"GRANT USAGE ON SCHEMA dagster TO {role}", f"GRANT ALL ON ALL TABLES IN SCHEMA dagster TO {role}")
+    set_password(owner, role, "second")
+    execute(owner, "ALTER TABLE shop_configs RENAME TO shops_away")
+    with worker_process(tmp_path, limited, nats_server.url) as read_log:
+        wait_for_line(read_log, "PostgreSQL refuses the user or password of ETL_DATABASE_URL")
+        set_password(owner, role, "first")
+        wait_for_line(read_log, "public.shop_configs is missing")
+        execute(owner, "ALTER TABLE shops_away RENAME TO shop_configs")
+        wait_for_line(read_log, '"ready"')
+        assert read_log().count("the database refuses, waiting") == 2  # 两个原因，各一句
+
+
+def test_worker_that_waits_for_the_database_ends_when_it_is_asked_to(
+    owner: sa.Engine, limited: EtlSettings, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    execute(owner, "DROP SCHEMA etl CASCADE")
+    with worker_process(tmp_path, limited, nats_server.url) as read_log:
+        wait_for_line(read_log, "run `etl init-db`")
+
+
+# ---- 命令说得出来 --------------------------------------------------------------------
+
+
+def etl(command: str, settings: EtlSettings, nats_url: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETL_", "DAGSTER_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "bridge.cli.main", *command.split()],
+        env={**environment, "ETL_DATABASE_URL": settings.database_url, "ETL_NATS_URL": nats_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+SAID = {
+    "no schema etl": ("schema", "run `etl init-db`", 2),
+    "REVOKE": ("schema", "lacks SELECT, INSERT, UPDATE, DELETE on etl.import_events: grant it", 0),
+    "read-only": ("postgres", "the database is read-only", 0),
+    "another password": ("postgres", "refuses the user or password of ETL_DATABASE_URL", 2),
+    "source": ("schema", "lacks SELECT on public.shop_configs: grant it", 0),
+}
+
+
+@pytest.mark.usefixtures("raw_data")
+@pytest.mark.parametrize("cause", list(SAID))
+def test_doctor_and_status_say_why_the_database_refuses(
+    cause: str, owner: sa.Engine, limited: EtlSettings, nats_server: NatsServer
+) -> None:
+    role = str(sa.make_url(limited.database_url).username)
+    damage, _, _ = CAUSES[cause]
+    damage(owner, role)
+    check, sentence, exit_code = SAID[cause]
+    found = {finding["check"]: finding for finding in json.loads(etl("doctor --json", limited, nats_server.url).stdout)}
+    assert found[check]["state"] == "error"
+    assert sentence in found[check]["says"]
+    status = etl("status", limited, nats_server.url)
+    first, *rest = status.stdout.splitlines()
+    assert first.startswith("database: ")
+    assert sentence in first
+    assert any("TASKS.event" in line for line in rest)  # 队列照样看得见
+    assert (status.returncode, status.stderr) == (exit_code, "")
