@@ -17,6 +17,7 @@ from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.log import get_logger
 from etl_assets.services import leases, ledger
+from etl_assets.services.readiness import assert_writable
 
 logger = get_logger(__name__)
 
@@ -39,8 +40,12 @@ class Ring:
 
 
 def reconcile_runs(worker: RunWorker) -> list[Ring]:
-    """死了的标成失败并重来，没人要的取消收尾；返回该敲的门。"""
+    """死了的标成失败并重来，没人要的取消收尾；返回该敲的门。
+
+    :raises DatabaseRefusedError: 数据库只读：没有谁续得了租，过期的不就是死的。
+    """
     with translated_errors(), worker.engine.begin() as guard:
+        assert_writable(guard)
         if not guard.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_ONE_AT_A_TIME))):
             return []
         return [*_bury_expired(worker), *_look_after_unheld(worker)]

@@ -196,6 +196,9 @@ async def _reconcile(worker: RunWorker) -> None:
                 await broker.ring(ring.task_name, ring.lane, *ring.arguments)
         except Exception as error:  # noqa: BLE001  # Dagster 的存储不在时抛什么都有可能
             was_away = True
+            if isinstance(fault := fault_of(error), DatabaseRefusedError):
+                say_refused(fault)
+                continue
             _cannot_look.say(type(error).__name__, error=str(error))
 
 

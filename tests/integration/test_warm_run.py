@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -160,6 +160,52 @@ def test_run_that_meets_a_read_only_window_counts_no_failure_though_its_lease_ex
     entry = orders_entry(engine)
     assert (entry.held_reason, entry.failures) == (None, 0)
     assert entry.retry_at is not None
+
+
+async def test_reconciler_leaves_living_workers_time_to_settle_after_a_read_only_window(
+    worker: RunWorker,
+    raw_data: RawData,
+    engine: sa.Engine,
+    etl_settings: EtlSettings,
+    nats_server: NatsServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    announce(engine, etl_settings, raw_data.add_import([{}]))
+    assert worker.claim() is not None
+    expire_leases(engine)
+    looks: list[str] = []
+
+    def noting(name: str, look: Callable[[RunWorker], Any]) -> Callable[[RunWorker], Any]:
+        def noted(worker: RunWorker) -> Any:
+            try:
+                result = look(worker)
+            except EtlError:
+                looks.append(f"{name} failed")
+                raise
+            looks.append(name)
+            return result
+
+        return noted
+
+    broker = SafeJetStreamBroker(BridgeSettings(nats_url=nats_server.url))
+    monkeypatch.setattr(tasks, "broker", broker)
+    monkeypatch.setattr(tasks, "INTERVAL_SECONDS", 0.2)
+    monkeypatch.setattr(tasks, "reconcile_runs", noting("look", reconcile_runs))
+    monkeypatch.setattr(RunWorker, "check_database", noting("check", RunWorker.check_database))
+    await broker.startup()
+    set_read_only(engine, "on")
+    reconciling = asyncio.create_task(tasks._reconcile(worker))
+    try:
+        async with asyncio.timeout(20):
+            while not looks:
+                await asyncio.sleep(0.05)
+            await asyncio.to_thread(set_read_only, engine, "off")
+            while looks[-1] != "look":
+                await asyncio.sleep(0.05)
+    finally:
+        reconciling.cancel()
+        await broker.shutdown()
+    assert list(dict.fromkeys(looks)) in (["look failed", "check", "look"], ["look failed", "check failed", "check", "look"])
 
 
 @pytest.mark.parametrize(
