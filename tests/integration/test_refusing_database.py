@@ -84,7 +84,7 @@ async def announce(settings: BridgeSettings, import_ids: list[UUID]) -> None:
 
 
 async def nothing_left(settings: BridgeSettings) -> int:
-    """等到每个事件都确认了；返回死信的个数。"""
+    """等到每个事件都了结了；返回死信的个数。"""
     connection = JetStreamConnection(settings, name="test")
     await connection.open()
     try:
@@ -228,6 +228,21 @@ async def test_events_wait_while_the_database_refuses_and_are_handled_when_it_do
     assert waited < 15
     assert len(lines) == 1  # 一分钟一句
     assert sentence in lines[0]["error"]
+
+
+async def test_events_wait_while_all_connections_of_the_process_are_busy(
+    settings: BridgeSettings, raw_data: RawData, owner: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imports = [raw_data.add_import([]) for _ in range(3)]
+    small = sa.create_engine(owner.url, pool_size=1, max_overflow=0, pool_timeout=0.05)
+    async with listening(settings, small, etl_settings, monkeypatch) as logs:
+        with small.connect():
+            await announce(settings, imports)
+            await asyncio.sleep(1.5)
+            assert "raise ETL_POOL_SIZE" in said(logs, "handler failed, trying again")[0]["error"]
+        assert await nothing_left(settings) == 0
+    small.dispose()
+    assert handled_imports(owner) == len(imports)
 
 
 # ---- 工人起来的时候 ------------------------------------------------------------------
