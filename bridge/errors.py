@@ -141,3 +141,8 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(
         error, TransientError | ConnectionError | TimeoutError | sa.exc.OperationalError | sa.exc.InterfaceError | psycopg.OperationalError
     )
+
+
+def is_outage(error: BaseException) -> bool:
+    """再试可能成功，连同别的库包过一层的：dagster-postgres 连不上数据库时抛它自己的错。"""
+    return is_transient(error) or (error.__cause__ is not None and is_transient(error.__cause__))

@@ -20,7 +20,7 @@ _WATCH_SECONDS = 2.0
 @click.option("--watch", is_flag=True, help="Print again every two seconds until Ctrl-C.")
 @with_stack
 def status_command(as_json: bool, watch: bool) -> None:
-    """Show the ledger, running runs, queue depth per lane, dead letters and rejected rows."""
+    """Show the ledger, running runs, queue depth per lane, dead letters, rejected rows and troubles of the last hour."""
     while True:
         report = _collect()
         if watch and not as_json:
@@ -40,6 +40,7 @@ def _collect() -> dict[str, Any]:
     from etl_assets.core.database_sync import get_engine
     from etl_assets.core.settings import get_settings
     from etl_assets.services import reports
+    from etl_assets.services.troubles import recent_troubles
 
     settings = get_settings()
     with translated_errors(), get_engine().connect() as connection:
@@ -49,12 +50,13 @@ def _collect() -> dict[str, Any]:
             "running": [dict(row) for row in reports.running_leases(connection, settings)],
             "rejected": [dict(row) for row in reports.rejected_by_rule(connection, settings)],
             "unpublished_events": reports.unpublished_events(connection),
+            "troubles": [dict(row) for row in recent_troubles(connection)],
         }
     return report | {"queues": asyncio.run(read_queue_depths(get_bridge_settings()))}
 
 
 def _print(report: dict[str, Any]) -> None:
-    for title in ("ledger", "held", "running", "queues", "rejected"):
+    for title in ("ledger", "held", "running", "queues", "rejected", "troubles"):
         rows = report[title]
         if rows:
             print_rows(rows, list(rows[0]), "table", title=title)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -73,9 +73,10 @@ class RepeatedWarning:
 
     SECONDS = 60.0
 
-    def __init__(self, logger: structlog.stdlib.BoundLogger, message: str) -> None:
+    def __init__(self, logger: structlog.stdlib.BoundLogger, message: str, *, level: Literal["warning", "error"] = "warning") -> None:
         self._logger = logger
         self._message = message
+        self._level = level
         self._said: dict[str, float] = {}
         self._unsaid: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -89,7 +90,7 @@ class RepeatedWarning:
                 return
             self._said[kind] = now
             unsaid = self._unsaid.pop(kind, 0)
-        self._logger.warning(self._message, **fields, **({"repeated": unsaid} if unsaid else {}))
+        getattr(self._logger, self._level)(self._message, **fields, **({"repeated": unsaid} if unsaid else {}))
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

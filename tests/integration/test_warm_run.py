@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -16,7 +13,7 @@ from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunS
 
 from bridge import run_reconciler, tasks
 from bridge.broker import TASKS_STREAM, SafeJetStreamBroker
-from bridge.code_location import CODE_MODULE, LOCATION_NAME
+from bridge.code_location import LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, enqueue
 from bridge.run_lanes import LANE_TAG
 from bridge.run_reconciler import reconcile_runs
@@ -30,36 +27,12 @@ from etl_assets.core.tables import ledger, outbox
 from etl_assets.customers import etl as customers_etl
 from etl_assets.services import leases
 from etl_assets.services import ledger as ledger_service
-from etl_assets.services.intake import ImportEvent, request_imports
 from etl_assets.services.locks import lock_days
 from etl_assets.testing.fixtures import ReadTable
 from etl_assets.testing.raw_data import RawData
 
 from .conftest import NatsServer
-
-
-@pytest.fixture(scope="module")
-def location() -> CodeLocation:
-    return CodeLocation(module=CODE_MODULE, attribute="defs", location_name=LOCATION_NAME)
-
-
-@pytest.fixture
-def worker(
-    location: CodeLocation,
-    engine: sa.Engine,
-    etl_settings: EtlSettings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[RunWorker]:
-    monkeypatch.setattr("etl_assets.resources.get_engine", lambda: engine)
-    monkeypatch.setattr("etl_assets.resources.get_settings", lambda: etl_settings)
-    with DagsterInstance.local_temp(str(tmp_path)) as instance:
-        yield RunWorker(instance=instance, location=location, engine=engine, settings=etl_settings, lease_seconds=30)
-
-
-def announce(engine: sa.Engine, settings: EtlSettings, import_id: object) -> None:
-    event = ImportEvent(import_id, uuid4(), sequence=7)  # type: ignore[arg-type]  # 夹具给的 UUID
-    assert request_imports(engine, settings, [event]) == ["requested"]
+from .warm_runs import announce, expire_leases, status, submit, wait_until_blocked
 
 
 def test_claimed_days_become_one_successful_run_with_events(
@@ -148,20 +121,6 @@ def test_run_that_kills_its_workers_is_held_in_the_end(
 
 
 # ---- 网页来的运行 -------------------------------------------------------------------
-
-
-def submit(worker: RunWorker, *assets: str, day: str = "2026-01-05") -> str:
-    """像协调者那样：建好、标成 QUEUED。"""
-    run = worker.location.create_run(
-        worker.instance,
-        job_name="etl",
-        run_id=str(uuid4()),
-        assets=assets,
-        days=DayRange(date.fromisoformat(day), date.fromisoformat(day)),
-        tags={LANE_TAG: "interactive"},
-    )
-    enqueue(worker.instance, run)
-    return run.run_id
 
 
 def test_queued_run_is_executed_once_however_often_its_message_comes(worker: RunWorker, raw_data: RawData, read_table: ReadTable) -> None:
@@ -261,7 +220,7 @@ def test_cancel_stops_the_statement_and_holds_the_days(
         wait_until_blocked(engine)
         with engine.begin() as connection:
             assert leases.request_cancel(connection, held.run.run_id)
-        assert worker.heartbeat(held) is leases.LeaseState.CANCEL_REQUESTED
+        assert worker.heartbeat(held.lease) is leases.LeaseState.CANCEL_REQUESTED
         worker.note_cancel(held)
         while not executing.done():
             held.interruption.request()
@@ -345,26 +304,6 @@ def test_run_of_an_unknown_asset_whose_worker_died_is_failed_and_the_others_are_
     assert retry.run.parent_run_id == known
     assert worker.execute(retry).succeeded
     assert reconcile_runs(worker) == []
-
-
-def expire_leases(engine: sa.Engine) -> None:
-    with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE etl.leases SET expires_at = clock_timestamp()")
-
-
-def status(worker: RunWorker, run_id: str) -> DagsterRunStatus:
-    run = worker.instance.get_run_by_id(run_id)
-    assert run is not None
-    return run.status
-
-
-def wait_until_blocked(engine: sa.Engine) -> None:
-    deadline = time.monotonic() + 20
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
-        while not connection.scalar(waiting):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
 
 
 def test_days_in_a_rush_are_rung_for_later_once(
