@@ -77,6 +77,18 @@ def test_days_of_a_cancelled_run_without_a_lease_are_held(worker: RunWorker, of_
     assert held_reasons(engine) == {f"run {of_event.run.run_id} was cancelled"}
 
 
+def test_cancelled_run_that_had_only_been_taken_holds_the_days_that_were_due(
+    worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings
+) -> None:
+    announce(engine, etl_settings, raw_data.add_import([{}]))
+    held = worker.take(submit(worker, "orders", "customers", "leads"))
+    assert held is not None
+    worker.instance.report_run_canceling(held.run)
+    expire_leases(engine)
+    reconcile_runs(worker)
+    assert held_reasons(engine) == {f"run {held.run.run_id} was cancelled"}
+
+
 def test_run_cancelled_in_the_queue_holds_nothing(
     worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings
 ) -> None:

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 
 from bridge import run_reconciler, tasks
 from bridge.broker import TASKS_STREAM, SafeJetStreamBroker
@@ -345,3 +345,26 @@ async def _ring_in_a_rush(worker: RunWorker, settings: BridgeSettings, monkeypat
         assert (await broker.js.stream_info(TASKS_STREAM)).state.messages == 1
     finally:
         await broker.shutdown()
+
+
+def test_run_that_cannot_be_buried_does_not_keep_the_others_waiting(
+    worker: RunWorker, raw_data: RawData, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw_data.add_import([{}])
+    cursed, other = submit(worker, "orders", day="2026-01-04"), submit(worker, "orders")
+    for run_id in (cursed, other):
+        assert worker.take(run_id) is not None
+    expire_leases(engine)
+    report = DagsterInstance.report_run_failed
+
+    def fail(self: DagsterInstance, run: DagsterRun, *arguments: str) -> DagsterEvent:
+        if run.run_id == cursed:
+            raise KeyError("a snapshot that nobody can read")
+        return report(self, run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DagsterInstance, "report_run_failed", fail)
+        assert len(reconcile_runs(worker)) == 1
+    assert [status(worker, run_id) for run_id in (cursed, other)] == [DagsterRunStatus.STARTING, DagsterRunStatus.FAILURE]
+    reconcile_runs(worker)
+    assert status(worker, cursed) is DagsterRunStatus.FAILURE
