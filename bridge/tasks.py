@@ -223,12 +223,13 @@ async def _ring(worker: RunWorker, rings: Sequence[Ring]) -> None:
     waiting = [ring for ring in rings if ring.task_name == EXECUTE_RUN]
     if not waiting:
         return
-    room = await asyncio.to_thread(count_unfinished, worker)
-    room.subtract(await broker.lane_depths())
-    rung: Counter[Lane] = Counter()
-    for ring in waiting:
-        if rung[ring.lane] < room[ring.lane] + SPARE_REMINDERS:
-            rung[ring.lane] += 1
+    unfinished = await asyncio.to_thread(count_unfinished, worker)
+    depths: Counter[Lane] = Counter()
+    for number, ring in enumerate(waiting):
+        if number % SPARE_REMINDERS == 0:  # 别的工人也许正补着
+            depths = await broker.lane_depths()
+        if depths[ring.lane] < unfinished[ring.lane] + SPARE_REMINDERS:
+            depths[ring.lane] += 1
             await broker.remind(ring.task_name, ring.lane, *ring.arguments)
 
 
