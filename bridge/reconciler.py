@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 
 import sqlalchemy as sa
@@ -36,18 +37,19 @@ class DueBell:
         self._broker = broker
         self._engine = engine
         self._settings = settings
-        self._is_crowded = False
+        self._crowded_until = 0.0
 
     async def ring(self, task_name: str, lane: Lane) -> None:
         """监听器收下一批事件。"""
-        if not self._is_crowded:
+        if time.monotonic() >= self._crowded_until:
             await self._broker.ring(task_name, lane)
 
     async def remind(self) -> None:
         """有能领的日子，消息却不比在做的运行多：门铃丢了。"""
         claimable, running = await asyncio.to_thread(self._look)
         surplus = (await self._broker.lane_depths())[_LANE] - running
-        self._is_crowded = surplus > CROWD
+        # 有期限：我们若再也看不成，监听器照样敲
+        self._crowded_until = time.monotonic() + 3 * INTERVAL_SECONDS if surplus > CROWD else 0.0
         if claimable and surplus < SPARE_REMINDERS:
             await self._broker.remind(MATERIALIZE_DUE, _LANE)
 

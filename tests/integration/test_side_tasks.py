@@ -80,8 +80,11 @@ async def test_task_goes_on_though_its_trouble_cannot_be_written_down(engine: sa
 
 async def test_task_that_was_told_to_stop_ends_without_a_word(engine: sa.Engine) -> None:
     stop = asyncio.Event()
-    task = asyncio.create_task(supervised("publish", lambda: asyncio.sleep(0, stop.set()), stop=stop))  # type: ignore[arg-type,func-returns-value]
-    await asyncio.wait_for(task, 10)
+
+    async def work() -> None:
+        stop.set()
+
+    await asyncio.wait_for(supervised("publish", work, stop=stop), 10)
     with engine.connect() as connection:
         assert recent_troubles(connection) == []
 
