@@ -36,6 +36,7 @@ from bridge.errors import BridgeError, UnknownLaneError, is_transient
 from bridge.jetstream import DeadLetterHeader, JetStreamConnection, header_text
 from bridge.pull import Puller
 from bridge.settings import LANES, BridgeSettings, Lane, get_bridge_settings
+from etl_assets.core.child_launcher import die_with
 from etl_assets.core.errors import PermanentError
 from etl_assets.core.log import RepeatedWarning, get_logger
 
@@ -379,6 +380,10 @@ class SafeReceiver(Receiver):
             "ack_type": AcknowledgeType.WHEN_SAVED,
         }
         super().__init__(broker, executor, **options)
+        # TaskIQ 的管理者被 kill -9 时，它的子进程不该拿着旧代码做下去
+        manager = multiprocessing.parent_process()
+        if manager is not None and manager.pid is not None and not die_with(manager.pid, signal.SIGTERM):
+            sys.exit("the process manager of this worker is gone")
 
     async def callback(self, message: bytes | AckableMessage, raise_err: bool = False) -> None:
         if not isinstance(message, TaskDelivery):
@@ -418,7 +423,7 @@ def _replace_process() -> None:
 
 
 async def serve(broker: SafeJetStreamBroker, *, slots: int = 1, grace_seconds: float = 30.0) -> None:
-    """在本进程里做 worker，不经 TaskIQ 的进程管理器（它被杀会留下孤儿）。
+    """在本进程里做 worker，不经 TaskIQ 的进程管理器。
 
     SIGTERM 或 SIGINT：不再取新任务，手里的做完；过了 grace_seconds 还没完的还回队列，立刻结束进程（线程停不下来）。
     启动我们的进程先死了（它的死讯也是 SIGTERM）就不久等：没有人再管我们。

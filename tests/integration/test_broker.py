@@ -546,6 +546,22 @@ async def test_stock_taskiq_worker_runs_tasks_with_the_safe_receiver(
     assert worker.lines() == ["start short", "end short"]
 
 
+async def test_worker_of_a_killed_taskiq_manager_finishes_its_task_and_ends(
+    client: SafeJetStreamBroker, settings: BridgeSettings, tmp_path: Path
+) -> None:
+    target = [f"{WORKER_PROGRAM.stem}:build_worker", "--app-dir", str(WORKER_PROGRAM.parent)]
+    command = ["-m", "taskiq", "worker", *target, "--workers", "1", "--receiver", "bridge.broker:SafeReceiver"]
+    await send(client, "nap", "one", 1.0)
+    with worker_process(tmp_path, settings, *command) as manager:
+        await eventually(manager.lines)
+        manager.process.kill()
+        await eventually(lambda: manager.lines() == ["start one", "end one"])
+        await send(client, "nap", "two", 0.0)
+        await waits_for(client, "bulk", 0)
+        assert manager.lines() == ["start one", "end one"]
+    assert await left_in_queue(client) == 1
+
+
 async def test_process_is_replaced_once_its_task_is_settled(client: SafeJetStreamBroker, settings: BridgeSettings, tmp_path: Path) -> None:
     """同样的命令从头再来，进程号不变；触发它的任务已经了结，不会再来一次。"""
     with worker_process(tmp_path, settings) as worker:
