@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import multiprocessing
 import os
 import random
 import signal
 import sys
+import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import ContextVar
@@ -35,6 +36,7 @@ from bridge.errors import BridgeError, UnknownLaneError, is_transient
 from bridge.jetstream import DeadLetterHeader, JetStreamConnection, header_text
 from bridge.pull import Puller
 from bridge.settings import LANES, BridgeSettings, Lane, get_bridge_settings
+from etl_assets.core.child_launcher import die_with
 from etl_assets.core.database_errors import fault_of, say_refused
 from etl_assets.core.errors import DatabaseRefusedError, PermanentError
 from etl_assets.core.log import RepeatedWarning, get_logger
@@ -51,7 +53,15 @@ DEFAULT_LANE: Lane = "bulk"
 RETRY_SECONDS = (1.0, 5.0, 30.0, 120.0)
 """第几次失败之后等多久；再往后都等最后一个。"""
 
+REMINDER_SECONDS = 10.0
+"""同一件事的提醒，这么久之内只存一次。"""
+SPARE_REMINDERS = 20
+"""车道上的消息比要做的事多出这么多条，就不再提醒：有几条也许正等着重试，人不必跟着等。"""
+ORPHAN_GRACE_SECONDS = 2.0
+"""启动我们的进程被杀了：手里的任务再做这么久，做不完就还。"""
+
 _not_settled = RepeatedWarning(logger, "task not settled, it will be delivered again")
+_cannot_give_back = RepeatedWarning(logger, "task not given back, it will be delivered again")
 
 _DAY = 86_400
 _MIB = 1 << 20
@@ -186,11 +196,27 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
 
     async def ring(self, task_name: str, lane: Lane, *arguments: str) -> None:
         """敲门铃：让某个 worker 执行 task_name；本进程不必认识这个任务。"""
+        await self._kick(AsyncKicker(task_name, self, {"lane": lane}), arguments)
+
+    async def remind(self, task_name: str, lane: Lane, *arguments: str) -> None:
+        """门铃也许丢了，再敲一次；几个进程同时想起同一件事，也只存一条。
+
+        编号里的时段让丢了的敲得响：流清空之后，NATS 照样记得清掉的编号。
+        """
+        purpose = ":".join((task_name, *arguments, str(int(time.time() // REMINDER_SECONDS))))
+        await self._kick(AsyncKicker(task_name, self, {"lane": lane}).with_task_id(purpose), arguments)
+
+    async def _kick(self, kicker: AsyncKicker[..., None], arguments: tuple[str, ...]) -> None:
         try:
-            kicker: AsyncKicker[..., None] = AsyncKicker(task_name, self, {"lane": lane})
             await kicker.kiq(*arguments)
         except SendTaskError as error:
             raise error.__cause__ or error from None
+
+    async def lane_depths(self) -> Counter[Lane]:
+        """每条车道上有几条消息，做着的也算。"""
+        prefix = f"{self.settings.own_name(TASKS_SUBJECT)}."
+        counts = await self.connection.subject_counts(self.settings.own_name(TASKS_STREAM), f"{prefix}>")
+        return Counter({lane: counts.get(prefix + lane, 0) for lane in LANES})
 
     # ---- 取任务 ----------------------------------------------------------------
 
@@ -277,9 +303,10 @@ class Delivery:
         """任务结束后：确认、隔一会儿再来、或进死信；做不到就留给 ack_wait 之后的重投。"""
         try:
             await self._settle(self.error)
-        except BridgeError as error:
+        except Exception as error:  # noqa: BLE001  # TaskIQ 不看这件活的结局：什么错都要在这里说出来
             _not_settled.say(type(error).__name__, task=self.task, error=header_text(error))
-        self.broker.held.discard(self)
+        finally:
+            self.broker.held.discard(self)
 
     async def _settle(self, error: BaseException | None) -> None:
         if error is None and not self.executed:
@@ -312,10 +339,13 @@ class Delivery:
 
     async def give_back(self) -> None:
         """没有执行，或没做完：让别的 worker 现在就拿去。"""
-        with contextlib.suppress(BridgeError):
+        try:
             await self._forgive()
             await self._connection.postpone(self.message, 0)
-        self.broker.held.discard(self)
+        except Exception as error:  # noqa: BLE001  # 没有人看这件活的结局；还不了的 ack_wait 之后会重投
+            _cannot_give_back.say(type(error).__name__, task=self.task, error=header_text(error))
+        finally:
+            self.broker.held.discard(self)
 
     async def _bury(self, reason: str) -> None:
         await self._connection.bury(
@@ -360,6 +390,10 @@ class SafeReceiver(Receiver):
             "ack_type": AcknowledgeType.WHEN_SAVED,
         }
         super().__init__(broker, executor, **options)
+        # TaskIQ 的管理者被 kill -9 时，它的子进程不该拿着旧代码做下去
+        manager = multiprocessing.parent_process()
+        if manager is not None and manager.pid is not None and not die_with(manager.pid, signal.SIGTERM):
+            sys.exit("the process manager of this worker is gone")
 
     async def listen(self, finish_event: asyncio.Event) -> None:
         if isinstance(self.broker, SafeJetStreamBroker):
@@ -404,14 +438,22 @@ def _replace_process() -> None:
 
 
 async def serve(broker: SafeJetStreamBroker, *, slots: int = 1, grace_seconds: float = 30.0) -> None:
-    """在本进程里做 worker，不经 TaskIQ 的进程管理器（它被杀会留下孤儿）。
+    """在本进程里做 worker，不经 TaskIQ 的进程管理器。
 
     SIGTERM 或 SIGINT：不再取新任务，手里的做完；过了 grace_seconds 还没完的还回队列，立刻结束进程（线程停不下来）。
+    启动我们的进程先死了（它的死讯也是 SIGTERM）就不久等：没有人再管我们。
     """
     stop = asyncio.Event()
+    parent = os.getppid()
+
+    def stop_working() -> None:
+        if os.getppid() != parent:
+            receiver.wait_tasks_timeout = min(grace_seconds, ORPHAN_GRACE_SECONDS)
+        stop.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop_working)
     broker.is_worker_process = True
     # 线程数等于空位数：同步任务不会取到手了还排队
     pool = ThreadPoolExecutor(slots, thread_name_prefix="task")

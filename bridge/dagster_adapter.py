@@ -308,12 +308,18 @@ def report_starting(instance: DagsterInstance, run: DagsterRun) -> DagsterRun:
     return run.with_status(DagsterRunStatus.STARTING)
 
 
-def unfinished_runs(instance: DagsterInstance, *, tag: str, quiet_seconds: float) -> list[DagsterRun]:
-    """有这个标签、已提交而没有结束的运行；这几秒里还有动静的不算。"""
+def unfinished_runs(instance: DagsterInstance, *, tag: str, quiet_seconds: float = 0.0) -> list[DagsterRun]:
+    """有这个标签、已提交而没有结束的运行，先建的在前；这几秒里还有动静的不算。"""
     statuses = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
-    before = datetime.now(UTC) - timedelta(seconds=quiet_seconds)
+    before = datetime.now(UTC) - timedelta(seconds=quiet_seconds) if quiet_seconds else None
     runs = instance.get_runs(RunsFilter(statuses=statuses, updated_before=before))
-    return [run for run in runs if tag in run.tags]
+    return [run for run in reversed(runs) if tag in run.tags]
+
+
+def has_begun(instance: DagsterInstance, run_id: str) -> bool:
+    """开始做过这个运行没有。"""
+    record = instance.get_run_record_by_id(run_id)
+    return record is not None and record.start_time is not None
 
 
 def _finished_assets(instance: DagsterInstance, run_id: str) -> frozenset[AssetKey]:

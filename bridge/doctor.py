@@ -29,6 +29,7 @@ from etl_assets.migrations.upgrade import MINIMUM_SERVER_VERSION, missing_migrat
 from etl_assets.services import health, reports
 from etl_assets.services.readiness import assert_usable, assert_writable
 from etl_assets.services.table_checks import CHECKS, count_violations
+from etl_assets.services.troubles import recent_troubles
 
 State = Literal["ok", "warning", "error"]
 _FULL = 0.8
@@ -57,6 +58,7 @@ def examine(engine: sa.Engine, settings: EtlSettings, bridge_settings: BridgeSet
         yield _dagster_home()
         if schema.state != "error":
             yield from _attempts("ledger", lambda: _ledger(engine, settings))
+            yield from _attempts("side tasks", lambda: _side_tasks(engine))
             yield from _attempts("table checks", lambda: _tables(engine, settings))
     if nats.state != "error":
         yield from _attempts("queues", lambda: asyncio.run(_queues(bridge_settings)))
@@ -152,6 +154,18 @@ def _ledger(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:
             yield Finding(check, "error", f"{found.rows:,} {problem} ({found.first} to {found.last}): {remedy}")
     if not (held or silent or unasked or nowhere):
         yield Finding("ledger", "ok", "every raw row is accounted for")
+
+
+def _side_tasks(engine: sa.Engine) -> Iterator[Finding]:
+    """进程旁边的活（对账、补发……）最近一小时里无故结束过没有。"""
+    with engine.connect() as connection:
+        found = recent_troubles(connection)
+    for trouble in found:
+        says = f"'{trouble['task']}' of {trouble['process']} ended {trouble['times']} times, the last at {trouble['last_at']:%H:%M:%S %Z}"
+        remedy = "it was started again; if it goes on, look into the log of that process and report it"
+        yield Finding("side tasks", "error", f"{says} ({trouble['message']}): {remedy}")
+    if not found:
+        yield Finding("side tasks", "ok", "none has ended in the last hour")
 
 
 def _tables(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-from etl_assets.core.database_errors import fault_of
-from etl_assets.core.errors import EtlError, PermanentError, SettingsError, TransientError
+from etl_assets.core.database_errors import fault_of, say_refused
+from etl_assets.core.errors import DatabaseRefusedError, EtlError, PermanentError, SettingsError, TransientError
+from etl_assets.core.log import RepeatedWarning
 
 
 class BridgeError(EtlError):
@@ -136,6 +137,16 @@ def _place_in_package(module: str, error: BaseException) -> str:
 
 OF_INSTALLATION = SettingsError | NatsRefusedError | StreamMissingError | StreamConflictError | CodeLocationError
 """装错了、设错了：命令遇到就结束，但不是哪个事件、任务、日子的错。"""
+
+
+def tolerate(error: Exception, warning: RepeatedWarning, **fields: object) -> None:
+    """在旁边反复做的活失败了：不是自己的错就说一声、下次再来；别的错原样抛出，由看管它的记下。"""
+    if isinstance(fault := fault_of(error), DatabaseRefusedError):
+        say_refused(fault)
+    elif is_transient(error):
+        warning.say(type(error).__name__, error=str(error), **fields)
+    else:
+        raise error
 
 
 def is_transient(error: BaseException) -> bool:

@@ -88,6 +88,7 @@ class JetStreamConnection:
         self._opening = False
         self._cause: Exception | None = None
         self._trouble = RepeatedWarning(logger, "nats trouble")
+        self._cannot_beat = RepeatedWarning(logger, "cannot tell NATS that the work goes on")
         self._usable = asyncio.Event()
         self._on_disconnect: list[Callable[[], None]] = []
 
@@ -232,6 +233,14 @@ class JetStreamConnection:
             except nats.js.errors.NotFoundError:
                 return None
 
+    async def subject_counts(self, stream: str, subjects: str) -> dict[str, int]:
+        """流里这些主题（可含通配符）各有几条，做着的也算；没有这个流就是空的。"""
+        with self._managing(stream):
+            try:
+                return (await self.context.stream_info(stream, subjects_filter=subjects)).state.subjects or {}
+            except nats.js.errors.NotFoundError:
+                return {}
+
     async def stored_at(self, stream: str, sequence: int) -> datetime | None:
         """流存下这一条的时刻；已经不在了就是 None。"""
         with self._managing(stream):
@@ -341,9 +350,11 @@ class JetStreamConnection:
     async def _beat(self, messages: Sequence[Msg], interval_seconds: float) -> None:
         while True:
             await asyncio.sleep(interval_seconds)
-            with contextlib.suppress(nats.errors.Error):
+            try:
                 for message in messages:
                     await self.client.publish(message.reply, Msg.Ack.Progress)
+            except Exception as error:  # noqa: BLE001  # 报平安的死了，长任务就会做两遍：什么错都不能让它停
+                self._cannot_beat.say(type(error).__name__, error=header_text(error))
 
     # ---- 死信 -------------------------------------------------------------------
 

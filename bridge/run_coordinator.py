@@ -19,8 +19,7 @@ class TaskQueueRunCoordinator(QueuesRuns, RunCoordinator[Any]):
     """没有第二个队列，也没有轮询。"""
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
-        run = context.dagster_run
-        self.tag(self._instance, run)
+        run = self.tag(self._instance, context.dagster_run)
         enqueue(self._instance, run)
         self.ring(run)
         return self._instance.get_run_by_id(run.run_id) or run

@@ -21,8 +21,7 @@ class WarmRunLauncher(QueuesRuns, RunLauncher[Any]):
 
     def launch_run(self, context: LaunchRunContext) -> None:
         """不经协调者直接启动的运行：也进队列。"""
-        self.tag(self._instance, context.dagster_run)
-        self.ring(context.dagster_run)
+        self.ring(self.tag(self._instance, context.dagster_run))
 
     def terminate(self, run_id: str) -> bool:
         """取消：没人做的当场取消，正在做的由它的工人停下。

@@ -8,7 +8,7 @@ from dagster import DagsterInstance, DagsterRun
 
 from bridge.dagster_internals import ConfigurableClass, ConfigurableClassData
 from bridge.doorbell import Doorbell
-from bridge.run_lanes import LANE_TAG, lane_of
+from bridge.run_lanes import lane_of, submission_tags
 
 
 class QueuesRuns(ConfigurableClass):
@@ -31,9 +31,11 @@ class QueuesRuns(ConfigurableClass):
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> Self:
         return cls(inst_data=inst_data, **config_value)
 
-    def tag(self, instance: DagsterInstance, run: DagsterRun) -> None:
-        """写下车道：经队列执行的运行都带着它。"""
-        instance.add_run_tags(run.run_id, {LANE_TAG: lane_of(run)})
+    def tag(self, instance: DagsterInstance, run: DagsterRun) -> DagsterRun:
+        """写下车道：经队列执行的运行都带着它。返回写了标签的运行。"""
+        tags = submission_tags(instance, run)
+        instance.add_run_tags(run.run_id, tags)
+        return run.with_tags({**run.tags, **tags})
 
     def ring(self, run: DagsterRun) -> None:
         """让一个工人执行这个运行。"""

@@ -7,7 +7,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 from uuid import uuid4
@@ -16,9 +17,9 @@ import sqlalchemy as sa
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
 from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
-from bridge.dagster_adapter import CodeLocation, RunResult, flush_events, open_instance, report_starting, scope_of
+from bridge.dagster_adapter import CodeLocation, RunResult, RunScope, flush_events, open_instance, report_starting, scope_of
 from bridge.errors import OF_INSTALLATION, CodeLocationError, is_transient
-from bridge.run_lanes import LANE_TAG
+from bridge.run_lanes import EVENT, LANE_TAG, TRIGGER_TAG
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_errors import fault_of, kind_named, say_refused, translated_errors
@@ -41,9 +42,7 @@ _INSIST_SECONDS = 1.0
 _ATTEMPTS = 5
 
 _cannot_record = RepeatedWarning(logger, "cannot record how the run ended, trying again")
-
-TRIGGER_TAG = "etl/trigger"
-EVENT = "event"
+_cannot_extend = RepeatedWarning(logger, "cannot extend the lease")
 
 
 @dataclass(frozen=True)
@@ -126,15 +125,16 @@ class RunWorker:
             "etl/event_id": ",".join(str(event.event_id) for event in events),
             "etl/stream_sequence": ",".join(str(event.stream_sequence) for event in events if event.stream_sequence),
         }
-        run = self.location.create_run(
-            self.instance,
-            job_name=JOB_NAME,
-            run_id=claim.lease.run_id,
-            assets=claim.assets,
-            days=claim.days,
-            tags={TRIGGER_TAG: EVENT, LANE_TAG: "event", **{name: value for name, value in asked_by.items() if value}},
-            retry_of=claim.retry_of,
-        )
+        with self._extending(claim.lease):
+            run = self.location.create_run(
+                self.instance,
+                job_name=JOB_NAME,
+                run_id=claim.lease.run_id,
+                assets=claim.assets,
+                days=claim.days,
+                tags={TRIGGER_TAG: EVENT, LANE_TAG: "event", **{name: value for name, value in asked_by.items() if value}},
+                retry_of=claim.retry_of,
+            )
         return HeldRun(run=run, lease=claim.lease, assets=claim.assets, days=claim.days)
 
     def take(self, run_id: str) -> HeldRun | None:
@@ -152,6 +152,10 @@ class RunWorker:
             )
         if lease is None:
             return None
+        with self._extending(lease):
+            return self._begin(run_id, lease, scope)
+
+    def _begin(self, run_id: str, lease: Lease, scope: RunScope) -> HeldRun | None:
         run = self.instance.get_run_by_id(run_id)
         if run is None or run.status not in (DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING):
             if run is not None and run.status is DagsterRunStatus.CANCELING:
@@ -159,6 +163,24 @@ class RunWorker:
             self._release(lease)
             return None
         return HeldRun(run=report_starting(self.instance, run), lease=lease, assets=scope.assets, days=scope.days)
+
+    @contextmanager
+    def _extending(self, lease: Lease) -> Iterator[None]:
+        """期间照样续租：Dagster 的表被锁住（建索引、迁移）时，写一个事件就要等很久。"""
+        over = threading.Event()
+
+        def extend() -> None:
+            while not over.wait(self.lease_seconds / 3):
+                try:
+                    self.heartbeat(lease)
+                except Exception as error:  # noqa: BLE001  # 下一次再续；租约真没了，栅栏挡得住
+                    _cannot_extend.say(type(error).__name__, run_id=lease.run_id, error=str(error))
+
+        threading.Thread(target=extend, name="extend-lease", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     # ---- 执行 -------------------------------------------------------------------
 
@@ -178,13 +200,15 @@ class RunWorker:
         self._insist(lambda: self._finish(held, result))
         return result
 
-    def heartbeat(self, held: HeldRun) -> LeaseState:
-        """续租；看有没有人要取消；到此为止的日志写给网页看。"""
+    def heartbeat(self, lease: Lease) -> LeaseState:
+        """续租；看有没有人要取消。不碰 Dagster 的表：那里的锁与故障不关租约的事。"""
         with translated_errors(), self.engine.begin() as connection:
-            state = leases.extend_lease(connection, held.lease, lease_seconds=self.lease_seconds)
+            return leases.extend_lease(connection, lease, lease_seconds=self.lease_seconds)
+
+    def flush_events(self) -> None:
+        """到此为止的日志写给网页看；可能要等锁，等多久不一定。"""
         with translated_errors():
             flush_events(self.instance)
-        return state
 
     def note_cancel(self, held: HeldRun) -> None:
         """取消的请求可能正赶上我们标 STARTED，被盖掉了：补上，Dagster 才以 CANCELED 收场。"""
@@ -253,8 +277,7 @@ class RunWorker:
             if held.days is None or not held.assets or (result is not None and result.succeeded):
                 return state
             if state is LeaseState.CANCEL_REQUESTED:
-                reason = f"run {held.run.run_id} was cancelled"
-                ledger.hold_days(connection, self.settings.target_schema, held.assets, held.days, reason=reason)
+                hold_cancelled_days(connection, self.settings.target_schema, held.assets, held.days, run_id=held.run.run_id)
             elif state is LeaseState.HELD and result is not None:
                 self._record_failure(connection, held.assets, held.days, held.run.run_id, result)
         return state
@@ -274,6 +297,11 @@ class RunWorker:
         target = self.settings.target_schema
         record_failed_run(connection, target, days, asset=asset, run_id=run_id, error=result.error)
         ledger.record_failure(connection, target, assets, days, reason=result.error, kind=_failure_of(_kind_of(result)), run_id=run_id)
+
+
+def hold_cancelled_days(connection: sa.Connection, target: str, assets: tuple[str, ...], days: DayRange, *, run_id: str) -> None:
+    """有人取消了做它们的运行：没做成的搁置，直到有新的要求。"""
+    ledger.hold_days(connection, target, assets, days, reason=f"run {run_id} was cancelled")
 
 
 def record_failed_run(connection: sa.Connection, target: str, days: DayRange, *, asset: str, run_id: str, error: str) -> None:

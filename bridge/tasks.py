@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from taskiq import TaskiqEvents, TaskiqState
 
-from bridge.broker import SafeJetStreamBroker
+from bridge.broker import SPARE_REMINDERS, SafeJetStreamBroker
 from bridge.dagster_adapter import RunResult
-from bridge.errors import BridgeError
+from bridge.errors import tolerate
 from bridge.outbox_publisher import publish_outbox
-from bridge.run_reconciler import INTERVAL_SECONDS, reconcile_runs
+from bridge.run_reconciler import INTERVAL_SECONDS, Ring, count_unfinished, reconcile_runs
 from bridge.run_worker import HeldRun, RunWorker
+from bridge.settings import Lane
+from bridge.side_tasks import start_beside
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
-from etl_assets.core.database_errors import fault_of, say_refused
-from etl_assets.core.errors import DatabaseRefusedError, TransientError
+from etl_assets.core.database_errors import fault_of
+from etl_assets.core.errors import PermanentError
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.services.leases import RUSH_QUIET_SECONDS, LeaseState
 
@@ -31,9 +36,13 @@ _LAST_WORDS_SECONDS = 2.0
 """退出之前，发布最后的完成事件最多这么久。"""
 
 _LOAD_AGAIN_SECONDS = 2.0
+_ABANDON_SECONDS = 10.0
+"""停不下来的运行，收回租约、标成取消最多等这么久；之后由收尾的工人来。"""
 
 _cannot_load = RepeatedWarning(logger, "cannot start, waiting for the database")
 _cannot_extend = RepeatedWarning(logger, "cannot extend the lease")
+_cannot_write_events = RepeatedWarning(logger, "cannot write the events of the run now")
+_cannot_interrupt = RepeatedWarning(logger, "cannot interrupt the run now")
 _cannot_publish = RepeatedWarning(logger, "completion events cannot be published now")
 _cannot_look = RepeatedWarning(logger, "cannot look after runs now")
 
@@ -47,9 +56,9 @@ async def load_worker(state: TaskiqState) -> None:
     if loaded is None:
         return
     state.run_worker = loaded
-    state.reconciling = asyncio.create_task(_reconcile(state.run_worker))
+    state.reconciling = start_beside("look after runs", lambda: _reconcile(state.run_worker))
     state.unpublished = asyncio.Event()
-    state.publishing = asyncio.create_task(_publish(state.run_worker, state.unpublished))
+    state.publishing = start_beside("publish completion events", lambda: _publish(state.run_worker, state.unpublished))
     state.ringing_later = None
 
 
@@ -58,14 +67,10 @@ async def _load_patiently() -> RunWorker | None:
     while not broker.stopping.is_set():
         try:
             return await asyncio.to_thread(RunWorker.load, broker.settings)
-        except Exception as error:
-            fault = fault_of(error)
-            if not isinstance(fault, TransientError):
+        except Exception as error:  # 不是服务器不在的，原样抛出
+            if isinstance(fault_of(error), PermanentError):  # 代码载入不了、设置不对
                 raise
-            if isinstance(fault, DatabaseRefusedError):
-                say_refused(fault)
-            else:
-                _cannot_load.say(type(fault).__name__, error=str(fault))
+            tolerate(error, _cannot_load)
         with suppress(TimeoutError):
             await asyncio.wait_for(broker.stopping.wait(), _LOAD_AGAIN_SECONDS)
     return None
@@ -127,7 +132,7 @@ async def _execute(worker: RunWorker, held: HeldRun) -> None:
     else:
         grace_seconds = broker.settings.cancel_grace_seconds
         logger.error("the run does not stop, replacing the process", run_id=held.run.run_id)
-        await asyncio.to_thread(worker.abandon, held, grace_seconds=grace_seconds)
+        await _abandon(worker, held, grace_seconds)
         broker.replace_process_once_settled()
     broker.state.unpublished.set()
 
@@ -139,30 +144,66 @@ async def _publish(worker: RunWorker, unpublished: asyncio.Event) -> None:
         unpublished.clear()
         try:
             await publish_outbox(worker.engine, broker.connection)
-        except Exception as error:  # noqa: BLE001  # NATS 或数据库不在
-            _cannot_publish.say(type(error).__name__, error=str(error))
+        except Exception as error:  # noqa: BLE001  # 不是服务器不在的，原样抛出
+            tolerate(error, _cannot_publish)
 
 
 async def _guard(worker: RunWorker, held: HeldRun) -> None:
     """执行期间续租；有人取消、或租约没了，就让它停下。宽限过了还没停才返回。
 
-    租约没了的再做也提交不了，别的工人已经接手。
+    租约没了的再做也提交不了，别的工人已经接手。写 Dagster 的表都在旁边：那里的锁与故障不耽误续租，也不耽误停下。
     """
+    flushing = _Aside(worker.flush_events)
     state = LeaseState.HELD
     while state is LeaseState.HELD:
         await asyncio.sleep(HEARTBEAT_SECONDS)
         try:
-            state = await asyncio.to_thread(worker.heartbeat, held)
+            state = await asyncio.to_thread(worker.heartbeat, held.lease)
         except Exception as error:  # noqa: BLE001  # 续不了租不是停下运行的理由；租约真没了，栅栏挡得住
             _cannot_extend.say(held.run.run_id, run_id=held.run.run_id, error=str(error))
-    if state is LeaseState.CANCEL_REQUESTED:
-        await asyncio.to_thread(worker.note_cancel, held)
-    else:
+        flushing.start()
+    noting = _Aside(lambda: worker.note_cancel(held))
+    if state is LeaseState.LOST:
         logger.warning("the lease has gone to another worker", run_id=held.run.run_id)
     deadline = time.monotonic() + broker.settings.cancel_grace_seconds
     while time.monotonic() < deadline:
-        await asyncio.to_thread(held.interruption.request)
+        if state is LeaseState.CANCEL_REQUESTED and not noting.succeeded:
+            noting.start()
+        try:
+            await asyncio.to_thread(held.interruption.request)
+        except Exception as error:  # noqa: BLE001  # 数据库不在也照样等它停下
+            _cannot_interrupt.say(type(error).__name__, run_id=held.run.run_id, error=str(error))
         await asyncio.sleep(_CANCEL_SECONDS)
+
+
+class _Aside:
+    """要等多久说不准的一件事，在自己的线程里做：至多一个在做，没有人等它，做不成的说一声、下次再来。"""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        self.succeeded = False
+        self._do = do
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="aside", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._do()
+            self.succeeded = True
+        except Exception as error:  # noqa: BLE001  # Dagster 的存储不在时抛什么都有可能
+            _cannot_write_events.say(type(error).__name__, error=str(error))
+
+
+async def _abandon(worker: RunWorker, held: HeldRun, grace_seconds: float) -> None:
+    """进程无论如何都要换掉：收不回的租约会过期，标不成的由收尾的工人来标。"""
+    try:
+        async with asyncio.timeout(_ABANDON_SECONDS):
+            await asyncio.to_thread(worker.abandon, held, grace_seconds=grace_seconds)
+    except Exception:
+        logger.exception("cannot abandon the run, another worker will bury it", run_id=held.run.run_id)
 
 
 def _ring_later() -> None:
@@ -175,7 +216,7 @@ async def _ring_after(delay_seconds: float) -> None:
     await asyncio.sleep(delay_seconds)
     try:
         await broker.ring(MATERIALIZE_DUE, "event")
-    except BridgeError as error:
+    except Exception as error:  # noqa: BLE001  # 没有人看这件活的结局；敲不响的由对账者再敲
         logger.warning("cannot ring now", task=MATERIALIZE_DUE, error=str(error))
 
 
@@ -192,14 +233,30 @@ async def _reconcile(worker: RunWorker) -> None:
                 await asyncio.to_thread(worker.check_database)
                 was_away = False
                 continue
-            for ring in await asyncio.to_thread(reconcile_runs, worker):
-                await broker.ring(ring.task_name, ring.lane, *ring.arguments)
-        except Exception as error:  # noqa: BLE001  # Dagster 的存储不在时抛什么都有可能
+            await _ring(worker, await asyncio.to_thread(reconcile_runs, worker))
+        except Exception as error:  # noqa: BLE001  # 不是服务器不在的，原样抛出
             was_away = True
-            if isinstance(fault := fault_of(error), DatabaseRefusedError):
-                say_refused(fault)
-                continue
-            _cannot_look.say(type(error).__name__, error=str(error))
+            tolerate(error, _cannot_look)
+
+
+async def _ring(worker: RunWorker, rings: Sequence[Ring]) -> None:
+    """等着的运行多半有它的门铃：车道上的消息比没结束的运行少了，才从等得最久的补起。
+
+    谁的丢了看不出来，补给了有的，队伍走起来又会少；没有人取的车道上，消息也就不会越积越多。
+    """
+    if any(ring.task_name == MATERIALIZE_DUE for ring in rings):
+        await broker.ring(MATERIALIZE_DUE, "event")
+    waiting = [ring for ring in rings if ring.task_name == EXECUTE_RUN]
+    if not waiting:
+        return
+    unfinished = await asyncio.to_thread(count_unfinished, worker)
+    depths: Counter[Lane] = Counter()
+    for number, ring in enumerate(waiting):
+        if number % SPARE_REMINDERS == 0:  # 别的工人也许正补着
+            depths = await broker.lane_depths()
+        if depths[ring.lane] < unfinished[ring.lane] + SPARE_REMINDERS:
+            depths[ring.lane] += 1
+            await broker.remind(ring.task_name, ring.lane, *ring.arguments)
 
 
 def _log(held: HeldRun, result: RunResult) -> None:

@@ -13,6 +13,7 @@ import click
 
 from bridge.cli.options import with_stack
 from bridge.settings import LANES, get_bridge_settings
+from etl_assets.core.child_process import with_launcher
 from etl_assets.core.log import configure_logging, get_logger
 
 logger = get_logger(__name__)
@@ -106,14 +107,16 @@ class _WorkerProcess:
 
     def _start(self) -> None:
         self._started_at = time.monotonic()
-        self.process = subprocess.Popen([sys.executable, "-P", "-m", "bridge.cli.main", "worker"])
+        # 管理者被 kill -9 时内核给它 SIGTERM：还了手里的任务就走，不会拿着旧代码做下去
+        command = [sys.executable, "-P", "-m", "bridge.cli.main", "worker"]
+        self.process = subprocess.Popen(with_launcher(command, death_signal=signal.SIGTERM))
 
 
 async def _listen() -> None:
     from bridge.broker import SafeJetStreamBroker
     from bridge.handlers import HANDLERS
     from bridge.listener import Listener
-    from bridge.reconciler import reconcile
+    from bridge.reconciler import DueBell, reconcile
     from etl_assets.core.database_sync import get_engine
     from etl_assets.core.settings import get_settings
 
@@ -124,9 +127,11 @@ async def _listen() -> None:
     settings = get_bridge_settings()
     broker = SafeJetStreamBroker(settings)
     await broker.startup()
+    bell = DueBell(broker, get_engine(), get_settings())
+    reconciling = asyncio.create_task(reconcile(stop, bell=bell, broker=broker, engine=get_engine()))
     try:
-        reconciling = asyncio.create_task(reconcile(stop, broker=broker, engine=get_engine(), settings=get_settings()))
-        await Listener(settings, handlers=HANDLERS, ring=broker.ring).run(stop)
+        await Listener(settings, handlers=HANDLERS, ring=bell.ring).run(stop)
         await reconciling
     finally:
+        reconciling.cancel()
         await broker.shutdown()

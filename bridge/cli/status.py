@@ -17,7 +17,7 @@ from etl_assets.core.log import redact
 
 _WATCH_SECONDS = 2.0
 EXIT_UNREADABLE = 2
-_TABLES = ("ledger", "held", "running", "queues", "rejected")
+_TABLES = ("ledger", "held", "running", "queues", "rejected", "troubles")
 
 
 @click.command("status")
@@ -25,7 +25,7 @@ _TABLES = ("ledger", "held", "running", "queues", "rejected")
 @click.option("--watch", is_flag=True, help="Print again every two seconds until Ctrl-C.")
 @with_stack
 def status_command(as_json: bool, watch: bool) -> None:
-    """Show the ledger, running runs, queue depth per lane, dead letters and rejected rows."""
+    """Show the ledger, running runs, queue depth per lane, dead letters, rejected rows and troubles of the last hour."""
     while True:
         report = _collect()
         if watch and not as_json:
@@ -46,6 +46,7 @@ def _collect() -> dict[str, Any]:
     from etl_assets.core.database_sync import get_engine
     from etl_assets.core.settings import get_settings
     from etl_assets.services import readiness, reports
+    from etl_assets.services.troubles import recent_troubles
 
     settings = get_settings()
     report: dict[str, Any] = dict.fromkeys(("database", *_TABLES, "unpublished_events"))
@@ -57,6 +58,7 @@ def _collect() -> dict[str, Any]:
                 "running": [dict(row) for row in reports.running_leases(connection, settings)],
                 "rejected": [dict(row) for row in reports.rejected_by_rule(connection, settings)],
                 "unpublished_events": reports.unpublished_events(connection),
+                "troubles": [dict(row) for row in recent_troubles(connection)],
             }
             readiness.assert_usable(connection, settings.target_schema)
     except (DatabaseUnavailableError, DatabaseRefusedError) as error:

@@ -20,10 +20,15 @@ def main(parent_pid: int, death_signal: int, account: str, program: list[str]) -
         os.setgid(int(gid))
         os.setuid(int(uid))
     # 换账户会清掉这个约定，所以排在其后
+    if die_with(parent_pid, death_signal):
+        os.execv(program[0], program)  # noqa: S606 这正是要做的事：不经过 shell
+
+
+def die_with(parent_pid: int, death_signal: int) -> bool:
+    """约定本进程随父进程死；父进程在约定之前就死了、信号不会再来，是 False。"""
     if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, death_signal) != 0:
         sys.exit("cannot ask the kernel for a signal at the parent's death")
-    if os.getppid() == parent_pid:  # 否则父进程在约定之前就死了，信号不会再来
-        os.execv(program[0], program)  # noqa: S606 这正是要做的事：不经过 shell
+    return os.getppid() == parent_pid
 
 
 if __name__ == "__main__":

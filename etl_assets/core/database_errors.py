@@ -15,12 +15,12 @@ import psycopg.errors
 import sqlalchemy as sa
 
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, EtlError, PermanentError, TransientError
-from etl_assets.core.log import RepeatedError, get_logger
+from etl_assets.core.log import RepeatedWarning, get_logger
 
 DATABASE_ERRORS = (sa.exc.DBAPIError, sa.exc.TimeoutError, psycopg.Error)
 """没有人翻译过的：SQLAlchemy 的、它的连接池的、驱动的。"""
 
-_refused = RepeatedError(get_logger(__name__), "the database refuses, waiting")
+_refused = RepeatedWarning(get_logger(__name__), "the database refuses, waiting", level="error")
 
 
 @dataclass(frozen=True)

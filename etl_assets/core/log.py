@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -72,11 +72,11 @@ class RepeatedWarning:
     """故障期间一再重复的一句话：头一回立刻说，以后一分钟一回，附上期间没说的几回。"""
 
     SECONDS = 60.0
-    LEVEL = logging.WARNING
 
-    def __init__(self, logger: structlog.stdlib.BoundLogger, message: str) -> None:
+    def __init__(self, logger: structlog.stdlib.BoundLogger, message: str, *, level: Literal["warning", "error"] = "warning") -> None:
         self._logger = logger
         self._message = message
+        self._level = level
         self._said: dict[str, float] = {}
         self._unsaid: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -90,13 +90,7 @@ class RepeatedWarning:
                 return
             self._said[kind] = now
             unsaid = self._unsaid.pop(kind, 0)
-        self._logger.log(self.LEVEL, self._message, **fields, **({"repeated": unsaid} if unsaid else {}))
-
-
-class RepeatedError(RepeatedWarning):
-    """要人来改的，说的次数一样。"""
-
-    LEVEL = logging.ERROR
+        getattr(self._logger, self._level)(self._message, **fields, **({"repeated": unsaid} if unsaid else {}))
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

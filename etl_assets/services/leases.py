@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -164,12 +165,13 @@ def assert_lease_held(connection: sa.Connection) -> None:
         raise LeaseLostError(lease.run_id)
 
 
-def read_expired_leases(connection: sa.Connection, target: str) -> list[str]:
-    """过期的租约的 run_id：持有者已死或被隔离，它们的运行不会再提交，租约也续不回来。
+def read_expired_leases(connection: sa.Connection, target: str) -> Sequence[sa.Row[tuple[str, bool]]]:
+    """过期的租约的 run_id 与 is_cancelled：持有者已死或被隔离，它们的运行不会再提交，租约也续不回来。
 
     它们的日子还占着，直到有人收了尾、删去租约：重来的运行才知道自己接着谁。
     """
-    return list(connection.scalars(sa.select(leases.c.run_id).where(leases.c.target == target, _is_expired())))
+    is_cancelled = leases.c.cancel_requested_at.is_not(None).label("is_cancelled")
+    return connection.execute(sa.select(leases.c.run_id, is_cancelled).where(leases.c.target == target, _is_expired())).all()
 
 
 def delete_expired_lease(connection: sa.Connection, run_id: str) -> None:

@@ -116,6 +116,7 @@ def test_run_of_an_event_is_run_again_from_its_page(ui: DagsterUi, query: Query,
     assert ui.wait(first)["tags"]["etl/trigger"] == "event"
     run = ui.wait(ui.reexecute(first, "ALL_STEPS"))
     assert (run["status"], run["parentRunId"]) == ("SUCCESS", first)
+    assert (run["tags"]["etl/lane"], run["tags"]["etl/trigger"]) == ("interactive", "person")
     one = ui.wait(ui.launch(["customers"], day="1999-05-05"))
     assert (one["status"], [made["assetKey"]["path"] for made in one["assetMaterializations"]]) == ("SUCCESS", [["customers"]])
 

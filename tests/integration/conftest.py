@@ -1,4 +1,4 @@
-"""集成测试共用的真服务器：nats-server。"""
+"""集成测试共用的：真的 nats-server，载入了代码的工人。"""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from dagster import DagsterInstance
+
+from bridge.code_location import CODE_MODULE, LOCATION_NAME
+from bridge.dagster_adapter import CodeLocation
+from bridge.run_worker import RunWorker
+from etl_assets.core.settings import EtlSettings
 
 PASSWORD = "s3cret"
 
@@ -66,3 +73,19 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def location() -> CodeLocation:
+    return CodeLocation(module=CODE_MODULE, attribute="defs", location_name=LOCATION_NAME)
+
+
+@pytest.fixture
+def worker(
+    location: CodeLocation, engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RunWorker]:
+    """一个工人：代码位置、Dagster 实例（SQLite）、引擎。"""
+    monkeypatch.setattr("etl_assets.resources.get_engine", lambda: engine)
+    monkeypatch.setattr("etl_assets.resources.get_settings", lambda: etl_settings)
+    with DagsterInstance.local_temp(str(tmp_path)) as instance:
+        yield RunWorker(instance=instance, location=location, engine=engine, settings=etl_settings, lease_seconds=30)

@@ -31,6 +31,7 @@ from bridge import broker as broker_module
 from bridge.broker import SafeJetStreamBroker, SafeReceiver
 from bridge.errors import BridgeError, StreamMissingError, UnknownLaneError
 from bridge.settings import BridgeSettings, Lane
+from etl_assets.core.child_process import identify
 from etl_assets.core.errors import DatabaseRefusedError, PermanentError, SettingsError, TransientError
 
 from .conftest import NatsServer
@@ -569,6 +570,22 @@ async def test_stock_taskiq_worker_runs_tasks_with_the_safe_receiver(
         worker.process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(worker.process.wait, 20)
     assert worker.lines() == ["start short", "end short"]
+
+
+async def test_worker_of_a_killed_taskiq_manager_finishes_its_task_and_ends(
+    client: SafeJetStreamBroker, settings: BridgeSettings, tmp_path: Path
+) -> None:
+    target = [f"{WORKER_PROGRAM.stem}:build_worker", "--app-dir", str(WORKER_PROGRAM.parent)]
+    command = ["-m", "taskiq", "worker", *target, "--workers", "1", "--receiver", "bridge.broker:SafeReceiver"]
+    await send(client, "identify")
+    await send(client, "nap", "one", 1.0)
+    with worker_process(tmp_path, settings, *command) as manager:
+        await eventually(lambda: len(manager.lines()) == 2)
+        child = identify(int(manager.lines()[0].split()[1]))
+        manager.process.kill()
+        await eventually(lambda: child is not None and not child.is_alive())
+    assert manager.lines()[1:] == ["start one", "end one"]
+    assert await left_in_queue(client) == 0
 
 
 async def test_process_is_replaced_once_its_task_is_settled(client: SafeJetStreamBroker, settings: BridgeSettings, tmp_path: Path) -> None:

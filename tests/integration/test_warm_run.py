@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 
 from bridge import run_reconciler, tasks
 from bridge.broker import TASKS_STREAM, SafeJetStreamBroker
-from bridge.code_location import CODE_MODULE, LOCATION_NAME
+from bridge.code_location import LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, enqueue
 from bridge.run_lanes import LANE_TAG
 from bridge.run_reconciler import reconcile_runs
@@ -33,36 +32,12 @@ from etl_assets.core.tables import ledger, outbox
 from etl_assets.customers import etl as customers_etl
 from etl_assets.services import leases
 from etl_assets.services import ledger as ledger_service
-from etl_assets.services.intake import ImportEvent, request_imports
 from etl_assets.services.locks import lock_days
 from etl_assets.testing.fixtures import ReadTable
 from etl_assets.testing.raw_data import RawData
 
 from .conftest import NatsServer
-
-
-@pytest.fixture(scope="module")
-def location() -> CodeLocation:
-    return CodeLocation(module=CODE_MODULE, attribute="defs", location_name=LOCATION_NAME)
-
-
-@pytest.fixture
-def worker(
-    location: CodeLocation,
-    engine: sa.Engine,
-    etl_settings: EtlSettings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[RunWorker]:
-    monkeypatch.setattr("etl_assets.resources.get_engine", lambda: engine)
-    monkeypatch.setattr("etl_assets.resources.get_settings", lambda: etl_settings)
-    with DagsterInstance.local_temp(str(tmp_path)) as instance:
-        yield RunWorker(instance=instance, location=location, engine=engine, settings=etl_settings, lease_seconds=30)
-
-
-def announce(engine: sa.Engine, settings: EtlSettings, import_id: object) -> None:
-    event = ImportEvent(import_id, uuid4(), sequence=7)  # type: ignore[arg-type]  # 夹具给的 UUID
-    assert request_imports(engine, settings, [event]) == ["requested"]
+from .warm_runs import announce, expire_leases, status, submit, wait_until_blocked
 
 
 def test_claimed_days_become_one_successful_run_with_events(
@@ -301,20 +276,6 @@ def test_run_that_kills_its_workers_is_held_in_the_end(
 # ---- 网页来的运行 -------------------------------------------------------------------
 
 
-def submit(worker: RunWorker, *assets: str, day: str = "2026-01-05") -> str:
-    """像协调者那样：建好、标成 QUEUED。"""
-    run = worker.location.create_run(
-        worker.instance,
-        job_name="etl",
-        run_id=str(uuid4()),
-        assets=assets,
-        days=DayRange(date.fromisoformat(day), date.fromisoformat(day)),
-        tags={LANE_TAG: "interactive"},
-    )
-    enqueue(worker.instance, run)
-    return run.run_id
-
-
 def test_queued_run_is_executed_once_however_often_its_message_comes(worker: RunWorker, raw_data: RawData, read_table: ReadTable) -> None:
     raw_data.add_import([{}])
     run_id = submit(worker, "orders", "customers", "leads")
@@ -412,7 +373,7 @@ def test_cancel_stops_the_statement_and_holds_the_days(
         wait_until_blocked(engine)
         with engine.begin() as connection:
             assert leases.request_cancel(connection, held.run.run_id)
-        assert worker.heartbeat(held) is leases.LeaseState.CANCEL_REQUESTED
+        assert worker.heartbeat(held.lease) is leases.LeaseState.CANCEL_REQUESTED
         worker.note_cancel(held)
         while not executing.done():
             held.interruption.request()
@@ -498,26 +459,6 @@ def test_run_of_an_unknown_asset_whose_worker_died_is_failed_and_the_others_are_
     assert reconcile_runs(worker) == []
 
 
-def expire_leases(engine: sa.Engine) -> None:
-    with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE etl.leases SET expires_at = clock_timestamp()")
-
-
-def status(worker: RunWorker, run_id: str) -> DagsterRunStatus:
-    run = worker.instance.get_run_by_id(run_id)
-    assert run is not None
-    return run.status
-
-
-def wait_until_blocked(engine: sa.Engine) -> None:
-    deadline = time.monotonic() + 20
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
-        while not connection.scalar(waiting):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-
 def test_days_in_a_rush_are_rung_for_later_once(
     worker: RunWorker,
     raw_data: RawData,
@@ -557,3 +498,26 @@ async def _ring_in_a_rush(worker: RunWorker, settings: BridgeSettings, monkeypat
         assert (await broker.js.stream_info(TASKS_STREAM)).state.messages == 1
     finally:
         await broker.shutdown()
+
+
+def test_run_that_cannot_be_buried_does_not_keep_the_others_waiting(
+    worker: RunWorker, raw_data: RawData, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw_data.add_import([{}])
+    cursed, other = submit(worker, "orders", day="2026-01-04"), submit(worker, "orders")
+    for run_id in (cursed, other):
+        assert worker.take(run_id) is not None
+    expire_leases(engine)
+    report = DagsterInstance.report_run_failed
+
+    def fail(self: DagsterInstance, run: DagsterRun, *arguments: str) -> DagsterEvent:
+        if run.run_id == cursed:
+            raise KeyError("a snapshot that nobody can read")
+        return report(self, run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DagsterInstance, "report_run_failed", fail)
+        assert len(reconcile_runs(worker)) == 1
+    assert [status(worker, run_id) for run_id in (cursed, other)] == [DagsterRunStatus.STARTING, DagsterRunStatus.FAILURE]
+    reconcile_runs(worker)
+    assert status(worker, cursed) is DagsterRunStatus.FAILURE

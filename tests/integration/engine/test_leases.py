@@ -179,7 +179,7 @@ def test_days_of_an_expired_lease_are_claimed_once_its_run_is_buried(engine: sa.
     expire(engine, "dead")
     assert claim(engine, "next") is None
     with engine.begin() as connection:
-        assert read_expired_leases(connection, TARGET) == ["dead"]
+        assert read_expired_leases(connection, TARGET) == [("dead", False)]
         delete_expired_lease(connection, "dead")
     taken = claim(engine, "next")
     assert taken is not None
@@ -191,7 +191,7 @@ def test_lease_of_zero_seconds_is_expired_by_the_database_clock(engine: sa.Engin
     request(engine, [DAY])
     assert claim(engine, "dead", lease_seconds=0) is not None
     with engine.connect() as connection:
-        assert read_expired_leases(connection, TARGET) == ["dead"]
+        assert read_expired_leases(connection, TARGET) == [("dead", False)]
 
 
 def test_heartbeat_extends_a_lease_that_is_held(engine: sa.Engine) -> None:

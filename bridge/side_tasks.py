@@ -1,0 +1,75 @@
+"""进程旁边的活（对账、补发……）：没有一件会无声地结束；出了错写进日志与 etl.troubles，隔一会儿再起来。"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from etl_assets.core.database_sync import get_engine
+from etl_assets.core.log import RepeatedWarning, get_logger
+from etl_assets.services.troubles import note_trouble
+
+logger = get_logger(__name__)
+
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0
+_STABLE_SECONDS = 60.0
+"""活过这么久再出错，算第一次。"""
+_NOTE_SECONDS = 5.0
+
+_ended = RepeatedWarning(logger, "a task beside the work ended, starting it again", level="error")
+
+
+async def supervised(name: str, work: Callable[[], Awaitable[None]], *, stop: asyncio.Event | None = None) -> None:
+    """一直做 work；它结束了、抛错了就写下来再起，隔得越来越久。
+
+    :param stop: 要求停下之后它才该自己结束；None 表示只有取消能停下它。
+    """
+    pause_seconds = FIRST_PAUSE_SECONDS
+    while stop is None or not stop.is_set():
+        started_at = time.monotonic()
+        error: Exception | None = None
+        try:
+            await work()
+        except Exception as raised:  # noqa: BLE001  # 它抛什么都不能无声地结束
+            error = raised
+        if stop is not None and stop.is_set() and error is None:
+            return
+        if time.monotonic() - started_at > _STABLE_SECONDS:
+            pause_seconds = FIRST_PAUSE_SECONDS
+        message = f"{type(error).__name__}: {error}" if error else "it ended without an error"
+        _ended.say(f"{name} {type(error).__name__}", task=name, error=message, restart_in_seconds=pause_seconds, exc_info=error)
+        await _write_down(name, message)
+        await _sleep(pause_seconds, stop)
+        pause_seconds = min(pause_seconds * 2, LONGEST_PAUSE_SECONDS)
+
+
+def start_beside(name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+    """在旁边起一件活，直到被取消。"""
+    return asyncio.create_task(supervised(name, work), name=name)
+
+
+async def _write_down(name: str, message: str) -> None:
+    """数据库也许正是出了事的那个：写不下就算了，日志里有。"""
+    component = structlog.contextvars.get_contextvars().get("component", "process")
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_NOTE_SECONDS):
+            await asyncio.to_thread(_note, f"{component}@{socket.gethostname()}", name, message)
+
+
+def _note(process: str, task: str, message: str) -> None:
+    with get_engine().begin() as connection:
+        note_trouble(connection, process=process, task=task, message=message)
+
+
+async def _sleep(seconds: float, stop: asyncio.Event | None) -> None:
+    if stop is None:
+        await asyncio.sleep(seconds)
+        return
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)

@@ -1,0 +1,218 @@
+"""看着运行的人：Dagster 的表写不了、锁着，租约照样续，取消照样看得见；停不下来的进程无论如何都换。"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import date
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from dagster import DagsterInstance, DagsterRunStatus
+
+from bridge import dagster_adapter, tasks
+from bridge.broker import SafeJetStreamBroker
+from bridge.dagster_adapter import CodeLocation, open_instance
+from bridge.dagster_internals import context_creation_job
+from bridge.run_reconciler import reconcile_runs
+from bridge.run_worker import HeldRun, RunWorker
+from bridge.settings import BridgeSettings
+from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
+from etl_assets.core.business_day import DayRange
+from etl_assets.core.interruption import Interruption
+from etl_assets.core.settings import EtlSettings
+from etl_assets.services import leases
+from etl_assets.services.locks import lock_days
+from etl_assets.testing.fixtures import ReadTable
+from etl_assets.testing.raw_data import RawData
+
+from .warm_runs import announce, status, submit, wait_until_blocked
+
+DAY = DayRange(date(2026, 1, 5), date(2026, 1, 5))
+
+
+@pytest.fixture(autouse=True)
+def broker(monkeypatch: pytest.MonkeyPatch) -> SafeJetStreamBroker:
+    """没有连 NATS：只有它的设置，与它记着的要不要换进程。"""
+    broker = SafeJetStreamBroker(BridgeSettings(nats_url="nats://127.0.0.1:1", cancel_grace_seconds=5))
+    broker.state.unpublished = asyncio.Event()
+    monkeypatch.setattr(tasks, "broker", broker)
+    return broker
+
+
+@asynccontextmanager
+async def blocked(worker: RunWorker) -> AsyncIterator[tuple[HeldRun, asyncio.Task[None]]]:
+    """一个正在执行的运行，等着别人占着的一天。"""
+    with worker.engine.connect() as other, other.begin():
+        lock_days(other, "public", DAY)
+        held = worker.take(submit(worker, "orders"))
+        assert held is not None
+        executing = asyncio.create_task(tasks._execute(worker, held))
+        await asyncio.to_thread(wait_until_blocked, worker.engine)
+        yield held, executing
+
+
+def fail(*_arguments: object, **_named: object) -> None:
+    raise RuntimeError("Dagster's storage is not there")
+
+
+@pytest.mark.parametrize(
+    "statement", ["UPDATE etl.leases SET cancel_requested_at = clock_timestamp()", "DELETE FROM etl.leases"], ids=["cancel", "lost lease"]
+)
+async def test_cancel_and_lost_lease_are_seen_though_events_cannot_be_written(
+    worker: RunWorker, broker: SafeJetStreamBroker, raw_data: RawData, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    raw_data.add_import([{}])
+    monkeypatch.setattr("bridge.run_worker.flush_events", fail)
+    async with blocked(worker) as (_, executing):
+        with worker.engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+        await asyncio.wait({executing}, timeout=4)
+        assert executing.done()
+    assert not broker.replacing
+
+
+async def test_cancel_that_cannot_be_noted_at_first_stops_the_run_with_its_grace(
+    worker: RunWorker, broker: SafeJetStreamBroker, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw_data.add_import([{}])
+    attempts: list[int] = []
+    note_cancel = RunWorker.note_cancel
+
+    def note(self: RunWorker, held: HeldRun) -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            fail()
+        note_cancel(self, held)
+
+    monkeypatch.setattr(RunWorker, "note_cancel", note)
+    monkeypatch.setattr(Interruption, "request", delayed(Interruption.request, calls=5))
+    async with blocked(worker) as (held, executing):
+        with worker.engine.begin() as connection:
+            assert leases.request_cancel(connection, held.run.run_id)
+        await asyncio.wait_for(executing, 10)
+    assert (broker.replacing, len(attempts)) == (False, 2)
+    assert status(worker, held.run.run_id) is DagsterRunStatus.CANCELED
+
+
+def delayed(request: object, *, calls: int) -> object:
+    """头几次不响应的取消。"""
+    made: list[int] = []
+
+    def later(self: Interruption) -> None:
+        made.append(1)
+        if len(made) > calls:
+            request(self)  # type: ignore[operator]  # 换下来的方法
+
+    return later
+
+
+@pytest.mark.parametrize("abandon", [fail, lambda *_, **__: time.sleep(3)], ids=["fails", "hangs"])
+async def test_process_is_replaced_whatever_becomes_of_abandoning_its_run(
+    worker: RunWorker, broker: SafeJetStreamBroker, raw_data: RawData, monkeypatch: pytest.MonkeyPatch, abandon: object
+) -> None:
+    raw_data.add_import([{}])
+    monkeypatch.setattr(RunWorker, "abandon", abandon)
+    monkeypatch.setattr(Interruption, "request", lambda _self: None)
+    monkeypatch.setattr(tasks, "_ABANDON_SECONDS", 0.2)
+    monkeypatch.setattr(broker, "_settings", broker.settings.model_copy(update={"cancel_grace_seconds": 0.1}))
+    async with blocked(worker) as (held, executing):
+        with worker.engine.begin() as connection:
+            assert leases.request_cancel(connection, held.run.run_id)
+        await asyncio.wait_for(executing, 3)
+        assert broker.replacing
+
+
+# ---- 锁着的 event_logs ---------------------------------------------------------------
+
+
+@pytest.fixture
+def instance(engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
+    """真的存储，像工人那样打开。"""
+    write_dagster_home(tmp_path / "home")
+    silenced = dagster_adapter._CONSOLE_LOGGERS  # 打开实例会换掉它，整个进程都受影响：之后换回来
+    monkeypatch.setattr(context_creation_job, silenced, getattr(context_creation_job, silenced))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", build_dagster_postgres_url(engine.url.render_as_string(hide_password=False)))
+    create_dagster_storage(engine, schema=DAGSTER_SCHEMA, environment=dict(os.environ), log_path=tmp_path / "migrate.log")
+    with open_instance() as instance:
+        yield instance
+
+
+@pytest.fixture
+def short_lived(
+    instance: DagsterInstance, location: CodeLocation, engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch
+) -> RunWorker:
+    """租约只有一秒的工人。"""
+    monkeypatch.setattr("etl_assets.resources.get_engine", lambda: engine)
+    monkeypatch.setattr("etl_assets.resources.get_settings", lambda: etl_settings)
+    return RunWorker(instance=instance, location=location, engine=engine, settings=etl_settings, lease_seconds=1)
+
+
+@contextmanager
+def locked_event_log(engine: sa.Engine, seconds: float) -> Iterator[None]:
+    """CREATE INDEX 拿的锁，过一会儿自己放。"""
+    locked = threading.Event()
+
+    def hold() -> None:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("LOCK TABLE dagster.event_logs IN SHARE MODE")
+            locked.set()
+            time.sleep(seconds)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    assert locked.wait(10)
+    yield
+    holding.join()
+
+
+async def test_lock_on_the_event_log_for_longer_than_the_lease_buries_no_run(
+    short_lived: RunWorker,
+    raw_data: RawData,
+    engine: sa.Engine,
+    etl_settings: EtlSettings,
+    read_table: ReadTable,
+) -> None:
+    """锁住的时候正在开始的、正在执行的，都活着。"""
+    raw_data.add_import([{}])
+    clicked = submit(short_lived, "orders", day="2026-01-06")
+
+    async def start_one() -> HeldRun:
+        claim = await asyncio.to_thread(short_lived.claim)
+        assert claim is not None
+        held = await asyncio.to_thread(short_lived.start, claim)
+        await tasks._execute(short_lived, held)
+        return held
+
+    async def take_one() -> HeldRun:
+        held = await asyncio.to_thread(short_lived.take, clicked)
+        assert held is not None
+        await tasks._execute(short_lived, held)
+        return held
+
+    async def no_lease_expires(seconds: float) -> None:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            for _ in range(int(seconds * 10)):
+                await asyncio.sleep(0.1)
+                assert leases.read_expired_leases(connection, "public") == []
+
+    async with blocked(short_lived) as (held, executing):
+        with locked_event_log(engine, 3):
+            await no_lease_expires(2.5)
+    await asyncio.wait_for(executing, 30)
+    assert status(short_lived, held.run.run_id) is DagsterRunStatus.SUCCESS
+
+    announce(engine, etl_settings, raw_data.add_import([{}]))
+    with locked_event_log(engine, 3):
+        working = asyncio.gather(start_one(), take_one())
+        await no_lease_expires(2.5)
+    done = await asyncio.wait_for(working, 30)
+    assert [status(short_lived, held.run.run_id) for held in done] == [DagsterRunStatus.SUCCESS] * 2
+    assert await asyncio.to_thread(reconcile_runs, short_lived) == []
+    assert read_table("orders").height == 1

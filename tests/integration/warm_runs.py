@@ -1,0 +1,56 @@
+"""热的一路的测试共用的：一个工人，排队的运行，死了的工人。"""
+
+from __future__ import annotations
+
+import time
+from datetime import date
+from uuid import uuid4
+
+import sqlalchemy as sa
+from dagster import DagsterRunStatus
+
+from bridge.dagster_adapter import enqueue
+from bridge.run_lanes import LANE_TAG
+from bridge.run_worker import RunWorker
+from etl_assets.core.business_day import DayRange
+from etl_assets.core.settings import EtlSettings
+from etl_assets.services.intake import ImportEvent, request_imports
+
+
+def announce(engine: sa.Engine, settings: EtlSettings, import_id: object) -> None:
+    event = ImportEvent(import_id, uuid4(), sequence=7)  # type: ignore[arg-type]  # 夹具给的 UUID
+    assert request_imports(engine, settings, [event]) == ["requested"]
+
+
+def submit(worker: RunWorker, *assets: str, day: str = "2026-01-05") -> str:
+    """像协调者那样：建好、标成 QUEUED。"""
+    run = worker.location.create_run(
+        worker.instance,
+        job_name="etl",
+        run_id=str(uuid4()),
+        assets=assets,
+        days=DayRange(date.fromisoformat(day), date.fromisoformat(day)),
+        tags={LANE_TAG: "interactive"},
+    )
+    enqueue(worker.instance, run)
+    return run.run_id
+
+
+def expire_leases(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE etl.leases SET expires_at = clock_timestamp()")
+
+
+def status(worker: RunWorker, run_id: str) -> DagsterRunStatus:
+    run = worker.instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.status
+
+
+def wait_until_blocked(engine: sa.Engine) -> None:
+    deadline = time.monotonic() + 20
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+        while not connection.scalar(waiting):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
