@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 from dataclasses import dataclass, field
+from functools import cached_property
 from uuid import uuid4
 
 import sqlalchemy as sa
@@ -18,7 +19,7 @@ from bridge.run_lanes import LANE_TAG
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_errors import translated_errors
-from etl_assets.core.database_sync import get_engine
+from etl_assets.core.database_sync import build_engine, get_engine
 from etl_assets.core.errors import EtlError, PermanentError, TransientError
 from etl_assets.core.interruption import Interruption, current_interruption
 from etl_assets.core.log import get_logger
@@ -76,6 +77,13 @@ class RunWorker:
         gc.collect()
         gc.freeze()
         return worker
+
+    @cached_property
+    def heartbeats(self) -> sa.Engine:
+        """心跳自己的一个连接：运行用光了连接池、池里的连接哑了，都不碍它；没有回音的，租约到期之前来得及在新的连接上再试。"""
+        seconds = self.lease_seconds / 3
+        own = self.settings.model_copy(update={"pool_size": 1, "connect_timeout_seconds": max(2, int(seconds))})
+        return build_engine(own, longest_wait_seconds=seconds)
 
     # ---- 拿到手 -----------------------------------------------------------------
 
@@ -151,7 +159,7 @@ class RunWorker:
 
     def heartbeat(self, held: HeldRun) -> LeaseState:
         """续租；看有没有人要取消；到此为止的日志写给网页看。"""
-        with translated_errors(), self.engine.begin() as connection:
+        with translated_errors(), self.heartbeats.begin() as connection:
             state = leases.extend_lease(connection, held.lease, lease_seconds=self.lease_seconds)
         with translated_errors():
             flush_events(self.instance)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -168,39 +168,37 @@ class SilenceWatch:
 
     def _ask(self, waits: Mapping[Any, _Wait]) -> None:
         """在一条新的连接上问服务器；问不到就下一眼再问。"""
-        sessions = {record: (wait.connection.info.backend_pid, time.time() - record.last_connect_time) for record, wait in waits.items()}
         try:
-            with (
-                closing(self._open_another(connect_timeout=_PROBE_SECONDS)) as probe,
-                _at_most(_PROBE_SECONDS, probe),
-                closing(probe.cursor()) as cursor,
-            ):
-                cursor.execute(_ASK, {"own_pid": probe.info.backend_pid, **_named(sessions.values())})
-                silent_pids = {pid for (pid,) in cursor.fetchall()}
-                if not silent_pids:
-                    return
-                time.sleep(LAST_CHANCE_SECONDS)
-                silent = {
-                    record: wait
-                    for record, wait in waits.items()
-                    if sessions[record][0] in silent_pids and wait.is_still(self._wait_on(record.dbapi_connection, 0))
-                }
-                try:
-                    cursor.execute(_END, _named([sessions[record] for record in silent]))
-                finally:
-                    self._cut(silent.values())
+            with closing(self._open_another(connect_timeout=_PROBE_SECONDS)) as probe, _at_most(_PROBE_SECONDS, probe):
+                self._ask_on(probe, waits)
         except self._errors as error:
             self._cannot_ask.say(type(error).__name__, error=str(error).strip())
+
+    def _ask_on(self, probe: Any, waits: Mapping[Any, _Wait]) -> None:
+        pids = {record: wait.connection.info.backend_pid for record, wait in waits.items()}
+        ages = {record: time.time() - record.last_connect_time for record in waits}
+        with closing(probe.cursor()) as cursor:
+            asked = {"pids": list(pids.values()), "ages": list(ages.values())}
+            cursor.execute(_ASK, {"own_pid": probe.info.backend_pid, **asked})
+            silent_pids = {pid for (pid,) in cursor.fetchall()}
+            if not silent_pids:
+                return
+            time.sleep(LAST_CHANCE_SECONDS)
+            silent = {
+                record: wait
+                for record, wait in waits.items()
+                if pids[record] in silent_pids and wait.is_still(self._wait_on(record.dbapi_connection, 0))
+            }
+            try:
+                cursor.execute(_END, {"pids": [pids[record] for record in silent], "ages": [ages[record] for record in silent]})
+            finally:
+                self._cut(silent.values())
 
     def _cut(self, waits: Iterable[_Wait]) -> None:
         for wait in waits:
             self._silent_at = time.time()
             logger.warning("a database connection fell silent and is cut", seconds=round(time.monotonic() - wait.since, 1))
             _shut(wait.connection)
-
-
-def _named(sessions: Collection[tuple[int, float]]) -> dict[str, list[float]]:
-    return {"pids": [pid for pid, _ in sessions], "ages": [age for _, age in sessions]}
 
 
 @contextmanager

@@ -57,6 +57,8 @@ class Link:
         self._writers |= both
         try:
             await asyncio.gather(self._pump(reader, upstream_writer), self._pump(upstream_reader, writer))
+        except asyncio.CancelledError:
+            return  # 网收了；再往外抛，asyncio 会当作错误印出来
         finally:
             self._writers -= both
             self._silent -= both
