@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,15 +25,14 @@ from etl_assets.core.log import RepeatedWarning, get_logger
 
 logger = get_logger(__name__)
 
-TCP_PATIENCE: Mapping[str, int] = {
+_TCP_PATIENCE: Mapping[str, int] = {
     "keepalives": 1,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
-    # 毫秒。不能再短：接收窗口关着（磁盘慢的服务器不读 COPY）也算在里面
+    # 毫秒。不能再短：对方的接收窗口关着（磁盘慢的服务器不读 COPY）也算在里面
     "tcp_user_timeout": 30_000,
 }
-"""给 libpq 的：对方的内核没有回音时，这一边的内核自己断开。"""
 
 LOOK_SECONDS = 1.0
 PATIENCE_SECONDS = 5.0
@@ -60,6 +59,11 @@ _END = f"SELECT pg_terminate_backend(own.pid) {_SESSIONS.format(join='')}"
 
 Result = TypeVar("Result")
 _wait = psycopg.Connection.wait
+
+
+def tcp_patience(url: sa.URL) -> dict[str, int]:
+    """给 libpq 的：对方的内核没有回音时，这一边的内核自己断开；地址里写明了的听地址的。"""
+    return {name: value for name, value in _TCP_PATIENCE.items() if name not in url.query}
 
 
 class WatchedConnection(psycopg.Connection[Any]):
@@ -194,9 +198,10 @@ class SilenceWatch:
             finally:
                 self._cut(silent.values())
 
-    def _cut(self, waits: Iterable[_Wait]) -> None:
-        for wait in waits:
+    def _cut(self, waits: Collection[_Wait]) -> None:
+        if waits:
             self._silent_at = time.time()
+        for wait in waits:
             logger.warning("a database connection fell silent and is cut", seconds=round(time.monotonic() - wait.since, 1))
             _shut(wait.connection)
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -226,6 +226,26 @@ def test_server_that_answers_nobody_for_a_while_loses_no_statement(
         assert not word.done()
         network.heal(link, is_reset=False)
         assert word.result(CUT_SECONDS) == "kept"
+
+
+def test_statement_behind_a_pooler_that_makes_up_session_numbers_is_left_alone(
+    far: sa.Engine, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """这样的会话服务器当然说没有；由此切断的话，长的语句永远做不完。"""
+
+    async def pump(_link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                before, key_data, after = data.partition(b"K\0\0\0\x0c")
+                writer.write(before + key_data + b"\x7f\xff\xff\xff" + after[4:] if key_data else data)
+        writer.close()
+
+    monkeypatch.setattr(Link, "_pump", pump)
+    with far.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        assert driver.info.backend_pid == 0x7FFFFFFF
+        long = pool.submit(connection.scalar, sa.select(sa.literal("done")).select_from(sa.func.pg_sleep(LONG_SECONDS)))
+        assert long.result(CUT_SECONDS) == "done"
 
 
 def test_engine_with_a_limit_waits_no_longer_whatever_the_server_does(
