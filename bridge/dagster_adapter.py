@@ -55,7 +55,7 @@ from etl_assets.asset_runs import partition_tags, tagged_days
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import ping_idle_connections
 from etl_assets.core.errors import SettingsError
-from etl_assets.core.silent_connections import SilenceWatch, tcp_patience
+from etl_assets.core.silent_connections import SilenceWatch, libpq_patience
 from etl_assets.services.ledger import ASSETS
 
 _POOL_SIZE = 2
@@ -375,7 +375,7 @@ def _share_pool(instance: DagsterInstance) -> None:
         pool_size=_POOL_SIZE,
         max_overflow=_POOL_SIZE,
         pool_use_lifo=True,
-        connect_args=tcp_patience(sa.make_url(runs.postgres_url)),
+        connect_args=libpq_patience(sa.make_url(runs.postgres_url)),
     )
     SilenceWatch(pool, limit_seconds=_LONGEST_WAIT_SECONDS)
     ping_idle_connections(pool)

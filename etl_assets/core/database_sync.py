@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.interruption import make_interruptible
 from etl_assets.core.settings import EtlSettings, get_settings
-from etl_assets.core.silent_connections import SilenceWatch, tcp_patience
+from etl_assets.core.silent_connections import SilenceWatch, libpq_patience
 
 if TYPE_CHECKING:
     engine: sa.Engine
@@ -66,8 +66,8 @@ def build_engine(settings: EtlSettings, *, longest_wait_seconds: float | None = 
         connect_args={
             "options": options,
             "application_name": "etl",
+            **libpq_patience(url),
             "connect_timeout": settings.connect_timeout_seconds,
-            **tcp_patience(url),
         },
     )
     SilenceWatch(engine, limit_seconds=longest_wait_seconds or settings.statement_timeout_seconds + _GRACE_SECONDS)

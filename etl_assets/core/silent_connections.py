@@ -25,7 +25,8 @@ from etl_assets.core.log import RepeatedWarning, get_logger
 
 logger = get_logger(__name__)
 
-_TCP_PATIENCE: Mapping[str, int] = {
+_PATIENCE: Mapping[str, int] = {
+    "connect_timeout": 5,
     "keepalives": 1,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -61,9 +62,9 @@ Result = TypeVar("Result")
 _wait = psycopg.Connection.wait
 
 
-def tcp_patience(url: sa.URL) -> dict[str, int]:
-    """给 libpq 的：对方的内核没有回音时，这一边的内核自己断开；地址里写明了的听地址的。"""
-    return {name: value for name, value in _TCP_PATIENCE.items() if name not in url.query}
+def libpq_patience(url: sa.URL) -> dict[str, int]:
+    """连不上的、对方的内核没有回音的，libpq 与这一边的内核自己放弃；地址里写明了的听地址的。"""
+    return {name: value for name, value in _PATIENCE.items() if name not in url.query}
 
 
 class WatchedConnection(psycopg.Connection[Any]):
