@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import psycopg
 import sqlalchemy as sa
@@ -101,7 +101,7 @@ class SilenceWatch:
     def __init__(self, engine: sa.Engine, *, limit_seconds: float) -> None:
         self._limit_seconds = limit_seconds
         self._errors = engine.dialect.loaded_dbapi.Error
-        self._records: WeakSet[Any] = WeakSet()
+        self._connected_at: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         self._waits: dict[Any, _Wait] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -117,7 +117,7 @@ class SilenceWatch:
         self._open_another = partial(connect, *arguments, **parameters)
         connection = self._open_another()
         with self._lock:
-            self._records.add(record)
+            self._connected_at[record] = time.monotonic()
             self._has_connected = True
             if self._thread is None or not self._thread.is_alive():  # fork 之后的子进程里它不在了
                 self._thread = threading.Thread(target=self._watch, name="silence-watch", daemon=True)
@@ -126,7 +126,7 @@ class SilenceWatch:
 
     def _check(self, _connection: Any, record: Any, _proxy: Any) -> None:
         """一条哑了，同时的别的多半也哑了：不一条一条地再等一遍。"""
-        if record.last_connect_time < self._silent_at:
+        if self._connected_at[record] < self._silent_at:
             raise sa.exc.InvalidatePoolError
 
     def _watch(self) -> None:
@@ -140,7 +140,7 @@ class SilenceWatch:
     def _is_needed(self) -> bool:
         """没有连接了、上一眼以来也没有新的，线程就结束；下一个连接再起一个。"""
         with self._lock:
-            needed = self._has_connected or any(record.dbapi_connection is not None for record in self._records)
+            needed = self._has_connected or any(record.dbapi_connection is not None for record in self._connected_at)
             self._has_connected = False
             if not needed:
                 self._thread = None
@@ -148,9 +148,9 @@ class SilenceWatch:
 
     def _look(self) -> None:
         with self._lock:
-            records = list(self._records)
+            connected = list(self._connected_at)
         now = time.monotonic()
-        waits = {record: wait for record in records if (wait := self._wait_on(record.dbapi_connection, now))}
+        waits = {record: wait for record in connected if (wait := self._wait_on(record.dbapi_connection, now))}
         before = self._waits
         self._waits = {
             record: before[record] if record in before and before[record].is_still(wait) else wait for record, wait in waits.items()
@@ -181,7 +181,7 @@ class SilenceWatch:
 
     def _ask_on(self, probe: Any, waits: Mapping[Any, _Wait]) -> None:
         pids = {record: wait.connection.info.backend_pid for record, wait in waits.items()}
-        ages = {record: time.time() - record.last_connect_time for record in waits}
+        ages = {record: time.monotonic() - self._connected_at[record] for record in waits}
         with closing(probe.cursor()) as cursor:
             asked = {"pids": list(pids.values()), "ages": list(ages.values())}
             cursor.execute(_ASK, {"own_pid": probe.info.backend_pid, **asked})
@@ -201,7 +201,7 @@ class SilenceWatch:
 
     def _cut(self, waits: Collection[_Wait]) -> None:
         if waits:
-            self._silent_at = time.time()
+            self._silent_at = time.monotonic()
         for wait in waits:
             logger.warning("a database connection fell silent and is cut", seconds=round(time.monotonic() - wait.since, 1))
             _shut(wait.connection)
