@@ -108,7 +108,11 @@ class Network:
         self._loop.call_soon_threadsafe(link.cut)
 
     def drop(self, link: Link) -> None:
+        """返回时已经哑了：此后的回答一个也到不了。"""
+        dropped = threading.Event()
         self._loop.call_soon_threadsafe(link.drop)
+        self._loop.call_soon_threadsafe(dropped.set)
+        assert dropped.wait(10)
 
     def heal(self, link: Link, *, is_reset: bool) -> None:
         self._loop.call_soon_threadsafe(lambda: link.heal(is_reset=is_reset))
