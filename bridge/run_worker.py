@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 from uuid import uuid4
 
@@ -23,7 +24,7 @@ from bridge.run_lanes import EVENT, LANE_TAG, TRIGGER_TAG
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_errors import fault_of, kind_named, say_refused, translated_errors
-from etl_assets.core.database_sync import get_engine
+from etl_assets.core.database_sync import build_engine, get_engine
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, EtlError, PermanentError, TransientError
 from etl_assets.core.interruption import Interruption, current_interruption
 from etl_assets.core.log import RepeatedWarning, get_logger
@@ -90,6 +91,13 @@ class RunWorker:
         gc.collect()
         gc.freeze()
         return worker
+
+    @cached_property
+    def heartbeats(self) -> sa.Engine:
+        """心跳自己的一个连接：运行用光了连接池、池里的连接哑了，都不碍它；没有回音的，租约到期之前来得及在新的连接上再试。"""
+        seconds = self.lease_seconds / 3
+        own = self.settings.model_copy(update={"pool_size": 1, "connect_timeout_seconds": max(2, int(seconds))})
+        return build_engine(own, longest_wait_seconds=seconds)
 
     # ---- 拿到手 -----------------------------------------------------------------
 
@@ -202,7 +210,7 @@ class RunWorker:
 
     def heartbeat(self, lease: Lease) -> LeaseState:
         """续租；看有没有人要取消。不碰 Dagster 的表：那里的锁与故障不关租约的事。"""
-        with translated_errors(), self.engine.begin() as connection:
+        with translated_errors(), self.heartbeats.begin() as connection:
             return leases.extend_lease(connection, lease, lease_seconds=self.lease_seconds)
 
     def flush_events(self) -> None:
