@@ -27,6 +27,7 @@ from etl_assets.core.tables import (
     target_tables,
     trimmed,
 )
+from etl_assets.core.tables import waiting_events as waiting_events_table
 from etl_assets.services.figures import has_status, status_spellings
 from etl_assets.services.ledger import ASSETS
 from etl_assets.services.vectorized_queries import read_frame
@@ -95,6 +96,9 @@ def import_progress(connection: sa.Connection, settings: EtlSettings, import_id:
     # 先看事件进了台账没有：反过来，两条语句之间进来的事件会显得没有一天要做
     event = sa.select(import_events.c.event_id).where(import_events.c.target == target, import_events.c.import_id == import_id)
     handled = connection.execute(event if since is None else event.where(import_events.c.handled_at >= since)).first()
+    waiting = waiting_events_table.c
+    if connection.execute(sa.select(waiting.event_id).where(waiting.target == target, waiting.import_id == import_id)).first():
+        handled = None
     if since is not None and handled is None:
         return Progress(handled=False, days=0, done=0, held=0, held_reason=None)
     last = ledger.alias("last")
@@ -200,6 +204,24 @@ def rejected_by_rule(connection: sa.Connection, settings: EtlSettings) -> Sequen
 def unpublished_events(connection: sa.Connection) -> int:
     """发件箱里还没发布的完成事件。"""
     return connection.execute(sa.select(sa.func.count()).select_from(outbox)).scalar_one()
+
+
+def set_aside_events(connection: sa.Connection) -> sa.Row[tuple[int, str | None]]:
+    """发件箱里发不了、放在一边的：events 几个，problem 最早那个的原因。"""
+    first = sa.select(outbox.c.problem).where(outbox.c.problem.is_not(None)).order_by(outbox.c.outbox_id).limit(1)
+    return connection.execute(
+        sa.select(sa.func.count(outbox.c.problem).label("events"), first.scalar_subquery().label("problem")).select_from(outbox)
+    ).one()
+
+
+def waiting_events(connection: sa.Connection, settings: EtlSettings) -> sa.Row[tuple[int, datetime | None]]:
+    """等着导入的事件：events 几个，oldest 最早的是何时发布的。"""
+    waiting = waiting_events_table.c
+    return connection.execute(
+        sa.select(sa.func.count().label("events"), sa.func.min(waiting.stored_at).label("oldest")).where(
+            waiting.target == settings.target_schema
+        )
+    ).one()
 
 
 def show_rows(
