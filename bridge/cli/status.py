@@ -49,6 +49,8 @@ def _collect() -> dict[str, Any]:
             "running": [dict(row) for row in reports.running_leases(connection, settings)],
             "rejected": [dict(row) for row in reports.rejected_by_rule(connection, settings)],
             "unpublished_events": reports.unpublished_events(connection),
+            "set_aside_events": reports.set_aside_events(connection)._asdict(),
+            "waiting_events": reports.waiting_events(connection, settings)._asdict(),
         }
     return report | {"queues": asyncio.run(read_queue_depths(get_bridge_settings()))}
 
@@ -60,3 +62,7 @@ def _print(report: dict[str, Any]) -> None:
             print_rows(rows, list(rows[0]), "table", title=title)
     if report["unpublished_events"]:
         click.echo(f"{report['unpublished_events']} completion events are not published yet")
+    if report["set_aside_events"]["events"]:
+        click.echo("{events} of them cannot be published and are set aside: {problem}".format(**report["set_aside_events"]))
+    if report["waiting_events"]["events"]:
+        click.echo("{events} events wait for their imports, the oldest since {oldest}".format(**report["waiting_events"]))

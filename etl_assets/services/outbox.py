@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.tables import installation, outbox
+from etl_assets.core.text import storable
 
 EVENT_VERSION = "1.0"
 PART_SIZE = 1_000
@@ -53,7 +54,7 @@ class Completion:
             "error_count": self.error_count,
             "duration_seconds": round(self.duration_seconds, 3),
             "downstream": self.downstream,
-            **({"error": _storable(self.error)} if self.error else {}),
+            **({"error": storable(self.error[:LONGEST_ERROR])} if self.error else {}),
         }
         return [
             event
@@ -66,11 +67,6 @@ class Completion:
 def _slices(items: Sequence[Item]) -> list[Sequence[Item]]:
     """每段至多 PART_SIZE 个；没有的也是一段。"""
     return [items[first : first + PART_SIZE] for first in range(0, max(len(items), 1), PART_SIZE)]
-
-
-def _storable(error: str) -> str:
-    """截短；JSONB 装不下的 NUL 与半个代理对换掉。"""
-    return error[:LONGEST_ERROR].replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def add_completion(connection: sa.Connection, target: str, completion: Completion) -> None:
