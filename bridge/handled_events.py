@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM
@@ -26,11 +28,6 @@ async def handled_up_to(connection: JetStreamConnection, settings: BridgeSetting
     return (consumer.ack_floor and consumer.ack_floor.stream_seq) or 0
 
 
-async def has_handled(connection: JetStreamConnection, settings: BridgeSettings, sequence: int) -> bool:
-    """这个序号与更早的导入事件，监听器都处理了。"""
-    return await handled_up_to(connection, settings, DATA_IMPORT_COMPLETED) >= sequence
-
-
 async def backlog_begins_at(connection: JetStreamConnection, settings: BridgeSettings) -> datetime | None:
     """还有导入事件没处理时，已处理的最后一个是何时存下的；没有积压是 None。"""
     newest = await connection.newest_sequence(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
@@ -38,3 +35,25 @@ async def backlog_begins_at(connection: JetStreamConnection, settings: BridgeSet
     if handled >= newest:
         return None
     return (handled and await connection.stored_at(EVENTS_STREAM, handled)) or _LONG_AGO
+
+
+async def newest_import_event(settings: BridgeSettings) -> int:
+    """流里最新的导入事件的序号；没有就是 0。"""
+    async with _connected(settings) as connection:
+        return await connection.newest_sequence(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
+
+
+async def has_handled(settings: BridgeSettings, *, sequence: int) -> bool:
+    """这个序号与更早的导入事件，监听器都处理了。"""
+    async with _connected(settings) as connection:
+        return await handled_up_to(connection, settings, DATA_IMPORT_COMPLETED) >= sequence
+
+
+@asynccontextmanager
+async def _connected(settings: BridgeSettings) -> AsyncIterator[JetStreamConnection]:
+    connection = JetStreamConnection(settings, name="wait")
+    await connection.open()
+    try:
+        yield connection
+    finally:
+        await connection.close()
