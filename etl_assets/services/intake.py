@@ -180,9 +180,10 @@ def _remember_events(connection: sa.Connection, target: str, events: Sequence[Im
 
 def _remember_waiting(connection: sa.Connection, target: str, events: Sequence[ImportEvent]) -> None:
     """记下要等导入的事件；不是从流里来的没有期限可言，不记。"""
-    stored = [event for event in events if event.sequence is not None and event.stored_at is not None]
-    if not stored:
+    newest = {(event.import_id, event.event_id): event for event in events if event.sequence is not None and event.stored_at is not None}
+    if not newest:
         return
+    stored = newest.values()
     rows = {
         "import_ids": [event.import_id for event in stored],
         "event_ids": [event.event_id for event in stored],
@@ -261,7 +262,7 @@ def _remember_events_statement() -> pg.Insert:
 
 
 def _remember_waiting_statement() -> pg.Insert:
-    """重投的、重复的只记一次：先记下的那一行知道期限与看过几回。"""
+    """重投的只记一次；又发布了一回的（死信放回来的）从头等起。"""
     row = _unnest(
         "row",
         import_id=_IMPORT_IDS,
@@ -272,7 +273,11 @@ def _remember_waiting_statement() -> pg.Insert:
     )
     columns = ["import_id", "event_id", "allow_deletes", "stream_sequence", "stored_at"]
     rows = sa.select(_TARGET, *(row.c[name] for name in columns))
-    return pg.insert(waiting_events).from_select(["target", *columns], rows).on_conflict_do_nothing()
+    insert = pg.insert(waiting_events).from_select(["target", *columns], rows)
+    again = {name: insert.excluded[name] for name in columns[2:]} | {"looks": 0, "look_at": sa.func.now()}
+    return insert.on_conflict_do_update(
+        index_elements=["target", "import_id", "event_id"], set_=again, where=waiting_events.c.stored_at < insert.excluded.stored_at
+    )
 
 
 _REMEMBER_REQUESTS, _REMEMBER_EVENTS = _remember_requests_statement(), _remember_events_statement()

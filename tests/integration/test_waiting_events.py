@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -167,6 +168,17 @@ def test_same_event_twice_waits_once_and_is_taken_in_once(engine: sa.Engine, etl
     look = look_after_waiting_events(engine, etl_settings, PATIENCE)
     assert (look.requested, look.waiting, look.more) == (2, 0, False)
     assert look_after_waiting_events(engine, etl_settings, PATIENCE).requested == 0
+
+
+def test_event_that_is_published_again_waits_from_then_on(engine: sa.Engine, etl_settings: EtlSettings) -> None:
+    old = ImportEvent(uuid4(), uuid4(), sequence=1, stored_at=datetime.now(UTC) - timedelta(days=1))
+    request_imports(engine, etl_settings, [old])
+    assert [event.sequence for event in look_after_waiting_events(engine, etl_settings, PATIENCE).overdue] == [1]
+    request_imports(engine, etl_settings, [old])
+    assert look_after_waiting_events(engine, etl_settings, PATIENCE).waiting == 0
+    request_imports(engine, etl_settings, [replace(old, sequence=2, stored_at=datetime.now(UTC), allow_deletes=True)])
+    look = look_after_waiting_events(engine, etl_settings, PATIENCE)
+    assert (look.waiting, look.overdue) == (1, [])
 
 
 def test_looks_grow_rarer_up_to_the_deadline(engine: sa.Engine, etl_settings: EtlSettings) -> None:
