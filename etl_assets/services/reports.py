@@ -96,9 +96,6 @@ def import_progress(connection: sa.Connection, settings: EtlSettings, import_id:
     # 先看事件进了台账没有：反过来，两条语句之间进来的事件会显得没有一天要做
     event = sa.select(import_events.c.event_id).where(import_events.c.target == target, import_events.c.import_id == import_id)
     handled = connection.execute(event if since is None else event.where(import_events.c.handled_at >= since)).first()
-    waiting = waiting_events_table.c
-    if connection.execute(sa.select(waiting.event_id).where(waiting.target == target, waiting.import_id == import_id)).first():
-        handled = None
     if since is not None and handled is None:
         return Progress(handled=False, days=0, done=0, held=0, held_reason=None)
     last = ledger.alias("last")
