@@ -24,6 +24,7 @@ from etl_assets.services.waiting_events import Look, Patience, WaitingEvent, for
 logger = get_logger(__name__)
 
 SPEAK_SECONDS = 60.0
+FRUITLESS_BITES = 2
 _AT_ONCE = 50
 """同时往死信流里存这么多封。"""
 
@@ -39,13 +40,16 @@ class WaitingEvents:
         self._speak_at = 0.0
 
     async def look(self) -> None:
-        """看到没有到点的为止。"""
+        """看到没有到点的为止；一批里没有一个导入是好的，只再看一批：等着的再多，也只花这么些工夫。"""
+        fruitless = 0
         more = True
-        while more:
+        while more and fruitless < FRUITLESS_BITES:
             look = await asyncio.to_thread(self._look)
             more = look.more
             if look.requested:
                 await self._broker.ring(MATERIALIZE_DUE, "event")
+            else:
+                fruitless += 1
             if look.waiting:
                 await self._speak()
             await self._bury(look.overdue)
