@@ -37,6 +37,7 @@ from etl_assets.services.reports import waiting_events
 _WARM_UP = 5
 _TICK_SECONDS = 0.05
 _PATIENCE_SECONDS = 60
+_IN_FLIGHT = 500
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,12 @@ def _event_without_import() -> bytes:
 
 
 async def _flood(connection: JetStreamConnection, body: Callable[[], bytes], *, rate: float, count: int) -> tuple[int, float]:
-    """按时刻表发，到 count 个为止；返回发出的个数与真正的速度。"""
+    """按时刻表发，到 count 个为止；NATS 来不及存就等它。返回发出的个数与真正的速度。"""
     started, published = time.monotonic(), 0
     sending: set[asyncio.Task[object]] = set()
     while published < count:
-        for _ in range(min(int((time.monotonic() - started) * rate), count) - published):
+        due = min(int((time.monotonic() - started) * rate), count) - published
+        for _ in range(min(due, _IN_FLIGHT - len(sending))):
             task = asyncio.create_task(connection.publish(DATA_IMPORT_COMPLETED, body(), message_id=str(uuid4())))
             sending.add(task)
             task.add_done_callback(sending.discard)
