@@ -151,7 +151,7 @@ def _ledger(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:
         silent = health.unannounced_imports(connection, settings)
         unasked = health.unasked_days(connection, settings)
         nowhere = health.rows_nowhere(connection, settings)
-        waiting = reports.waiting_events(connection, settings)
+        waiting = reports.count_waiting_events(connection, settings)
         aside = reports.set_aside_events(connection)
         indexed = has_completion_index(connection)
     if waiting.oldest is not None and datetime.now(UTC) - waiting.oldest > _WAITS_LONG:

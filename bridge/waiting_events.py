@@ -18,7 +18,7 @@ from bridge.task_names import MATERIALIZE_DUE
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
-from etl_assets.services.reports import waiting_events
+from etl_assets.services.reports import count_waiting_events
 from etl_assets.services.waiting_events import Look, Patience, WaitingEvent, forget, look_after_waiting_events
 
 logger = get_logger(__name__)
@@ -68,7 +68,7 @@ class WaitingEvents:
 
     def _count(self) -> sa.Row[tuple[int, datetime | None]]:
         with translated_errors(), self._engine.connect() as connection:
-            return waiting_events(connection, self._settings)
+            return count_waiting_events(connection, self._settings)
 
     async def _bury(self, overdue: Sequence[WaitingEvent]) -> None:
         """存进了死信流的才不再等；存不了的留着，到点再来。"""

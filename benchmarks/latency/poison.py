@@ -32,7 +32,7 @@ from bridge.stack.local import Stack
 from etl_assets.core.database_sync import build_engine
 from etl_assets.core.loopback_port import find_free_port
 from etl_assets.core.settings import EtlSettings
-from etl_assets.services.reports import waiting_events
+from etl_assets.services.reports import count_waiting_events
 
 _WARM_UP = 5
 _TICK_SECONDS = 0.05
@@ -118,7 +118,7 @@ async def measure(
 
         def count_waiting() -> int:
             with engine.connect() as reading:
-                return int(waiting_events(reading, settings).events)
+                return int(count_waiting_events(reading, settings).events)
 
         async def count_letters() -> int:
             return (await connection.context.stream_info(EVENTS_DLQ_STREAM)).state.messages

@@ -50,7 +50,7 @@ def _collect() -> dict[str, Any]:
             "rejected": [dict(row) for row in reports.rejected_by_rule(connection, settings)],
             "unpublished_events": reports.unpublished_events(connection),
             "set_aside_events": reports.set_aside_events(connection)._asdict(),
-            "waiting_events": reports.waiting_events(connection, settings)._asdict(),
+            "waiting_events": reports.count_waiting_events(connection, settings)._asdict(),
         }
     return report | {"queues": asyncio.run(read_queue_depths(get_bridge_settings()))}
 

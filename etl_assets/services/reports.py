@@ -26,8 +26,8 @@ from etl_assets.core.tables import (
     shop_configs,
     target_tables,
     trimmed,
+    waiting_events,
 )
-from etl_assets.core.tables import waiting_events as waiting_events_table
 from etl_assets.services.figures import has_status, status_spellings
 from etl_assets.services.ledger import ASSETS
 from etl_assets.services.vectorized_queries import read_frame
@@ -211,9 +211,9 @@ def set_aside_events(connection: sa.Connection) -> sa.Row[tuple[int, str | None]
     ).one()
 
 
-def waiting_events(connection: sa.Connection, settings: EtlSettings) -> sa.Row[tuple[int, datetime | None]]:
+def count_waiting_events(connection: sa.Connection, settings: EtlSettings) -> sa.Row[tuple[int, datetime | None]]:
     """等着导入的事件：events 几个，oldest 最早的是何时发布的。"""
-    waiting = waiting_events_table.c
+    waiting = waiting_events.c
     return connection.execute(
         sa.select(sa.func.count().label("events"), sa.func.min(waiting.stored_at).label("oldest")).where(
             waiting.target == settings.target_schema
