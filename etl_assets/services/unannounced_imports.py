@@ -12,15 +12,19 @@ from uuid import UUID, uuid5
 
 import sqlalchemy as sa
 
+from etl_assets.core.errors import EtlError
+from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_events, import_tasks, import_watches, waiting_events
 from etl_assets.services.intake import ImportEvent, request_affected_days
 from etl_assets.services.locks import lock_imports
 from etl_assets.services.raw_rows import IN_SCOPE
+from etl_assets.services.savepoints import handle_apart
 
 BITE = 500
 LOOK_BACK = timedelta(hours=1)
 """提交得晚的、钟慢的应用写下的 completed_at，晚到这么久也看得到。"""
+_cannot_request = RepeatedWarning(get_logger(__name__), "an import that nobody announced cannot be taken in")
 _NAMESPACE = UUID("6f1b2d5c-52b0-4a0e-9a0e-3f9a5a7c1e11")
 
 
@@ -41,11 +45,20 @@ def request_unannounced(engine: sa.Engine, settings: EtlSettings, *, handled_unt
         if silent:
             # 等锁的工夫，它的事件可能正好处理了
             lock_imports(connection, target, silent)
-            still_silent = set(_silent(connection, stretch)).intersection(silent)
-            request_affected_days(connection, settings, [ImportEvent(import_id, event_id_of(import_id)) for import_id in still_silent])
+            still_silent = sorted(set(_silent(connection, stretch)).intersection(silent))
+            handle_apart(connection, still_silent, lambda import_ids: _request(connection, settings, import_ids), complain=_complain)
         if len(silent) < BITE:
             connection.execute(_ADVANCE, {"of_target": target, "until": until})
         return silent
+
+
+def _request(connection: sa.Connection, settings: EtlSettings, import_ids: Sequence[UUID]) -> int:
+    request_affected_days(connection, settings, [ImportEvent(import_id, event_id_of(import_id)) for import_id in import_ids])
+    return len(import_ids)
+
+
+def _complain(import_id: UUID, error: EtlError) -> None:
+    _cannot_request.say(type(error).__name__, import_id=str(import_id), error=str(error))
 
 
 def event_id_of(import_id: UUID) -> UUID:

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 
-from etl_assets.core.database_errors import driver_error, translate
-from etl_assets.core.errors import TransientError
+from etl_assets.core.errors import EtlError
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import waiting_events
 from etl_assets.services.intake import ImportEvent, take_in
+from etl_assets.services.savepoints import handle_apart
 
 logger = get_logger(__name__)
 
@@ -43,11 +42,13 @@ class WaitingEvent:
 
     import_id: UUID
     event_id: UUID
+    allow_deletes: bool
     sequence: int
     stored_at: datetime
     looks: int
     import_status: str | None
     """导入此刻的状态；None 是还没有它。"""
+    is_overdue: bool
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,14 @@ def look_after_waiting_events(engine: sa.Engine, settings: EtlSettings, patience
                 "limit_seconds": patience.limit_seconds,
             },
         ).all()
-        ripe = [row for row in rows if row.status in _SETTLED]
-        requested = _take_in(connection, settings, ripe)
-    waiting = [row for row in rows if row.status not in _SETTLED]
+        due = [WaitingEvent(**row._mapping) for row in rows]
+        requested = _take_in(connection, settings, [event for event in due if event.import_status in _SETTLED])
+    waiting = [event for event in due if event.import_status not in _SETTLED]
     return Look(
         requested=requested,
-        overdue=[
-            WaitingEvent(row.import_id, row.event_id, row.stream_sequence, row.stored_at, row.looks, row.status)
-            for row in waiting
-            if row.is_overdue
-        ],
+        overdue=[event for event in waiting if event.is_overdue],
         waiting=len(waiting),
-        more=len(rows) == BITE,
+        more=len(due) == BITE,
     )
 
 
@@ -95,31 +92,34 @@ def forget(engine: sa.Engine, target: str, events: Sequence[WaitingEvent]) -> No
         _forget(connection, target, events)
 
 
-def _take_in(connection: sa.Connection, settings: EtlSettings, rows: Sequence[Any]) -> int:
-    """一起处理；不行就逐个来：处理不了的拖不住其余的，它留着下次再看，导入既然在，就不进死信。返回要求了几次导入。"""
-    if not rows:
-        return 0
-    try:
-        with connection.begin_nested():
-            outcomes = take_in(connection, settings, [_import_event(row) for row in rows])
-            _forget(connection, settings.target_schema, rows)
-            return outcomes.count("requested")
-    except sa.exc.DBAPIError as error:
-        cause = translate(driver_error(error))
-        if isinstance(cause, TransientError):
-            raise
-        if len(rows) == 1:
-            _cannot_take_in.say(type(cause).__name__, import_id=str(rows[0].import_id), error=str(cause))
-            return 0
-    return sum(_take_in(connection, settings, [row]) for row in rows)
+def _take_in(connection: sa.Connection, settings: EtlSettings, events: Sequence[WaitingEvent]) -> int:
+    """要求它们的日子；处理不了的留着下次再看，导入既然在，就不进死信。返回要求了几次导入。"""
+
+    def take(ripe: Sequence[WaitingEvent]) -> int:
+        outcomes = take_in(connection, settings, [_import_event(event) for event in ripe])
+        settled = [event for event, outcome in zip(ripe, outcomes, strict=True) if outcome not in ("pending", "missing")]
+        _forget(connection, settings.target_schema, settled)
+        return outcomes.count("requested")
+
+    def complain(event: WaitingEvent, error: EtlError) -> None:
+        _cannot_take_in.say(type(error).__name__, import_id=str(event.import_id), error=str(error))
+
+    return handle_apart(connection, events, take, complain=complain)
 
 
-def _import_event(row: Any) -> ImportEvent:
-    return ImportEvent(row.import_id, row.event_id, row.allow_deletes, sequence=row.stream_sequence, stored_at=row.stored_at)
+def _import_event(event: WaitingEvent) -> ImportEvent:
+    return ImportEvent(
+        event.import_id, event.event_id, allow_deletes=event.allow_deletes, sequence=event.sequence, stored_at=event.stored_at
+    )
 
 
-def _forget(connection: sa.Connection, target: str, rows: Sequence[Any]) -> None:
-    keys = {"import_ids": [row.import_id for row in rows], "event_ids": [row.event_id for row in rows]}
+def _forget(connection: sa.Connection, target: str, events: Sequence[WaitingEvent]) -> None:
+    """正好又发布了一回的，序号是新的：它还要等。"""
+    keys = {
+        "import_ids": [event.import_id for event in events],
+        "event_ids": [event.event_id for event in events],
+        "sequences": [event.sequence for event in events],
+    }
     connection.execute(_FORGET, {"of_target": target, **keys})
 
 
@@ -141,20 +141,25 @@ _LOOK = sa.text("""
             WHEN due.seconds_left > 0 THEN least(due.delay, due.seconds_left) ELSE due.delay END)
     FROM due LEFT JOIN public.import_tasks AS task ON task.import_id = due.import_id
     WHERE (waiting.target, waiting.import_id, waiting.event_id) = (due.target, due.import_id, due.event_id)
-    RETURNING waiting.import_id, waiting.event_id, waiting.allow_deletes, waiting.stream_sequence, waiting.stored_at,
-              waiting.looks, task.status, due.seconds_left <= 0 AS is_overdue
+    RETURNING waiting.import_id, waiting.event_id, waiting.allow_deletes, waiting.stream_sequence AS sequence,
+              waiting.stored_at, waiting.looks, task.status AS import_status, due.seconds_left <= 0 AS is_overdue
 """).bindparams(
     sa.bindparam("first_delay", type_=sa.Double),
     sa.bindparam("longest_delay", type_=sa.Double),
     sa.bindparam("limit_seconds", type_=sa.Double),
 )
+_GONE = (
+    sa.func.unnest(
+        sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid)),
+        sa.bindparam("event_ids", type_=sa.ARRAY(sa.Uuid)),
+        sa.bindparam("sequences", type_=sa.ARRAY(sa.BigInteger)),
+    )
+    .table_valued("import_id", "event_id", "sequence", name="gone")
+    .render_derived()
+)
 _FORGET = sa.delete(waiting_events).where(
     waiting_events.c.target == sa.bindparam("of_target", type_=sa.Text),
-    sa.tuple_(waiting_events.c.import_id, waiting_events.c.event_id).in_(
-        sa.select(
-            sa.func.unnest(sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid)), sa.bindparam("event_ids", type_=sa.ARRAY(sa.Uuid)))
-            .table_valued("import_id", "event_id", name="gone")
-            .render_derived()
-        )
-    ),
+    waiting_events.c.import_id == _GONE.c.import_id,
+    waiting_events.c.event_id == _GONE.c.event_id,
+    waiting_events.c.stream_sequence == _GONE.c.sequence,
 )

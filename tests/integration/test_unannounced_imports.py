@@ -138,6 +138,17 @@ def test_many_are_taken_in_bite_by_bite_and_none_twice(engine: sa.Engine, etl_se
     assert handled(engine) == {import_id: event_id_of(import_id) for import_id in wanted}
 
 
+def test_import_that_cannot_be_taken_in_does_not_hold_up_the_others(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
+    watched_since(engine, etl_settings, 7_200)
+    bad, *good = [raw_data.add_import([{}], completed_at=seconds_ago(age)) for age in (30, 20, 10)]
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE etl.import_requests ADD CHECK (import_id <> '{bad}')")
+    request_unannounced(engine, etl_settings, handled_until=None)
+    assert handled(engine).keys() == set(good)
+
+
 def test_only_one_listener_looks_at_a_time(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
     watched_since(engine, etl_settings, 7_200)
     raw_data.add_import([{}], completed_at=seconds_ago(30))

@@ -21,7 +21,7 @@ from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, ledger
 from etl_assets.services.intake import ImportEvent, request_imports
-from etl_assets.services.waiting_events import Patience, look_after_waiting_events
+from etl_assets.services.waiting_events import Patience, forget, look_after_waiting_events
 from etl_assets.testing.raw_data import RawData
 
 from .conftest import NatsServer
@@ -173,10 +173,11 @@ def test_same_event_twice_waits_once_and_is_taken_in_once(engine: sa.Engine, etl
 def test_event_that_is_published_again_waits_from_then_on(engine: sa.Engine, etl_settings: EtlSettings) -> None:
     old = ImportEvent(uuid4(), uuid4(), sequence=1, stored_at=datetime.now(UTC) - timedelta(days=1))
     request_imports(engine, etl_settings, [old])
-    assert [event.sequence for event in look_after_waiting_events(engine, etl_settings, PATIENCE).overdue] == [1]
+    (overdue,) = look_after_waiting_events(engine, etl_settings, PATIENCE).overdue
     request_imports(engine, etl_settings, [old])
     assert look_after_waiting_events(engine, etl_settings, PATIENCE).waiting == 0
     request_imports(engine, etl_settings, [replace(old, sequence=2, stored_at=datetime.now(UTC), allow_deletes=True)])
+    forget(engine, "public", [overdue])  # 它的死信刚存下，又被放了回来
     look = look_after_waiting_events(engine, etl_settings, PATIENCE)
     assert (look.waiting, look.overdue) == (1, [])
 
