@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -30,10 +31,12 @@ from etl_assets.services import health, reports
 from etl_assets.services.readiness import assert_usable, assert_writable
 from etl_assets.services.table_checks import CHECKS, count_violations
 from etl_assets.services.troubles import recent_troubles
+from etl_assets.services.unannounced_imports import has_completion_index
 
 State = Literal["ok", "warning", "error"]
 _FULL = 0.8
 _LEAST_FREE_BYTES = 1 << 30
+_WAITS_LONG = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,27 @@ def _ledger(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:
         silent = health.unannounced_imports(connection, settings)
         unasked = health.unasked_days(connection, settings)
         nowhere = health.rows_nowhere(connection, settings)
+        waiting = reports.count_waiting_events(connection, settings)
+        aside = reports.set_aside_events(connection)
+        indexed = has_completion_index(connection)
+    if waiting.oldest is not None and datetime.now(UTC) - waiting.oldest > _WAITS_LONG:
+        yield Finding(
+            "waiting events",
+            "warning",
+            f"{waiting.events:,} events wait for imports that are not completed in import_tasks, the oldest since {waiting.oldest}; "
+            "each is dead-lettered ETL_EVENT_RETRY_SECONDS after it was published: do the imports commit?",
+        )
+    if aside.events:
+        yield Finding(
+            "completion events", "warning", f"{aside.events:,} cannot be published and are tried again every ten minutes: {aside.problem}"
+        )
+    if not indexed:
+        yield Finding(
+            "import_tasks",
+            "warning",
+            "imports that nobody announced are looked for once a minute by reading the whole table: "
+            "CREATE INDEX CONCURRENTLY ix_import_tasks_completed_at ON public.import_tasks (completed_at)",
+        )
     if held:
         first = held[0]
         yield Finding("held days", "warning", f"{first['day']} of {first['asset']} is held ({first['held_reason']}); see `etl status`")
@@ -142,7 +166,8 @@ def _ledger(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:
         yield Finding(
             "announced imports",
             "error",
-            f"{len(silent)} completed imports are not in the ledger, the oldest is {silent[0]}: `etl replay`, "
+            f"{len(silent)} completed imports are not in the ledger and the listener does not take them in by itself (it was not running, "
+            f"or completed_at is empty, or more than an hour off, or before the first start), the oldest is {silent[0]}: `etl replay`, "
             f"or `etl publish {DATA_IMPORT_COMPLETED}` for each",
         )
     for check, found, problem in (
@@ -224,6 +249,10 @@ async def _served(connection: JetStreamConnection, stream: str, consumer: str) -
         info = await connection.context.consumer_info(stream, consumer)
     except NotFoundError:
         return [Finding(f"{stream}.{consumer}", "warning", "nobody has ever listened: start `etl listen` and `etl worker`")]
+    limit = info.config.max_ack_pending or 0
+    if 0 < limit * _FULL < (info.num_ack_pending or 0):
+        says = f"{info.num_ack_pending:,} messages are not acknowledged, at {limit:,} nothing more is handed out: the log says why"
+        return [Finding(f"{stream}.{consumer}", "warning", says)]
     if info.num_waiting or info.num_ack_pending:
         return []
     return [Finding(f"{stream}.{consumer}", "warning", f"nobody takes its {info.num_pending or 0:,} waiting messages: is the process up?")]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from bridge.events.envelope import DataImportCompleted, EtlCompleted
-from bridge.events.event_task_utils import Decision, Done, Ignored, NotYet, ReceivedEvent, event_task_handler
+from bridge.events.event_task_utils import Decision, Done, Ignored, ReceivedEvent, event_task_handler
 from bridge.events.subjects import CUSTOMERS_ETL_COMPLETED, DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
 from bridge.task_names import MATERIALIZE_DUE
 from etl_assets.core.business_day import partition_range
@@ -71,10 +71,9 @@ def _decide(event: DataImportCompleted, outcome: Outcome) -> Decision:
             return Done()
         case "irrelevant":
             return Ignored(f"withdrawn import {event.import_id} never reached the tables")
-        case "pending":
-            return NotYet(f"import {event.import_id} is not completed in import_tasks")
-        case "missing":
-            return NotYet(f"import {event.import_id} is not in import_tasks")
+        case "pending" | "missing":
+            # 台账记着它，对账者等它的导入：流里不必等，也就挡不住别的事件
+            return Done(ring=False)
 
 
 def _request_downstream(asset: str, events: Sequence[ReceivedEvent[EtlCompleted]]) -> list[Decision]:

@@ -7,8 +7,10 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import cast
 
 import nats.errors
 import nats.js.errors
@@ -73,6 +75,17 @@ def subject_covers(pattern: str, subject: str) -> bool:
             return False
         given = given[: len(wanted)]
     return len(wanted) == len(given) and all(token in ("*", part) for token, part in zip(wanted, given, strict=True))
+
+
+@dataclass(frozen=True)
+class StoredMessage:
+    """流里存着的一条消息。"""
+
+    stream: str
+    sequence: int
+    stored_at: datetime
+    subject: str
+    data: bytes
 
 
 class JetStreamConnection:
@@ -241,13 +254,36 @@ class JetStreamConnection:
             except nats.js.errors.NotFoundError:
                 return {}
 
-    async def stored_at(self, stream: str, sequence: int) -> datetime | None:
-        """流存下这一条的时刻；已经不在了就是 None。"""
+    async def consumer_info(self, stream: str, consumer: str) -> ConsumerInfo | None:
+        """消费者走到哪里；没有它就是 None。"""
         with self._managing(stream):
             try:
-                return (await self.context.get_msg(stream, sequence)).time
+                info: ConsumerInfo = await self.context.consumer_info(stream, consumer)
             except nats.js.errors.NotFoundError:
                 return None
+        return info
+
+    async def newest_sequence(self, stream: str, subject: str) -> int:
+        """流里这个主题最新的一条的序号；没有就是 0。"""
+        with self._managing(stream):
+            try:
+                return (await self.context.get_last_msg(stream, subject)).seq or 0
+            except nats.js.errors.NotFoundError:
+                return 0
+
+    async def stored_message(self, stream: str, sequence: int) -> StoredMessage | None:
+        """流里的这一条；已经不在了就是 None。"""
+        with self._managing(stream):
+            try:
+                found = await self.context.get_msg(stream, sequence)
+            except nats.js.errors.NotFoundError:
+                return None
+        return StoredMessage(stream, sequence, cast("datetime", found.time), found.subject or "", found.data or b"")
+
+    async def stored_at(self, stream: str, sequence: int) -> datetime | None:
+        """流存下这一条的时刻；已经不在了就是 None。"""
+        found = await self.stored_message(stream, sequence)
+        return None if found is None else found.stored_at
 
     async def delete_message(self, stream: str, sequence: int) -> None:
         """从流里删去一条；已经不在了也算删了。"""
@@ -361,23 +397,30 @@ class JetStreamConnection:
     async def bury(self, message: Msg, *, subject: str, reason: str, attempts: int, labels: Mapping[str, str] | None = None) -> None:
         """原文存进死信流之后才终结原消息；中途崩溃会再来一次，编号相同所以只存一份。"""
         origin = message.metadata
+        stored = StoredMessage(origin.stream, origin.sequence.stream, origin.timestamp, message.subject, message.data)
+        await self.store_letter(stored, subject=subject, reason=reason, attempts=attempts, labels=labels)
+        await self.confirm(message, b"+TERM dead-lettered")
+
+    async def store_letter(
+        self, message: StoredMessage, *, subject: str, reason: str, attempts: int, labels: Mapping[str, str] | None = None
+    ) -> None:
+        """原文存进死信流；再来一次编号相同，所以只存一份。"""
         headers = {
             DeadLetterHeader.REASON: header_text(reason),
             DeadLetterHeader.SUBJECT: message.subject,
-            DeadLetterHeader.STREAM: origin.stream,
-            DeadLetterHeader.SEQUENCE: str(origin.sequence.stream),
+            DeadLetterHeader.STREAM: message.stream,
+            DeadLetterHeader.SEQUENCE: str(message.sequence),
             DeadLetterHeader.ATTEMPTS: str(attempts),
             **(labels or {}),
         }
         # 带上发布时刻：流重建之后序号会重来
-        message_id = f"{origin.stream}-{origin.sequence.stream}-{origin.timestamp.timestamp():.6f}"
+        message_id = f"{message.stream}-{message.sequence}-{message.stored_at.timestamp():.6f}"
         data = message.data
         truncated = {**headers, DeadLetterHeader.ORIGINAL_BYTES: str(len(data))}
         room = self.client.max_payload - header_bytes({"Nats-Msg-Id": message_id, **truncated})
         if len(data) > room:
             data, headers = data[:room], truncated
         await self.publish(subject, data, message_id=message_id, headers=headers)
-        await self.confirm(message, b"+TERM dead-lettered")
 
 
 class DeadLetterHeader(StrEnum):

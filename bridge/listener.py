@@ -27,6 +27,8 @@ logger = get_logger(__name__)
 
 CONSUMER = "etl-bridge"
 LANE: Lane = "event"
+MAX_ACK_PENDING = 20_000
+"""没确认的这么多，服务器就不再给：等着的导入事件不在其中，它们记在台账里。"""
 FINISH_SECONDS = 20.0
 """要求停下之后，手里那一批最多再做这么久；没确认的会重投。"""
 REFUSED_PAUSE_SECONDS = 2.0
@@ -97,6 +99,7 @@ class Listener:
         """事件在流里的序号 → 它自己失败了几次。不用投递次数：数据库不让做的、别人死了重投的，不是它的失败。"""
         self._handler_failed = RepeatedWarning(logger, "handler failed, trying again")
         self._cannot_ring = RepeatedWarning(logger, "cannot ring, trying again")
+        self._not_yet = RepeatedWarning(logger, "event not ready, trying again")
         self._not_settled = RepeatedWarning(logger, "events not settled, they will be delivered again")
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -127,7 +130,7 @@ class Listener:
                 ack_policy=AckPolicy.EXPLICIT,
                 ack_wait=self._settings.event_ack_wait_seconds,
                 max_deliver=-1,  # 次数由我们数：服务器的上限会让事件无声地搁浅
-                max_ack_pending=20_000,
+                max_ack_pending=MAX_ACK_PENDING,
             ),
         )
 
@@ -277,7 +280,7 @@ class Listener:
             await self._bury(message, f"{reason}; given up {age_seconds:.0f} s after it was published")
             return
         delay_seconds = min(self._delay_seconds(message.metadata.num_delivered), left_seconds)
-        logger.info("event not ready, trying again", subject=message.subject, reason=reason, delay_seconds=round(delay_seconds, 1))
+        self._not_yet.say(message.subject, subject=message.subject, reason=reason, delay_seconds=round(delay_seconds, 1))
         await self._connection.postpone(message, delay_seconds)
 
     def _delay_seconds(self, attempt: int) -> float:

@@ -15,6 +15,8 @@ from bridge.outbox_publisher import publish_outbox
 from bridge.settings import Lane
 from bridge.side_tasks import supervised
 from bridge.task_names import MATERIALIZE_DUE
+from bridge.unannounced_imports import UnannouncedImports
+from bridge.waiting_events import WaitingEvents
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings
@@ -23,6 +25,8 @@ from etl_assets.services.leases import has_claimable_days, leased_run_ids
 logger = get_logger(__name__)
 
 INTERVAL_SECONDS = 5.0
+WAITING_SECONDS = 1.0
+UNANNOUNCED_SECONDS = 10.0
 CROWD = 1_000
 """车道上的消息比在做的运行多出这么多条，再敲也是白敲：没有人在取。"""
 _LANE: Lane = "event"
@@ -58,19 +62,23 @@ class DueBell:
             return has_claimable_days(connection, self._settings.target_schema), len(leased_run_ids(connection))
 
 
-async def reconcile(stop: asyncio.Event, *, bell: DueBell, broker: SafeJetStreamBroker, engine: sa.Engine) -> None:
+async def reconcile(stop: asyncio.Event, *, bell: DueBell, broker: SafeJetStreamBroker, engine: sa.Engine, settings: EtlSettings) -> None:
     """每隔几秒对一次账，直到 stop；几件事各做各的，一件做不成不耽误别的。"""
 
     async def publish() -> None:
         await publish_outbox(engine, broker.connection)
 
+    waiting = WaitingEvents(broker=broker, engine=engine, settings=settings)
+    unannounced = UnannouncedImports(broker=broker, engine=engine, settings=settings)
     await asyncio.gather(
-        _repeat("ring for due days", bell.remind, stop),
-        _repeat("publish completion events", publish, stop),
+        _repeat("ring for due days", bell.remind, stop, INTERVAL_SECONDS),
+        _repeat("publish completion events", publish, stop, INTERVAL_SECONDS),
+        _repeat("look after waiting events", waiting.look, stop, WAITING_SECONDS),
+        _repeat("look for unannounced imports", unannounced.look, stop, UNANNOUNCED_SECONDS),
     )
 
 
-async def _repeat(name: str, step: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
+async def _repeat(name: str, step: Callable[[], Awaitable[None]], stop: asyncio.Event, interval_seconds: float) -> None:
     """数据库或 NATS 不在就等下一次；别的错由看管它的记下。"""
 
     async def steps() -> None:
@@ -80,6 +88,6 @@ async def _repeat(name: str, step: Callable[[], Awaitable[None]], stop: asyncio.
             except Exception as error:  # noqa: BLE001  # 不是服务器不在的，原样抛出
                 tolerate(error, _cannot_reconcile, task=name)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), INTERVAL_SECONDS)
+                await asyncio.wait_for(stop.wait(), interval_seconds)
 
     await supervised(name, steps, stop=stop)

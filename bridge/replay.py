@@ -31,6 +31,7 @@ from etl_assets.services.ledger import ASSETS, up_to
 from etl_assets.services.outbox import installation_id
 from etl_assets.services.replay import replay_completion, replay_imports
 
+_ASSETS = {subject: asset for asset, subject in ETL_COMPLETED.items()}
 _ATTEMPTS = 3
 _NAMED_PROBLEMS = 50
 
@@ -71,6 +72,11 @@ class ReplayReport:
         self.note(verdict)
         if len(self.problems) < _NAMED_PROBLEMS:
             self.problems.append(Problem(message.metadata.sequence.stream, message.subject, verdict, reason))
+
+
+def replayable_handlers() -> list[EventTaskHandler[Any]]:
+    """能重放的：台账说得出它们的事件做完了没有；别的主题的处理器，台账一无所知。"""
+    return [handler for handler in HANDLERS if handler.subject == DATA_IMPORT_COMPLETED or handler.subject in _ASSETS]
 
 
 async def replay_events(
@@ -123,7 +129,7 @@ class _Replay:
 
     def __init__(self, settings: BridgeSettings, *, subject: str | None, force: bool, dry_run: bool) -> None:
         self._handlers: dict[str, EventTaskHandler[Any]] = {
-            handler.subject: handler for handler in HANDLERS if subject in (None, handler.subject)
+            handler.subject: handler for handler in replayable_handlers() if subject in (None, handler.subject)
         }
         self._max_bytes = settings.event_max_bytes
         self._force = force
@@ -148,7 +154,7 @@ class _Replay:
             if events and subject == DATA_IMPORT_COMPLETED:
                 await self._take_imports(events)
             elif events:
-                await self._take_completions(_asset_of(subject), [received for _, received in events])
+                await self._take_completions(_ASSETS[subject], [received for _, received in events])
 
     async def _take_imports(self, events: Sequence[tuple[Msg, ReceivedEvent[DataImportCompleted]]]) -> None:
         relevant = [(message, received) for message, received in events if received.event.status in IMPORT_STATUSES]
@@ -207,7 +213,3 @@ class _Replay:
             if self._dry_run:
                 transaction.rollback()
             return result
-
-
-def _asset_of(subject: str) -> str:
-    return next(asset for asset, completed in ETL_COMPLETED.items() if completed == subject)

@@ -30,7 +30,7 @@ class BridgeSettings(BaseSettings):
     nats_url: str = Field(default="", description="URL of the NATS server, or of a cluster's servers separated by commas")
     connect_timeout_seconds: int = Field(default=5, ge=1, le=300)
 
-    event_max_bytes: int = Field(default=262_144, ge=1_024, le=67_108_864, description="a larger event is dead-lettered unread")
+    event_max_bytes: int = Field(default=262_144, ge=65_536, le=67_108_864, description="a larger event is dead-lettered unread")
     event_retry_seconds: int = Field(default=3_600, ge=1, le=604_800, description="how long an event of a missing import is tried again")
     event_retry_delay_seconds: float = Field(default=1.0, gt=0, le=3_600, description="first delay, doubled each time")
     event_retry_delay_max_seconds: float = Field(default=60.0, gt=0, le=3_600)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import click
@@ -15,16 +16,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 
 from bridge.cli.options import with_stack
-from etl_assets.core.errors import DatabaseUnavailableError
+from etl_assets.core.errors import DatabaseUnavailableError, EtlError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from bridge.settings import BridgeSettings
     from etl_assets.services.reports import Progress
 
 _EXIT_FAILED = 1
 _EXIT_TIMEOUT = 2
 _POLL_SECONDS = 0.05
+
+Answer = TypeVar("Answer")
 
 
 @click.command("publish")
@@ -67,17 +71,53 @@ def wait_command(import_id: UUID, timeout_seconds: float) -> None:
 
 
 def wait_for_import(import_id: UUID, *, timeout_seconds: float) -> int:
-    """等到导入进表；返回退出码。"""
+    """等到导入进表；返回退出码。流里此刻已有的事件可能是它的又一个，先等监听器都处理了，台账才说了算。"""
     from etl_assets.core.settings import get_settings
     from etl_assets.services.reports import import_progress
 
     return wait_until_done(
-        f"import {import_id}", lambda connection: import_progress(connection, get_settings(), import_id), timeout_seconds=timeout_seconds
+        f"import {import_id}",
+        lambda connection: import_progress(connection, get_settings(), import_id),
+        timeout_seconds=timeout_seconds,
+        caught_up=_ListenerBehind().has_caught_up,
     )
 
 
-def wait_until_done(what: str, read_progress: Callable[[sa.Connection], Progress], *, timeout_seconds: float) -> int:
-    """等到每一天都做完，终端上显示进度条；返回退出码。数据库暂时不在就接着等。"""
+class _ListenerBehind:
+    """监听器离流里此刻最新的导入事件还有多远；NATS 不在就说一声，只看台账。"""
+
+    def __init__(self) -> None:
+        from bridge.handled_events import newest_import_event
+
+        self._newest = self._ask(newest_import_event, otherwise=0)
+
+    def has_caught_up(self) -> bool:
+        from bridge.handled_events import has_handled
+
+        return self._newest == 0 or self._ask(partial(has_handled, sequence=self._newest), otherwise=True)
+
+    def _ask(self, question: Callable[[BridgeSettings], Coroutine[Any, Any, Answer]], *, otherwise: Answer) -> Answer:
+        from bridge.settings import get_bridge_settings
+
+        try:
+            return asyncio.run(question(get_bridge_settings()))
+        except EtlError as error:
+            click.echo(f"warning: cannot see whether events are still to be handled, going by the ledger alone: {error}", err=True)
+            self._newest = 0
+            return otherwise
+
+
+def wait_until_done(
+    what: str,
+    read_progress: Callable[[sa.Connection], Progress],
+    *,
+    timeout_seconds: float,
+    caught_up: Callable[[], bool] = lambda: True,
+) -> int:
+    """等到每一天都做完，终端上显示进度条；返回退出码。数据库暂时不在就接着等。
+
+    :param caught_up: 为真之前，台账说什么都不算数。
+    """
     from etl_assets.core.database_errors import translated_errors
     from etl_assets.core.database_sync import get_engine
 
@@ -86,7 +126,9 @@ def wait_until_done(what: str, read_progress: Callable[[sa.Connection], Progress
     problem = "its event has not been handled yet: is the listener running (`etl status`)?"
     with ProgressBar(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=None)
+        is_complete = False
         while True:
+            is_complete = is_complete or caught_up()
             try:
                 with translated_errors(), get_engine().connect() as connection:
                     progress = read_progress(connection)
@@ -94,12 +136,14 @@ def wait_until_done(what: str, read_progress: Callable[[sa.Connection], Progress
                 problem = str(error)
             else:
                 bar.update(task, total=progress.days or None, completed=progress.done)
-                if progress.handled and progress.done == progress.days:
+                if not is_complete:
+                    problem = "the listener has not handled all events of the stream yet: is it running (`etl status`)?"
+                elif progress.handled and progress.done == progress.days:
                     return 0
-                if progress.held:
+                elif progress.held:
                     click.echo(f"error: {progress.held} days of {what} failed for good: {progress.held_reason}", err=True)
                     return _EXIT_FAILED
-                if progress.handled:
+                elif progress.handled:
                     problem = f"{progress.done} of {progress.days} days are materialized"
             if time.monotonic() > deadline:
                 click.echo(f"error: {what} is not in the tables after {timeout_seconds:g} s: {problem}", err=True)

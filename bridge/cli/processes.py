@@ -128,7 +128,7 @@ async def _listen() -> None:
     broker = SafeJetStreamBroker(settings)
     await broker.startup()
     bell = DueBell(broker, get_engine(), get_settings())
-    reconciling = asyncio.create_task(reconcile(stop, bell=bell, broker=broker, engine=get_engine()))
+    reconciling = asyncio.create_task(reconcile(stop, bell=bell, broker=broker, engine=get_engine(), settings=get_settings()))
     try:
         await Listener(settings, handlers=HANDLERS, ring=bell.ring).run(stop)
         await reconciling

@@ -23,7 +23,7 @@ _SHOWN_PROBLEMS = 10
 @click.option("--seq", "first_sequence", type=click.IntRange(min=1), help="From this sequence of the stream on.")
 @click.option("--until", metavar="T", help="Only events before this time.")
 @click.option("--to-seq", "last_sequence", type=click.IntRange(min=1), help="Only up to this sequence, included.")
-@click.option("--subject", help="Only events of this subject [default: all that the bridge listens to].")
+@click.option("--subject", help="Only events of this subject [default: imports, and completions of another ETL].")
 @click.option("--dry-run", is_flag=True, help="Show what would be requested, write nothing.")
 @click.option("--force", is_flag=True, help="Also events whose days the ledger says are materialized.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -43,14 +43,13 @@ def replay_command(
     Does not wait for the runs: `etl status` shows what is due.
     """
     from bridge.doorbell import ring_workers
-    from bridge.handlers import HANDLERS
-    from bridge.replay import replay_events
+    from bridge.replay import replay_events, replayable_handlers
     from bridge.settings import get_bridge_settings
     from etl_assets.core.settings import get_settings
 
-    subjects = [handler.subject for handler in HANDLERS]
+    subjects = [handler.subject for handler in replayable_handlers()]
     if subject is not None and subject not in subjects:
-        raise click.BadParameter(f"the bridge listens to {', '.join(subjects)}", param_hint="--subject")
+        raise click.BadParameter(f"only events of {', '.join(subjects)} can be replayed", param_hint="--subject")
     if (since is None) == (first_sequence is None):
         raise click.UsageError("say where to begin: --since T or --seq N")
     if until is not None and last_sequence is not None:

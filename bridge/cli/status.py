@@ -49,7 +49,7 @@ def _collect() -> dict[str, Any]:
     from etl_assets.services.troubles import recent_troubles
 
     settings = get_settings()
-    report: dict[str, Any] = dict.fromkeys(("database", *_TABLES, "unpublished_events"))
+    report: dict[str, Any] = dict.fromkeys(("database", *_TABLES, "unpublished_events", "set_aside_events", "waiting_events"))
     try:
         with translated_errors(), get_engine().connect() as connection:
             report |= {
@@ -58,6 +58,8 @@ def _collect() -> dict[str, Any]:
                 "running": [dict(row) for row in reports.running_leases(connection, settings)],
                 "rejected": [dict(row) for row in reports.rejected_by_rule(connection, settings)],
                 "unpublished_events": reports.unpublished_events(connection),
+                "set_aside_events": reports.set_aside_events(connection)._asdict(),
+                "waiting_events": reports.count_waiting_events(connection, settings)._asdict(),
                 "troubles": [dict(row) for row in recent_troubles(connection)],
             }
             readiness.assert_usable(connection, settings.target_schema)
@@ -75,3 +77,7 @@ def _print(report: dict[str, Any]) -> None:
             print_rows(rows, list(rows[0]), "table", title=title)
     if report["unpublished_events"]:
         click.echo(f"{report['unpublished_events']} completion events are not published yet")
+    if report["set_aside_events"] and report["set_aside_events"]["events"]:
+        click.echo("{events} of them cannot be published and are set aside: {problem}".format(**report["set_aside_events"]))
+    if report["waiting_events"] and report["waiting_events"]["events"]:
+        click.echo("{events} events wait for their imports, the oldest since {oldest}".format(**report["waiting_events"]))

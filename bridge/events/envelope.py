@@ -34,7 +34,7 @@ class DataImportCompleted(Event):
 
 
 class EtlCompleted(Event):
-    """一个资产的若干天做完了或失败了。"""
+    """一个资产的若干天做完了或失败了；太长的分成几份（part、parts），每份是一个事件。"""
 
     status: Literal["success", "partial_success", "failed"]
     partitions: tuple[date, ...]
@@ -45,6 +45,8 @@ class EtlCompleted(Event):
     duration_seconds: float = 0.0
     error: str | None = None
     downstream: Literal["included", "pending"] = "pending"
+    part: int | None = None
+    parts: int | None = None
 
 
 _TYPES: dict[str, type[Event]] = {DATA_IMPORT_COMPLETED: DataImportCompleted} | dict.fromkeys(ETL_COMPLETED.values(), EtlCompleted)

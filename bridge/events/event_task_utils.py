@@ -45,7 +45,7 @@ class Ignored:
 
 @dataclass(frozen=True)
 class NotYet:
-    """前提还没有：限期内再试，到期进死信。"""
+    """前提还没有：限期内再试，到期进死信。它等在流里，太多了会挡住别的事件；自己记得住它的处理器记下来，答 Done。"""
 
     reason: str
 

@@ -32,6 +32,9 @@ class EtlSettings(BaseSettings):
     completed_statuses: StatusList = ("completed", "delivered", "交易成功", "已完成")
     cold_after_days: int = Field(default=90, ge=1, le=36500)
     max_delete_share: float = Field(default=0.2, ge=0, le=1)
+    unannounced_after_seconds: int = Field(
+        default=60, ge=1, le=86_400, description="a completed import that no event announced is taken in after this"
+    )
     pool_size: int = Field(default=5, ge=1, le=100)
     connect_timeout_seconds: int = Field(default=5, ge=1, le=300)
     statement_timeout_seconds: int = Field(default=600, ge=1, le=86400)

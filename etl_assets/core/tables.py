@@ -250,8 +250,9 @@ import_watches = sa.Table(
     "import_watches",
     etl,
     sa.Column("target", sa.Text, primary_key=True),
+    sa.Column("watched_from", TIMESTAMP, nullable=False),
     sa.Column("watched_until", TIMESTAMP, nullable=False),
-    comment="imports completed before this moment were announced, or taken in without an event",
+    comment="imports completed between these moments were announced, or taken in without an event",
 )
 
 leases = sa.Table(

@@ -11,13 +11,23 @@ import sqlalchemy as sa
 
 from etl_assets.core.business_day import local_day, partition_range
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_events, import_tasks, ledger, raw_orders, rejected_rows, shop_configs, target_tables, trimmed
+from etl_assets.core.tables import (
+    import_events,
+    import_tasks,
+    ledger,
+    raw_orders,
+    rejected_rows,
+    shop_configs,
+    target_tables,
+    trimmed,
+    waiting_events,
+)
 from etl_assets.services.ledger import ASSETS
 from etl_assets.services.raw_rows import IN_SCOPE
 from etl_assets.services.rollout import read_share
 
 _ON_THE_WAY = timedelta(minutes=1)
-"""刚完成的导入，事件可能正在路上。"""
+"""刚完成的导入，事件可能正在路上，或者监听器正等着宽限过去。"""
 
 
 @dataclass(frozen=True)
@@ -30,11 +40,12 @@ class Disagreement:
 
 
 def unannounced_imports(connection: sa.Connection, settings: EtlSettings) -> Sequence[str]:
-    """完成了而台账从没听说过的导入，旧的在前。"""
-    heard = sa.select(import_events.c.import_id).where(
-        import_events.c.import_id == import_tasks.c.import_id, import_events.c.target == settings.target_schema
-    )
-    silent = sa.select(import_tasks.c.import_id).where(IN_SCOPE, _is_settled(), ~heard.exists())
+    """完成了而台账从没听说过的导入，旧的在前；监听器过了宽限会自己要进来的不算。"""
+    heard = [
+        sa.exists().where(known.c.import_id == import_tasks.c.import_id, known.c.target == settings.target_schema)
+        for known in (import_events, waiting_events)
+    ]
+    silent = sa.select(import_tasks.c.import_id).where(IN_SCOPE, _is_settled(settings), ~sa.or_(*heard))
     return [str(import_id) for import_id in connection.scalars(silent.order_by(import_tasks.c.completed_at, import_tasks.c.import_id))]
 
 
@@ -80,7 +91,12 @@ def lacks_event(connection: sa.Connection, settings: EtlSettings, *, import_id: 
         .where(import_tasks.c.import_id == import_id)
     ).first()
     if row is None or row.event_id is None:
-        return row is not None and row.status == "completed"
+        waits = sa.exists().where(
+            waiting_events.c.target == settings.target_schema,
+            waiting_events.c.import_id == import_id,
+            waiting_events.c.event_id == event_id,
+        )
+        return row is not None and row.status == "completed" and not connection.scalar(sa.select(waits))
     return row.event_id != event_id and (row.stream_sequence or 0) < sequence
 
 
@@ -90,7 +106,7 @@ def _raw_rows(settings: EtlSettings) -> sa.Subquery:
     rows = (
         sa.select(raw_orders.c.raw_id, trimmed(raw_orders.c.shop).label("shop"), trimmed(raw_orders.c.order_id).label("order_id"), day)
         .join(import_tasks, import_tasks.c.import_id == raw_orders.c.import_id)
-        .where(IN_SCOPE, _is_settled())
+        .where(IN_SCOPE, _is_settled(settings))
         .subquery("dated")
     )
     return sa.select(rows).where(partition_range(settings).includes(rows.c.day)).subquery("raw_rows")
@@ -100,8 +116,9 @@ def _of_orders(settings: EtlSettings) -> tuple[sa.ColumnElement[bool], ...]:
     return ledger.c.target == settings.target_schema, ledger.c.asset == ASSETS[0]
 
 
-def _is_settled() -> sa.ColumnElement[bool]:
-    return sa.func.coalesce(import_tasks.c.completed_at < sa.func.now() - _ON_THE_WAY, sa.true())
+def _is_settled(settings: EtlSettings) -> sa.ColumnElement[bool]:
+    on_the_way = _ON_THE_WAY + timedelta(seconds=settings.unannounced_after_seconds)
+    return sa.func.coalesce(import_tasks.c.completed_at < sa.func.now() - on_the_way, sa.true())
 
 
 def _summary(connection: sa.Connection, days: sa.Select[tuple[date]]) -> Disagreement | None:

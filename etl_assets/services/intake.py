@@ -17,6 +17,7 @@ from etl_assets.core.business_day import DayRange, local_day, partition_range
 from etl_assets.core.database_sync import execute_compiled
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import (
+    TIMESTAMP,
     import_events,
     import_requests,
     import_tasks,
@@ -26,6 +27,7 @@ from etl_assets.core.tables import (
     rejected_rows,
     target_tables,
     trimmed,
+    waiting_events,
 )
 from etl_assets.services import raw_rows
 from etl_assets.services.ledger import ASSETS, request_days
@@ -50,14 +52,25 @@ class ImportEvent:
 
 
 def request_imports(engine: sa.Engine, settings: EtlSettings, events: Sequence[ImportEvent]) -> list[Outcome]:
-    """在一个事务里处理一批事件，逐个给出结果。"""
+    """在一个事务里处理一批事件，逐个给出结果；导入还没完成的记下来，提交之后就可以确认。"""
     with engine.begin() as connection:
-        lock_imports(connection, settings.target_schema, (event.import_id for event in events))
-        outcomes = decide_outcomes(connection, settings, events)
-        requested = [event for event, outcome in zip(events, outcomes, strict=True) if outcome == "requested"]
-        if requested:
-            request_affected_days(connection, settings, requested)
+        outcomes = take_in(connection, settings, events)
+        _remember_waiting(
+            connection,
+            settings.target_schema,
+            [event for event, outcome in zip(events, outcomes, strict=True) if outcome in ("pending", "missing")],
+        )
         return outcomes
+
+
+def take_in(connection: sa.Connection, settings: EtlSettings, events: Sequence[ImportEvent]) -> list[Outcome]:
+    """锁住这些导入，决定每个事件该怎么办，要求受影响的日子。"""
+    lock_imports(connection, settings.target_schema, (event.import_id for event in events))
+    outcomes = decide_outcomes(connection, settings, events)
+    requested = [event for event, outcome in zip(events, outcomes, strict=True) if outcome == "requested"]
+    if requested:
+        request_affected_days(connection, settings, requested)
+    return outcomes
 
 
 def decide_outcomes(connection: sa.Connection, settings: EtlSettings, events: Sequence[ImportEvent]) -> list[Outcome]:
@@ -165,6 +178,22 @@ def _remember_events(connection: sa.Connection, target: str, events: Sequence[Im
     execute_compiled(connection, _REMEMBER_EVENTS, {"of_target": target, **rows})
 
 
+def _remember_waiting(connection: sa.Connection, target: str, events: Sequence[ImportEvent]) -> None:
+    """记下要等导入的事件；不是从流里来的没有期限可言，不记。"""
+    newest = {(event.import_id, event.event_id): event for event in events if event.sequence is not None and event.stored_at is not None}
+    if not newest:
+        return
+    stored = newest.values()
+    rows = {
+        "import_ids": [event.import_id for event in stored],
+        "event_ids": [event.event_id for event in stored],
+        "allow_deletes": [event.allow_deletes for event in stored],
+        "sequences": [event.sequence for event in stored],
+        "stored_ats": [event.stored_at for event in stored],
+    }
+    execute_compiled(connection, _REMEMBER_WAITING, {"of_target": target, **rows})
+
+
 # ---- 每批事件都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
 
 _TARGET = sa.bindparam("of_target", type_=sa.Text)
@@ -232,4 +261,24 @@ def _remember_events_statement() -> pg.Insert:
     return insert.on_conflict_do_update(index_elements=["target", "import_id"], set_=fields)
 
 
+def _remember_waiting_statement() -> pg.Insert:
+    """重投的只记一次；又发布了一回的（死信放回来的）从头等起。"""
+    row = _unnest(
+        "row",
+        import_id=_IMPORT_IDS,
+        event_id=sa.bindparam("event_ids", type_=sa.ARRAY(sa.Uuid)),
+        allow_deletes=sa.bindparam("allow_deletes", type_=sa.ARRAY(sa.Boolean)),
+        stream_sequence=sa.bindparam("sequences", type_=sa.ARRAY(sa.BigInteger)),
+        stored_at=sa.bindparam("stored_ats", type_=sa.ARRAY(TIMESTAMP)),
+    )
+    columns = ["import_id", "event_id", "allow_deletes", "stream_sequence", "stored_at"]
+    rows = sa.select(_TARGET, *(row.c[name] for name in columns))
+    insert = pg.insert(waiting_events).from_select(["target", *columns], rows)
+    again = {name: insert.excluded[name] for name in columns[2:]} | {"looks": 0, "look_at": sa.func.now()}
+    return insert.on_conflict_do_update(
+        index_elements=["target", "import_id", "event_id"], set_=again, where=waiting_events.c.stored_at < insert.excluded.stored_at
+    )
+
+
 _REMEMBER_REQUESTS, _REMEMBER_EVENTS = _remember_requests_statement(), _remember_events_statement()
+_REMEMBER_WAITING = _remember_waiting_statement()

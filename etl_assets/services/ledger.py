@@ -19,6 +19,7 @@ from sqlalchemy.dialects import postgresql as pg
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import execute_compiled
 from etl_assets.core.tables import import_events, import_requests, ledger
+from etl_assets.core.text import storable
 
 ASSETS = ("orders", "customers", "leads")
 """资产链，上游在前；要在中间插入一个资产，就插进这里。"""
@@ -194,7 +195,7 @@ def record_failure(
         .values(
             failures=failures,
             retry_at=sa.case((held, None), else_=retry_at),
-            held_reason=sa.case((held, reason), else_=None),
+            held_reason=sa.case((held, storable(reason)), else_=None),
             failed_run_id=run_id,
         )
     )

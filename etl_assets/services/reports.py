@@ -26,6 +26,7 @@ from etl_assets.core.tables import (
     shop_configs,
     target_tables,
     trimmed,
+    waiting_events,
 )
 from etl_assets.services.figures import has_status, status_spellings
 from etl_assets.services.ledger import ASSETS
@@ -200,6 +201,24 @@ def rejected_by_rule(connection: sa.Connection, settings: EtlSettings) -> Sequen
 def unpublished_events(connection: sa.Connection) -> int:
     """发件箱里还没发布的完成事件。"""
     return connection.execute(sa.select(sa.func.count()).select_from(outbox)).scalar_one()
+
+
+def set_aside_events(connection: sa.Connection) -> sa.Row[tuple[int, str | None]]:
+    """发件箱里发不了、放在一边的：events 几个，problem 最早那个的原因。"""
+    first = sa.select(outbox.c.problem).where(outbox.c.problem.is_not(None)).order_by(outbox.c.outbox_id).limit(1)
+    return connection.execute(
+        sa.select(sa.func.count(outbox.c.problem).label("events"), first.scalar_subquery().label("problem")).select_from(outbox)
+    ).one()
+
+
+def count_waiting_events(connection: sa.Connection, settings: EtlSettings) -> sa.Row[tuple[int, datetime | None]]:
+    """等着导入的事件：events 几个，oldest 最早的是何时发布的。"""
+    waiting = waiting_events.c
+    return connection.execute(
+        sa.select(sa.func.count().label("events"), sa.func.min(waiting.stored_at).label("oldest")).where(
+            waiting.target == settings.target_schema
+        )
+    ).one()
 
 
 def show_rows(

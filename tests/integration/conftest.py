@@ -25,8 +25,11 @@ PASSWORD = "s3cret"
 class NatsServer:
     """一个可以杀掉再起来的 nats-server：只听回环地址，要口令，存储在给定的文件夹。"""
 
-    def __init__(self, folder: Path, *, jetstream: bool = True) -> None:
+    def __init__(self, folder: Path, *, jetstream: bool = True, config: str = "") -> None:
+        """:param config: 没有命令行选项的设置，例如 `max_payload: 65536`。"""
         self._folder = folder
+        self._config = folder / "nats.conf"
+        self._config.write_text(config)
         self._jetstream = ["--jetstream", "--store_dir", str(folder / "store")] if jetstream else []
         self._process: subprocess.Popen[bytes] | None = None
         with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -35,7 +38,7 @@ class NatsServer:
 
     def start(self) -> None:
         program = Path(sysconfig.get_path("scripts")) / "nats-server"
-        address = ["--addr", "127.0.0.1", "--port", str(self.port), "--user", "etl", "--pass", PASSWORD]
+        address = ["--config", str(self._config), "--addr", "127.0.0.1", "--port", str(self.port), "--user", "etl", "--pass", PASSWORD]
         with (self._folder / "nats.log").open("ab") as log:
             self._process = subprocess.Popen([program, *address, *self._jetstream], stdout=log, stderr=log)
         self._wait_until_listening()

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 from nats.js.api import StreamConfig
 
-from bridge import handlers
+from bridge import reconciler
 from bridge.broker import SafeJetStreamBroker, SafeReceiver
 from bridge.cli.dlq import dlq_command
 from bridge.cli.main import cli
@@ -35,6 +35,7 @@ from etl_assets.core.tables import import_events
 from etl_assets.testing.raw_data import RawData
 
 from .conftest import NatsServer
+from .listening import open_bridge
 
 Dlq = Callable[..., Awaitable[Result]]
 
@@ -179,12 +180,11 @@ async def test_retried_event_reaches_the_ledger_once_its_import_is_there(
     raw_data: RawData,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(handlers, "get_engine", lambda: engine)
-    monkeypatch.setattr(handlers, "get_settings", lambda: etl_settings)
+    monkeypatch.setattr(reconciler, "WAITING_SECONDS", 0.05)
     import_id = raw_data.add_import([{}], status="pending")
     body = event(import_id=import_id)
     await connection.publish(DATA_IMPORT_COMPLETED, body, message_id=json.loads(body)["event_id"])
-    async with listening(settings, handlers.on_data_import_completed):
+    async with open_bridge(settings, engine, etl_settings, monkeypatch) as bridge, bridge.listening():
         await holds(connection, "EVENTS_DLQ", 1)
         raw_data.set_status(import_id, "completed")
         result = await dlq("retry", "events-1")

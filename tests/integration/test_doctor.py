@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -98,6 +98,61 @@ def test_what_disagrees_is_said_with_what_to_do(
     state, says = doctor(nats_server.url, exit_code=1)[check]
     assert state == "error"
     assert remedy in says
+
+
+@pytest.mark.usefixtures("imported")
+@pytest.mark.parametrize(
+    ("damage", "check", "said"),
+    [
+        (
+            (
+                "INSERT INTO etl.waiting_events (target, import_id, event_id, stream_sequence, stored_at)"
+                " SELECT 'public', gen_random_uuid(), gen_random_uuid(), n, now() - interval '2 minutes' FROM generate_series(1, 1200) n"
+            ),
+            "waiting events",
+            "1,200 events wait for imports that are not completed in import_tasks, the oldest since ",
+        ),
+        (
+            (
+                "INSERT INTO etl.outbox (event_id, asset, payload, problem, retry_at)"
+                " VALUES (gen_random_uuid(), 'orders', '{}', 'it is too large', now())"
+            ),
+            "completion events",
+            "1 cannot be published and are tried again every ten minutes: it is too large",
+        ),
+        (
+            "DROP INDEX ix_import_tasks_completed_at",
+            "import_tasks",
+            "CREATE INDEX CONCURRENTLY ix_import_tasks_completed_at ON public.import_tasks (completed_at)",
+        ),
+    ],
+)
+def test_what_waits_is_a_warning_and_no_error(
+    doctor: Doctor, nats_server: NatsServer, engine: sa.Engine, damage: str, check: str, said: str
+) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql(damage)
+    found = doctor(nats_server.url, exit_code=1)
+    assert found[check][0] == "warning"
+    assert said in found[check][1]
+    assert found["ledger"] == ("ok", "every raw row is accounted for")
+
+
+async def test_import_whose_event_waits_or_that_is_just_completed_is_no_error(
+    doctor: Doctor, nats_server: NatsServer, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings
+) -> None:
+    import_id = uuid4()
+    waiting = ImportEvent(import_id, uuid4(), sequence=1, stored_at=datetime.now(UTC))
+    assert request_imports(engine, etl_settings, [waiting]) == ["missing"]
+    raw_data.add_import([], import_id=import_id, completed_at=datetime.now(UTC) - timedelta(hours=1))
+    raw_data.add_import([], completed_at=datetime.now(UTC) - timedelta(seconds=90))
+    found = await asyncio.to_thread(doctor, nats_server.url, exit_code=1)
+    assert "announced imports" not in found
+    assert "waiting events" not in found
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM etl.waiting_events")
+    state, says = (await asyncio.to_thread(doctor, nats_server.url, exit_code=1))["announced imports"]
+    assert (state, str(import_id) in says) == ("error", True)
 
 
 async def test_event_that_was_handled_but_is_not_in_the_ledger_is_noticed(

@@ -299,6 +299,23 @@ async def test_event_whose_import_is_not_there_yet_is_tried_again_until_it_is(be
     assert bench.rings == [("materialize", "event")]
 
 
+async def test_events_that_are_not_ready_do_not_flood_the_log(bench: Bench) -> None:
+    attempts: list[int] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        attempts.extend(event.attempt for event in events)
+        return [Done() if event.attempt == 3 else NotYet("it is early") for event in events]
+
+    await bench.add_stream()
+    for _ in range(50):
+        await bench.publish()
+    with structlog.testing.capture_logs() as logs:
+        async with running(bench.listener(decide)):
+            await bench.eventually(lambda: len(attempts) == 150)
+            await bench.all_acknowledged()
+    assert [line["event"] for line in logs if line["event"] != "ready"] == ["event not ready, trying again"]
+
+
 async def test_event_whose_import_never_comes_is_dead_lettered_after_the_bounded_time(bench: Bench) -> None:
     attempts: list[int] = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from nats.js.api import StreamConfig
 from bridge import handlers, stored_messages
 from bridge.cli.replay import replay_command
 from bridge.events import DataImportCompleted, EtlCompleted, Event
+from bridge.events.event_task_utils import Decision, Done, ReceivedEvent, event_task_handler
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, LEADS_ETL_COMPLETED, ORDERS_ETL_COMPLETED
 from bridge.jetstream import JetStreamConnection
 from bridge.listener import CONSUMER, Listener
@@ -300,10 +301,26 @@ async def test_only_the_chosen_stretch_and_subject_is_replayed(world: World, run
         (["--seq", "1", "--until", "1h", "--to-seq", "2"], "exclude each other"),
         (["--since", "yesterday"], "'yesterday' is not a time"),
         (["--since", "99999999d"], "is not a time"),
-        (["--seq", "1", "--subject", "events.other"], "the bridge listens to events.data_import.completed, "),
+        (["--seq", "1", "--subject", "events.other"], "only events of events.data_import.completed, "),
     ],
 )
 async def test_unclear_choice_is_refused(run: Run, arguments: list[str], problem: str) -> None:
     result = await run(*arguments)
     assert result.exit_code == 2
     assert problem in " ".join(result.stderr.replace("│", " ").split())
+
+
+async def test_events_of_a_handler_that_the_ledger_does_not_know_are_left_out(
+    world: World, run: Run, replay: Replay, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @event_task_handler(subject="events.other", task_name="task")
+    async def on_other(events: Sequence[ReceivedEvent[Event]]) -> Sequence[Decision]:
+        return [Done() for _ in events]
+
+    monkeypatch.setattr("bridge.replay.HANDLERS", (*handlers.HANDLERS, on_other))
+    monkeypatch.setattr("bridge.handlers.HANDLERS", (*handlers.HANDLERS, on_other))
+    await world.publish(Event(status="x"), "events.other")
+    await world.announce(raw_data.add_import([{}]))
+    assert verdicts(await replay("--seq", "1")) == {"requested": 1}
+    result = await run("--seq", "1", "--subject", "events.other")
+    assert (result.exit_code, "can be replayed" in result.stderr) == (2, True)

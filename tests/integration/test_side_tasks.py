@@ -119,7 +119,7 @@ async def test_doorbell_is_rung_again_though_the_outbox_cannot_be_published(
     await broker.startup()
     stop = asyncio.Event()
     bell = DueBell(broker, engine, etl_settings)
-    reconciling = asyncio.create_task(reconcile(stop, bell=bell, broker=broker, engine=engine))
+    reconciling = asyncio.create_task(reconcile(stop, bell=bell, broker=broker, engine=engine, settings=etl_settings))
     try:
         async with asyncio.timeout(10):
             while len(published) < 2 or not (await broker.lane_depths())["event"]:

@@ -27,9 +27,10 @@ def upgrade() -> None:
 
         CREATE TABLE etl.import_watches (
             target TEXT NOT NULL PRIMARY KEY,
+            watched_from TIMESTAMP WITH TIME ZONE NOT NULL,
             watched_until TIMESTAMP WITH TIME ZONE NOT NULL
         );
-        COMMENT ON TABLE etl.import_watches IS 'imports completed before this moment were announced, or taken in without an event';
+        COMMENT ON TABLE etl.import_watches IS 'imports completed between these moments were announced, or taken in without an event';
 
         ALTER TABLE etl.outbox ADD COLUMN problem TEXT, ADD COLUMN retry_at TIMESTAMP WITH TIME ZONE;
 

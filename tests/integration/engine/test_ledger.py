@@ -199,6 +199,12 @@ def test_permanent_failure_is_held_at_once(connection: sa.Connection) -> None:
     assert not has_claimable_days(connection, TARGET)
 
 
+def test_any_text_is_a_reason(connection: sa.Connection) -> None:
+    request_days(connection, TARGET, [DAY])
+    record_failure(connection, TARGET, ["orders"], DayRange(DAY, DAY), reason="nul \x00 and half \ud800", kind="permanent")
+    assert entry(connection, "orders").held_reason == "nul \ufffd and half ?"
+
+
 def test_transient_failures_are_never_held_and_are_tried_less_often_the_longer_they_last(connection: sa.Connection) -> None:
     request_days(connection, TARGET, [DAY])
     waits = []

@@ -1,0 +1,192 @@
+"""导入完成了，事件没有来：过了宽限自己要进台账；早先的、还在路上的、撤回的不碰。"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+import structlog
+from nats.js.api import StreamConfig
+
+from bridge import reconciler, unannounced_imports
+from bridge.settings import BridgeSettings
+from etl_assets.core.settings import EtlSettings
+from etl_assets.services.intake import ImportEvent, request_imports
+from etl_assets.services.unannounced_imports import event_id_of, request_unannounced
+from etl_assets.testing.raw_data import RawData
+
+from .conftest import NatsServer
+from .listening import Bridge, open_bridge
+
+
+@pytest.fixture
+def etl_settings(etl_settings: EtlSettings) -> EtlSettings:
+    return etl_settings.model_copy(update={"unannounced_after_seconds": 1})
+
+
+@pytest.fixture
+async def bridge(
+    nats_server: NatsServer, engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Bridge]:
+    monkeypatch.setattr(reconciler, "UNANNOUNCED_SECONDS", 0.1)
+    async with open_bridge(BridgeSettings(nats_url=nats_server.url, event_ack_wait_seconds=2), engine, etl_settings, monkeypatch) as made:
+        await made.connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"]))
+        yield made
+
+
+def seconds_ago(seconds: float) -> datetime:
+    return datetime.now(UTC) - timedelta(seconds=seconds)
+
+
+def watched_since(engine: sa.Engine, settings: EtlSettings, seconds: float) -> None:
+    """看着它们已经这么久了。"""
+    request_unannounced(engine, settings, handled_until=None)
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE etl.import_watches SET watched_from = :since, watched_until = :since"), {"since": seconds_ago(seconds)}
+        )
+
+
+def handled(engine: sa.Engine) -> dict[UUID, UUID]:
+    with engine.connect() as connection:
+        return {row.import_id: row.event_id for row in connection.execute(sa.text("SELECT import_id, event_id FROM etl.import_events"))}
+
+
+async def test_import_that_nobody_announced_is_taken_in_after_the_grace_period(bridge: Bridge, raw_data: RawData) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with bridge.listening():
+            await bridge.eventually(lambda: watches(bridge.engine))
+            import_id = raw_data.add_import([{}], completed_at=datetime.now(UTC))
+            await asyncio.sleep(0.5)
+            assert bridge.handled() == {}
+            await bridge.eventually(lambda: bridge.handled() == {import_id: event_id_of(import_id)})
+            tasks = await bridge.connection.stream_state("TASKS")
+            assert tasks is not None
+            assert tasks.messages == 1
+            late = await bridge.publish(import_id)
+            await bridge.eventually(lambda: bridge.handled() == {import_id: late.event_id})
+    (line,) = [line for line in logs if line["event"] == "imports that no event announced were taken in"]
+    assert (line["imports"], line["first"], line["after_seconds"]) == (1, str(import_id), 1)
+
+
+def watches(engine: sa.Engine) -> bool:
+    with engine.connect() as connection:
+        return bool(connection.exec_driver_sql("SELECT count(*) FROM etl.import_watches").scalar())
+
+
+async def test_imports_whose_events_queue_up_are_left_to_them(bridge: Bridge, raw_data: RawData, engine: sa.Engine) -> None:
+    """监听器停了一阵：流里排着队的事件不必再替它们宣布。"""
+    async with bridge.listening():
+        first = await bridge.publish(raw_data.add_import([{}], completed_at=datetime.now(UTC)))
+        await bridge.eventually(lambda: bridge.handled() == {first.import_id: first.event_id})
+    events = [first, *[await bridge.publish(raw_data.add_import([{}], completed_at=datetime.now(UTC))) for _ in range(20)]]
+    await asyncio.sleep(2)
+    # 事件都还没处理时看一眼
+    looking = unannounced_imports.backlog_begins_at
+    begins_at = await looking(bridge.connection, bridge.settings)
+    assert begins_at is not None
+    assert await asyncio.to_thread(request_unannounced, engine, bridge.etl_settings, handled_until=begins_at) == []
+    async with bridge.listening():
+        await bridge.eventually(lambda: bridge.handled() == {event.import_id: event.event_id for event in events})
+        assert await looking(bridge.connection, bridge.settings) is None
+
+
+def test_what_was_completed_before_the_first_look_is_never_asked_for(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
+    for age in (2, 60, 3_000, 100_000):
+        raw_data.add_import([{}], completed_at=seconds_ago(age))
+    assert request_unannounced(engine, etl_settings, handled_until=None) == []
+    assert request_unannounced(engine, etl_settings, handled_until=None) == []
+
+
+def test_what_is_known_waiting_withdrawn_undated_or_still_in_time_is_left_alone(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
+    watched_since(engine, etl_settings, 7_200)
+    known = raw_data.add_import([{}], completed_at=seconds_ago(30))
+    event = ImportEvent(known, uuid4(), sequence=1)
+    waiting = uuid4()
+    request_imports(engine, etl_settings, [event, ImportEvent(waiting, uuid4(), sequence=2, stored_at=seconds_ago(20))])
+    raw_data.add_import([{}], import_id=waiting, completed_at=seconds_ago(10))
+    raw_data.add_import([{}], completed_at=seconds_ago(30), status="failed")
+    raw_data.add_import([{}], completed_at=None)
+    raw_data.add_import([{}], completed_at=seconds_ago(0))
+    assert request_unannounced(engine, etl_settings, handled_until=None) == []
+    assert handled(engine) == {known: event.event_id}
+
+
+def test_import_that_commits_late_with_an_old_moment_is_found(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+    watched_since(engine, etl_settings, 7_200)
+    request_unannounced(engine, etl_settings, handled_until=None)
+    late = raw_data.add_import([{}], completed_at=seconds_ago(3_000))
+    assert request_unannounced(engine, etl_settings, handled_until=None) == [late]
+    assert request_unannounced(engine, etl_settings, handled_until=None) == []
+
+
+def test_many_are_taken_in_bite_by_bite_and_none_twice(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+    watched_since(engine, etl_settings, 7_200)
+    wanted = [raw_data.add_import([{"order_id": f"A-{age}"}], completed_at=seconds_ago(age)) for age in range(6_000, 5_000, -1)]
+    found: list[UUID] = []
+    while bite := request_unannounced(engine, etl_settings, handled_until=None):
+        found += bite
+    assert found == wanted
+    assert handled(engine) == {import_id: event_id_of(import_id) for import_id in wanted}
+
+
+def test_import_that_cannot_be_taken_in_does_not_hold_up_the_others(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
+    watched_since(engine, etl_settings, 7_200)
+    bad, *good = [raw_data.add_import([{}], completed_at=seconds_ago(age)) for age in (30, 20, 10)]
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE etl.import_requests ADD CHECK (import_id <> '{bad}')")
+    request_unannounced(engine, etl_settings, handled_until=None)
+    assert handled(engine).keys() == set(good)
+
+
+def test_only_one_listener_looks_at_a_time(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+    watched_since(engine, etl_settings, 7_200)
+    raw_data.add_import([{}], completed_at=seconds_ago(30))
+    with engine.begin() as other:
+        other.exec_driver_sql("SELECT * FROM etl.import_watches FOR UPDATE")
+        assert request_unannounced(engine, etl_settings, handled_until=None) == []
+    assert len(request_unannounced(engine, etl_settings, handled_until=None)) == 1
+
+
+def test_looking_does_not_read_all_imports(engine: sa.Engine, etl_settings: EtlSettings) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO import_tasks (import_id, status, completed_at)"
+            " SELECT gen_random_uuid(), 'completed', now() - n * interval '1 minute' - interval '2 hours'"
+            " FROM generate_series(1, 50000) n"
+        )
+    watched_since(engine, etl_settings, 3_600)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ANALYZE import_tasks")
+    before = rows_read(engine)
+    request_unannounced(engine, etl_settings, handled_until=None)
+    assert rows_read(engine) - before < 1_000
+
+
+def rows_read(engine: sa.Engine) -> int:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("SELECT pg_stat_force_next_flush()")
+        statement = "SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relname = 'import_tasks'"
+        count: int = connection.exec_driver_sql(statement).scalar_one()
+        return count
+
+
+async def test_without_an_index_the_table_is_read_once_a_minute(bridge: Bridge, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[object] = []
+    monkeypatch.setattr(unannounced_imports, "request_unannounced", lambda *_, **__: looks.append(None) or [])
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP INDEX ix_import_tasks_completed_at")
+    async with bridge.listening():
+        await bridge.eventually(lambda: looks)
+        await asyncio.sleep(1)
+    assert len(looks) == 1

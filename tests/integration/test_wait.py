@@ -1,0 +1,93 @@
+"""etl wait：流里还有没处理的事件时，台账说做完了也不算。"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner, Result
+
+from bridge.cli.events import wait_command
+from bridge.settings import BridgeSettings
+from etl_assets.core.settings import EtlSettings
+from etl_assets.testing.raw_data import RawData
+from tests.integration.engine.chain import Chain
+
+from .conftest import NatsServer
+from .listening import Bridge, open_bridge
+
+Wait = Callable[..., Any]
+
+
+@pytest.fixture
+async def bridge(
+    nats_server: NatsServer, engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Bridge]:
+    settings = BridgeSettings(nats_url=nats_server.url, connect_timeout_seconds=1)
+    async with open_bridge(settings, engine, etl_settings, monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture
+def wait(bridge: Bridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wait:
+    monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
+    monkeypatch.setattr("bridge.settings.get_bridge_settings", lambda: bridge.settings)
+    monkeypatch.setattr("etl_assets.core.settings.get_settings", lambda: bridge.etl_settings)
+    monkeypatch.setattr("etl_assets.core.database_sync.get_engine", lambda: bridge.engine)
+
+    async def waited(import_id: UUID, seconds: float) -> Result:
+        arguments = ["--import-id", str(import_id), "--timeout", str(seconds)]
+        return await asyncio.to_thread(CliRunner().invoke, wait_command, arguments)
+
+    return waited
+
+
+async def finished_import(bridge: Bridge, raw_data: RawData) -> UUID:
+    import_id = raw_data.add_import([{}])
+    async with bridge.listening():
+        await bridge.publish(import_id)
+        await bridge.eventually(lambda: import_id in bridge.handled())
+    await asyncio.to_thread(Chain(bridge.engine, bridge.etl_settings).run_due)
+    return import_id
+
+
+async def test_second_event_of_an_import_is_waited_for_although_the_first_is_done(bridge: Bridge, wait: Wait, raw_data: RawData) -> None:
+    import_id = await finished_import(bridge, raw_data)
+    assert (await wait(import_id, 20)).exit_code == 0
+    await bridge.publish(import_id)
+    result = await wait(import_id, 0.5)
+    assert result.exit_code == 2, result.output
+    assert "the listener has not handled all events of the stream yet" in result.stderr
+    waiting = asyncio.create_task(wait(import_id, 30))
+    async with bridge.listening():
+        await bridge.eventually(lambda: Chain(bridge.engine, bridge.etl_settings).due_days())
+        assert not waiting.done()
+        await asyncio.to_thread(Chain(bridge.engine, bridge.etl_settings).run_due)
+        assert (await waiting).exit_code == 0
+
+
+async def test_without_nats_the_ledger_decides_and_it_says_so(
+    bridge: Bridge, wait: Wait, raw_data: RawData, nats_server: NatsServer
+) -> None:
+    import_id = await finished_import(bridge, raw_data)
+    nats_server.kill()
+    start = time.monotonic()
+    result = await wait(import_id, 30)
+    assert result.exit_code == 0
+    assert result.stderr.count("warning: cannot see whether events are still to be handled, going by the ledger alone") == 1
+    assert time.monotonic() - start < 10
+
+
+async def test_event_that_waits_for_its_import_is_not_handled_yet(bridge: Bridge, wait: Wait, raw_data: RawData) -> None:
+    import_id = raw_data.add_import([{}], status="pending")
+    async with bridge.listening():
+        await bridge.publish(import_id)
+        await bridge.eventually(lambda: bridge.waiting() == 1)
+        result = await wait(import_id, 0.3)
+    assert (result.exit_code, "its event has not been handled yet" in result.stderr) == (2, True)
