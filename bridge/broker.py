@@ -72,8 +72,8 @@ def task_streams(settings: BridgeSettings) -> list[StreamConfig]:
         StreamConfig(
             name=own(TASKS_DLQ_STREAM),
             subjects=[f"{own(TASKS_DLQ_SUBJECT)}.>"],
+            discard=DiscardPolicy.NEW,
             max_bytes=64 * _MIB,
-            max_age=30 * _DAY,
             duplicate_window=600,
         ),
         StreamConfig(

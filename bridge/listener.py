@@ -30,17 +30,29 @@ FINISH_SECONDS = 20.0
 
 _DAY = 86_400
 _MIB = 1 << 20
-# 满了就拒收，发布的人知道；丢旧的会丢掉还没处理的
-_EVENTS = StreamConfig(
-    name=EVENTS_STREAM,
-    subjects=[EVENTS_PREFIX + ">"],
+_HEADER_ROOM = 16 << 10
+
+
+def events_stream(settings: BridgeSettings) -> StreamConfig:
+    """没有 EVENTS 时由我们建的那一个。满了就拒收，发布的人知道；丢旧的会丢掉还没处理的。太大的进不来，占不满它。"""
+    return StreamConfig(
+        name=EVENTS_STREAM,
+        subjects=[EVENTS_PREFIX + ">"],
+        discard=DiscardPolicy.NEW,
+        max_bytes=1024 * _MIB,
+        max_msg_size=settings.event_max_bytes + _HEADER_ROOM,
+        max_age=30 * _DAY,
+        duplicate_window=600,
+    )
+
+
+# 满了就拒收，事件留在 EVENTS 里；不过期：人丢弃之前什么都不丢
+DEAD_LETTERS = StreamConfig(
+    name=EVENTS_DLQ_STREAM,
+    subjects=[EVENTS_DLQ_PREFIX + ">"],
     discard=DiscardPolicy.NEW,
-    max_bytes=1024 * _MIB,
-    max_age=30 * _DAY,
+    max_bytes=64 * _MIB,
     duplicate_window=600,
-)
-_DEAD_LETTERS = StreamConfig(
-    name=EVENTS_DLQ_STREAM, subjects=[EVENTS_DLQ_PREFIX + ">"], max_bytes=64 * _MIB, max_age=30 * _DAY, duplicate_window=600
 )
 
 Result = TypeVar("Result")
@@ -100,8 +112,8 @@ class Listener:
             await self._connection.close()
 
     async def _ensure_streams(self) -> None:
-        await self._connection.adopt_stream(_EVENTS, sorted(self._handlers))
-        await self._connection.ensure_stream(_DEAD_LETTERS)
+        await self._connection.adopt_stream(events_stream(self._settings), sorted(self._handlers))
+        await self._connection.ensure_stream(DEAD_LETTERS)
         await self._connection.ensure_consumer(
             EVENTS_STREAM,
             ConsumerConfig(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from .nats_cluster import NatsCluster
+
 PASSWORD = "s3cret"
 
 
@@ -66,3 +68,12 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+def nats_cluster(tmp_path: Path) -> Iterator[NatsCluster]:
+    """这个测试自己的三节点集群。"""
+    cluster = NatsCluster(tmp_path)
+    cluster.start()
+    yield cluster
+    cluster.stop()

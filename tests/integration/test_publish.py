@@ -18,7 +18,7 @@ from nats.js.api import DiscardPolicy, StreamConfig
 from taskiq import TaskiqState
 
 from bridge import jetstream, tasks
-from bridge.broker import SafeJetStreamBroker
+from bridge.broker import SafeJetStreamBroker, task_streams
 from bridge.errors import (
     InvalidEventError,
     NatsRefusedError,
@@ -196,10 +196,53 @@ async def test_missing_url_is_a_settings_error() -> None:
         await JetStreamConnection(BridgeSettings(nats_url=""), name="test").open()
 
 
-async def test_own_stream_keeps_the_replicas_and_takes_our_limits(connection: JetStreamConnection) -> None:
-    await connection.context.add_stream(StreamConfig(name="MINE", subjects=["mine.>"], max_bytes=1_000_000))
-    await connection.ensure_stream(StreamConfig(name="MINE", subjects=["mine.>"], max_bytes=2_000_000))
-    assert (await connection.context.stream_info("MINE")).config.max_bytes == 2_000_000
+async def test_limits_that_an_operator_changed_stay(connection: JetStreamConnection, settings: BridgeSettings) -> None:
+    """每次启动都会再看一遍流：放大的、缩小的、我们不管的，都照运维改的那样。"""
+    for stream in task_streams(settings):
+        await connection.ensure_stream(stream)
+    changed = {
+        "TASKS": {"max_bytes": 1 << 30, "max_msgs": 5_000_000, "compression": "s2", "metadata": {"owner": "ops"}, "allow_direct": True},
+        "TASKS_DLQ": {"max_bytes": 1 << 20, "max_msg_size": 500_000},
+    }
+    for name, fields in changed.items():
+        await update_raw(connection, name, fields)
+    before = {name: await connection.stream_config(name) for name in changed}
+    for stream in task_streams(settings):
+        await connection.ensure_stream(stream)
+    assert {name: await connection.stream_config(name) for name in changed} == before
+    assert all((before[name] or {})[field] == value for name in changed for field, value in changed[name].items() if field != "metadata")
+    assert (before["TASKS"] or {})["metadata"]["owner"] == "ops"
+
+
+async def test_what_correctness_needs_is_set_right(connection: JetStreamConnection, settings: BridgeSettings) -> None:
+    """0.1.0 的死信流丢旧的、三十天过期；改过来，一封也不少。"""
+    await connection.context.add_stream(
+        StreamConfig(name="TASKS_DLQ", subjects=["tasks_dlq.bulk"], max_bytes=1 << 20, max_age=86_400, discard=DiscardPolicy.OLD)
+    )
+    await connection.publish("tasks_dlq.bulk", b"letter", message_id="1")
+    for stream in task_streams(settings):
+        await connection.ensure_stream(stream)
+    config = await connection.stream_config("TASKS_DLQ") or {}
+    assert (config["subjects"], config["discard"], config["max_age"]) == (["tasks_dlq.>"], "new", 0)
+    assert (config["max_bytes"], config["duplicate_window"]) == (1 << 20, 600_000_000_000)
+    assert (await connection.context.stream_info("TASKS_DLQ")).state.messages == 1
+
+
+async def test_stream_that_two_processes_create_at_once_is_there_for_both(settings: BridgeSettings) -> None:
+    async def create(max_bytes: int) -> None:
+        link = JetStreamConnection(settings, name="test")
+        await link.open()
+        await link.ensure_stream(StreamConfig(name="MINE", subjects=["mine.>"], max_bytes=max_bytes))
+        await link.close()
+
+    await asyncio.gather(*(create(1_000_000 + number) for number in range(5)))
+
+
+async def update_raw(connection: JetStreamConnection, name: str, fields: dict[str, object]) -> None:
+    """像运维的工具那样改流：没提到的照旧。"""
+    config = (await connection.stream_config(name) or {}) | fields
+    answer = json.loads((await connection.client.request(f"$JS.API.STREAM.UPDATE.{name}", json.dumps(config).encode())).data)
+    assert "error" not in answer, answer
 
 
 async def test_stream_in_the_way_is_named(connection: JetStreamConnection) -> None:
