@@ -20,7 +20,7 @@ from bridge.events.envelope import DataImportCompleted
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM
 from bridge.handlers import IMPORT_STATUSES
 from bridge.jetstream import JetStreamConnection
-from bridge.listener import CONSUMER
+from bridge.listener import CONSUMER, consumer_name, consumer_names
 from bridge.settings import LANES, BridgeSettings
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.errors import EtlError, PermanentError
@@ -192,8 +192,10 @@ async def _queues(settings: BridgeSettings) -> list[Finding]:
         for stream in (EVENTS_STREAM, own(TASKS_STREAM)):
             info = await _stream_info(connection, stream)
             findings.append(_fullness(stream, info))
-        for stream, lane in [(EVENTS_STREAM, own(CONSUMER)), *((own(TASKS_STREAM), lane) for lane in LANES)]:
-            findings += await _served(connection, stream, lane)
+        listened = await consumer_names(settings, connection) or [own(CONSUMER)]
+        for stream, consumer in [*((EVENTS_STREAM, name) for name in listened), *((own(TASKS_STREAM), lane) for lane in LANES)]:
+            findings += await _served(connection, stream, consumer)
+        findings += await _old_listeners(settings, connection)
         for stream in (EVENTS_DLQ_STREAM, own(TASKS_DLQ_STREAM)):
             letters = (info := await _stream_info(connection, stream)) and info.state.messages
             if letters:
@@ -221,13 +223,27 @@ def _fullness(stream: str, info: StreamInfo | None) -> Finding:
 
 async def _served(connection: JetStreamConnection, stream: str, consumer: str) -> list[Finding]:
     """有人等着取，或取走了还没做完：就是有进程在。"""
-    try:
-        info = await connection.context.consumer_info(stream, consumer)
-    except NotFoundError:
+    info = await connection.consumer_info(stream, consumer)
+    if info is None:
         return [Finding(f"{stream}.{consumer}", "warning", "nobody has ever listened: start `etl listen` and `etl worker`")]
     if info.num_waiting or info.num_ack_pending:
         return []
     return [Finding(f"{stream}.{consumer}", "warning", f"nobody takes its {info.num_pending or 0:,} waiting messages: is the process up?")]
+
+
+async def _old_listeners(settings: BridgeSettings, connection: JetStreamConnection) -> list[Finding]:
+    """0.1.x 的消费者还在：还有它们的监听器，或者刚刚都走了。"""
+    old = settings.own_name(CONSUMER)
+    info = await connection.consumer_info(EVENTS_STREAM, old)
+    if info is None:
+        return []
+    if info.num_waiting:
+        says = "a listener of version 0.1 is up beside this one: every event is handled twice, harmlessly, until it is replaced"
+    elif info.config.inactive_threshold:
+        says = "left by version 0.1: NATS removes it after a day without such a listener, nothing is to be done"
+    else:
+        says = f"left by version 0.1: it goes once `etl listen` is started again, or with `nats consumer rm {EVENTS_STREAM} {old}`"
+    return [Finding(f"{EVENTS_STREAM}.{old}", "warning", says)]
 
 
 def _newest_event(engine: sa.Engine, settings: EtlSettings, bridge_settings: BridgeSettings) -> Iterator[Finding]:
@@ -251,11 +267,11 @@ async def _newest_handled(settings: BridgeSettings) -> tuple[int, DataImportComp
     await connection.open()
     try:
         last = await connection.context.get_last_msg(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
-        info = await connection.context.consumer_info(EVENTS_STREAM, settings.own_name(CONSUMER))
+        info = await connection.consumer_info(EVENTS_STREAM, consumer_name(settings, DATA_IMPORT_COMPLETED))
         event = DataImportCompleted.model_validate_json(last.data or b"")
     except (NotFoundError, ValueError):
         return None
     finally:
         await connection.close()
-    sequence, acknowledged = last.seq or 0, info.ack_floor.stream_seq if info.ack_floor else 0
+    sequence, acknowledged = last.seq or 0, info.ack_floor.stream_seq if info and info.ack_floor else 0
     return (sequence, event) if event.status in IMPORT_STATUSES and sequence <= acknowledged else None

@@ -297,6 +297,14 @@ class JetStreamConnection:
         with self._managing(stream):
             return await self._consumer_info(stream, consumer)
 
+    async def consumer_names(self, stream: str) -> list[str]:
+        """这个流的消费者；没有这个流就是空的。"""
+        with self._managing(stream):
+            try:
+                return [str(name) for name in (await self._ask(f"CONSUMER.NAMES.{stream}"))["consumers"] or []]
+            except nats.js.errors.NotFoundError:
+                return []
+
     async def stream_config(self, name: str) -> dict[str, Any] | None:
         """服务器那里的配置，一个字段不少（nats-py 丢掉它不认识的）；没有这个流就是 None。"""
         with self._managing(name):

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy, DiscardPolicy, StreamConfig
 
 from bridge.errors import InvalidEventError, is_transient
 from bridge.events.event_task_utils import AnyEvent, Decision, Done, EventTaskHandler, Ignored, NotYet, ReceivedEvent, Rejected
@@ -24,6 +24,9 @@ from etl_assets.core.log import RepeatedWarning, get_logger
 logger = get_logger(__name__)
 
 CONSUMER = "etl-bridge"
+"""0.1.x 的消费者，几个主题合用；现在每个主题一个，名字以它打头。"""
+OLD_CONSUMER_SECONDS = 86_400.0
+"""0.1.x 的监听器都走了，这么久之后服务器自己删掉它们的消费者；其间还可以退回去。"""
 LANE: Lane = "event"
 FINISH_SECONDS = 20.0
 """要求停下之后，手里那一批最多再做这么久；没确认的会重投。"""
@@ -55,6 +58,18 @@ DEAD_LETTERS = StreamConfig(
     duplicate_window=600,
 )
 
+
+def consumer_name(settings: BridgeSettings, subject: str) -> str:
+    """一个主题一个持久消费者：谁也不会拿到自己不认识的主题，谁也不会改窄别人的过滤。"""
+    return f"{settings.own_name(CONSUMER)}_{subject.removeprefix(EVENTS_PREFIX).replace('.', '-')}"
+
+
+async def consumer_names(settings: BridgeSettings, connection: JetStreamConnection) -> list[str]:
+    """这套安装在 EVENTS 上的消费者，别的版本建的也算；还没有人监听过就是空的。"""
+    prefix = f"{settings.own_name(CONSUMER)}_"
+    return sorted(name for name in await connection.consumer_names(EVENTS_STREAM) if name.startswith(prefix))
+
+
 Result = TypeVar("Result")
 Ring = Callable[[str, Lane], Awaitable[None]]
 
@@ -81,12 +96,13 @@ class _Verdict:
 
 
 class Listener:
-    """一个持久消费者；同时开几个，事件在它们之间分。"""
+    """每个主题一个持久消费者；同时开几个监听器，事件在它们之间分。"""
 
     def __init__(self, settings: BridgeSettings, *, handlers: Sequence[EventTaskHandler[Any]], ring: Ring) -> None:
         self._settings = settings
         self._handlers = {handler.subject: handler for handler in handlers}
         self._ring = ring
+        self._consumers = {subject: consumer_name(settings, subject) for subject in sorted(self._handlers)}
         self._connection = JetStreamConnection(settings, name="listener")
         self._puller = Puller(self._connection, EVENTS_STREAM, restore=self._ensure_streams)
         self._settling: asyncio.Task[None] | None = None
@@ -114,24 +130,30 @@ class Listener:
     async def _ensure_streams(self) -> None:
         await self._connection.adopt_stream(events_stream(self._settings), sorted(self._handlers))
         await self._connection.ensure_stream(DEAD_LETTERS)
-        await self._connection.ensure_consumer(
-            EVENTS_STREAM,
-            ConsumerConfig(
-                durable_name=self._settings.own_name(CONSUMER),
-                filter_subjects=sorted(self._handlers),
-                ack_policy=AckPolicy.EXPLICIT,
-                ack_wait=self._settings.event_ack_wait_seconds,
-                max_deliver=-1,  # 次数由我们数：服务器的上限会让事件无声地搁浅
-                max_ack_pending=20_000,
-            ),
+        old = await self._connection.consumer_info(EVENTS_STREAM, self._settings.own_name(CONSUMER))
+        for subject in self._consumers:
+            await self._connection.ensure_consumer(EVENTS_STREAM, self._consumer(subject, old))
+        if old is not None and old.config.inactive_threshold != OLD_CONSUMER_SECONDS:
+            await self._connection.ensure_consumer(EVENTS_STREAM, old.config.evolve(inactive_threshold=OLD_CONSUMER_SECONDS))
+
+    def _consumer(self, subject: str, old: ConsumerInfo | None) -> ConsumerConfig:
+        """0.1.x 已经确认到哪里，就从哪里接着；它不认识的主题从头读起。"""
+        config = ConsumerConfig(
+            durable_name=self._consumers[subject],
+            filter_subject=subject,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=self._settings.event_ack_wait_seconds,
+            max_deliver=-1,  # 次数由我们数：服务器的上限会让事件无声地搁浅
+            max_ack_pending=20_000,
         )
+        if old is None or old.ack_floor is None or not _filters(old.config, subject):
+            return config
+        return config.evolve(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=old.ack_floor.stream_seq + 1)
 
     async def _work(self, stopping: asyncio.Task[Any]) -> None:
         """取一批、处理一批；要求停下时不再等新的，手里的做完。"""
         linger_seconds = self._settings.listener_batch_milliseconds / 1000
-        pulling = self._puller.wait(
-            [self._settings.own_name(CONSUMER)], batch=self._settings.listener_batch_size, linger_seconds=linger_seconds
-        )
+        pulling = self._puller.wait(list(self._consumers.values()), batch=self._settings.listener_batch_size, linger_seconds=linger_seconds)
         messages = await _until_stopping(pulling, stopping, patience_seconds=0) or []
         if stopping.done():
             await self._puller.close()
@@ -162,7 +184,7 @@ class Listener:
         """同一主题的一组：不合约定的挑出来，其余交给处理器。"""
         handler = self._handlers.get(subject)
         if handler is None:
-            return [_Verdict(message, Ignored("no handler for this subject any more")) for message in messages]
+            return [_Verdict(message, _Failed("no handler for this subject here", bounded=False)) for message in messages]
         verdicts: list[_Verdict] = []
         valid: list[tuple[Msg, ReceivedEvent[Any]]] = []
         for message in messages:
@@ -261,6 +283,10 @@ class Listener:
             attempts=origin.num_delivered,
             reason=header_text(reason),
         )
+
+
+def _filters(config: ConsumerConfig, subject: str) -> bool:
+    return subject == config.filter_subject or subject in (config.filter_subjects or [])
 
 
 def receive(handler: EventTaskHandler[AnyEvent], message: Msg, *, max_bytes: int) -> ReceivedEvent[AnyEvent]:

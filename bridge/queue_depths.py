@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from nats.js.errors import NotFoundError
-
 from bridge.broker import TASKS_DLQ_STREAM, TASKS_STREAM
 from bridge.events.subjects import EVENTS_DLQ_STREAM, EVENTS_STREAM
 from bridge.jetstream import JetStreamConnection
-from bridge.listener import CONSUMER
+from bridge.listener import CONSUMER, consumer_names
 from bridge.settings import LANES, BridgeSettings
 
 
@@ -19,7 +17,8 @@ async def read_queue_depths(settings: BridgeSettings) -> list[dict[str, Any]]:
     await connection.open()
     try:
         own = settings.own_name
-        consumers = [(EVENTS_STREAM, own(CONSUMER)), *((own(TASKS_STREAM), lane) for lane in LANES)]
+        listened = await consumer_names(settings, connection) or [own(CONSUMER)]
+        consumers = [*((EVENTS_STREAM, name) for name in listened), *((own(TASKS_STREAM), lane) for lane in LANES)]
         depths = [await _consumer_depth(connection, stream, consumer) for stream, consumer in consumers]
         return depths + [await _stream_depth(connection, stream) for stream in (EVENTS_DLQ_STREAM, own(TASKS_DLQ_STREAM))]
     finally:
@@ -27,16 +26,11 @@ async def read_queue_depths(settings: BridgeSettings) -> list[dict[str, Any]]:
 
 
 async def _consumer_depth(connection: JetStreamConnection, stream: str, consumer: str) -> dict[str, Any]:
-    try:
-        info = await connection.context.consumer_info(stream, consumer)
-    except NotFoundError:
-        return {"queue": f"{stream}.{consumer}", "waiting": None, "in_progress": None}
-    return {"queue": f"{stream}.{consumer}", "waiting": info.num_pending, "in_progress": info.num_ack_pending}
+    info = await connection.consumer_info(stream, consumer)
+    waiting, in_progress = (info.num_pending, info.num_ack_pending) if info else (None, None)
+    return {"queue": f"{stream}.{consumer}", "waiting": waiting, "in_progress": in_progress}
 
 
 async def _stream_depth(connection: JetStreamConnection, stream: str) -> dict[str, Any]:
-    try:
-        info = await connection.context.stream_info(stream)
-    except NotFoundError:
-        return {"queue": stream, "waiting": None, "in_progress": None}
-    return {"queue": stream, "waiting": info.state.messages, "in_progress": None}
+    state = await connection.stream_state(stream)
+    return {"queue": stream, "waiting": state.messages if state else None, "in_progress": None}

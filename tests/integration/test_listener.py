@@ -21,7 +21,7 @@ from bridge.events import DataImportCompleted
 from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, Ignored, NotYet, ReceivedEvent, Rejected, event_task_handler
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
 from bridge.jetstream import JetStreamConnection
-from bridge.listener import CONSUMER, Listener
+from bridge.listener import Listener, consumer_names
 from bridge.pull import Puller
 from bridge.settings import BridgeSettings, Lane
 from etl_assets.core.errors import PermanentError, TransientError
@@ -69,8 +69,9 @@ class Bench:
 
     async def unacknowledged(self) -> int:
         """还没确认的：在手里的与还没取的。"""
-        info = await self.connection.context.consumer_info("EVENTS", CONSUMER)
-        return (info.num_ack_pending or 0) + (info.num_pending or 0)
+        names = await consumer_names(self.settings, self.connection)
+        infos = [await self.connection.context.consumer_info("EVENTS", name) for name in names]
+        return sum((info.num_ack_pending or 0) + (info.num_pending or 0) for info in infos)
 
     async def all_acknowledged(self) -> None:
         async with asyncio.timeout(20):
@@ -85,10 +86,7 @@ class Bench:
     async def eventually_consumer(self) -> None:
         """监听器建好（或重建）了流与消费者。"""
         async with asyncio.timeout(20):
-            while True:
-                with suppress(NotFoundError):
-                    await self.connection.context.consumer_info("EVENTS", CONSUMER)
-                    return
+            while not await consumer_names(self.settings, self.connection):
                 await asyncio.sleep(0.02)
 
     async def dead_letter_count(self) -> int:
