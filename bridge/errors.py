@@ -53,11 +53,10 @@ class StreamFullError(BridgeError, TransientError):
 class PayloadTooLargeError(BridgeError, PermanentError):
     """消息超过了服务器或流的上限。"""
 
-    def __init__(self, subject: str, *, size_bytes: int, limit_bytes: int | None) -> None:
+    def __init__(self, subject: str, *, size_bytes: int, limit: str) -> None:
+        """:param limit: 哪一个上限，多大；操作者改的就是它。"""
         self.subject = subject
         self.size_bytes = size_bytes
-        self.limit_bytes = limit_bytes
-        limit = "the stream's max_msg_size" if limit_bytes is None else f"the limit of {limit_bytes} bytes"
         super().__init__(
             f"a message of {size_bytes} bytes for {subject} exceeds {limit}: send references instead of data, or raise the limit"
         )

@@ -46,10 +46,13 @@ CONFIRM_SECONDS = 8.0
 GARBAGE_HEAD_BYTES = 4_096
 """不是事件也不是任务的，死信里只留这么多：一千条 1 MB 的垃圾挤不满死信流。"""
 
+LETTERS_FULL_REMEDY = "look with `etl dlq list`; retry or drop some, or raise its max_bytes with `nats stream edit`"
+
 # 服务器的错误码：nats-server 的 server/errors.json
 _STORE_FAILED = 10077
 _MESSAGE_TOO_LARGE = 10054
 _SEQUENCE_NOT_FOUND = 10043
+MESSAGE_NOT_FOUND = 10037
 _NAME_IN_USE = (10013, 10058, 10105, 10148)
 # 集群正在选领导者、在等不在的节点、忙不过来：过一会儿就好，谁也没说"没有"
 _PASSING = (10004, 10005, 10007, 10008, 10009, 10041, 10118, 10119, 10167)
@@ -393,7 +396,7 @@ class JetStreamConnection:
         fields = {"Nats-Msg-Id": message_id, **(headers or {})}
         size = len(data) + header_bytes(fields)
         if size > self.client.max_payload:
-            raise PayloadTooLargeError(subject, size_bytes=size, limit_bytes=self.client.max_payload)
+            raise PayloadTooLargeError(subject, size_bytes=size, limit=f"max_payload of NATS, {self.client.max_payload} bytes")
         start = time.monotonic()
         delay = 0.1
         while True:
@@ -548,7 +551,7 @@ def _refusal(subject: str, size_bytes: int, error: nats.js.errors.APIError) -> B
     if error.err_code == _STORE_FAILED and "exceeded" in (error.description or ""):
         return StreamFullError(subject)
     if error.err_code == _MESSAGE_TOO_LARGE:
-        return PayloadTooLargeError(subject, size_bytes=size_bytes, limit_bytes=None)
+        return PayloadTooLargeError(subject, size_bytes=size_bytes, limit="the max_msg_size of its stream")
     if _is_passing(error):
         return None
     return StreamConflictError(subject, header_text(error.description), "look into the stream's settings and the server's log")

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy, DiscardPolicy, StreamConfig
 
-from bridge.errors import InvalidEventError, is_transient
+from bridge.errors import InvalidEventError, StreamFullError, is_transient
 from bridge.events.event_task_utils import AnyEvent, Decision, Done, EventTaskHandler, Ignored, NotYet, ReceivedEvent, Rejected
 from bridge.events.subjects import EVENTS_DLQ_PREFIX, EVENTS_DLQ_STREAM, EVENTS_PREFIX, EVENTS_STREAM, dead_letter_subject
-from bridge.jetstream import JetStreamConnection, header_text
+from bridge.jetstream import LETTERS_FULL_REMEDY, JetStreamConnection, header_text
 from bridge.pull import Puller
 from bridge.settings import BridgeSettings, Lane
 from etl_assets.core.errors import PermanentError
@@ -83,11 +83,18 @@ class _Failed:
 
 
 @dataclass(frozen=True)
+class _Garbage:
+    """根本不是可用的事件：进死信，大的只留开头。"""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class _Verdict:
     """一条消息与它的去向。"""
 
     message: Msg
-    decision: Decision | _Failed
+    decision: Decision | _Failed | _Garbage
     task_name: str = ""
 
     @property
@@ -108,6 +115,7 @@ class Listener:
         self._settling: asyncio.Task[None] | None = None
         self._handler_failed = RepeatedWarning(logger, "handler failed, trying again")
         self._cannot_ring = RepeatedWarning(logger, "cannot ring, trying again")
+        self._letters_full = RepeatedWarning(logger, "the dead letters are full, events that belong there wait in their stream")
         self._not_settled = RepeatedWarning(logger, "events not settled, they will be delivered again")
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -144,7 +152,7 @@ class Listener:
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=self._settings.event_ack_wait_seconds,
             max_deliver=-1,  # 次数由我们数：服务器的上限会让事件无声地搁浅
-            max_ack_pending=20_000,
+            max_ack_pending=100_000,  # 推迟的也算：死信流满时推迟的不能挡住好的
         )
         if old is None or old.ack_floor is None or not _filters(old.config, subject):
             return config
@@ -191,7 +199,7 @@ class Listener:
             try:
                 valid.append((message, receive(handler, message, max_bytes=self._settings.event_max_bytes)))
             except InvalidEventError as error:
-                verdicts.append(_Verdict(message, Rejected(error.reason)))
+                verdicts.append(_Verdict(message, _Garbage(error.reason)))
         return verdicts + await self._call(handler, valid) if valid else verdicts
 
     async def _call(self, handler: EventTaskHandler[Any], events: Sequence[tuple[Msg, ReceivedEvent[Any]]]) -> list[_Verdict]:
@@ -240,7 +248,7 @@ class Listener:
         if errors:
             self._not_settled.say(type(errors[0]).__name__, events=len(errors), error=header_text(errors[0]))
 
-    async def _carry_out(self, message: Msg, decision: Decision | _Failed) -> None:
+    async def _carry_out(self, message: Msg, decision: Decision | _Failed | _Garbage) -> None:
         attempt = message.metadata.num_delivered
         match decision:
             case Done():
@@ -250,6 +258,8 @@ class Listener:
                 await self._connection.confirm(message, b"+ACK")
             case Rejected(reason):
                 await self._bury(message, reason)
+            case _Garbage(reason):
+                await self._bury(message, reason, is_garbage=True)
             case NotYet(reason):
                 await self._wait_or_bury(message, reason)
             case _Failed(reason, bounded):
@@ -273,9 +283,16 @@ class Listener:
         doubled = self._settings.event_retry_delay_seconds * 2.0 ** min(attempt - 1, 30)
         return min(doubled, self._settings.event_retry_delay_max_seconds)
 
-    async def _bury(self, message: Msg, reason: str) -> None:
+    async def _bury(self, message: Msg, reason: str, *, is_garbage: bool = False) -> None:
+        """死信流满了就留在 EVENTS 里，隔一会儿再来：丢掉哪一封都不由我们。"""
         origin = message.metadata
-        await self._connection.bury(message, subject=dead_letter_subject(message.subject), reason=reason, attempts=origin.num_delivered)
+        dead = dead_letter_subject(message.subject)
+        try:
+            await self._connection.bury(message, subject=dead, reason=reason, attempts=origin.num_delivered, is_garbage=is_garbage)
+        except StreamFullError:
+            self._letters_full.say(EVENTS_DLQ_STREAM, stream=EVENTS_DLQ_STREAM, reason=header_text(reason), remedy=LETTERS_FULL_REMEDY)
+            await self._connection.postpone(message, self._settings.event_retry_delay_max_seconds)
+            return
         logger.error(
             "event dead-lettered",
             subject=message.subject,

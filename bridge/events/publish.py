@@ -44,7 +44,8 @@ class EventPublisher:
             raise InvalidEventError(f"{subject} carries {wanted.__name__}, not {type(event).__name__}")
         data = event.model_dump_json(exclude_none=True).encode()
         if len(data) > self._settings.event_max_bytes:
-            raise PayloadTooLargeError(subject, size_bytes=len(data), limit_bytes=self._settings.event_max_bytes)
+            limit = f"ETL_EVENT_MAX_BYTES, {self._settings.event_max_bytes} bytes"
+            raise PayloadTooLargeError(subject, size_bytes=len(data), limit=limit)
         stored = await self._connection.publish(subject, data, message_id=str(event.event_id))
         return PublishedEvent(stored.stream, stored.seq, bool(stored.duplicate))
 

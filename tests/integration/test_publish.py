@@ -97,13 +97,13 @@ async def test_too_large_event_is_refused_and_the_connection_stays_usable(
 ) -> None:
     await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"], max_msg_size=2_000))
     async with EventPublisher(settings) as publisher:
-        with pytest.raises(PayloadTooLargeError, match="exceeds the limit of 262144 bytes"):
+        with pytest.raises(PayloadTooLargeError, match="exceeds ETL_EVENT_MAX_BYTES, 262144 bytes: "):
             await publisher.publish("events.other", Event.model_validate({"status": "x", "note": "n" * 300_000}))
-        with pytest.raises(PayloadTooLargeError, match="exceeds the stream's max_msg_size"):
+        with pytest.raises(PayloadTooLargeError, match="exceeds the max_msg_size of its stream"):
             await publisher.publish("events.other", Event.model_validate({"status": "x", "note": "n" * 3_000}))
         assert (await publisher.publish("events.other", Event(status="x"))).sequence == 1
     # 正文刚好够、加上消息头就超：服务器会因此断开连接，所以在这边就拒绝
-    with pytest.raises(PayloadTooLargeError, match="exceeds the limit of 1048576 bytes"):
+    with pytest.raises(PayloadTooLargeError, match="exceeds max_payload of NATS, 1048576 bytes"):
         await connection.publish("events.other", b"x" * connection.client.max_payload, message_id="large")
 
 
