@@ -6,21 +6,21 @@ import asyncio
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
-from nats.js.api import StreamInfo
+from nats.js.api import StreamConfig
 from nats.js.errors import NotFoundError
 
-from bridge.broker import TASKS_DLQ_STREAM, TASKS_STREAM
+from bridge.broker import TASKS_DLQ_STREAM, TASKS_STREAM, task_streams
 from bridge.events.envelope import DataImportCompleted
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM
 from bridge.handlers import IMPORT_STATUSES
-from bridge.jetstream import JetStreamConnection
-from bridge.listener import CONSUMER, consumer_name, consumer_names
+from bridge.jetstream import LETTERS_FULL_REMEDY, NEARLY_FULL, JetStreamConnection, StreamUse
+from bridge.listener import CONSUMER, DEAD_LETTERS, consumer_name, consumer_names
 from bridge.settings import LANES, BridgeSettings
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.errors import EtlError, PermanentError
@@ -31,7 +31,8 @@ from etl_assets.services.table_checks import CHECKS, count_violations
 from etl_assets.services.table_contract import assert_table_contract
 
 State = Literal["ok", "warning", "error"]
-_FULL = 0.8
+_REFUSES = 0.98
+_LIMITS = ("max_bytes", "max_msgs", "max_age", "max_msg_size", "max_msgs_per_subject", "discard", "retention", "duplicate_window")
 _LEAST_FREE_BYTES = 1 << 30
 
 
@@ -188,37 +189,57 @@ async def _queues(settings: BridgeSettings) -> list[Finding]:
     await connection.open()
     own = settings.own_name
     try:
-        findings = []
-        for stream in (EVENTS_STREAM, own(TASKS_STREAM)):
-            info = await _stream_info(connection, stream)
-            findings.append(_fullness(stream, info))
+        findings = [_fullness(stream, await connection.stream_use(stream)) for stream in (EVENTS_STREAM, own(TASKS_STREAM))]
         listened = await consumer_names(settings, connection) or [own(CONSUMER)]
         for stream, consumer in [*((EVENTS_STREAM, name) for name in listened), *((own(TASKS_STREAM), lane) for lane in LANES)]:
             findings += await _served(connection, stream, consumer)
         findings += await _old_listeners(settings, connection)
         for stream in (EVENTS_DLQ_STREAM, own(TASKS_DLQ_STREAM)):
-            letters = (info := await _stream_info(connection, stream)) and info.state.messages
-            if letters:
-                findings.append(Finding("dead letters", "warning", f"{letters} in {stream}: look at them with `etl dlq list`"))
+            findings += _letters(stream, await connection.stream_use(stream))
+        for config in (DEAD_LETTERS, *task_streams(settings)):
+            findings += _drift(config, settings, await connection.stream_config(str(config.name)))
+        findings += _event_size(settings, await connection.stream_config(EVENTS_STREAM))
         return findings
     finally:
         await connection.close()
 
 
-async def _stream_info(connection: JetStreamConnection, stream: str) -> StreamInfo | None:
-    try:
-        return await connection.context.stream_info(stream)
-    except NotFoundError:
-        return None
-
-
-def _fullness(stream: str, info: StreamInfo | None) -> Finding:
-    if info is None:
+def _fullness(stream: str, use: StreamUse | None) -> Finding:
+    if use is None:
         return Finding(f"stream {stream}", "error", "it does not exist: start `etl up` or `etl listen` and `etl worker` once")
-    limit = info.config.max_bytes or -1
-    used = info.state.bytes / limit if limit > 0 else 0.0
-    says = f"{info.state.messages:,} messages, {used:.0%} full"
-    return Finding(f"stream {stream}", "warning" if used > _FULL else "ok", f"{says}: raise its limits" if used > _FULL else says)
+    says = f"{use.messages:,} messages, {use.share:.0%} full"
+    is_full = use.share >= NEARLY_FULL
+    return Finding(f"stream {stream}", "warning" if is_full else "ok", f"{says}: raise its limits" if is_full else says)
+
+
+def _letters(stream: str, use: StreamUse | None) -> list[Finding]:
+    if use is None or not use.messages:
+        return []
+    says = f"{use.messages:,} in {stream}, {use.share:.0%} full"
+    if use.share >= _REFUSES:
+        return [Finding("dead letters", "error", f"{says}: what belongs there waits in its stream; {LETTERS_FULL_REMEDY}")]
+    if use.share >= NEARLY_FULL:
+        return [Finding("dead letters", "warning", f"{says}, then what belongs there waits in its stream: {LETTERS_FULL_REMEDY}")]
+    return [Finding("dead letters", "warning", f"{says}: look at them with `etl dlq list`")]
+
+
+def _drift(ours: StreamConfig, settings: BridgeSettings, stored: Mapping[str, Any] | None) -> list[Finding]:
+    """与我们建它时不一样的；对错攸关的那些，监听器与工人启动时会改回来，别的照运维的。"""
+    if stored is None:
+        return []
+    wanted = {name: value for name, value in ours.as_dict().items() if name in _LIMITS} | {"num_replicas": settings.nats_replicas}
+    wanted["duplicate_window"] = max(stored["duplicate_window"], int(ours.duplicate_window * 1e9))  # 更长的没有害处
+    differing = [f"{name} is {stored.get(name)}, we create it with {value}" for name, value in wanted.items() if stored.get(name) != value]
+    says = f"{'; '.join(differing)}: sizes and replicas stay as they are, starting `etl listen` and `etl worker` sets the rest right"
+    return [Finding(f"limits of {ours.name}", "warning", says)] if differing else []
+
+
+def _event_size(settings: BridgeSettings, stored: Mapping[str, Any] | None) -> list[Finding]:
+    limit = stored["max_msg_size"] if stored else -1
+    if not 0 < limit < settings.event_max_bytes:
+        return []
+    says = f"max_msg_size is {limit}, ETL_EVENT_MAX_BYTES allows {settings.event_max_bytes}: larger events are refused: `nats stream edit {EVENTS_STREAM}`"
+    return [Finding(f"limits of {EVENTS_STREAM}", "warning", says)]
 
 
 async def _served(connection: JetStreamConnection, stream: str, consumer: str) -> list[Finding]:

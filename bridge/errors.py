@@ -120,10 +120,12 @@ class TruncatedLetterError(LetterError):
 
 
 class StrayLetterError(LetterError):
-    """死信流里的一条不是我们埋下的，不知道放回哪里。"""
+    """死信流里的一条不是我们埋下的，或者原来的主题不由我们处理：不能放回去。"""
 
-    def __init__(self, letter_id: str) -> None:
-        super().__init__(letter_id, f"{letter_id} does not say its subject and cannot be retried: publish its body yourself, then drop it")
+    def __init__(self, letter_id: str, problem: str) -> None:
+        super().__init__(
+            letter_id, f"{letter_id} is not a letter of ours and cannot be retried: {problem}; look at it with `etl dlq show`, then drop it"
+        )
 
 
 def _place_in_package(module: str, error: BaseException) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -46,6 +47,7 @@ CONFIRM_SECONDS = 8.0
 GARBAGE_HEAD_BYTES = 4_096
 """不是事件也不是任务的，死信里只留这么多：一千条 1 MB 的垃圾挤不满死信流。"""
 
+NEARLY_FULL = 0.8
 LETTERS_FULL_REMEDY = "look with `etl dlq list`; retry or drop some, or raise its max_bytes with `nats stream edit`"
 
 # 服务器的错误码：nats-server 的 server/errors.json
@@ -104,6 +106,15 @@ def corrected_config(existing: Mapping[str, Any], wanted: StreamConfig) -> dict[
     window = int(wanted.duplicate_window * 1e9)
     corrected["duplicate_window"] = max(existing.get("duplicate_window", 0), min(window, max_age) if max_age else window)
     return corrected
+
+
+@dataclass(frozen=True)
+class StreamUse:
+    """一个流的现状。"""
+
+    messages: int
+    share: float
+    """占了上限（字节或条数，取多的）的几成；没有上限是零。"""
 
 
 class JetStreamConnection:
@@ -321,6 +332,17 @@ class JetStreamConnection:
             except nats.js.errors.NotFoundError:
                 return None
         return state
+
+    async def stream_use(self, name: str) -> StreamUse | None:
+        """流里有多少、占了上限的几成；没有这个流就是 None。"""
+        with self._managing(name):
+            try:
+                info = await self._ask(f"STREAM.INFO.{name}")
+            except nats.js.errors.NotFoundError:
+                return None
+        state, config = info["state"], info["config"]
+        shares = [state[held] / config[limit] for held, limit in (("bytes", "max_bytes"), ("messages", "max_msgs")) if config[limit] > 0]
+        return StreamUse(state["messages"], max(shares, default=0.0))
 
     async def stored_at(self, stream: str, sequence: int) -> datetime | None:
         """流存下这一条的时刻；已经不在了就是 None。"""

@@ -12,7 +12,7 @@ from bridge.settings import LANES, BridgeSettings
 
 
 async def read_queue_depths(settings: BridgeSettings) -> list[dict[str, Any]]:
-    """一行一个队列：waiting 等着的，in_progress 已取走未确认的；死信只有 waiting。"""
+    """一行一个队列：waiting 等着的，in_progress 已取走未确认的；死信只有 waiting，与占了上限的百分之几 full。"""
     connection = JetStreamConnection(settings, name="status")
     await connection.open()
     try:
@@ -28,9 +28,10 @@ async def read_queue_depths(settings: BridgeSettings) -> list[dict[str, Any]]:
 async def _consumer_depth(connection: JetStreamConnection, stream: str, consumer: str) -> dict[str, Any]:
     info = await connection.consumer_info(stream, consumer)
     waiting, in_progress = (info.num_pending, info.num_ack_pending) if info else (None, None)
-    return {"queue": f"{stream}.{consumer}", "waiting": waiting, "in_progress": in_progress}
+    return {"queue": f"{stream}.{consumer}", "waiting": waiting, "in_progress": in_progress, "full": None}
 
 
 async def _stream_depth(connection: JetStreamConnection, stream: str) -> dict[str, Any]:
-    state = await connection.stream_state(stream)
-    return {"queue": stream, "waiting": state.messages if state else None, "in_progress": None}
+    use = await connection.stream_use(stream)
+    waiting, full = (use.messages, round(use.share * 100)) if use else (None, None)
+    return {"queue": stream, "waiting": waiting, "in_progress": None, "full": full}
