@@ -238,7 +238,8 @@ def _event_size(settings: BridgeSettings, stored: Mapping[str, Any] | None) -> l
     limit = stored["max_msg_size"] if stored else -1
     if not 0 < limit < settings.event_max_bytes:
         return []
-    says = f"max_msg_size is {limit}, ETL_EVENT_MAX_BYTES allows {settings.event_max_bytes}: larger events are refused: `nats stream edit {EVENTS_STREAM}`"
+    wanted = f"ETL_EVENT_MAX_BYTES allows {settings.event_max_bytes}"
+    says = f"max_msg_size is {limit}, {wanted}: larger events are refused, `nats stream edit {EVENTS_STREAM}`"
     return [Finding(f"limits of {EVENTS_STREAM}", "warning", says)]
 
 

@@ -91,6 +91,14 @@ class InvalidEventError(BridgeError, PermanentError):
         super().__init__(f"the event is not usable: {reason}; correct its publisher")
 
 
+class InvalidSubjectError(BridgeError, PermanentError):
+    """不是一个可以发布的主题：流会存下它，却没有监听器听得到。"""
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        super().__init__(f"{subject!r} is not a subject to publish to: words joined by single dots, without blanks, * and >")
+
+
 class LetterError(BridgeError, PermanentError):
     """这封死信动不了。"""
 

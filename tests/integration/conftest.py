@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,20 +22,34 @@ PASSWORD = "s3cret"
 class NatsServer:
     """一个可以杀掉再起来的 nats-server：只听回环地址，要口令，存储在给定的文件夹。"""
 
-    def __init__(self, folder: Path, *, jetstream: bool = True) -> None:
+    def __init__(self, folder: Path, *, jetstream: bool = True, users: list[dict[str, Any]] | None = None) -> None:
+        """:param users: 不止 etl 一个用户时，配置文件里的 users。"""
         self._folder = folder
+        self._users = users
         self._jetstream = ["--jetstream", "--store_dir", str(folder / "store")] if jetstream else []
         self._process: subprocess.Popen[bytes] | None = None
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port: int = probe.getsockname()[1]
-        self.url = f"nats://etl:{PASSWORD}@127.0.0.1:{self.port}"
+        self.password = PASSWORD
+        """改了它，下一次 start 就用新的。"""
+
+    @property
+    def url(self) -> str:
+        return f"nats://etl:{self.password}@127.0.0.1:{self.port}"
 
     def start(self) -> None:
         program = Path(sysconfig.get_path("scripts")) / "nats-server"
-        address = ["--addr", "127.0.0.1", "--port", str(self.port), "--user", "etl", "--pass", PASSWORD]
+        address = ["--addr", "127.0.0.1", "--port", str(self.port), *self._logins()]
         with (self._folder / "nats.log").open("ab") as log:
             self._process = subprocess.Popen([program, *address, *self._jetstream], stdout=log, stderr=log)
         self._wait_until_listening()
+
+    def _logins(self) -> list[str]:
+        if self._users is None:
+            return ["--user", "etl", "--pass", self.password]
+        config = self._folder / "nats.conf"
+        config.write_text(json.dumps({"authorization": {"users": self._users}}))
+        return ["--config", str(config)]
 
     def stop(self) -> None:
         """好好停下：消费者的状态写盘。"""

@@ -21,6 +21,7 @@ from bridge import jetstream, tasks
 from bridge.broker import SafeJetStreamBroker, task_streams
 from bridge.errors import (
     InvalidEventError,
+    InvalidSubjectError,
     NatsRefusedError,
     NatsUnavailableError,
     PayloadTooLargeError,
@@ -78,6 +79,33 @@ async def test_sync_publish_works_with_and_without_a_running_loop(connection: Je
     outside = await asyncio.to_thread(publish_event_sync, DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=uuid4()), settings=settings)
     inside = publish_event_sync(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=uuid4()), settings=settings)
     assert (outside.sequence, inside.sequence) == (1, 2)
+
+
+@pytest.mark.parametrize("subject", [f"{DATA_IMPORT_COMPLETED}.", "events..x", ".events", "events.*", "events.>", "events.a b", ""])
+async def test_subject_that_nobody_could_hear_is_refused(connection: JetStreamConnection, settings: BridgeSettings, subject: str) -> None:
+    await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"]))
+    async with EventPublisher(settings) as publisher:
+        with pytest.raises(InvalidSubjectError, match="is not a subject to publish to"):
+            await publisher.publish(subject, Event(status="x"))
+    assert (await connection.context.stream_info("EVENTS")).state.messages == 0
+
+
+async def test_publisher_needs_no_more_than_its_subjects_and_its_inbox(tmp_path: Path) -> None:
+    """应用的用户不许碰 $JS.API：照样发得出去；没有流时说没存下，不说没有流——它问不了。"""
+    only_events = {"publish": ["events.>"], "subscribe": ["_INBOX.>"]}
+    users = [{"user": "etl", "password": "s3cret"}, {"user": "app", "password": "s3cret", "permissions": only_events}]
+    server = NatsServer(tmp_path, users=users)
+    server.start()
+    admin = JetStreamConnection(BridgeSettings(nats_url=server.url), name="test")
+    try:
+        await admin.open()
+        await admin.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"]))
+        settings = BridgeSettings(nats_url=server.url.replace("etl:", "app:"))
+        stored = await publish_event(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=uuid4()), settings=settings)
+        assert (stored.stream, stored.sequence) == ("EVENTS", 1)
+    finally:
+        await admin.close()
+        server.kill()
 
 
 async def test_event_of_the_wrong_type_is_refused_before_it_is_sent(settings: BridgeSettings) -> None:
