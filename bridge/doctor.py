@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 from nats.js.api import StreamConfig
-from nats.js.errors import NotFoundError
 
 from bridge.broker import TASKS_DLQ_STREAM, TASKS_STREAM, task_streams
 from bridge.events.envelope import DataImportCompleted
@@ -288,12 +287,15 @@ async def _newest_handled(settings: BridgeSettings) -> tuple[int, DataImportComp
     connection = JetStreamConnection(settings, name="doctor")
     await connection.open()
     try:
-        last = await connection.context.get_last_msg(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
+        last = await connection.last_message(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
         info = await connection.consumer_info(EVENTS_STREAM, consumer_name(settings, DATA_IMPORT_COMPLETED))
-        event = DataImportCompleted.model_validate_json(last.data or b"")
-    except (NotFoundError, ValueError):
-        return None
     finally:
         await connection.close()
-    sequence, acknowledged = last.seq or 0, info.ack_floor.stream_seq if info and info.ack_floor else 0
-    return (sequence, event) if event.status in IMPORT_STATUSES and sequence <= acknowledged else None
+    if last is None or info is None or info.ack_floor is None:
+        return None
+    sequence, body = last
+    try:
+        event = DataImportCompleted.model_validate_json(body)
+    except ValueError:
+        return None
+    return (sequence, event) if event.status in IMPORT_STATUSES and sequence <= info.ack_floor.stream_seq else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
@@ -356,10 +357,19 @@ class JetStreamConnection:
         """从流里删去一条；已经不在了也算删了。"""
         with self._managing(stream):
             try:
-                await self.context.delete_msg(stream, sequence)
+                await self._ask(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence})
             except nats.js.errors.APIError as error:
                 if error.err_code != _SEQUENCE_NOT_FOUND:
                     raise
+
+    async def last_message(self, stream: str, subject: str) -> tuple[int, bytes] | None:
+        """这个主题最新的一条：序号与正文；没有就是 None。"""
+        with self._managing(stream):
+            try:
+                message = (await self._ask(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}))["message"]
+            except nats.js.errors.NotFoundError:
+                return None
+        return message["seq"], base64.b64decode(message.get("data") or "")
 
     async def _read_config(self, name: str) -> dict[str, Any] | None:
         try:
