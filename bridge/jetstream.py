@@ -56,7 +56,9 @@ _STORE_FAILED = 10077
 _MESSAGE_TOO_LARGE = 10054
 _SEQUENCE_NOT_FOUND = 10043
 MESSAGE_NOT_FOUND = 10037
-_NAME_IN_USE = (10013, 10058, 10105, 10148)
+_NAME_IN_USE = 10058
+_NOT_CLUSTERED = 10074
+_NO_JETSTREAM = (10035, 10039, 10076)
 # 集群正在选领导者、在等不在的节点、忙不过来：过一会儿就好，谁也没说"没有"
 _PASSING = (10004, 10005, 10007, 10008, 10009, 10041, 10118, 10119, 10167)
 _AWAY = (
@@ -189,16 +191,12 @@ class JetStreamConnection:
     async def _check_account(self) -> None:
         try:
             await self._ask("INFO")
-        except _AWAY as error:
-            if isinstance(error, nats.errors.NoRespondersError):
-                raise NatsRefusedError(
-                    f"NATS at {self._server} offers no JetStream: start nats-server with -js, or allow this user"
+        except nats.errors.Error as error:
+            if _is_passing(error) or self.client.is_closed:
+                raise NatsUnavailableError(
+                    f"JetStream at {self._server} does not answer ({header_text(self._cause or 'no reason given')}): "
+                    "look into the server's log, and at this user's permissions"
                 ) from error
-            raise NatsUnavailableError(
-                f"JetStream at {self._server} does not answer ({header_text(self._cause or 'no reason given')}): "
-                "look into the server's log, and at this user's permissions"
-            ) from error
-        except nats.js.errors.APIError as error:
             raise NatsRefusedError(f"NATS at {self._server} offers no JetStream: start nats-server with -js, or allow this user") from error
 
     async def close(self) -> None:
@@ -275,14 +273,14 @@ class JetStreamConnection:
     async def _found_or_created(self, config: StreamConfig) -> dict[str, Any] | None:
         """已有的流现在的配置；None 表示没有，刚建了。别的进程抢先建好的也是已有的。"""
         name = str(config.name)
-        if existing := await self._read_config(name):
+        if existing := await self.stream_config(name):
             return existing
         try:
             await self._ask(f"STREAM.CREATE.{name}", config.evolve(num_replicas=self._settings.nats_replicas).as_dict())
         except nats.js.errors.APIError as error:
-            if error.err_code not in _NAME_IN_USE:
+            if error.err_code != _NAME_IN_USE:
                 raise
-            return await self._read_config(name)
+            return await self.stream_config(name)
         return None
 
     async def ensure_consumer(self, stream: str, config: ConsumerConfig) -> ConsumerInfo:
@@ -322,25 +320,19 @@ class JetStreamConnection:
 
     async def stream_config(self, name: str) -> dict[str, Any] | None:
         """服务器那里的配置，一个字段不少（nats-py 丢掉它不认识的）；没有这个流就是 None。"""
-        with self._managing(name):
-            return await self._read_config(name)
+        info = await self._stream_info(name)
+        return None if info is None else info["config"]
 
     async def stream_state(self, name: str) -> StreamState | None:
         """流里有多少、从几号到几号；没有这个流就是 None。"""
-        with self._managing(name):
-            try:
-                state: StreamState = StreamState.from_response((await self._ask(f"STREAM.INFO.{name}"))["state"])
-            except nats.js.errors.NotFoundError:
-                return None
-        return state
+        info = await self._stream_info(name)
+        return None if info is None else StreamState.from_response(info["state"])
 
     async def stream_use(self, name: str) -> StreamUse | None:
         """流里有多少、占了上限的几成；没有这个流就是 None。"""
-        with self._managing(name):
-            try:
-                info = await self._ask(f"STREAM.INFO.{name}")
-            except nats.js.errors.NotFoundError:
-                return None
+        info = await self._stream_info(name)
+        if info is None:
+            return None
         state, config = info["state"], info["config"]
         shares = [state[held] / config[limit] for held, limit in (("bytes", "max_bytes"), ("messages", "max_msgs")) if config[limit] > 0]
         return StreamUse(state["messages"], max(shares, default=0.0))
@@ -371,12 +363,12 @@ class JetStreamConnection:
                 return None
         return message["seq"], base64.b64decode(message.get("data") or "")
 
-    async def _read_config(self, name: str) -> dict[str, Any] | None:
-        try:
-            config: dict[str, Any] = (await self._ask(f"STREAM.INFO.{name}"))["config"]
-        except nats.js.errors.NotFoundError:
-            return None
-        return config
+    async def _stream_info(self, name: str) -> dict[str, Any] | None:
+        with self._managing(name):
+            try:
+                return await self._ask(f"STREAM.INFO.{name}")
+            except nats.js.errors.NotFoundError:
+                return None
 
     async def _consumer_info(self, stream: str, consumer: str) -> ConsumerInfo | None:
         try:
@@ -416,9 +408,10 @@ class JetStreamConnection:
                     f"JetStream at {self._server} cannot manage stream {stream} now ({header_text(error.description)}): "
                     "is the cluster electing a leader, or a node away?"
                 ) from error
-            raise StreamConflictError(
-                stream, header_text(error.description), "rename or remove what is in the way, or raise the server's limits"
-            ) from error
+            remedy = "rename or remove what is in the way, or raise the server's limits"
+            if error.err_code == _NOT_CLUSTERED:
+                remedy = "set ETL_NATS_REPLICAS to 1, or ETL_NATS_URL to a cluster"
+            raise StreamConflictError(stream, header_text(error.description), remedy) from error
 
     # ---- 发布与确认 -------------------------------------------------------------
 
@@ -573,9 +566,10 @@ def _consumer_info(answer: dict[str, Any]) -> ConsumerInfo:
 
 def _is_passing(error: nats.errors.Error) -> bool:
     """没有回答，或者答的是现在不行：不是"没有"，也不是"不许"。没有 JetStream 的服务器立刻就说。"""
-    if isinstance(error, nats.errors.NoRespondersError):
-        return False
-    return isinstance(error, _AWAY) or (isinstance(error, nats.js.errors.APIError) and error.err_code in _PASSING)
+    if isinstance(error, nats.js.errors.APIError):
+        is_away = isinstance(error, nats.js.errors.ServiceUnavailableError) and error.err_code not in _NO_JETSTREAM
+        return is_away or error.err_code in _PASSING
+    return isinstance(error, _AWAY) and not isinstance(error, nats.errors.NoRespondersError)
 
 
 def _refusal(subject: str, size_bytes: int, error: nats.js.errors.APIError) -> BridgeError | None:

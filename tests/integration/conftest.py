@@ -22,10 +22,10 @@ PASSWORD = "s3cret"
 class NatsServer:
     """一个可以杀掉再起来的 nats-server：只听回环地址，要口令，存储在给定的文件夹。"""
 
-    def __init__(self, folder: Path, *, jetstream: bool = True, users: list[dict[str, Any]] | None = None) -> None:
-        """:param users: 不止 etl 一个用户时，配置文件里的 users。"""
+    def __init__(self, folder: Path, *, jetstream: bool = True, logins: dict[str, Any] | None = None) -> None:
+        """:param logins: 不止 etl 一个用户时，配置文件里的 authorization 或 accounts。"""
         self._folder = folder
-        self._users = users
+        self._config = logins
         self._jetstream = ["--jetstream", "--store_dir", str(folder / "store")] if jetstream else []
         self._process: subprocess.Popen[bytes] | None = None
         with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -45,10 +45,10 @@ class NatsServer:
         self._wait_until_listening()
 
     def _logins(self) -> list[str]:
-        if self._users is None:
+        if self._config is None:
             return ["--user", "etl", "--pass", self.password]
         config = self._folder / "nats.conf"
-        config.write_text(json.dumps({"authorization": {"users": self._users}}))
+        config.write_text(json.dumps(self._config))
         return ["--config", str(config)]
 
     def stop(self) -> None:

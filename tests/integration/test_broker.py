@@ -26,7 +26,7 @@ from taskiq.exceptions import SendTaskError, TaskRejectedError
 from taskiq.kicker import AsyncKicker
 
 from bridge import broker as broker_module
-from bridge.broker import SafeJetStreamBroker, SafeReceiver
+from bridge.broker import Delivery, SafeJetStreamBroker, SafeReceiver
 from bridge.errors import BridgeError, UnknownLaneError
 from bridge.settings import BridgeSettings, Lane
 from etl_assets.core.errors import PermanentError, TransientError
@@ -378,6 +378,25 @@ async def test_poison_is_dead_lettered_and_the_next_task_runs(client: SafeJetStr
     assert cut.data == b"x" * 4_096
     assert (cut.headers or {})["Etl-Original-Bytes"] == "1000000"
     assert (cut.headers or {})["Etl-Sha256"] == hashlib.sha256(b"x" * 1_000_000).hexdigest()
+
+
+async def test_task_whose_forgiven_deliveries_are_not_known_is_not_buried_for_them(
+    client: SafeJetStreamBroker, settings: BridgeSettings
+) -> None:
+    """记着它们的流不见了，不等于它们没有：当作第一次，宁可多做一次。"""
+    worker = SafeJetStreamBroker(settings)
+    worker.is_worker_process = True
+    await worker.startup()
+    await send(client, "work")
+    assert await worker.puller.take("bulk")
+    async with asyncio.timeout(10):
+        while (again := await worker.puller.take("bulk")) is None:
+            await asyncio.sleep(0.1)
+    await client.js.delete_stream("TASKS_FORGIVEN")
+    delivery = Delivery(worker, again)
+    await delivery.read_forgiven()
+    assert (again.metadata.num_delivered, delivery.attempt) == (2, 1)
+    await worker.shutdown()
 
 
 async def test_task_that_only_another_version_knows_is_passed_on_to_it(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:

@@ -154,7 +154,7 @@ async def test_missing_stream_is_said_only_when_the_servers_say_so(
         victim = await asyncio.to_thread(nats_cluster.kill_leader, "EVENTS")
         second = next(name for name in ("n0", "n1", "n2") if name != victim)
         await asyncio.to_thread(nats_cluster.kill, second)
-        monkeypatch.setattr("bridge.jetstream.PUBLISH_SECONDS", 4.0)
+        monkeypatch.setattr("bridge.jetstream.PUBLISH_SECONDS", 2.5)
         monkeypatch.setattr("bridge.jetstream.MANAGE_SECONDS", 1.0)
         start = time.monotonic()
         with pytest.raises(NatsUnavailableError):
@@ -167,5 +167,6 @@ async def test_missing_stream_is_said_only_when_the_servers_say_so(
         for ask in asks:
             with pytest.raises(NatsUnavailableError):
                 await ask()
+        monkeypatch.undo()
         await asyncio.to_thread(nats_cluster.restart)
         assert (await connection.publish(DATA_IMPORT_COMPLETED, b"{}", message_id="2")).stream == "EVENTS"

@@ -629,6 +629,26 @@ async def test_stream_that_does_not_carry_the_subjects_is_one_clear_error(bench:
         await bench.listener(decide).run(asyncio.Event())
 
 
+async def test_event_of_a_subject_that_it_does_not_know_is_given_back(bench: Bench) -> None:
+    """不该有的事：有人改宽了消费者的过滤。不是自己的就不确认。"""
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        return [Done()] * len(events)
+
+    await bench.add_stream()
+    async with running(bench.listener(decide)):
+        await bench.eventually_consumer()
+        (name,) = await consumer_names(bench.settings, bench.connection)
+        info = await bench.connection.context.consumer_info("EVENTS", name)
+        await bench.connection.context.add_consumer("EVENTS", info.config, filter_subject="events.>")
+        await bench.publish(b"{}", subject="events.somebody.else")
+        async with asyncio.timeout(20):
+            while (await bench.connection.context.consumer_info("EVENTS", name)).num_redelivered == 0:
+                await asyncio.sleep(0.02)
+    assert await bench.unacknowledged() == 1
+    assert await bench.dead_letter_count() == 0
+
+
 async def test_two_handlers_get_their_own_events(bench: Bench) -> None:
     seen: dict[str, int] = {}
 

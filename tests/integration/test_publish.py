@@ -94,7 +94,7 @@ async def test_publisher_needs_no_more_than_its_subjects_and_its_inbox(tmp_path:
     """应用的用户不许碰 $JS.API：照样发得出去；没有流时说没存下，不说没有流——它问不了。"""
     only_events = {"publish": ["events.>"], "subscribe": ["_INBOX.>"]}
     users = [{"user": "etl", "password": "s3cret"}, {"user": "app", "password": "s3cret", "permissions": only_events}]
-    server = NatsServer(tmp_path, users=users)
+    server = NatsServer(tmp_path, logins={"authorization": {"users": users}})
     server.start()
     admin = JetStreamConnection(BridgeSettings(nats_url=server.url), name="test")
     try:
@@ -271,6 +271,26 @@ async def update_raw(connection: JetStreamConnection, name: str, fields: dict[st
     config = (await connection.stream_config(name) or {}) | fields
     answer = json.loads((await connection.client.request(f"$JS.API.STREAM.UPDATE.{name}", json.dumps(config).encode())).data)
     assert "error" not in answer, answer
+
+
+async def test_replicas_without_a_cluster_are_refused_with_what_to_do(settings: BridgeSettings) -> None:
+    link = JetStreamConnection(settings.model_copy(update={"nats_replicas": 3}), name="test")
+    await link.open()
+    with pytest.raises(StreamConflictError, match="set ETL_NATS_REPLICAS to 1"):
+        await link.ensure_stream(StreamConfig(name="MINE", subjects=["mine.>"]))
+    await link.close()
+
+
+async def test_account_without_jetstream_is_refused_at_once(tmp_path: Path) -> None:
+    server = NatsServer(
+        tmp_path, logins={"accounts": {"PLAIN": {"users": [{"user": "etl", "password": "s3cret"}]}, "JS": {"jetstream": True}}}
+    )
+    server.start()
+    try:
+        with pytest.raises(NatsRefusedError, match="offers no JetStream"):
+            await JetStreamConnection(BridgeSettings(nats_url=server.url), name="test").open()
+    finally:
+        server.kill()
 
 
 async def test_stream_in_the_way_is_named(connection: JetStreamConnection) -> None:
