@@ -207,6 +207,9 @@ def _fullness(stream: str, use: StreamUse | None) -> Finding:
     if use is None:
         return Finding(f"stream {stream}", "error", "it does not exist: start `etl up` or `etl listen` and `etl worker` once")
     says = f"{use.messages:,} messages, {use.share:.0%} full"
+    if use.has_one_copy:
+        remedy = f"`nats stream edit {stream} --replicas 3`, and ETL_NATS_REPLICAS=3 for the streams to come"
+        return Finding(f"stream {stream}", "warning", f"{says}, on one node of the cluster only, whose loss stops everything: {remedy}")
     is_full = use.share >= NEARLY_FULL
     return Finding(f"stream {stream}", "warning" if is_full else "ok", f"{says}: raise its limits" if is_full else says)
 

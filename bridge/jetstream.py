@@ -118,6 +118,8 @@ class StreamUse:
     messages: int
     share: float
     """占了上限（字节或条数，取多的）的几成；没有上限是零。"""
+    has_one_copy: bool
+    """服务器是集群，它却只在一个节点上。"""
 
 
 class JetStreamConnection:
@@ -335,7 +337,8 @@ class JetStreamConnection:
             return None
         state, config = info["state"], info["config"]
         shares = [state[held] / config[limit] for held, limit in (("bytes", "max_bytes"), ("messages", "max_msgs")) if config[limit] > 0]
-        return StreamUse(state["messages"], max(shares, default=0.0))
+        is_clustered = bool(info.get("cluster", {}).get("name"))
+        return StreamUse(state["messages"], max(shares, default=0.0), is_clustered and config["num_replicas"] == 1)
 
     async def stored_at(self, stream: str, sequence: int) -> datetime | None:
         """流存下这一条的时刻；已经不在了就是 None。"""

@@ -149,6 +149,9 @@ async def test_missing_stream_is_said_only_when_the_servers_say_so(
     """没有多数就没有领导者：不知道有没有流，所以只说没存下，而且是暂时的；流的现状、建流也一样。"""
     async with connected(settings) as connection:
         await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"], num_replicas=3))
+        await connection.context.add_stream(StreamConfig(name="ALONE", subjects=["alone.>"]))
+        uses = [await connection.stream_use(name) for name in ("EVENTS", "ALONE")]
+        assert [use.has_one_copy for use in uses if use] == [False, True]  # etl doctor 说的就是这个
         with pytest.raises(StreamMissingError):
             await connection.publish("nobody.stores.this", b"{}", message_id="1")
         victim = await asyncio.to_thread(nats_cluster.kill_leader, "EVENTS")

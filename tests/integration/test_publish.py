@@ -278,6 +278,10 @@ async def test_replicas_without_a_cluster_are_refused_with_what_to_do(settings: 
     await link.open()
     with pytest.raises(StreamConflictError, match="set ETL_NATS_REPLICAS to 1"):
         await link.ensure_stream(StreamConfig(name="MINE", subjects=["mine.>"]))
+    await link.context.add_stream(StreamConfig(name="MINE", subjects=["mine.>"]))
+    use = await link.stream_use("MINE")
+    assert use is not None
+    assert not use.has_one_copy
     await link.close()
 
 
