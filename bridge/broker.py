@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -32,8 +33,8 @@ from taskiq.kicker import AsyncKicker
 from taskiq.receiver import Receiver
 from taskiq_nats import PullBasedJetStreamBroker
 
-from bridge.errors import BridgeError, UnknownLaneError, is_transient
-from bridge.jetstream import DeadLetterHeader, JetStreamConnection, header_text
+from bridge.errors import BridgeError, StreamFullError, UnknownLaneError, is_transient
+from bridge.jetstream import LETTERS_FULL_REMEDY, MESSAGE_NOT_FOUND, DeadLetterHeader, JetStreamConnection, header_text
 from bridge.pull import Puller
 from bridge.settings import LANES, BridgeSettings, Lane, get_bridge_settings
 from etl_assets.core.child_launcher import die_with
@@ -62,6 +63,7 @@ ORPHAN_GRACE_SECONDS = 2.0
 
 _not_settled = RepeatedWarning(logger, "task not settled, it will be delivered again")
 _cannot_give_back = RepeatedWarning(logger, "task not given back, it will be delivered again")
+_letters_full = RepeatedWarning(logger, "the dead letters are full, tasks that belong there wait in their queue")
 
 _DAY = 86_400
 _MIB = 1 << 20
@@ -83,8 +85,8 @@ def task_streams(settings: BridgeSettings) -> list[StreamConfig]:
         StreamConfig(
             name=own(TASKS_DLQ_STREAM),
             subjects=[f"{own(TASKS_DLQ_SUBJECT)}.>"],
+            discard=DiscardPolicy.NEW,
             max_bytes=64 * _MIB,
-            max_age=30 * _DAY,
             duplicate_window=600,
         ),
         StreamConfig(
@@ -285,8 +287,10 @@ class Delivery:
         try:
             record = await self.broker.js.get_last_msg(self.broker.settings.own_name(TASKS_FORGIVEN_STREAM), self._forgiven_subject)
             self._forgiven = int(record.data or b"0")
-        except NotFoundError:
-            return
+        except NotFoundError as error:
+            if error.err_code == MESSAGE_NOT_FOUND:
+                return
+            self._forgiven = self._deliveries - 1
         except nats.errors.Error:
             # 不知道就当作第一次：宁可多做一次，不可错埋
             self._forgiven = self._deliveries - 1
@@ -303,6 +307,8 @@ class Delivery:
         """任务结束后：确认、隔一会儿再来、或进死信；做不到就留给 ack_wait 之后的重投。"""
         try:
             await self._settle(self.error)
+        except StreamFullError:
+            await self._wait_for_room()
         except Exception as error:  # noqa: BLE001  # TaskIQ 不看这件活的结局：什么错都要在这里说出来
             _not_settled.say(type(error).__name__, task=self.task, error=header_text(error))
         finally:
@@ -310,7 +316,7 @@ class Delivery:
 
     async def _settle(self, error: BaseException | None) -> None:
         if error is None and not self.executed:
-            await self._bury("poison: not a task message, or no such task")
+            await self._bury_or_pass_on()
         elif error is None:
             await self._connection.confirm(self.message, b"+ACK")
         elif isinstance(error, asyncio.CancelledError):
@@ -327,6 +333,22 @@ class Delivery:
         is_permanent = isinstance(fault_of(error) or error, PermanentError | TaskRejectedError)
         return is_permanent or self.attempt >= self.broker.settings.task_max_attempts
 
+    async def _bury_or_pass_on(self) -> None:
+        """TaskIQ 没有执行它：不是任务消息的立刻进死信；没听说过的任务也许是更新的版本敲的，让别的 worker 试过几次再说。"""
+        name = self._task_name()
+        if name is None or self.broker.find_task(name) is not None:
+            await self._bury("poison: not a task message", is_garbage=True)
+        elif self.attempt >= self.broker.settings.task_max_attempts:
+            await self._bury(f"no worker here knows the task {name}: start workers of the version that sent it, then retry")
+        else:
+            await self._retry(PermanentError(f"this version does not know the task {name}"))
+
+    def _task_name(self) -> str | None:
+        try:
+            return self.broker.formatter.loads(self.message.data).task_name
+        except Exception:  # noqa: BLE001 毒消息让它抛什么都可能
+            return None
+
     async def _retry(self, error: BaseException) -> None:
         delay = RETRY_SECONDS[min(self._deliveries, len(RETRY_SECONDS)) - 1] * random.uniform(0.8, 1.2)  # noqa: S311 错开，不关安全
         if isinstance(fault := fault_of(error), DatabaseRefusedError):
@@ -336,6 +358,13 @@ class Delivery:
                 "task failed, trying again", task=self.task, attempt=self.attempt, delay_seconds=round(delay, 1), error=header_text(error)
             )
         await self._connection.postpone(self.message, delay)
+
+    async def _wait_for_room(self) -> None:
+        """死信流满了：任务留在队列里，隔一会儿再来；这一次不算数。"""
+        _letters_full.say(self.lane, stream=self.broker.settings.own_name(TASKS_DLQ_STREAM), task=self.task, remedy=LETTERS_FULL_REMEDY)
+        with contextlib.suppress(BridgeError):
+            await self._forgive()
+            await self._connection.postpone(self.message, RETRY_SECONDS[-1])
 
     async def give_back(self) -> None:
         """没有执行，或没做完：让别的 worker 现在就拿去。"""
@@ -347,12 +376,13 @@ class Delivery:
         finally:
             self.broker.held.discard(self)
 
-    async def _bury(self, reason: str) -> None:
+    async def _bury(self, reason: str, *, is_garbage: bool = False) -> None:
         await self._connection.bury(
             self.message,
             subject=f"{self.broker.settings.own_name(TASKS_DLQ_SUBJECT)}.{self.lane}",
             reason=reason,
             attempts=self.attempt,
+            is_garbage=is_garbage,
             labels={DeadLetterHeader.TASK: header_text(self.task)},
         )
         logger.error("task dead-lettered", task=self.task, lane=self.lane, attempts=self.attempt, reason=header_text(reason))

@@ -12,11 +12,12 @@ from typing import Self
 from nats.aio.msg import Msg
 from nats.js.api import PubAck
 
-from bridge.broker import TASKS_DLQ_STREAM
+from bridge.broker import TASKS_DLQ_STREAM, TASKS_DLQ_SUBJECT, TASKS_STREAM, TASKS_SUBJECT
 from bridge.errors import StrayLetterError, TruncatedLetterError, UnknownLetterError
-from bridge.events.subjects import EVENTS_DLQ_STREAM
-from bridge.jetstream import DeadLetterHeader, JetStreamConnection
-from bridge.settings import BridgeSettings
+from bridge.events.subjects import EVENTS_DLQ_STREAM, EVENTS_STREAM, dead_letter_subject
+from bridge.handlers import HANDLERS
+from bridge.jetstream import NEARLY_FULL, DeadLetterHeader, JetStreamConnection, header_text
+from bridge.settings import LANES, BridgeSettings
 from bridge.stored_messages import Stretch, read_stored
 
 
@@ -27,6 +28,7 @@ class DeadLetter:
     letter_id: str
     stream: str
     sequence: int
+    stored_subject: str
     stored_at: datetime
     headers: dict[str, str]
     body: bytes = b""
@@ -55,7 +57,12 @@ class DeadLetters:
     """两个死信流：`async with DeadLetters(settings) as letters`。"""
 
     def __init__(self, settings: BridgeSettings) -> None:
-        self._streams = {"events": EVENTS_DLQ_STREAM, "tasks": settings.own_name(TASKS_DLQ_STREAM)}
+        own = settings.own_name
+        self._streams = {"events": EVENTS_DLQ_STREAM, "tasks": own(TASKS_DLQ_STREAM)}
+        # 死信的主题 → 它原来的流与主题：只有我们处理的
+        self._originals = {dead_letter_subject(handler.subject): (EVENTS_STREAM, handler.subject) for handler in HANDLERS} | {
+            f"{own(TASKS_DLQ_SUBJECT)}.{lane}": (own(TASKS_STREAM), f"{own(TASKS_SUBJECT)}.{lane}") for lane in LANES
+        }
         self._connection = JetStreamConnection(settings, name="dead-letters")
 
     async def __aenter__(self) -> Self:
@@ -85,23 +92,45 @@ class DeadLetters:
             return letter
         raise UnknownLetterError(letter_id)
 
+    async def nearly_full(self) -> list[tuple[str, float]]:
+        """快满了的死信流，占了几成；满了的不再收，该埋的留在原来的流里。"""
+        uses = [(stream, await self._connection.stream_use(stream)) for stream in self._streams.values()]
+        return [(stream, use.share) for stream, use in uses if use is not None and use.share >= NEARLY_FULL]
+
     async def retry(self, letter_id: str) -> PubAck:
         """原文放回原来的主题，流存下之后才删去死信。
 
         消息编号由死信而来：与原来的不同，所以不会被当成重复；中途崩溃再来一次时相同，去重窗口之内只存一份。
 
         :raises TruncatedLetterError: 正文不全。
-        :raises StrayLetterError: 不知道原来的主题。
+        :raises StrayLetterError: 不是我们写的，或者不是我们处理的主题。
         """
         letter = await self.find(letter_id)
+        if problem := self.problem(letter):
+            raise StrayLetterError(letter_id, problem)
         if letter.original_bytes is not None:
             raise TruncatedLetterError(letter_id, kept_bytes=len(letter.body), original_bytes=letter.original_bytes)
-        if not letter.subject:
-            raise StrayLetterError(letter_id)
         message_id = f"retry-{letter.stream}-{letter.sequence}-{letter.stored_at.timestamp():.6f}"
         stored = await self._connection.publish(letter.subject, letter.body, message_id=message_id)
         await self.drop(letter)
         return stored
+
+    def problem(self, letter: DeadLetter) -> str | None:
+        """它为什么不像是我们写的；像的是 None。谁都能往死信流里写，消息头说的主题不能照着发。"""
+        original = self._originals.get(letter.stored_subject)
+        if original is None:
+            return f"{letter.stored_subject} is not where we put dead letters"
+        stream, subject = original
+        if letter.subject != subject:
+            return f"it was stored on {letter.stored_subject}, but names the subject {header_text(letter.subject) or 'none'}"
+        sequence = letter.headers.get(DeadLetterHeader.SEQUENCE, "")
+        is_consistent = (
+            letter.headers.get(DeadLetterHeader.STREAM) == stream
+            and sequence.isdecimal()
+            and letter.attempts is not None
+            and letter.headers.get("Nats-Msg-Id", "").startswith(f"{stream}-{sequence}-")
+        )
+        return None if is_consistent else f"its headers are not those of a message of {stream}"
 
     async def drop(self, letter: DeadLetter) -> None:
         """删去一封；已经不在了也算。"""
@@ -123,4 +152,6 @@ class DeadLetters:
 def _letter(kind: str, message: Msg) -> DeadLetter:
     origin = message.metadata
     sequence = origin.sequence.stream
-    return DeadLetter(f"{kind}-{sequence}", origin.stream, sequence, origin.timestamp, dict(message.headers or {}), message.data)
+    return DeadLetter(
+        f"{kind}-{sequence}", origin.stream, sequence, message.subject, origin.timestamp, dict(message.headers or {}), message.data
+    )

@@ -6,22 +6,22 @@ import asyncio
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
-from nats.js.api import StreamInfo
-from nats.js.errors import NotFoundError
+from nats.js.api import StreamConfig
 
-from bridge.broker import TASKS_DLQ_STREAM, TASKS_STREAM
+from bridge.broker import TASKS_DLQ_STREAM, TASKS_STREAM, task_streams
 from bridge.events.envelope import DataImportCompleted
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM
+from bridge.handled_events import handled_up_to
 from bridge.handlers import IMPORT_STATUSES
-from bridge.jetstream import JetStreamConnection
-from bridge.listener import CONSUMER
+from bridge.jetstream import LETTERS_FULL_REMEDY, NEARLY_FULL, JetStreamConnection, StreamUse
+from bridge.listener import CONSUMER, DEAD_LETTERS, consumer_names
 from bridge.settings import LANES, BridgeSettings
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.errors import EtlError
@@ -34,7 +34,8 @@ from etl_assets.services.troubles import recent_troubles
 from etl_assets.services.unannounced_imports import has_completion_index
 
 State = Literal["ok", "warning", "error"]
-_FULL = 0.8
+_REFUSES = 0.98
+_LIMITS = ("max_bytes", "max_msgs", "max_age", "max_msg_size", "max_msgs_per_subject", "discard", "retention", "duplicate_window")
 _LEAST_FREE_BYTES = 1 << 30
 _WAITS_LONG = timedelta(minutes=1)
 
@@ -212,50 +213,90 @@ async def _queues(settings: BridgeSettings) -> list[Finding]:
     await connection.open()
     own = settings.own_name
     try:
-        findings = []
-        for stream in (EVENTS_STREAM, own(TASKS_STREAM)):
-            info = await _stream_info(connection, stream)
-            findings.append(_fullness(stream, info))
-        for stream, lane in [(EVENTS_STREAM, own(CONSUMER)), *((own(TASKS_STREAM), lane) for lane in LANES)]:
-            findings += await _served(connection, stream, lane)
+        findings = [_fullness(stream, await connection.stream_use(stream)) for stream in (EVENTS_STREAM, own(TASKS_STREAM))]
+        listened = await consumer_names(settings, connection) or [own(CONSUMER)]
+        for stream, consumer in [*((EVENTS_STREAM, name) for name in listened), *((own(TASKS_STREAM), lane) for lane in LANES)]:
+            findings += await _served(connection, stream, consumer)
+        findings += await _old_listeners(settings, connection)
         for stream in (EVENTS_DLQ_STREAM, own(TASKS_DLQ_STREAM)):
-            letters = (info := await _stream_info(connection, stream)) and info.state.messages
-            if letters:
-                findings.append(Finding("dead letters", "warning", f"{letters} in {stream}: look at them with `etl dlq list`"))
+            findings += _letters(stream, await connection.stream_use(stream))
+        for config in (DEAD_LETTERS, *task_streams(settings)):
+            findings += _drift(config, settings, await connection.stream_config(str(config.name)))
+        findings += _event_size(settings, await connection.stream_config(EVENTS_STREAM))
         return findings
     finally:
         await connection.close()
 
 
-async def _stream_info(connection: JetStreamConnection, stream: str) -> StreamInfo | None:
-    try:
-        return await connection.context.stream_info(stream)
-    except NotFoundError:
-        return None
-
-
-def _fullness(stream: str, info: StreamInfo | None) -> Finding:
-    if info is None:
+def _fullness(stream: str, use: StreamUse | None) -> Finding:
+    if use is None:
         return Finding(f"stream {stream}", "error", "it does not exist: start `etl up` or `etl listen` and `etl worker` once")
-    limit = info.config.max_bytes or -1
-    used = info.state.bytes / limit if limit > 0 else 0.0
-    says = f"{info.state.messages:,} messages, {used:.0%} full"
-    return Finding(f"stream {stream}", "warning" if used > _FULL else "ok", f"{says}: raise its limits" if used > _FULL else says)
+    says = f"{use.messages:,} messages, {use.share:.0%} full"
+    if use.has_one_copy:
+        remedy = f"`nats stream edit {stream} --replicas 3`, and ETL_NATS_REPLICAS=3 for the streams to come"
+        return Finding(f"stream {stream}", "warning", f"{says}, on one node of the cluster only, whose loss stops everything: {remedy}")
+    is_full = use.share >= NEARLY_FULL
+    return Finding(f"stream {stream}", "warning" if is_full else "ok", f"{says}: raise its limits" if is_full else says)
+
+
+def _letters(stream: str, use: StreamUse | None) -> list[Finding]:
+    if use is None or not use.messages:
+        return []
+    says = f"{use.messages:,} in {stream}, {use.share:.0%} full"
+    if use.share >= _REFUSES:
+        return [Finding("dead letters", "error", f"{says}: what belongs there waits in its stream; {LETTERS_FULL_REMEDY}")]
+    if use.share >= NEARLY_FULL:
+        return [Finding("dead letters", "warning", f"{says}, then what belongs there waits in its stream: {LETTERS_FULL_REMEDY}")]
+    return [Finding("dead letters", "warning", f"{says}: look at them with `etl dlq list`")]
+
+
+def _drift(ours: StreamConfig, settings: BridgeSettings, stored: Mapping[str, Any] | None) -> list[Finding]:
+    """与我们建它时不一样的；对错攸关的那些，监听器与工人启动时会改回来，别的照运维的。"""
+    if stored is None:
+        return []
+    wanted = {name: value for name, value in ours.as_dict().items() if name in _LIMITS} | {"num_replicas": settings.nats_replicas}
+    wanted["duplicate_window"] = max(stored["duplicate_window"], int(ours.duplicate_window * 1e9))  # 更长的没有害处
+    differing = [f"{name} is {stored.get(name)}, we create it with {value}" for name, value in wanted.items() if stored.get(name) != value]
+    says = f"{'; '.join(differing)}: sizes and replicas stay as they are, starting `etl listen` and `etl worker` sets the rest right"
+    return [Finding(f"limits of {ours.name}", "warning", says)] if differing else []
+
+
+def _event_size(settings: BridgeSettings, stored: Mapping[str, Any] | None) -> list[Finding]:
+    limit = stored["max_msg_size"] if stored else -1
+    if not 0 < limit < settings.event_max_bytes:
+        return []
+    wanted = f"ETL_EVENT_MAX_BYTES allows {settings.event_max_bytes}"
+    says = f"max_msg_size is {limit}, {wanted}: larger events are refused, `nats stream edit {EVENTS_STREAM}`"
+    return [Finding(f"limits of {EVENTS_STREAM}", "warning", says)]
 
 
 async def _served(connection: JetStreamConnection, stream: str, consumer: str) -> list[Finding]:
     """有人等着取，或取走了还没做完：就是有进程在。"""
-    try:
-        info = await connection.context.consumer_info(stream, consumer)
-    except NotFoundError:
+    info = await connection.consumer_info(stream, consumer)
+    if info is None:
         return [Finding(f"{stream}.{consumer}", "warning", "nobody has ever listened: start `etl listen` and `etl worker`")]
     limit = info.config.max_ack_pending or 0
-    if 0 < limit * _FULL < (info.num_ack_pending or 0):
+    if 0 < limit * NEARLY_FULL < (info.num_ack_pending or 0):
         says = f"{info.num_ack_pending:,} messages are not acknowledged, at {limit:,} nothing more is handed out: the log says why"
         return [Finding(f"{stream}.{consumer}", "warning", says)]
     if info.num_waiting or info.num_ack_pending:
         return []
     return [Finding(f"{stream}.{consumer}", "warning", f"nobody takes its {info.num_pending or 0:,} waiting messages: is the process up?")]
+
+
+async def _old_listeners(settings: BridgeSettings, connection: JetStreamConnection) -> list[Finding]:
+    """0.1.x 的消费者还在：还有它们的监听器，或者刚刚都走了。"""
+    old = settings.own_name(CONSUMER)
+    info = await connection.consumer_info(EVENTS_STREAM, old)
+    if info is None:
+        return []
+    if info.num_waiting:
+        says = "a listener of version 0.1 is up beside this one: every event is handled twice, harmlessly, until it is replaced"
+    elif info.config.inactive_threshold:
+        says = "left by version 0.1: NATS removes it after a day without such a listener, nothing is to be done"
+    else:
+        says = f"left by version 0.1: it goes once `etl listen` is started again, or with `nats consumer rm {EVENTS_STREAM} {old}`"
+    return [Finding(f"{EVENTS_STREAM}.{old}", "warning", says)]
 
 
 def _newest_event(engine: sa.Engine, settings: EtlSettings, bridge_settings: BridgeSettings) -> Iterator[Finding]:
@@ -278,12 +319,14 @@ async def _newest_handled(settings: BridgeSettings) -> tuple[int, DataImportComp
     connection = JetStreamConnection(settings, name="doctor")
     await connection.open()
     try:
-        last = await connection.context.get_last_msg(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
-        info = await connection.context.consumer_info(EVENTS_STREAM, settings.own_name(CONSUMER))
-        event = DataImportCompleted.model_validate_json(last.data or b"")
-    except (NotFoundError, ValueError):
-        return None
+        last = await connection.last_message(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
+        handled = await handled_up_to(connection, settings, DATA_IMPORT_COMPLETED)
     finally:
         await connection.close()
-    sequence, acknowledged = last.seq or 0, info.ack_floor.stream_seq if info.ack_floor else 0
-    return (sequence, event) if event.status in IMPORT_STATUSES and sequence <= acknowledged else None
+    if last is None or last.sequence > handled:
+        return None
+    try:
+        event = DataImportCompleted.model_validate_json(last.data)
+    except ValueError:
+        return None
+    return (last.sequence, event) if event.status in IMPORT_STATUSES else None

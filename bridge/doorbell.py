@@ -10,6 +10,7 @@ from bridge.settings import BridgeSettings, Lane
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.errors import EtlError
 from etl_assets.core.log import get_logger
+from etl_assets.core.settings import read_settings
 
 logger = get_logger(__name__)
 
@@ -33,6 +34,7 @@ class Doorbell:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._broker: SafeJetStreamBroker | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     def ring(self, run_id: str, lane: Lane) -> None:
         """让一个工人执行这个运行。"""
@@ -43,11 +45,16 @@ class Doorbell:
             logger.warning("cannot ring the workers, the run stays queued", run_id=run_id, error=str(error) or "NATS does not answer")
 
     async def _ring(self, run_id: str, lane: Lane) -> None:
-        if self._broker is None:
-            broker = SafeJetStreamBroker()
+        # 设置每次重新读：口令换了，旧的连接不是关闭了，就是拿着旧口令永远重连
+        settings = read_settings(BridgeSettings)
+        broker = self._broker
+        if broker is None or broker.client.is_closed or broker.settings != settings:
+            replaced, broker = broker, SafeJetStreamBroker(settings)
             await broker.startup()
             self._broker = broker
-        await self._broker.ring(EXECUTE_RUN, lane, run_id)
+            if replaced is not None:
+                self._closing = asyncio.create_task(replaced.shutdown())
+        await broker.ring(EXECUTE_RUN, lane, run_id)
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:

@@ -52,11 +52,10 @@ class StreamFullError(BridgeError, TransientError):
 class PayloadTooLargeError(BridgeError, PermanentError):
     """消息超过了服务器或流的上限。"""
 
-    def __init__(self, subject: str, *, size_bytes: int, limit_bytes: int | None) -> None:
+    def __init__(self, subject: str, *, size_bytes: int, limit: str) -> None:
+        """:param limit: 哪一个上限，多大；操作者改的就是它。"""
         self.subject = subject
         self.size_bytes = size_bytes
-        self.limit_bytes = limit_bytes
-        limit = "the stream's max_msg_size" if limit_bytes is None else f"the limit of {limit_bytes} bytes"
         super().__init__(
             f"a message of {size_bytes} bytes for {subject} exceeds {limit}: send references instead of data, or raise the limit"
         )
@@ -91,6 +90,14 @@ class InvalidEventError(BridgeError, PermanentError):
         super().__init__(f"the event is not usable: {reason}; correct its publisher")
 
 
+class InvalidSubjectError(BridgeError, PermanentError):
+    """不是一个可以发布的主题：流会存下它，却没有监听器听得到。"""
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        super().__init__(f"{subject!r} is not a subject to publish to: words joined by single dots, without blanks, * and >")
+
+
 class LetterError(BridgeError, PermanentError):
     """这封死信动不了。"""
 
@@ -120,10 +127,12 @@ class TruncatedLetterError(LetterError):
 
 
 class StrayLetterError(LetterError):
-    """死信流里的一条不是我们埋下的，不知道放回哪里。"""
+    """死信流里的一条不是我们埋下的，或者原来的主题不由我们处理：不能放回去。"""
 
-    def __init__(self, letter_id: str) -> None:
-        super().__init__(letter_id, f"{letter_id} does not say its subject and cannot be retried: publish its body yourself, then drop it")
+    def __init__(self, letter_id: str, problem: str) -> None:
+        super().__init__(
+            letter_id, f"{letter_id} is not a letter of ours and cannot be retried: {problem}; look at it with `etl dlq show`, then drop it"
+        )
 
 
 def _place_in_package(module: str, error: BaseException) -> str:

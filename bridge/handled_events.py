@@ -8,19 +8,19 @@ from datetime import UTC, datetime
 
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM
 from bridge.jetstream import JetStreamConnection
-from bridge.listener import CONSUMER
+from bridge.listener import consumer_name
 from bridge.settings import BridgeSettings
 
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 
-async def handled_up_to(connection: JetStreamConnection, settings: BridgeSettings, subject: str) -> int:  # noqa: ARG001
+async def handled_up_to(connection: JetStreamConnection, settings: BridgeSettings, subject: str) -> int:
     """这个主题到此为止（含）的事件监听器都处理了；从没监听过就是 0。
 
     处理了的：要求已经提交，或者记下在等导入，或者进了死信。
     """
     state = await connection.stream_state(EVENTS_STREAM)
-    consumer = await connection.consumer_info(EVENTS_STREAM, settings.own_name(CONSUMER))
+    consumer = await connection.consumer_info(EVENTS_STREAM, consumer_name(settings, subject))
     if state is None or consumer is None:
         return 0
     if not consumer.num_pending and not consumer.num_ack_pending:
@@ -30,7 +30,7 @@ async def handled_up_to(connection: JetStreamConnection, settings: BridgeSetting
 
 async def backlog_begins_at(connection: JetStreamConnection, settings: BridgeSettings) -> datetime | None:
     """还有导入事件没处理时，已处理的最后一个是何时存下的；没有积压是 None。"""
-    newest = await connection.newest_sequence(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
+    newest = await _newest(connection)
     handled = await handled_up_to(connection, settings, DATA_IMPORT_COMPLETED)
     if handled >= newest:
         return None
@@ -40,13 +40,18 @@ async def backlog_begins_at(connection: JetStreamConnection, settings: BridgeSet
 async def newest_import_event(settings: BridgeSettings) -> int:
     """流里最新的导入事件的序号；没有就是 0。"""
     async with _connected(settings) as connection:
-        return await connection.newest_sequence(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
+        return await _newest(connection)
 
 
 async def has_handled(settings: BridgeSettings, *, sequence: int) -> bool:
     """这个序号与更早的导入事件，监听器都处理了。"""
     async with _connected(settings) as connection:
         return await handled_up_to(connection, settings, DATA_IMPORT_COMPLETED) >= sequence
+
+
+async def _newest(connection: JetStreamConnection) -> int:
+    newest = await connection.last_message(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
+    return newest.sequence if newest else 0
 
 
 @asynccontextmanager

@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy, DiscardPolicy, StreamConfig
 
-from bridge.errors import InvalidEventError, is_transient
+from bridge.errors import InvalidEventError, StreamFullError, is_transient
 from bridge.events.event_task_utils import AnyEvent, Decision, Done, EventTaskHandler, Ignored, NotYet, ReceivedEvent, Rejected
 from bridge.events.subjects import EVENTS_DLQ_PREFIX, EVENTS_DLQ_STREAM, EVENTS_PREFIX, EVENTS_STREAM, dead_letter_subject
-from bridge.jetstream import JetStreamConnection, header_text
+from bridge.jetstream import LETTERS_FULL_REMEDY, JetStreamConnection, header_text
 from bridge.pull import Puller
 from bridge.settings import BridgeSettings, Lane
 from etl_assets.core.database_errors import fault_of, say_refused
@@ -26,9 +26,12 @@ from etl_assets.core.log import RepeatedWarning, get_logger
 logger = get_logger(__name__)
 
 CONSUMER = "etl-bridge"
+"""0.1.x 的消费者，几个主题合用；现在每个主题一个，名字以它打头。"""
+OLD_CONSUMER_SECONDS = 86_400.0
+"""0.1.x 的监听器都走了，这么久之后服务器自己删掉它们的消费者；其间还可以退回去。"""
 LANE: Lane = "event"
-MAX_ACK_PENDING = 20_000
-"""没确认的这么多，服务器就不再给：等着的导入事件不在其中，它们记在台账里。"""
+MAX_ACK_PENDING = 100_000
+"""没确认的这么多，服务器就不再给；推迟的也算：死信流满时推迟的不能挡住好的。等着导入的事件记在台账里，不在其中。"""
 FINISH_SECONDS = 20.0
 """要求停下之后，手里那一批最多再做这么久；没确认的会重投。"""
 REFUSED_PAUSE_SECONDS = 2.0
@@ -40,18 +43,42 @@ _PROBES = 3
 
 _DAY = 86_400
 _MIB = 1 << 20
-# 满了就拒收，发布的人知道；丢旧的会丢掉还没处理的
-_EVENTS = StreamConfig(
-    name=EVENTS_STREAM,
-    subjects=[EVENTS_PREFIX + ">"],
+_HEADER_ROOM = 16 << 10
+
+
+def events_stream(settings: BridgeSettings) -> StreamConfig:
+    """没有 EVENTS 时由我们建的那一个。满了就拒收，发布的人知道；丢旧的会丢掉还没处理的。太大的进不来，占不满它。"""
+    return StreamConfig(
+        name=EVENTS_STREAM,
+        subjects=[EVENTS_PREFIX + ">"],
+        discard=DiscardPolicy.NEW,
+        max_bytes=1024 * _MIB,
+        max_msg_size=settings.event_max_bytes + _HEADER_ROOM,
+        max_age=30 * _DAY,
+        duplicate_window=600,
+    )
+
+
+# 满了就拒收，事件留在 EVENTS 里；不过期：人丢弃之前什么都不丢
+DEAD_LETTERS = StreamConfig(
+    name=EVENTS_DLQ_STREAM,
+    subjects=[EVENTS_DLQ_PREFIX + ">"],
     discard=DiscardPolicy.NEW,
-    max_bytes=1024 * _MIB,
-    max_age=30 * _DAY,
+    max_bytes=64 * _MIB,
     duplicate_window=600,
 )
-_DEAD_LETTERS = StreamConfig(
-    name=EVENTS_DLQ_STREAM, subjects=[EVENTS_DLQ_PREFIX + ">"], max_bytes=64 * _MIB, max_age=30 * _DAY, duplicate_window=600
-)
+
+
+def consumer_name(settings: BridgeSettings, subject: str) -> str:
+    """一个主题一个持久消费者：谁也不会拿到自己不认识的主题，谁也不会改窄别人的过滤。"""
+    return f"{settings.own_name(CONSUMER)}_{subject.removeprefix(EVENTS_PREFIX).replace('.', '-')}"
+
+
+async def consumer_names(settings: BridgeSettings, connection: JetStreamConnection) -> list[str]:
+    """这套安装在 EVENTS 上的消费者，别的版本建的也算；还没有人监听过就是空的。"""
+    prefix = f"{settings.own_name(CONSUMER)}_"
+    return sorted(name for name in await connection.consumer_names(EVENTS_STREAM) if name.startswith(prefix))
+
 
 Result = TypeVar("Result")
 Ring = Callable[[str, Lane], Awaitable[None]]
@@ -69,11 +96,18 @@ class _Failed:
 
 
 @dataclass(frozen=True)
+class _Garbage:
+    """根本不是可用的事件：进死信，大的只留开头。"""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class _Verdict:
     """一条消息与它的去向。"""
 
     message: Msg
-    decision: Decision | _Failed
+    decision: Decision | _Failed | _Garbage
     task_name: str = ""
 
     @property
@@ -86,12 +120,13 @@ class _Verdict:
 
 
 class Listener:
-    """一个持久消费者；同时开几个，事件在它们之间分。"""
+    """每个主题一个持久消费者；同时开几个监听器，事件在它们之间分。"""
 
     def __init__(self, settings: BridgeSettings, *, handlers: Sequence[EventTaskHandler[Any]], ring: Ring) -> None:
         self._settings = settings
         self._handlers = {handler.subject: handler for handler in handlers}
         self._ring = ring
+        self._consumers = {subject: consumer_name(settings, subject) for subject in sorted(self._handlers)}
         self._connection = JetStreamConnection(settings, name="listener")
         self._puller = Puller(self._connection, EVENTS_STREAM, restore=self._ensure_streams)
         self._settling: asyncio.Task[None] | None = None
@@ -100,6 +135,7 @@ class Listener:
         self._handler_failed = RepeatedWarning(logger, "handler failed, trying again")
         self._cannot_ring = RepeatedWarning(logger, "cannot ring, trying again")
         self._not_yet = RepeatedWarning(logger, "event not ready, trying again")
+        self._letters_full = RepeatedWarning(logger, "the dead letters are full, events that belong there wait in their stream")
         self._not_settled = RepeatedWarning(logger, "events not settled, they will be delivered again")
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -120,26 +156,32 @@ class Listener:
             await self._connection.close()
 
     async def _ensure_streams(self) -> None:
-        await self._connection.adopt_stream(_EVENTS, sorted(self._handlers))
-        await self._connection.ensure_stream(_DEAD_LETTERS)
-        await self._connection.ensure_consumer(
-            EVENTS_STREAM,
-            ConsumerConfig(
-                durable_name=self._settings.own_name(CONSUMER),
-                filter_subjects=sorted(self._handlers),
-                ack_policy=AckPolicy.EXPLICIT,
-                ack_wait=self._settings.event_ack_wait_seconds,
-                max_deliver=-1,  # 次数由我们数：服务器的上限会让事件无声地搁浅
-                max_ack_pending=MAX_ACK_PENDING,
-            ),
+        await self._connection.adopt_stream(events_stream(self._settings), sorted(self._handlers))
+        await self._connection.ensure_stream(DEAD_LETTERS)
+        old = await self._connection.consumer_info(EVENTS_STREAM, self._settings.own_name(CONSUMER))
+        for subject in self._consumers:
+            await self._connection.ensure_consumer(EVENTS_STREAM, self._consumer(subject, old))
+        if old is not None and old.config.inactive_threshold != OLD_CONSUMER_SECONDS:
+            await self._connection.ensure_consumer(EVENTS_STREAM, old.config.evolve(inactive_threshold=OLD_CONSUMER_SECONDS))
+
+    def _consumer(self, subject: str, old: ConsumerInfo | None) -> ConsumerConfig:
+        """0.1.x 已经确认到哪里，就从哪里接着；它不认识的主题从头读起。"""
+        config = ConsumerConfig(
+            durable_name=self._consumers[subject],
+            filter_subject=subject,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=self._settings.event_ack_wait_seconds,
+            max_deliver=-1,  # 次数由我们数：服务器的上限会让事件无声地搁浅
+            max_ack_pending=MAX_ACK_PENDING,
         )
+        if old is None or old.ack_floor is None or not _filters(old.config, subject):
+            return config
+        return config.evolve(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=old.ack_floor.stream_seq + 1)
 
     async def _work(self, stopping: asyncio.Task[Any]) -> None:
         """取一批、处理一批；要求停下时不再等新的，手里的做完。"""
         linger_seconds = self._settings.listener_batch_milliseconds / 1000
-        pulling = self._puller.wait(
-            [self._settings.own_name(CONSUMER)], batch=self._settings.listener_batch_size, linger_seconds=linger_seconds
-        )
+        pulling = self._puller.wait(list(self._consumers.values()), batch=self._settings.listener_batch_size, linger_seconds=linger_seconds)
         messages = await _until_stopping(pulling, stopping, patience_seconds=0) or []
         if stopping.done():
             await self._puller.close()
@@ -173,14 +215,14 @@ class Listener:
         """同一主题的一组：不合约定的挑出来，其余交给处理器。"""
         handler = self._handlers.get(subject)
         if handler is None:
-            return [_Verdict(message, Ignored("no handler for this subject any more")) for message in messages]
+            return [_Verdict(message, _Failed("no handler for this subject here", "passing")) for message in messages]
         verdicts: list[_Verdict] = []
         valid: list[tuple[Msg, ReceivedEvent[Any]]] = []
         for message in messages:
             try:
                 valid.append((message, receive(handler, message, max_bytes=self._settings.event_max_bytes)))
             except InvalidEventError as error:
-                verdicts.append(_Verdict(message, Rejected(error.reason)))
+                verdicts.append(_Verdict(message, _Garbage(error.reason)))
         return verdicts + await self._call(handler, valid) if valid else verdicts
 
     async def _call(self, handler: EventTaskHandler[Any], events: Sequence[tuple[Msg, ReceivedEvent[Any]]]) -> list[_Verdict]:
@@ -241,7 +283,7 @@ class Listener:
         if errors:
             self._not_settled.say(type(errors[0]).__name__, events=len(errors), error=header_text(errors[0]))
 
-    async def _carry_out(self, message: Msg, decision: Decision | _Failed) -> None:
+    async def _carry_out(self, message: Msg, decision: Decision | _Failed | _Garbage) -> None:
         sequence, deliveries = message.metadata.sequence.stream, message.metadata.num_delivered
         if not isinstance(decision, _Failed):
             self._failures.pop(sequence, None)
@@ -253,6 +295,8 @@ class Listener:
                 await self._connection.confirm(message, b"+ACK")
             case Rejected(reason):
                 await self._bury(message, reason)
+            case _Garbage(reason):
+                await self._bury(message, reason, is_garbage=True)
             case NotYet(reason):
                 await self._wait_or_bury(message, reason)
             case _Failed(reason, "counted"):
@@ -287,9 +331,16 @@ class Listener:
         doubled = self._settings.event_retry_delay_seconds * 2.0 ** min(attempt - 1, 30)
         return min(doubled, self._settings.event_retry_delay_max_seconds)
 
-    async def _bury(self, message: Msg, reason: str) -> None:
+    async def _bury(self, message: Msg, reason: str, *, is_garbage: bool = False) -> None:
+        """死信流满了就留在 EVENTS 里，隔一会儿再来：丢掉哪一封都不由我们。"""
         origin = message.metadata
-        await self._connection.bury(message, subject=dead_letter_subject(message.subject), reason=reason, attempts=origin.num_delivered)
+        dead = dead_letter_subject(message.subject)
+        try:
+            await self._connection.bury(message, subject=dead, reason=reason, attempts=origin.num_delivered, is_garbage=is_garbage)
+        except StreamFullError:
+            self._letters_full.say(EVENTS_DLQ_STREAM, stream=EVENTS_DLQ_STREAM, reason=header_text(reason), remedy=LETTERS_FULL_REMEDY)
+            await self._connection.postpone(message, self._settings.event_retry_delay_max_seconds)
+            return
         logger.error(
             "event dead-lettered",
             subject=message.subject,
@@ -297,6 +348,10 @@ class Listener:
             attempts=origin.num_delivered,
             reason=header_text(reason),
         )
+
+
+def _filters(config: ConsumerConfig, subject: str) -> bool:
+    return subject == config.filter_subject or subject in (config.filter_subjects or [])
 
 
 def receive(handler: EventTaskHandler[AnyEvent], message: Msg, *, max_bytes: int) -> ReceivedEvent[AnyEvent]:

@@ -38,6 +38,8 @@ class Puller:
     其间没人等着的时候到的消息交给 `unwanted`，没有它就留给下一次。
     """
 
+    BATCH_BYTES = 16 << 20
+    """一次请求至多这么多字节：一千条各 256 KB 的就是 256 MB，客户端还会因此丢消息。"""
     EXPIRES_SECONDS = 10.0
     HEARTBEAT_SECONDS = 2.5
 
@@ -81,7 +83,14 @@ class Puller:
 
     async def wait(self, consumers: Sequence[str], *, batch: int = 1, linger_seconds: float = 0.0) -> list[Msg]:
         """等到第一条，再收 linger_seconds；请求到期或断线时返回空，再来一次即可。"""
-        request = {"batch": batch, "expires": int(self.EXPIRES_SECONDS * 1e9), "idle_heartbeat": int(self.HEARTBEAT_SECONDS * 1e9)}
+        # 比一条还小的上限，那一条就永远取不到
+        max_bytes = max(self.BATCH_BYTES, 2 * self._connection.client.max_payload)
+        request = {
+            "batch": batch,
+            "max_bytes": max_bytes,
+            "expires": int(self.EXPIRES_SECONDS * 1e9),
+            "idle_heartbeat": int(self.HEARTBEAT_SECONDS * 1e9),
+        }
         async with self._wanting():
             for consumer in consumers:
                 if consumer not in self._requests and not self._arrived:
@@ -164,7 +173,7 @@ class Puller:
             self._unwanted(message)
 
     def _note_status(self, message: Msg) -> None:
-        """100 是空闲心跳，404 与 408 是没有消息，别的是出了事；早已不算数的请求说什么都不听。"""
+        """100 是空闲心跳，404 与 408 是没有消息，MaxBytes 是字节给够了，别的是出了事；早已不算数的请求说什么都不听。"""
         consumer = next((name for name, request in self._requests.items() if request.subject == message.subject), None)
         if consumer is None:
             return
@@ -174,7 +183,7 @@ class Puller:
             self._extend(self._requests[consumer])
             return
         del self._requests[consumer]
-        if status not in ("404", "408"):
+        if status not in ("404", "408") and "MaxBytes" not in headers.get("Description", ""):
             self._trouble = f"{status} {headers.get('Description', '')}".strip()
 
     def _extend(self, request: _Request) -> None:

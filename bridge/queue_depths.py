@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from nats.js.errors import NotFoundError
-
 from bridge.broker import TASKS_DLQ_STREAM, TASKS_STREAM
 from bridge.events.subjects import EVENTS_DLQ_STREAM, EVENTS_STREAM
 from bridge.jetstream import JetStreamConnection
-from bridge.listener import CONSUMER
+from bridge.listener import CONSUMER, consumer_names
 from bridge.settings import LANES, BridgeSettings
 
 
 async def read_queue_depths(settings: BridgeSettings) -> list[dict[str, Any]]:
-    """一行一个队列：waiting 等着的，in_progress 已取走未确认的；死信只有 waiting。"""
+    """一行一个队列：waiting 等着的，in_progress 已取走未确认的；死信只有 waiting，与占了上限的百分之几 full。"""
     connection = JetStreamConnection(settings, name="status")
     await connection.open()
     try:
         own = settings.own_name
-        consumers = [(EVENTS_STREAM, own(CONSUMER)), *((own(TASKS_STREAM), lane) for lane in LANES)]
+        listened = await consumer_names(settings, connection) or [own(CONSUMER)]
+        consumers = [*((EVENTS_STREAM, name) for name in listened), *((own(TASKS_STREAM), lane) for lane in LANES)]
         depths = [await _consumer_depth(connection, stream, consumer) for stream, consumer in consumers]
         return depths + [await _stream_depth(connection, stream) for stream in (EVENTS_DLQ_STREAM, own(TASKS_DLQ_STREAM))]
     finally:
@@ -27,16 +26,12 @@ async def read_queue_depths(settings: BridgeSettings) -> list[dict[str, Any]]:
 
 
 async def _consumer_depth(connection: JetStreamConnection, stream: str, consumer: str) -> dict[str, Any]:
-    try:
-        info = await connection.context.consumer_info(stream, consumer)
-    except NotFoundError:
-        return {"queue": f"{stream}.{consumer}", "waiting": None, "in_progress": None}
-    return {"queue": f"{stream}.{consumer}", "waiting": info.num_pending, "in_progress": info.num_ack_pending}
+    info = await connection.consumer_info(stream, consumer)
+    waiting, in_progress = (info.num_pending, info.num_ack_pending) if info else (None, None)
+    return {"queue": f"{stream}.{consumer}", "waiting": waiting, "in_progress": in_progress, "full": None}
 
 
 async def _stream_depth(connection: JetStreamConnection, stream: str) -> dict[str, Any]:
-    try:
-        info = await connection.context.stream_info(stream)
-    except NotFoundError:
-        return {"queue": stream, "waiting": None, "in_progress": None}
-    return {"queue": stream, "waiting": info.state.messages, "in_progress": None}
+    use = await connection.stream_use(stream)
+    waiting, full = (use.messages, round(use.share * 100)) if use else (None, None)
+    return {"queue": stream, "waiting": waiting, "in_progress": None, "full": full}

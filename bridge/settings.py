@@ -28,6 +28,7 @@ class BridgeSettings(BaseSettings):
 
     target_schema: str = Field(default=_MAIN_SCHEMA, min_length=1, max_length=63, description="as for the data side: names the queues, too")
     nats_url: str = Field(default="", description="URL of the NATS server, or of a cluster's servers separated by commas")
+    nats_replicas: int = Field(default=1, ge=1, le=5, description="copies of each stream that we create: 3 on a cluster of three or more")
     connect_timeout_seconds: int = Field(default=5, ge=1, le=300)
 
     event_max_bytes: int = Field(default=262_144, ge=65_536, le=67_108_864, description="a larger event is dead-lettered unread")
@@ -80,6 +81,15 @@ class BridgeSettings(BaseSettings):
     @property
     def nats_servers(self) -> list[str]:
         return _split(self.nats_url)
+
+    @property
+    def nats_login(self) -> dict[str, Any]:
+        """URL 里的用户与口令，或令牌：集群告诉客户端的别的节点，地址里没有它们，重连过去就会被拒。"""
+        logins = {(parts.username, parts.password) for parts in map(urlsplit, self.nats_servers) if parts.username}
+        if len(logins) != 1:
+            return {}
+        ((user, password),) = logins
+        return {"token": str(user)} if password is None else {"user": str(user), "password": password}
 
     @property
     def nats_address(self) -> str:

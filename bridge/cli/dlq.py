@@ -45,17 +45,28 @@ def dlq_command() -> None:
 def list_command(reason_contains: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, newest last."""
     from bridge.dead_letters import DeadLetters
+    from bridge.jetstream import LETTERS_FULL_REMEDY
     from bridge.settings import get_bridge_settings
 
-    async def read() -> Sequence[DeadLetter]:
+    async def read() -> tuple[Sequence[DeadLetter], list[dict[str, Any]], list[tuple[str, float]]]:
         async with DeadLetters(get_bridge_settings()) as letters:
-            return await letters.matching(reason_contains=reason_contains)
+            found = await letters.matching(reason_contains=reason_contains)
+            return found, [_row(letters, letter) for letter in found[-limit:]], await letters.nearly_full()
 
-    found = asyncio.run(read())
-    rows = [{column: getattr(letter, column) for column in _COLUMNS} for letter in found[-limit:]]
+    found, rows, nearly_full = asyncio.run(read())
     print_rows(rows, _COLUMNS, "json" if as_json else "table", cut="reason")
     if len(found) > limit:
         click.echo(f"{len(found) - limit} older letters are not shown: --limit {len(found)} shows all", err=True)
+    for stream, share in nearly_full:
+        click.echo(f"{stream} is {share * 100:.0f} % full, then what belongs there waits: {LETTERS_FULL_REMEDY}", err=True)
+
+
+def _row(letters: DeadLetters, letter: DeadLetter) -> dict[str, Any]:
+    """不是我们写的，缘由那一格说这个：它自己的消息头不可信。"""
+    row = {column: getattr(letter, column) for column in _COLUMNS}
+    if problem := letters.problem(letter):
+        row["reason"] = f"not a letter of ours: {problem}"
+    return row
 
 
 @dlq_command.command("show")
@@ -69,11 +80,12 @@ def show_command(letter_id: str, as_json: bool) -> None:
     from bridge.dead_letters import DeadLetters
     from bridge.settings import get_bridge_settings
 
-    async def read() -> DeadLetter:
+    async def read() -> tuple[DeadLetter, str | None]:
         async with DeadLetters(get_bridge_settings()) as letters:
-            return await letters.find(letter_id)
+            letter = await letters.find(letter_id)
+            return letter, letters.problem(letter)
 
-    letter = asyncio.run(read())
+    letter, problem = asyncio.run(read())
     body: Any
     try:
         body = from_json(letter.body)
@@ -82,10 +94,12 @@ def show_command(letter_id: str, as_json: bool) -> None:
         body = text = letter.body.decode(errors="backslashreplace")
     if as_json:
         fields = {"letter_id": letter.letter_id, "stored_at": letter.stored_at, "headers": letter.headers}
-        content = fields | {"body": body, "original_bytes": letter.original_bytes}
+        content = fields | {"problem": problem, "body": body, "original_bytes": letter.original_bytes}
         click.echo(json.dumps(content, ensure_ascii=False, indent=2, default=str))
         return
     click.echo(f"{letter.letter_id}, stored at {readable(letter.stored_at)}")
+    if problem is not None:
+        click.echo(f"This is not a letter of ours and cannot be retried: {problem}")
     for name, value in letter.headers.items():
         click.echo(f"{name}: {_printable(value)}")
     if letter.original_bytes is not None:

@@ -69,12 +69,17 @@ def _collect() -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any]) -> None:
+    from bridge.jetstream import LETTERS_FULL_REMEDY, NEARLY_FULL
+
     if report["database"]:
         click.echo(f"database: {report['database']}; events and tasks wait until that is mended\n")
     for title in _TABLES:
         rows = report[title]
         if rows:
             print_rows(rows, list(rows[0]), "table", title=title)
+    for queue in report["queues"]:
+        if (queue["full"] or 0) >= NEARLY_FULL * 100:
+            click.echo(f"{queue['queue']} is {queue['full']} % full: {LETTERS_FULL_REMEDY}")
     if report["unpublished_events"]:
         click.echo(f"{report['unpublished_events']} completion events are not published yet")
     if report["set_aside_events"] and report["set_aside_events"]["events"]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from bridge.errors import InvalidEventError, PayloadTooLargeError
+from bridge.errors import InvalidEventError, InvalidSubjectError, PayloadTooLargeError
 from bridge.events.envelope import Event, event_type
 from bridge.jetstream import JetStreamConnection
 from bridge.settings import BridgeSettings, get_bridge_settings
+
+_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class EventPublisher:
         self._connection = JetStreamConnection(self._settings, name="publisher")
 
     async def __aenter__(self) -> Self:
-        await self._connection.open()
+        await self._connection.open(only_publishes=True)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -39,12 +42,15 @@ class EventPublisher:
 
     async def publish(self, subject: str, event: Event) -> PublishedEvent:
         """存进流里才返回；同一个 event_id 再发一次没有害处。"""
+        if not _SUBJECT.fullmatch(subject):
+            raise InvalidSubjectError(subject)
         wanted = event_type(subject)
         if not isinstance(event, wanted):
             raise InvalidEventError(f"{subject} carries {wanted.__name__}, not {type(event).__name__}")
         data = event.model_dump_json(exclude_none=True).encode()
         if len(data) > self._settings.event_max_bytes:
-            raise PayloadTooLargeError(subject, size_bytes=len(data), limit_bytes=self._settings.event_max_bytes)
+            limit = f"ETL_EVENT_MAX_BYTES, {self._settings.event_max_bytes} bytes"
+            raise PayloadTooLargeError(subject, size_bytes=len(data), limit=limit)
         stored = await self._connection.publish(subject, data, message_id=str(event.event_id))
         return PublishedEvent(stored.stream, stored.seq, bool(stored.duplicate))
 

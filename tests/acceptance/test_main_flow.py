@@ -229,7 +229,7 @@ def test_work_of_a_killed_worker_is_done_by_another(etl: Etl, stack_engine: sa.E
 def test_status_counts_what_is_due_and_queued(etl: Etl) -> None:
     report = json.loads(etl("status", "--json").stdout)
     assert {row["asset"] for row in report["ledger"]} == {"orders", "customers", "leads"}
-    assert {row["queue"] for row in report["queues"]} >= {"EVENTS.etl-bridge", "TASKS.event", "EVENTS_DLQ"}
+    assert {row["queue"] for row in report["queues"]} >= {"EVENTS.etl-bridge_data_import-completed", "TASKS.event", "EVENTS_DLQ"}
 
 
 def materialized_partitions(query: Query, asset: str) -> set[str]:

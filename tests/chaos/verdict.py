@@ -21,7 +21,7 @@ from bridge.broker import TASKS_DLQ_STREAM, TASKS_STREAM
 from bridge.errors import BridgeError
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM, LEADS_ETL_COMPLETED
 from bridge.jetstream import DeadLetterHeader, JetStreamConnection
-from bridge.listener import CONSUMER
+from bridge.listener import consumer_names
 from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import DAGSTER_SCHEMA
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
@@ -92,9 +92,10 @@ def left_in_database(engine: sa.Engine) -> list[str]:
 async def left_in_queues(settings: BridgeSettings, engine: sa.Engine) -> list[str]:
     """没有处理完的事件，以及还有用的任务：没有到期的日子，门铃就无害，运行有了结局也一样。"""
     async with jetstream(settings) as connection:
-        consumer = await connection.context.consumer_info(EVENTS_STREAM, CONSUMER)
+        names = await consumer_names(settings, connection)
+        consumers = [info for name in names if (info := await connection.consumer_info(EVENTS_STREAM, name))]
         tasks = await _read(connection, TASKS_STREAM)
-    waiting = consumer.num_pending + consumer.num_ack_pending
+    waiting = sum((info.num_pending or 0) + (info.num_ack_pending or 0) for info in consumers)
     left = [f"{waiting} events not handled"] if waiting else []
     with engine.connect() as connection_:
         ended = set(connection_.scalars(sa.select(_RUNS.c.run_id).where(_RUNS.c.status.in_(_FINAL))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -19,29 +21,41 @@ from bridge.dagster_adapter import CodeLocation
 from bridge.run_worker import RunWorker
 from etl_assets.core.settings import EtlSettings
 
+from .nats_cluster import NatsCluster
+
 PASSWORD = "s3cret"
 
 
 class NatsServer:
     """一个可以杀掉再起来的 nats-server：只听回环地址，要口令，存储在给定的文件夹。"""
 
-    def __init__(self, folder: Path, *, jetstream: bool = True, config: str = "") -> None:
-        """:param config: 没有命令行选项的设置，例如 `max_payload: 65536`。"""
+    def __init__(self, folder: Path, *, jetstream: bool = True, config: dict[str, Any] | None = None) -> None:
+        """:param config: 没有命令行选项的设置，例如 max_payload；不止 etl 一个用户时有 authorization 或 accounts。"""
         self._folder = folder
-        self._config = folder / "nats.conf"
-        self._config.write_text(config)
+        self._config = config or {}
         self._jetstream = ["--jetstream", "--store_dir", str(folder / "store")] if jetstream else []
         self._process: subprocess.Popen[bytes] | None = None
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port: int = probe.getsockname()[1]
-        self.url = f"nats://etl:{PASSWORD}@127.0.0.1:{self.port}"
+        self.password = PASSWORD
+        """改了它，下一次 start 就用新的。"""
+
+    @property
+    def url(self) -> str:
+        return f"nats://etl:{self.password}@127.0.0.1:{self.port}"
 
     def start(self) -> None:
         program = Path(sysconfig.get_path("scripts")) / "nats-server"
-        address = ["--config", str(self._config), "--addr", "127.0.0.1", "--port", str(self.port), "--user", "etl", "--pass", PASSWORD]
+        address = ["--addr", "127.0.0.1", "--port", str(self.port), *self._options()]
         with (self._folder / "nats.log").open("ab") as log:
             self._process = subprocess.Popen([program, *address, *self._jetstream], stdout=log, stderr=log)
         self._wait_until_listening()
+
+    def _options(self) -> list[str]:
+        config = self._folder / "nats.conf"
+        config.write_text(json.dumps(self._config))
+        has_users = self._config.keys() & {"authorization", "accounts"}
+        return ["--config", str(config), *([] if has_users else ["--user", "etl", "--pass", self.password])]
 
     def stop(self) -> None:
         """好好停下：消费者的状态写盘。"""
@@ -94,3 +108,12 @@ def worker(
         worker = RunWorker(instance=instance, location=location, engine=engine, settings=etl_settings, lease_seconds=30)
         yield worker
         worker.heartbeats.dispose()
+
+
+@pytest.fixture
+def nats_cluster(tmp_path: Path) -> Iterator[NatsCluster]:
+    """这个测试自己的三节点集群。"""
+    cluster = NatsCluster(tmp_path)
+    cluster.start()
+    yield cluster
+    cluster.stop()

@@ -18,7 +18,7 @@ from bridge.broker import TASKS_STREAM, SafeJetStreamBroker
 from bridge.events import DataImportCompleted, EventPublisher
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM
 from bridge.handlers import HANDLERS
-from bridge.listener import CONSUMER, Listener
+from bridge.listener import Listener, consumer_names
 from bridge.settings import BridgeSettings
 from bridge.task_names import MATERIALIZE_DUE
 from etl_assets.core.settings import EtlSettings
@@ -75,8 +75,8 @@ def handled(engine: sa.Engine) -> int:
 
 
 async def unacknowledged(broker: SafeJetStreamBroker) -> int:
-    info = await broker.js.consumer_info(EVENTS_STREAM, CONSUMER)
-    return (info.num_ack_pending or 0) + (info.num_pending or 0)
+    infos = [await broker.js.consumer_info(EVENTS_STREAM, name) for name in await consumer_names(broker.settings, broker.connection)]
+    return sum((info.num_ack_pending or 0) + (info.num_pending or 0) for info in infos)
 
 
 async def test_import_waits_for_room_and_says_so(broker: SafeJetStreamBroker, etl_settings: EtlSettings, tmp_path: Path) -> None:

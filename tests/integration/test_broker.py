@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ from taskiq.exceptions import SendTaskError, TaskRejectedError
 from taskiq.kicker import AsyncKicker
 
 from bridge import broker as broker_module
-from bridge.broker import SafeJetStreamBroker, SafeReceiver
+from bridge.broker import Delivery, SafeJetStreamBroker, SafeReceiver
 from bridge.errors import BridgeError, StreamMissingError, UnknownLaneError
 from bridge.settings import BridgeSettings, Lane
 from etl_assets.core.child_process import identify
@@ -391,14 +392,96 @@ async def test_poison_is_dead_lettered_and_the_next_task_runs(client: SafeJetStr
     worker.task(task_name="good")(lambda: ran.append(1))
     await client.connection.publish("tasks.event", b"\xff not json", message_id=str(uuid4()))
     await client.connection.publish("tasks.event", b"[]", message_id=str(uuid4()))
-    await send(client, "no.such.task", lane="event")
+    await client.connection.publish("tasks.event", b"x" * 1_000_000, message_id=str(uuid4()))
     await send(client, "good", lane="event")
     async with working(worker):
         letters = await dead_letters(client, 3)
         await queue_is_empty(client)
     assert ran == [1]
     assert letters[0].data == b"\xff not json"
-    assert {(letter.headers or {})["Etl-Reason"] for letter in letters} == {"poison: not a task message, or no such task"}
+    assert {(letter.headers or {})["Etl-Reason"] for letter in letters} == {"poison: not a task message"}
+    cut = letters[2]
+    assert cut.data == b"x" * 4_096
+    assert (cut.headers or {})["Etl-Original-Bytes"] == "1000000"
+    assert (cut.headers or {})["Etl-Sha256"] == hashlib.sha256(b"x" * 1_000_000).hexdigest()
+
+
+async def test_task_whose_forgiven_deliveries_are_not_known_is_not_buried_for_them(
+    client: SafeJetStreamBroker, settings: BridgeSettings
+) -> None:
+    """记着它们的流不见了，不等于它们没有：当作第一次，宁可多做一次。"""
+    worker = SafeJetStreamBroker(settings)
+    worker.is_worker_process = True
+    await worker.startup()
+    await send(client, "work")
+    assert await worker.puller.take("bulk")
+    async with asyncio.timeout(10):
+        while (again := await worker.puller.take("bulk")) is None:
+            await asyncio.sleep(0.1)
+    await client.js.delete_stream("TASKS_FORGIVEN")
+    delivery = Delivery(worker, again)
+    await delivery.read_forgiven()
+    assert (again.metadata.num_delivered, delivery.attempt) == (2, 1)
+    await worker.shutdown()
+
+
+async def test_task_that_only_another_version_knows_is_passed_on_to_it(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+    older, newer = SafeJetStreamBroker(settings), SafeJetStreamBroker(settings)
+    ran: list[int] = []
+    newer.task(task_name="new.task")(lambda: ran.append(1))
+    await send(client, "new.task")
+    async with working(older):
+        async with asyncio.timeout(25):
+            while await last_delivery(client, "bulk") < 2:
+                await asyncio.sleep(0.01)
+    async with working(newer):
+        await queue_is_empty(client)
+    assert ran == [1]
+    assert (await client.js.stream_info("TASKS_DLQ")).state.messages == 0
+    await send(client, "nobodys.task")
+    async with working(older):
+        (letter,) = await dead_letters(client, 1)
+    assert "no worker here knows the task nobodys.task" in (letter.headers or {})["Etl-Reason"]
+
+
+async def last_delivery(client: SafeJetStreamBroker, lane: Lane) -> int:
+    with contextlib.suppress(NotFoundError):
+        delivered = (await client.js.consumer_info("TASKS", lane)).delivered
+        return delivered.consumer_seq if delivered else 0
+    return 0
+
+
+async def test_task_waits_in_its_queue_while_the_dead_letters_are_full(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+    """不丢旧的死信，也不丢它；等的时候不占尝试次数，别的任务照做，日志一分钟一句。"""
+    worker = SafeJetStreamBroker(settings)
+    ran: list[str] = []
+
+    @worker.task(task_name="work")
+    async def work(text: str) -> None:
+        ran.append(text)
+        if text == "bad":
+            raise PermanentError("never")
+
+    await limit_letters(client, 1)
+    await send(client, "work", "bad")
+    with structlog.testing.capture_logs() as logs:
+        async with working(worker):
+            await dead_letters(client, 1)
+            await send(client, "work", "bad")
+            await send(client, "work", "good")
+            await eventually(lambda: ran.count("bad") > settings.task_max_attempts + 2 and "good" in ran)
+            assert await left_in_queue(client) == 1
+            assert (await client.js.stream_info("TASKS_DLQ")).state.messages == 1
+            await limit_letters(client, -1)
+            letters = await dead_letters(client, 2)
+            await queue_is_empty(client)
+    assert (letters[1].headers or {})["Etl-Attempts"] == "1"
+    assert len([line for line in logs if line["event"].startswith("the dead letters are full")]) == 1
+
+
+async def limit_letters(client: SafeJetStreamBroker, messages: int) -> None:
+    config = (await client.js.stream_info("TASKS_DLQ")).config
+    await client.js.update_stream(config, max_msgs=messages)
 
 
 async def test_task_that_kills_its_workers_is_buried_before_it_runs_again(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from nats.js.api import StreamConfig
 
 from bridge import reconciler
-from bridge.broker import SafeJetStreamBroker, SafeReceiver
+from bridge.broker import SafeJetStreamBroker, SafeReceiver, task_streams
 from bridge.cli.dlq import dlq_command
 from bridge.cli.main import cli
 from bridge.errors import NatsUnavailableError, StreamMissingError, UnknownLetterError
@@ -27,7 +27,7 @@ from bridge.events import DataImportCompleted
 from bridge.events.event_task_utils import Decision, EventTaskHandler, ReceivedEvent, Rejected, event_task_handler
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM
 from bridge.jetstream import JetStreamConnection
-from bridge.listener import Listener
+from bridge.listener import DEAD_LETTERS, Listener
 from bridge.settings import BridgeSettings
 from etl_assets.core.errors import PermanentError
 from etl_assets.core.settings import EtlSettings
@@ -249,6 +249,42 @@ async def test_event_that_fails_again_is_a_new_letter(connection: JetStreamConne
                 await asyncio.sleep(0.02)
     rows = json.loads((await dlq("list", "--json")).stdout)
     assert [(row["letter_id"], row["reason"]) for row in rows] == [("events-2", "店铺不认识 y")]
+
+
+@pytest.mark.parametrize(
+    ("dead_subject", "changed", "problem"),
+    [
+        (
+            "events_dlq.data_import.completed",
+            {"Etl-Subject": "$JS.API.STREAM.DELETE.EVENTS"},
+            "names the subject $JS.API.STREAM.DELETE.EVENTS",
+        ),
+        ("events_dlq.data_import.completed", {"Etl-Subject": "tasks.bulk"}, "names the subject tasks.bulk"),
+        ("events_dlq.data_import.completed", {"Etl-Subject": ""}, "names the subject none"),
+        ("events_dlq.somebody.else", {"Etl-Subject": "events.somebody.else"}, "events_dlq.somebody.else is not where we put dead letters"),
+        ("events_dlq.data_import.completed", {"Etl-Stream": "TASKS"}, "its headers are not those of a message of EVENTS"),
+        ("events_dlq.data_import.completed", {"Etl-Sequence": "one"}, "its headers are not those of a message of EVENTS"),
+        ("tasks_dlq.bulk", {"Etl-Subject": "$JS.API.STREAM.DELETE.EVENTS", "Etl-Stream": "TASKS"}, "names the subject $JS.API"),
+    ],
+)
+async def test_forged_letter_is_shown_as_such_and_its_subject_is_not_published_to(
+    connection: JetStreamConnection, settings: BridgeSettings, dlq: Dlq, dead_subject: str, changed: dict[str, str], problem: str
+) -> None:
+    """谁能写死信流，谁就能让 retry 替他发到任何主题：曾经这样删掉过 EVENTS。"""
+    for config in (DEAD_LETTERS, *task_streams(settings)):
+        await connection.ensure_stream(config)
+    await connection.publish(DATA_IMPORT_COMPLETED, event(), message_id="good")
+    headers = {"Etl-Reason": "x", "Etl-Subject": DATA_IMPORT_COMPLETED, "Etl-Stream": "EVENTS", "Etl-Sequence": "1", "Etl-Attempts": "1"}
+    await connection.publish(dead_subject, b"", message_id="EVENTS-1-1.0", headers={k: v for k, v in (headers | changed).items() if v})
+    result = await dlq("retry", "--all")
+    assert result.exit_code == 1
+    assert problem in result.stderr
+    assert "cannot be retried" in result.stderr
+    await holds(connection, "EVENTS", 1)
+    (row,) = json.loads((await dlq("list", "--json")).stdout)
+    assert row["reason"].startswith("not a letter of ours: ")
+    assert "This is not a letter of ours" in (await dlq("show", row["letter_id"])).stdout
+    assert (await dlq("drop", row["letter_id"], "--yes")).exit_code == 0
 
 
 async def test_truncated_letter_is_refused_and_the_others_are_retried(

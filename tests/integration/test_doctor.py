@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
+from nats.js.api import StreamConfig
 
+from bridge.broker import task_streams
 from bridge.events import DataImportCompleted
 from bridge.events.publish import publish_event
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.handlers import HANDLERS
-from bridge.listener import Listener
+from bridge.jetstream import JetStreamConnection
+from bridge.listener import DEAD_LETTERS, Listener
 from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks
@@ -214,3 +217,55 @@ def test_missing_tables_do_not_keep_it_from_the_queues(doctor: Doctor, nats_serv
     assert found["schema"][0] == "error"
     assert "run `etl init-db`" in found["schema"][1]
     assert any(check.startswith("stream") for check in found)
+
+
+@pytest.fixture
+async def connection(nats_server: NatsServer) -> AsyncIterator[JetStreamConnection]:
+    link = JetStreamConnection(BridgeSettings(nats_url=nats_server.url), name="test")
+    await link.open()
+    for config in (DEAD_LETTERS, *task_streams(BridgeSettings())):
+        await link.ensure_stream(config)
+    yield link
+    await link.close()
+
+
+async def test_streams_that_differ_from_ours_are_said_with_both_values(
+    doctor: Doctor, nats_server: NatsServer, connection: JetStreamConnection
+) -> None:
+    found = await asyncio.to_thread(doctor, nats_server.url, exit_code=1)
+    assert not [check for check in found if check.startswith("limits of")]
+    await connection.context.update_stream((await connection.context.stream_info("TASKS_DLQ")).config, max_bytes=1 << 20)
+    await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"], max_msg_size=10_000))
+    found = await asyncio.to_thread(doctor, nats_server.url, exit_code=0)
+    assert found["limits of TASKS_DLQ"][0] == "warning"
+    assert found["limits of TASKS_DLQ"][1].startswith("max_bytes is 1048576, we create it with 67108864: sizes and replicas stay")
+    assert found["limits of EVENTS"][1].startswith("max_msg_size is 10000, ETL_EVENT_MAX_BYTES allows 262144")
+
+
+async def test_dead_letters_that_fill_up_are_said_before_they_are_full(
+    doctor: Doctor, nats_server: NatsServer, connection: JetStreamConnection, etl_settings: EtlSettings, tmp_path: Path
+) -> None:
+    await connection.context.update_stream((await connection.context.stream_info("EVENTS_DLQ")).config, max_msgs=10)
+    for number in range(8):
+        await connection.publish("events_dlq.x", b"{}", message_id=str(number))
+    state, says = (await asyncio.to_thread(doctor, nats_server.url, exit_code=1))["dead letters"]
+    assert (state, says.startswith("8 in EVENTS_DLQ, 80% full, then what belongs there waits")) == ("warning", True)
+    environment = {"ETL_DATABASE_URL": etl_settings.database_url, "ETL_NATS_URL": nats_server.url, "ETL_STATE_DIR": str(tmp_path)}
+    for command in (["status"], ["dlq", "list"]):
+        assert "EVENTS_DLQ is 80 % full" in await asyncio.to_thread(said_by, command, environment)
+    for number in (8, 9):
+        await connection.publish("events_dlq.x", b"{}", message_id=str(number))
+    state, says = (await asyncio.to_thread(doctor, nats_server.url, exit_code=1))["dead letters"]
+    assert (state, "10 in EVENTS_DLQ, 100% full: what belongs there waits" in says) == ("error", True)
+
+
+def said_by(command: list[str], environment: dict[str, str]) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", "bridge.cli.main", *command],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return result.stdout + result.stderr

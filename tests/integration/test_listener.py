@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -15,16 +16,16 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 import structlog
-from nats.js.api import RawStreamMsg, RetentionPolicy, StreamConfig
+from nats.js.api import DiscardPolicy, RawStreamMsg, RetentionPolicy, StreamConfig
 from nats.js.errors import NotFoundError
 
 from bridge import listener as listener_module
-from bridge.errors import StreamConflictError, StreamMissingError
+from bridge.errors import PayloadTooLargeError, StreamConflictError, StreamMissingError
 from bridge.events import DataImportCompleted
 from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, Ignored, NotYet, ReceivedEvent, Rejected, event_task_handler
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
 from bridge.jetstream import JetStreamConnection
-from bridge.listener import CONSUMER, Listener
+from bridge.listener import Listener, consumer_names
 from bridge.pull import Puller
 from bridge.settings import BridgeSettings, Lane
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, PermanentError, SettingsError, TransientError
@@ -72,8 +73,9 @@ class Bench:
 
     async def unacknowledged(self) -> int:
         """还没确认的：在手里的与还没取的。"""
-        info = await self.connection.context.consumer_info("EVENTS", CONSUMER)
-        return (info.num_ack_pending or 0) + (info.num_pending or 0)
+        names = await consumer_names(self.settings, self.connection)
+        infos = [await self.connection.context.consumer_info("EVENTS", name) for name in names]
+        return sum((info.num_ack_pending or 0) + (info.num_pending or 0) for info in infos)
 
     async def all_acknowledged(self) -> None:
         async with asyncio.timeout(20):
@@ -88,10 +90,7 @@ class Bench:
     async def eventually_consumer(self) -> None:
         """监听器建好（或重建）了流与消费者。"""
         async with asyncio.timeout(20):
-            while True:
-                with suppress(NotFoundError):
-                    await self.connection.context.consumer_info("EVENTS", CONSUMER)
-                    return
+            while not await consumer_names(self.settings, self.connection):
                 await asyncio.sleep(0.02)
 
     async def dead_letter_count(self) -> int:
@@ -248,25 +247,82 @@ async def test_each_poison_gives_one_log_line_and_one_dead_letter_and_the_next_e
         letter = by_sequence[2 * sequence + 1]
         headers = letter.headers or {}
         assert letter.subject == DEAD_SUBJECT
-        assert letter.data == data
+        assert letter.data == data[:4_096]
         assert headers["Etl-Reason"].startswith(expected)
         assert (headers["Etl-Subject"], headers["Etl-Stream"], headers["Etl-Attempts"]) == (DATA_IMPORT_COMPLETED, "EVENTS", "1")
 
 
-async def test_dead_letter_that_does_not_fit_is_cut_and_says_so(bench: Bench) -> None:
+async def test_garbage_is_kept_cut_and_what_can_be_retried_is_kept_whole(bench: Bench) -> None:
     async def decide(events: Batch) -> Sequence[Decision]:
-        return [Done()] * len(events)
+        return [Rejected("no such shop")] * len(events)
 
     await bench.add_stream()
-    limit = bench.connection.client.max_payload
-    data = b"x" * (limit - 100)
-    await bench.publish(data)
+    garbage = b"x" * 1_000_000
+    await bench.publish(garbage)
+    good = DataImportCompleted.model_validate({"import_id": uuid4(), "note": "n" * 200_000}).model_dump_json().encode()
+    await bench.publish(good)
     async with running(bench.listener(decide)):
-        (letter,) = await bench.dead_letters(1)
+        letters = await bench.dead_letters(2)
         await bench.all_acknowledged()
-    assert letter.data is not None
-    assert limit - 600 < len(letter.data) < len(data)
-    assert (letter.headers or {})["Etl-Original-Bytes"] == str(len(data))
+    cut, whole = sorted(letters, key=lambda letter: len(letter.data or b""))
+    headers = cut.headers or {}
+    assert (cut.data, headers["Etl-Original-Bytes"]) == (garbage[:4_096], "1000000")
+    assert headers["Etl-Sha256"] == hashlib.sha256(garbage).hexdigest()
+    assert whole.data == good
+    assert "Etl-Sha256" not in (whole.headers or {})
+
+
+async def test_events_wait_while_the_dead_letters_are_full_and_good_ones_pass(bench: Bench) -> None:
+    """旧的死信不丢，新的不埋：事件留在 EVENTS，不占尝试次数，日志一分钟一句；有了地方自己就进去了。"""
+    handled: list[UUID] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        handled.extend(import_ids(events))
+        return [Done()] * len(events)
+
+    bench.settings = bench.settings.model_copy(update={"event_retry_delay_max_seconds": 0.2})
+    await bench.add_stream()
+    full = StreamConfig(name="EVENTS_DLQ", subjects=["events_dlq.>"], max_msgs=2, discard=DiscardPolicy.OLD, duplicate_window=600)
+    await bench.connection.context.add_stream(full)
+    for number in range(6):
+        await bench.publish(b"garbage %d" % number)
+    with structlog.testing.capture_logs() as logs:
+        async with running(bench.listener(decide)):
+            await bench.dead_letters(2)
+            good = [await bench.publish() for _ in range(5)]
+            await bench.eventually(lambda: set(handled) == set(good))
+            await asyncio.sleep(0.6)
+            assert await bench.dead_letter_count() == 2
+            assert await bench.unacknowledged() == 4
+            await bench.connection.context.update_stream((await bench.connection.context.stream_info("EVENTS_DLQ")).config, max_msgs=-1)
+            letters = await bench.dead_letters(6)
+            await bench.all_acknowledged()
+    assert {letter.data for letter in letters} == {b"garbage %d" % number for number in range(6)}
+    said = [line for line in logs if line["event"].startswith("the dead letters are full")]
+    assert len(said) == 1
+    assert "`etl dlq list`" in said[0]["remedy"]
+
+
+async def test_stream_that_we_create_refuses_what_is_too_large_to_be_an_event(bench: Bench) -> None:
+    """一千条 1 MB 的垃圾占不满它；六十 KB 的消息头还进得来，处理了，也不进死信。"""
+    handled: list[UUID] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        handled.extend(import_ids(events))
+        return [Done()] * len(events)
+
+    async with running(bench.listener(decide)):
+        await bench.eventually_consumer()
+        for _ in range(3):
+            with pytest.raises(PayloadTooLargeError, match="exceeds the max_msg_size of its stream"):
+                await bench.publish(b"x" * 1_000_000)
+        event = DataImportCompleted(import_id=uuid4())
+        headers = {"X-Trace": "t" * 60_000}
+        await bench.connection.publish(DATA_IMPORT_COMPLETED, event.model_dump_json().encode(), message_id="large", headers=headers)
+        await bench.eventually(lambda: handled)
+        await bench.all_acknowledged()
+    assert handled == [event.import_id]
+    assert await bench.dead_letter_count() == 0
 
 
 async def test_event_of_another_status_is_acknowledged_with_a_log_line(bench: Bench) -> None:
@@ -679,6 +735,26 @@ async def test_stream_that_does_not_carry_the_subjects_is_one_clear_error(bench:
         StreamConflictError, match=r"stores app\.>, which does not cover events\.data_import\.completed; add these subjects"
     ):
         await bench.listener(decide).run(asyncio.Event())
+
+
+async def test_event_of_a_subject_that_it_does_not_know_is_given_back(bench: Bench) -> None:
+    """不该有的事：有人改宽了消费者的过滤。不是自己的就不确认。"""
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        return [Done()] * len(events)
+
+    await bench.add_stream()
+    async with running(bench.listener(decide)):
+        await bench.eventually_consumer()
+        (name,) = await consumer_names(bench.settings, bench.connection)
+        info = await bench.connection.context.consumer_info("EVENTS", name)
+        await bench.connection.context.add_consumer("EVENTS", info.config, filter_subject="events.>")
+        await bench.publish(b"{}", subject="events.somebody.else")
+        async with asyncio.timeout(20):
+            while (await bench.connection.context.consumer_info("EVENTS", name)).num_redelivered == 0:
+                await asyncio.sleep(0.02)
+    assert await bench.unacknowledged() == 1
+    assert await bench.dead_letter_count() == 0
 
 
 async def test_two_handlers_get_their_own_events(bench: Bench) -> None:

@@ -39,7 +39,7 @@ MIN_EVENT_BYTES = 65_536
 @pytest.fixture
 def small_server(tmp_path: Path) -> Iterator[NatsServer]:
     """消息连同消息头至多 64 KiB 多一点。"""
-    server = NatsServer(tmp_path, config=f"max_payload: {MIN_EVENT_BYTES + 200}")
+    server = NatsServer(tmp_path, config={"max_payload": MIN_EVENT_BYTES + 200})
     server.start()
     yield server
     server.kill()

@@ -18,9 +18,10 @@ from nats.js.api import DiscardPolicy, StreamConfig
 from taskiq import TaskiqState
 
 from bridge import jetstream, tasks
-from bridge.broker import SafeJetStreamBroker
+from bridge.broker import SafeJetStreamBroker, task_streams
 from bridge.errors import (
     InvalidEventError,
+    InvalidSubjectError,
     NatsRefusedError,
     NatsUnavailableError,
     PayloadTooLargeError,
@@ -80,6 +81,33 @@ async def test_sync_publish_works_with_and_without_a_running_loop(connection: Je
     assert (outside.sequence, inside.sequence) == (1, 2)
 
 
+@pytest.mark.parametrize("subject", [f"{DATA_IMPORT_COMPLETED}.", "events..x", ".events", "events.*", "events.>", "events.a b", ""])
+async def test_subject_that_nobody_could_hear_is_refused(connection: JetStreamConnection, settings: BridgeSettings, subject: str) -> None:
+    await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"]))
+    async with EventPublisher(settings) as publisher:
+        with pytest.raises(InvalidSubjectError, match="is not a subject to publish to"):
+            await publisher.publish(subject, Event(status="x"))
+    assert (await connection.context.stream_info("EVENTS")).state.messages == 0
+
+
+async def test_publisher_needs_no_more_than_its_subjects_and_its_inbox(tmp_path: Path) -> None:
+    """应用的用户不许碰 $JS.API：照样发得出去；没有流时说没存下，不说没有流——它问不了。"""
+    only_events = {"publish": ["events.>"], "subscribe": ["_INBOX.>"]}
+    users = [{"user": "etl", "password": "s3cret"}, {"user": "app", "password": "s3cret", "permissions": only_events}]
+    server = NatsServer(tmp_path, config={"authorization": {"users": users}})
+    server.start()
+    admin = JetStreamConnection(BridgeSettings(nats_url=server.url), name="test")
+    try:
+        await admin.open()
+        await admin.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"]))
+        settings = BridgeSettings(nats_url=server.url.replace("etl:", "app:"))
+        stored = await publish_event(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=uuid4()), settings=settings)
+        assert (stored.stream, stored.sequence) == ("EVENTS", 1)
+    finally:
+        await admin.close()
+        server.kill()
+
+
 async def test_event_of_the_wrong_type_is_refused_before_it_is_sent(settings: BridgeSettings) -> None:
     async with EventPublisher(settings) as publisher:
         with pytest.raises(InvalidEventError, match="carries EtlCompleted, not DataImportCompleted"):
@@ -97,13 +125,13 @@ async def test_too_large_event_is_refused_and_the_connection_stays_usable(
 ) -> None:
     await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"], max_msg_size=2_000))
     async with EventPublisher(settings) as publisher:
-        with pytest.raises(PayloadTooLargeError, match="exceeds the limit of 262144 bytes"):
+        with pytest.raises(PayloadTooLargeError, match="exceeds ETL_EVENT_MAX_BYTES, 262144 bytes: "):
             await publisher.publish("events.other", Event.model_validate({"status": "x", "note": "n" * 300_000}))
-        with pytest.raises(PayloadTooLargeError, match="exceeds the stream's max_msg_size"):
+        with pytest.raises(PayloadTooLargeError, match="exceeds the max_msg_size of its stream"):
             await publisher.publish("events.other", Event.model_validate({"status": "x", "note": "n" * 3_000}))
         assert (await publisher.publish("events.other", Event(status="x"))).sequence == 1
     # 正文刚好够、加上消息头就超：服务器会因此断开连接，所以在这边就拒绝
-    with pytest.raises(PayloadTooLargeError, match="exceeds the limit of 1048576 bytes"):
+    with pytest.raises(PayloadTooLargeError, match="exceeds max_payload of NATS, 1048576 bytes"):
         await connection.publish("events.other", b"x" * connection.client.max_payload, message_id="large")
 
 
@@ -196,10 +224,77 @@ async def test_missing_url_is_a_settings_error() -> None:
         await JetStreamConnection(BridgeSettings(nats_url=""), name="test").open()
 
 
-async def test_own_stream_keeps_the_replicas_and_takes_our_limits(connection: JetStreamConnection) -> None:
-    await connection.context.add_stream(StreamConfig(name="MINE", subjects=["mine.>"], max_bytes=1_000_000))
-    await connection.ensure_stream(StreamConfig(name="MINE", subjects=["mine.>"], max_bytes=2_000_000))
-    assert (await connection.context.stream_info("MINE")).config.max_bytes == 2_000_000
+async def test_limits_that_an_operator_changed_stay(connection: JetStreamConnection, settings: BridgeSettings) -> None:
+    """每次启动都会再看一遍流：放大的、缩小的、我们不管的，都照运维改的那样。"""
+    for stream in task_streams(settings):
+        await connection.ensure_stream(stream)
+    changed = {
+        "TASKS": {"max_bytes": 1 << 30, "max_msgs": 5_000_000, "compression": "s2", "metadata": {"owner": "ops"}, "allow_direct": True},
+        "TASKS_DLQ": {"max_bytes": 1 << 20, "max_msg_size": 500_000},
+    }
+    for name, fields in changed.items():
+        await update_raw(connection, name, fields)
+    before = {name: await connection.stream_config(name) for name in changed}
+    for stream in task_streams(settings):
+        await connection.ensure_stream(stream)
+    assert {name: await connection.stream_config(name) for name in changed} == before
+    assert all((before[name] or {})[field] == value for name in changed for field, value in changed[name].items() if field != "metadata")
+    assert (before["TASKS"] or {})["metadata"]["owner"] == "ops"
+
+
+async def test_what_correctness_needs_is_set_right(connection: JetStreamConnection, settings: BridgeSettings) -> None:
+    """0.1.0 的死信流丢旧的、三十天过期；改过来，一封也不少。"""
+    await connection.context.add_stream(
+        StreamConfig(name="TASKS_DLQ", subjects=["tasks_dlq.bulk"], max_bytes=1 << 20, max_age=86_400, discard=DiscardPolicy.OLD)
+    )
+    await connection.publish("tasks_dlq.bulk", b"letter", message_id="1")
+    for stream in task_streams(settings):
+        await connection.ensure_stream(stream)
+    config = await connection.stream_config("TASKS_DLQ") or {}
+    assert (config["subjects"], config["discard"], config["max_age"]) == (["tasks_dlq.>"], "new", 0)
+    assert (config["max_bytes"], config["duplicate_window"]) == (1 << 20, 600_000_000_000)
+    assert (await connection.context.stream_info("TASKS_DLQ")).state.messages == 1
+
+
+async def test_stream_that_two_processes_create_at_once_is_there_for_both(settings: BridgeSettings) -> None:
+    async def create(max_bytes: int) -> None:
+        link = JetStreamConnection(settings, name="test")
+        await link.open()
+        await link.ensure_stream(StreamConfig(name="MINE", subjects=["mine.>"], max_bytes=max_bytes))
+        await link.close()
+
+    await asyncio.gather(*(create(1_000_000 + number) for number in range(5)))
+
+
+async def update_raw(connection: JetStreamConnection, name: str, fields: dict[str, object]) -> None:
+    """像运维的工具那样改流：没提到的照旧。"""
+    config = (await connection.stream_config(name) or {}) | fields
+    answer = json.loads((await connection.client.request(f"$JS.API.STREAM.UPDATE.{name}", json.dumps(config).encode())).data)
+    assert "error" not in answer, answer
+
+
+async def test_replicas_without_a_cluster_are_refused_with_what_to_do(settings: BridgeSettings) -> None:
+    link = JetStreamConnection(settings.model_copy(update={"nats_replicas": 3}), name="test")
+    await link.open()
+    with pytest.raises(StreamConflictError, match="set ETL_NATS_REPLICAS to 1"):
+        await link.ensure_stream(StreamConfig(name="MINE", subjects=["mine.>"]))
+    await link.context.add_stream(StreamConfig(name="MINE", subjects=["mine.>"]))
+    use = await link.stream_use("MINE")
+    assert use is not None
+    assert not use.has_one_copy
+    await link.close()
+
+
+async def test_account_without_jetstream_is_refused_at_once(tmp_path: Path) -> None:
+    server = NatsServer(
+        tmp_path, config={"accounts": {"PLAIN": {"users": [{"user": "etl", "password": "s3cret"}]}, "JS": {"jetstream": True}}}
+    )
+    server.start()
+    try:
+        with pytest.raises(NatsRefusedError, match="offers no JetStream"):
+            await JetStreamConnection(BridgeSettings(nats_url=server.url), name="test").open()
+    finally:
+        server.kill()
 
 
 async def test_stream_in_the_way_is_named(connection: JetStreamConnection) -> None:

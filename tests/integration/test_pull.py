@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import structlog
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
@@ -89,3 +90,23 @@ async def test_closing_hands_over_what_was_already_on_its_way(nats_server: NatsS
         await publisher.publish("number", b"1", message_id="1")
         await puller.close()
     assert [message.data for message in returned] == [b"1"]
+
+
+async def test_batch_is_bounded_in_bytes_too(
+    nats_server: NatsServer, publisher: JetStreamConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """一千条大消息不会一次都到；字节给够了不算出事，接着要就接着来。"""
+    monkeypatch.setattr(Puller, "BATCH_BYTES", 1)  # 于是是 max_payload 的两倍：2 MiB
+    for number in range(10):
+        await publisher.publish("number", b"x" * 500_000, message_id=str(number))
+    sizes: list[int] = []
+    with structlog.testing.capture_logs() as logs:
+        async with connected(nats_server, "reader") as connection, asyncio.timeout(30):
+            puller = Puller(connection, STREAM, restore=nothing_to_restore)
+            while sum(sizes) < 10:
+                messages = await puller.wait([CONSUMER], batch=1_000, linger_seconds=0.3)
+                sizes.append(len(messages))
+                for message in messages:
+                    await message.ack()
+    assert max(sizes) <= 4
+    assert not [line for line in logs if line["log_level"] == "warning"]

@@ -24,7 +24,7 @@ from bridge.events.publish import publish_event
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.handlers import HANDLERS
 from bridge.jetstream import JetStreamConnection
-from bridge.listener import CONSUMER, Listener
+from bridge.listener import Listener, consumer_name
 from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
 from etl_assets.core.database_sync import build_engine, normalize_url
@@ -90,7 +90,7 @@ async def nothing_left(settings: BridgeSettings) -> int:
     try:
         async with asyncio.timeout(20):
             while True:
-                info = await connection.context.consumer_info("EVENTS", CONSUMER)
+                info = await connection.context.consumer_info("EVENTS", consumer_name(settings, DATA_IMPORT_COMPLETED))
                 if not (info.num_ack_pending or info.num_pending):
                     break
                 await asyncio.sleep(0.05)

@@ -21,7 +21,7 @@ from bridge.events import DataImportCompleted, EtlCompleted, Event
 from bridge.events.event_task_utils import Decision, Done, ReceivedEvent, event_task_handler
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, LEADS_ETL_COMPLETED, ORDERS_ETL_COMPLETED
 from bridge.jetstream import JetStreamConnection
-from bridge.listener import CONSUMER, Listener
+from bridge.listener import Listener, consumer_name
 from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import etl, import_events, import_requests, ledger, order_index, target_tables
@@ -63,11 +63,8 @@ class World:
         stop = asyncio.Event()
         running = asyncio.create_task(Listener(self.settings, handlers=handlers.HANDLERS, ring=ring).run(stop))
         async with asyncio.timeout(30):
-            state = None
-            while state is None or state.num_pending or state.num_ack_pending:
+            while await unhandled(self.connection) != 0:
                 await asyncio.sleep(0.02)
-                if await self.connection.stream_state("EVENTS_DLQ") is not None:  # 监听器建完流才建消费者
-                    state = await consumer_state(self.connection)
         stop.set()
         await running
 
@@ -75,9 +72,11 @@ class World:
         await asyncio.to_thread(self.chain.run_due)
 
 
-async def consumer_state(connection: JetStreamConnection) -> Any:
-    names = [info.name for info in await connection.context.consumers_info("EVENTS")]
-    return await connection.context.consumer_info("EVENTS", CONSUMER) if CONSUMER in names else None
+async def unhandled(connection: JetStreamConnection) -> int | None:
+    """还没确认的；监听器还没把消费者都建好就是 None。"""
+    names = [consumer_name(BridgeSettings(), handler.subject) for handler in handlers.HANDLERS]
+    infos = [info for name in names if (info := await connection.consumer_info("EVENTS", name))]
+    return sum((info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos) if len(infos) == len(names) else None
 
 
 @pytest.fixture

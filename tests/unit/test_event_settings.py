@@ -39,3 +39,17 @@ def test_wrong_value_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str,
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=message):
         read_settings(BridgeSettings)
+
+
+@pytest.mark.parametrize(
+    ("url", "login"),
+    [
+        ("nats://etl:s3cret@a:4222,nats://etl:s3cret@b:4222", {"user": "etl", "password": "s3cret"}),
+        ("nats://etl:s3cret@a:4222,nats://b:4222", {"user": "etl", "password": "s3cret"}),
+        ("nats://t0ken@a:4222", {"token": "t0ken"}),
+        ("nats://a:4222", {}),
+        ("nats://one:x@a:4222,nats://two:y@b:4222", {}),
+    ],
+)
+def test_login_of_the_url_serves_the_nodes_that_a_cluster_names_itself(url: str, login: dict[str, str]) -> None:
+    assert BridgeSettings(nats_url=url).nats_login == login

@@ -1,0 +1,148 @@
+"""三个节点的 nats-server 集群：只听回环地址，要口令；杀得掉某个流的领导者，也能让它回来。"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sysconfig
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+PASSWORD = "s3cret"
+_NODES = 3
+_READY_SECONDS = 40.0
+
+Result = TypeVar("Result")
+
+
+class NatsCluster:
+    """三个进程，彼此有路由，都开着 JetStream；`url` 写着全部三个。死了的节点由 `restart` 补上。"""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        ports = _free_ports(3 * _NODES)
+        self._names = [f"n{number}" for number in range(_NODES)]
+        self._ports = dict(zip(self._names, ports[:_NODES], strict=True))
+        self._routes = dict(zip(self._names, ports[_NODES : 2 * _NODES], strict=True))
+        self._monitors = dict(zip(self._names, ports[2 * _NODES :], strict=True))
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.url = ",".join(f"nats://etl:{PASSWORD}@127.0.0.1:{port}" for port in self._ports.values())
+
+    @property
+    def dead(self) -> list[str]:
+        """现在没有在跑的节点。"""
+        return [name for name in self._names if not self._is_alive(name)]
+
+    def start(self) -> None:
+        """三个都起来、选出了元数据的领导者才返回。"""
+        self.restart()
+        _eventually(self._has_meta_leader, "the cluster elects no meta leader")
+
+    def stop(self) -> None:
+        for process in self._processes.values():
+            process.kill()
+            process.wait()
+        self._processes.clear()
+
+    def restart(self) -> None:
+        """死了的节点带着自己的存储回来；不等它们追上。"""
+        for name in self.dead:
+            self._launch(name)
+        for name in self._names:
+            self._until_listening(name)
+
+    def kill(self, name: str) -> None:
+        """kill -9 一个节点。"""
+        process = self._processes.pop(name)
+        process.kill()
+        process.wait()
+
+    def kill_leader(self, stream: str) -> str:
+        """kill -9 这个流此刻的领导者，返回它的名字。"""
+        name = _eventually(lambda: self._leader(stream), f"stream {stream} has no leader")
+        self.kill(name)
+        return name
+
+    def _is_alive(self, name: str) -> bool:
+        process = self._processes.get(name)
+        return process is not None and process.poll() is None
+
+    def _launch(self, name: str) -> None:
+        """nats-server 的配置语法包含 JSON。"""
+        config = {
+            "server_name": name,
+            "listen": f"127.0.0.1:{self._ports[name]}",
+            "http": f"127.0.0.1:{self._monitors[name]}",  # 谁是领导者，问它
+            "jetstream": {"store_dir": str(self._folder / name), "max_file_store": 1 << 34},
+            "authorization": {"users": [{"user": "etl", "password": PASSWORD}]},
+            "cluster": {
+                "name": "dayline",
+                "listen": f"127.0.0.1:{self._routes[name]}",
+                "routes": [f"nats-route://127.0.0.1:{port}" for port in self._routes.values()],
+            },
+        }
+        config_file = self._folder / f"{name}.conf"
+        config_file.write_text(json.dumps(config))
+        program = Path(sysconfig.get_path("scripts")) / "nats-server"
+        with (self._folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen([program, "--config", config_file], stdout=log, stderr=log)
+
+    def _until_listening(self, name: str) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self._ports[name]), timeout=1).close()
+            except OSError:
+                assert time.monotonic() < deadline, (self._folder / f"{name}.log").read_text()
+                time.sleep(0.02)
+            else:
+                return
+
+    def _has_meta_leader(self) -> bool:
+        """三个节点都认同一个，另外两个都跟上了它。"""
+        seen = {name: self._monitor(name).get("meta_cluster", {}) for name in self._names}
+        leaders = {meta.get("leader") for meta in seen.values()}
+        if len(leaders) > 1 or not (leader := leaders.pop()):
+            return False
+        followers = seen[leader].get("replicas") or []
+        return len(followers) == _NODES - 1 and all(follower.get("current") for follower in followers)
+
+    def _leader(self, stream: str) -> str | None:
+        """活着的节点都认的那一个；正在选就是 None。"""
+        for name in self._names:
+            if not self._is_alive(name):
+                continue
+            for account in self._monitor(name).get("account_details") or []:
+                for detail in account.get("stream_detail") or []:
+                    leader = detail.get("cluster", {}).get("leader")
+                    if detail["name"] == stream and leader and self._is_alive(leader):
+                        return str(leader)
+        return None
+
+    def _monitor(self, name: str) -> dict[str, Any]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._monitors[name]}/jsz?streams=true", timeout=2) as answer:
+                content: dict[str, Any] = json.load(answer)
+        except OSError:
+            return {}
+        return content
+
+
+def _eventually(look: Callable[[], Result | None], what: str) -> Result:
+    deadline = time.monotonic() + _READY_SECONDS
+    while not (found := look()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports

@@ -1,0 +1,188 @@
+"""两个版本并排：0.1.0 的监听器（真的轮子）与新的用同一个 EVENTS，谁也不吞掉对方的事件；退回去再升上来也一样。"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from bridge.events import DataImportCompleted, Event, EventPublisher
+from bridge.events.event_task_utils import Decision, Done, ReceivedEvent, event_task_handler
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
+from bridge.handlers import HANDLERS
+from bridge.jetstream import JetStreamConnection
+from bridge.listener import CONSUMER, OLD_CONSUMER_SECONDS, Listener, consumer_name
+from bridge.settings import BridgeSettings
+from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import import_events
+from etl_assets.testing.raw_data import RawData
+
+from .conftest import NatsServer
+
+WHEEL = Path(__file__).parent / "wheels" / "dayline-0.1.0-py3-none-any.whl"
+NEW_SUBJECT = "events.inventory.completed"
+
+
+class OldListener:
+    """`etl listen` 的 0.1.0。"""
+
+    def __init__(self, package: Path, settings: EtlSettings, nats_url: str) -> None:
+        self._log = package / "listen.log"
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("ETL_", "PYTHON"))},
+            "PYTHONPATH": str(package),
+            "ETL_DATABASE_URL": settings.database_url,
+            "ETL_NATS_URL": nats_url,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "bridge.cli.main", "listen"],
+                env=self._environment,
+                cwd=self._log.parent,
+                stdout=log,
+                stderr=log,
+            )
+        await eventually(lambda: '"ready"' in self._log.read_text())
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def old(tmp_path: Path, etl_settings: EtlSettings, nats_server: NatsServer) -> Iterator[OldListener]:
+    package = tmp_path / "old"
+    with zipfile.ZipFile(WHEEL) as wheel:
+        wheel.extractall(package)
+    listener = OldListener(package, etl_settings, nats_server.url)
+    yield listener
+    listener.kill()
+
+
+class Scene:
+    """发布两种事件，看谁处理了什么。"""
+
+    def __init__(self, settings: BridgeSettings, engine: sa.Engine, raw_data: RawData) -> None:
+        self.settings = settings
+        self._engine = engine
+        self._raw_data = raw_data
+        self.imports: set[UUID] = set()
+        self.others: set[UUID] = set()
+        self.seen: set[UUID] = set()
+
+    async def publish(self, count: int) -> None:
+        async with EventPublisher(self.settings) as publisher:
+            for _ in range(count):
+                import_id = self._raw_data.add_import([{}])
+                self.imports.add(import_id)
+                await publisher.publish(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=import_id))
+                other = Event(status="completed")
+                self.others.add(other.event_id)
+                await publisher.publish(NEW_SUBJECT, other)
+
+    def handled(self) -> set[UUID]:
+        with self._engine.connect() as connection:
+            return set(connection.scalars(sa.select(import_events.c.import_id)))
+
+    async def nothing_is_left(self) -> None:
+        await eventually(lambda: self.handled() == self.imports and self.seen == self.others)
+
+    @asynccontextmanager
+    async def new_listener(self) -> AsyncIterator[None]:
+        """认识一个旧的不认识的主题。"""
+
+        @event_task_handler(subject=NEW_SUBJECT, task_name="task")
+        async def remember(events: Sequence[ReceivedEvent[Event]]) -> Sequence[Decision]:
+            self.seen |= {received.event.event_id for received in events}
+            return [Done(ring=False) for _ in events]
+
+        async def ring(_task: str, _lane: str) -> None:
+            """没有工人。"""
+
+        stop = asyncio.Event()
+        running = asyncio.create_task(Listener(self.settings, handlers=[*HANDLERS, remember], ring=ring).run(stop))
+        try:
+            yield
+        finally:
+            stop.set()
+            await asyncio.wait_for(running, 30)
+
+
+@pytest.fixture
+def scene(
+    nats_server: NatsServer, engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> Scene:
+    monkeypatch.setattr("bridge.handlers.get_engine", lambda: engine)
+    monkeypatch.setattr("bridge.handlers.get_settings", lambda: etl_settings)
+    return Scene(BridgeSettings(nats_url=nats_server.url, event_ack_wait_seconds=2), engine, raw_data)
+
+
+@pytest.fixture
+async def connection(nats_server: NatsServer) -> AsyncIterator[JetStreamConnection]:
+    link = JetStreamConnection(BridgeSettings(nats_url=nats_server.url), name="test")
+    await link.open()
+    yield link
+    await link.close()
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
+async def test_old_and_new_listener_side_by_side_lose_nothing(old: OldListener, scene: Scene, connection: JetStreamConnection) -> None:
+    await old.start()
+    await scene.publish(3)
+    await eventually(lambda: scene.handled() == scene.imports)
+    handled_by_old = 6
+    async with scene.new_listener():
+        await scene.publish(10)
+        await scene.nothing_is_left()
+        # 旧的已经确认过的不再来一遍
+        imports = await connection.consumer_info("EVENTS", consumer_name(scene.settings, DATA_IMPORT_COMPLETED))
+        assert imports is not None
+        assert imports.config.opt_start_seq in range(handled_by_old - 1, handled_by_old + 1)
+        old.kill()
+        await old.start()  # 重启会把共用的消费者改回它自己的过滤
+        await scene.publish(10)
+        await scene.nothing_is_left()
+    await scene.publish(5)  # 退回 0.1.0：它认识的照常处理，不认识的留着
+    await eventually(lambda: scene.handled() == scene.imports)
+    old.kill()
+    async with scene.new_listener():
+        await scene.nothing_is_left()
+        retired = await connection.consumer_info("EVENTS", CONSUMER)
+        assert retired is not None
+        assert retired.config.inactive_threshold == OLD_CONSUMER_SECONDS
+    letters = await connection.stream_state("EVENTS_DLQ")
+    assert letters is not None
+    assert letters.messages == 0
+
+
+async def test_consumer_that_several_listeners_create_at_once_starts_where_the_first_said(connection: JetStreamConnection) -> None:
+    """0.1.0 的监听器正在确认：各算出一个起点，都不算错。"""
+    await connection.context.add_stream(name="EVENTS", subjects=["events.>"])
+    wanted = [
+        ConsumerConfig(
+            durable_name="x", deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=sequence, ack_policy=AckPolicy.EXPLICIT
+        )
+        for sequence in range(1, 6)
+    ]
+    made = await asyncio.gather(*(connection.ensure_consumer("EVENTS", config) for config in wanted))
+    assert len({info.config.opt_start_seq for info in made}) == 1
