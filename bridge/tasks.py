@@ -60,7 +60,7 @@ async def _load_patiently() -> RunWorker | None:
             return await asyncio.to_thread(RunWorker.load, broker.settings)
         except Exception as error:
             fault = fault_of(error)
-            if not isinstance(fault, TransientError):
+            if not isinstance(fault, TransientError) or isinstance(error, OSError):  # 没有 dagster.yaml 之类，等不来
                 raise
             if isinstance(fault, DatabaseRefusedError):
                 say_refused(fault)
