@@ -68,7 +68,8 @@ async def _load_patiently() -> RunWorker | None:
         try:
             return await asyncio.to_thread(RunWorker.load, broker.settings)
         except Exception as error:  # 不是服务器不在的，原样抛出
-            if isinstance(fault_of(error), PermanentError):  # 代码载入不了、设置不对
+            # 代码载入不了、设置不对、没有 dagster.yaml：等不来
+            if isinstance(error, OSError) or isinstance(fault_of(error), PermanentError):
                 raise
             tolerate(error, _cannot_load)
         with suppress(TimeoutError):

@@ -60,16 +60,18 @@ _FILES = Decision(DatabaseRefusedError, "the PostgreSQL server cannot use its ow
 _BUSY_POOL = Decision(TransientError, "all connections of this process are busy, raise ETL_POOL_SIZE if it stays")
 _UNKNOWN = Decision(EtlError, "PostgreSQL reported")
 
+_READ_ONLY = (
+    "PostgreSQL is read-only, nothing was written; end that (default_transaction_read_only, the guard of a full disk), "
+    "or point {url} at the primary"
+)
+READ_ONLY = _READ_ONLY.format(url=_OF_ETL.url)
+
 DECISIONS: Mapping[str, Decision] = {
     "08": _LOST,
     "22": _CONTENT,
     "23": _CONTENT,
     "25": Decision(TransientError, "the transaction was not in the state that the statement needs, nothing was written"),
-    "25006": Decision(
-        DatabaseRefusedError,
-        "PostgreSQL is read-only, nothing was written; end that (default_transaction_read_only, a full disk's guard), "
-        "or point {url} at the primary",
-    ),
+    "25006": Decision(DatabaseRefusedError, _READ_ONLY),
     "25P03": Decision(TransientError, "the process paused in a transaction for longer than ETL_IDLE_TRANSACTION_TIMEOUT_SECONDS"),
     "25P04": _TOO_LONG,  # transaction_timeout：这一天可能就是这么大，与 57014 一样计次数
     "26": _POOLER,
@@ -166,8 +168,8 @@ def kind_named(class_name: str, message: str) -> type[EtlError] | None:
 
 
 def say_refused(error: DatabaseRefusedError) -> None:
-    """一个进程的各部分都撞上同一堵墙：合起来一分钟一句。"""
-    _refused.say(str(error), error=str(error))
+    """一个进程的各部分都撞上同一堵墙，各说各的表：同一个办法合起来一分钟一句。"""
+    _refused.say(str(error).partition(": ")[0], error=str(error))
 
 
 def _decide(cause: BaseException) -> Decision:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from etl_assets.core.database_errors import READ_ONLY
 from etl_assets.core.errors import DatabaseRefusedError
 from etl_assets.core.tables import etl, import_tasks, order_type_mappings, raw_orders, shop_configs, target_tables
 from etl_assets.services.table_contract import assert_table_contract
@@ -37,10 +38,7 @@ def assert_writable(connection: sa.Connection) -> None:
     if is_standby:
         raise DatabaseRefusedError("the server is a read-only standby: point ETL_DATABASE_URL at the primary")
     if is_read_only:
-        raise DatabaseRefusedError(
-            "the database is read-only: end that (default_transaction_read_only of the server, the database or the role), "
-            "or point ETL_DATABASE_URL at the primary"
-        )
+        raise DatabaseRefusedError(READ_ONLY)
 
 
 def assert_rights(connection: sa.Connection, target: str) -> None:

@@ -326,7 +326,7 @@ def etl(command: str, settings: EtlSettings, nats_url: str) -> subprocess.Comple
 SAID = {
     "no schema etl": ("schema", "run `etl init-db`", 2),
     "REVOKE": ("schema", "lacks SELECT, INSERT, UPDATE, DELETE on etl.import_events: grant it", 0),
-    "read-only": ("postgres", "the database is read-only", 0),
+    "read-only": ("postgres", "PostgreSQL is read-only", 0),
     "another password": ("postgres", "refuses the user or password of ETL_DATABASE_URL", 2),
     "source": ("schema", "lacks SELECT on public.shop_configs: grant it", 0),
 }
