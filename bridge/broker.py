@@ -284,7 +284,7 @@ class Delivery:
             self._forgiven = int(record.data or b"0")
         except NotFoundError:
             return
-        except nats.errors.Error:
+        except (nats.errors.Error, ValueError):
             # 不知道就当作第一次：宁可多做一次，不可错埋
             self._forgiven = self._deliveries - 1
 
