@@ -37,7 +37,8 @@ from bridge.jetstream import DeadLetterHeader, JetStreamConnection, header_text
 from bridge.pull import Puller
 from bridge.settings import LANES, BridgeSettings, Lane, get_bridge_settings
 from etl_assets.core.child_launcher import die_with
-from etl_assets.core.errors import PermanentError
+from etl_assets.core.database_errors import fault_of, say_refused
+from etl_assets.core.errors import DatabaseRefusedError, PermanentError
 from etl_assets.core.log import RepeatedWarning, get_logger
 
 logger = get_logger(__name__)
@@ -109,6 +110,8 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         self.held: set[Delivery] = set()
         """取到手、尚未了结的任务。"""
         self.replacing = False
+        self.stopping = asyncio.Event()
+        """这个进程该停下了：起不来而在等的，不必再等。"""
         self._returning: set[asyncio.Task[None]] = set()
 
     @property
@@ -315,16 +318,23 @@ class Delivery:
         elif is_transient(error):
             await self._forgive()
             await self._retry(error)
-        elif isinstance(error, PermanentError | TaskRejectedError) or self.attempt >= self.broker.settings.task_max_attempts:
+        elif self._is_hopeless(error):
             await self._bury(f"{type(error).__name__}: {error}")
         else:
             await self._retry(error)
 
+    def _is_hopeless(self, error: BaseException) -> bool:
+        is_permanent = isinstance(fault_of(error) or error, PermanentError | TaskRejectedError)
+        return is_permanent or self.attempt >= self.broker.settings.task_max_attempts
+
     async def _retry(self, error: BaseException) -> None:
         delay = RETRY_SECONDS[min(self._deliveries, len(RETRY_SECONDS)) - 1] * random.uniform(0.8, 1.2)  # noqa: S311 错开，不关安全
-        logger.warning(
-            "task failed, trying again", task=self.task, attempt=self.attempt, delay_seconds=round(delay, 1), error=header_text(error)
-        )
+        if isinstance(fault := fault_of(error), DatabaseRefusedError):
+            say_refused(fault)
+        else:
+            logger.warning(
+                "task failed, trying again", task=self.task, attempt=self.attempt, delay_seconds=round(delay, 1), error=header_text(error)
+            )
         await self._connection.postpone(self.message, delay)
 
     async def give_back(self) -> None:
@@ -384,6 +394,11 @@ class SafeReceiver(Receiver):
         manager = multiprocessing.parent_process()
         if manager is not None and manager.pid is not None and not die_with(manager.pid, signal.SIGTERM):
             sys.exit("the process manager of this worker is gone")
+
+    async def listen(self, finish_event: asyncio.Event) -> None:
+        if isinstance(self.broker, SafeJetStreamBroker):
+            self.broker.stopping = finish_event
+        await super().listen(finish_event)
 
     async def callback(self, message: bytes | AckableMessage, raise_err: bool = False) -> None:
         if not isinstance(message, TaskDelivery):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
+import sqlalchemy as sa
 from dagster import (
     AssetCheckKey,
     AssetKey,
@@ -54,9 +55,12 @@ from etl_assets.asset_runs import partition_tags, tagged_days
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import ping_idle_connections
 from etl_assets.core.errors import SettingsError
+from etl_assets.core.silent_connections import SilenceWatch, libpq_patience
 from etl_assets.services.ledger import ASSETS
 
 _POOL_SIZE = 2
+_LONGEST_WAIT_SECONDS = 600.0
+"""Dagster 的存储没有一条语句要做这么久。"""
 _CONSOLE_LOGGERS = "default_system_loggers"
 
 
@@ -371,8 +375,15 @@ def _share_pool(instance: DagsterInstance) -> None:
     ):
         return
     pool = create_pg_engine(
-        runs.postgres_url, None, isolation_level="AUTOCOMMIT", pool_size=_POOL_SIZE, max_overflow=_POOL_SIZE, pool_use_lifo=True
+        runs.postgres_url,
+        None,
+        isolation_level="AUTOCOMMIT",
+        pool_size=_POOL_SIZE,
+        max_overflow=_POOL_SIZE,
+        pool_use_lifo=True,
+        connect_args=libpq_patience(sa.make_url(runs.postgres_url)),
     )
+    SilenceWatch(pool, limit_seconds=_LONGEST_WAIT_SECONDS)
     ping_idle_connections(pool)
     for storage in (runs, events, schedules):
         storage._engine.dispose()
@@ -388,7 +399,7 @@ def _silence_console() -> None:
 
 
 def _innermost(error: SerializableErrorInfo | None) -> SerializableErrorInfo | None:
-    """Dagster 把用户的异常包了几层，Failure 又是我们给运行页的那句话：取里面我们自己的那一层。"""
-    while error is not None and error.cls_name in ("DagsterExecutionStepExecutionError", "Failure") and error.cause is not None:
+    """Dagster 把异常包了几层（它的存储的也是），Failure 又是我们给运行页的那句话：取最里面说得出原因的那一层。"""
+    while error is not None and error.cause is not None and (error.cls_name or "").startswith(("Dagster", "Failure")):
         error = error.cause
     return error

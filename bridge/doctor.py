@@ -23,12 +23,12 @@ from bridge.jetstream import JetStreamConnection
 from bridge.listener import CONSUMER
 from bridge.settings import LANES, BridgeSettings
 from etl_assets.core.database_errors import translated_errors
-from etl_assets.core.errors import EtlError, PermanentError
+from etl_assets.core.errors import EtlError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.migrations.upgrade import MINIMUM_SERVER_VERSION, missing_migrations
 from etl_assets.services import health, reports
+from etl_assets.services.readiness import assert_usable, assert_writable
 from etl_assets.services.table_checks import CHECKS, count_violations
-from etl_assets.services.table_contract import assert_table_contract
 from etl_assets.services.troubles import recent_troubles
 
 State = Literal["ok", "warning", "error"]
@@ -95,11 +95,9 @@ def _server(engine: sa.Engine) -> Finding:
         number, version = connection.execute(
             sa.text("SELECT current_setting('server_version_num')::int, current_setting('server_version')")
         ).one()
-        recovering = connection.scalar(sa.text("SELECT pg_is_in_recovery()"))
-    if number < MINIMUM_SERVER_VERSION:
-        return Finding("postgres", "error", f"version {version}: upgrade to {MINIMUM_SERVER_VERSION // 10000} or newer")
-    if recovering:
-        return Finding("postgres", "error", "the server is a read-only standby: point ETL_DATABASE_URL at the primary")
+        if number < MINIMUM_SERVER_VERSION:
+            return Finding("postgres", "error", f"version {version}: upgrade to {MINIMUM_SERVER_VERSION // 10000} or newer")
+        assert_writable(connection)
     return Finding("postgres", "ok", f"version {version}")
 
 
@@ -107,21 +105,8 @@ def _schema(engine: sa.Engine, settings: EtlSettings) -> Finding:
     if missing := missing_migrations(engine):
         return Finding("schema", "error", f"{len(missing)} migrations are missing ({', '.join(missing)}): run `etl init-db`")
     with engine.connect() as connection:
-        assert_table_contract(connection, settings.target_schema)
-        lacking = connection.scalar(_LACKING_RIGHTS, {"target": settings.target_schema})
-    if lacking:
-        raise PermanentError(f"the role of ETL_DATABASE_URL may not write {lacking}: grant it SELECT, INSERT, UPDATE, DELETE")
+        assert_usable(connection, settings.target_schema)
     return Finding("schema", "ok", f"the tables in {settings.target_schema} match the contract")
-
-
-_LACKING_RIGHTS = sa.text("""
-    SELECT string_agg(n.nspname || '.' || c.relname, ', ' ORDER BY n.nspname, c.relname)
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind IN ('r', 'p')
-      AND (n.nspname = 'etl' AND c.relname <> 'schema_version'
-           OR n.nspname = :target AND c.relname IN ('orders', 'customers', 'business_leads'))
-      AND NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
-               AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))""")
 
 
 def _dagster_home() -> Finding:

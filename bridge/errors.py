@@ -5,10 +5,9 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-import psycopg
-import sqlalchemy as sa
-
-from etl_assets.core.errors import EtlError, PermanentError, TransientError
+from etl_assets.core.database_errors import fault_of, say_refused
+from etl_assets.core.errors import DatabaseRefusedError, EtlError, PermanentError, SettingsError, TransientError
+from etl_assets.core.log import RepeatedWarning
 
 
 class BridgeError(EtlError):
@@ -136,13 +135,20 @@ def _place_in_package(module: str, error: BaseException) -> str:
     return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
 
 
+OF_INSTALLATION = SettingsError | NatsRefusedError | StreamMissingError | StreamConflictError | CodeLocationError
+"""装错了、设错了：命令遇到就结束，但不是哪个事件、任务、日子的错。"""
+
+
+def tolerate(error: Exception, warning: RepeatedWarning, **fields: object) -> None:
+    """在旁边反复做的活失败了：不是自己的错就说一声、下次再来；别的错原样抛出，由看管它的记下。"""
+    if isinstance(fault := fault_of(error), DatabaseRefusedError):
+        say_refused(fault)
+    elif is_transient(error):
+        warning.say(type(error).__name__, error=str(error), **fields)
+    else:
+        raise error
+
+
 def is_transient(error: BaseException) -> bool:
-    """再试可能成功：我们自己归类的，以及没有人翻译过的断线。"""
-    return isinstance(
-        error, TransientError | ConnectionError | TimeoutError | sa.exc.OperationalError | sa.exc.InterfaceError | psycopg.OperationalError
-    )
-
-
-def is_outage(error: BaseException) -> bool:
-    """再试可能成功，连同别的库包过一层的：dagster-postgres 连不上数据库时抛它自己的错。"""
-    return is_transient(error) or (error.__cause__ is not None and is_transient(error.__cause__))
+    """不是事件、任务、日子自己的错：原因没了就会成功，一直再试，不计次数。"""
+    return isinstance(fault_of(error), TransientError | OF_INSTALLATION)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+import random
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, StreamConfig
@@ -18,7 +19,8 @@ from bridge.events.subjects import EVENTS_DLQ_PREFIX, EVENTS_DLQ_STREAM, EVENTS_
 from bridge.jetstream import JetStreamConnection, header_text
 from bridge.pull import Puller
 from bridge.settings import BridgeSettings, Lane
-from etl_assets.core.errors import PermanentError
+from etl_assets.core.database_errors import fault_of, say_refused
+from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, PermanentError
 from etl_assets.core.log import RepeatedWarning, get_logger
 
 logger = get_logger(__name__)
@@ -27,6 +29,12 @@ CONSUMER = "etl-bridge"
 LANE: Lane = "event"
 FINISH_SECONDS = 20.0
 """要求停下之后，手里那一批最多再做这么久；没确认的会重投。"""
+REFUSED_PAUSE_SECONDS = 2.0
+"""数据库谁也不让做时，隔这么久才取下一批。"""
+REFUSED_DELAY_SECONDS = 5.0
+"""不让做的事件至多隔这么久再来：修好之后几秒就接着做。"""
+_PROBES = 3
+"""一批被拒之后逐个再试；头几个都被拒，就不必试其余的。"""
 
 _DAY = 86_400
 _MIB = 1 << 20
@@ -49,10 +57,13 @@ Ring = Callable[[str, Lane], Awaitable[None]]
 
 @dataclass(frozen=True)
 class _Failed:
-    """处理器没有给出决定：隔一会儿再来；bounded 的到了次数进死信。"""
+    """处理器没有给出决定：隔一会儿再来。
+
+    counted 的到了次数进死信；passing 的原因在外面，等得越来越久；away 与 refused 是数据库不在、不让做，几秒就再试。
+    """
 
     reason: str
-    bounded: bool
+    kind: Literal["counted", "passing", "away", "refused"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,10 @@ class _Verdict:
     def wants_ring(self) -> bool:
         return isinstance(self.decision, Done) and self.decision.ring
 
+    @property
+    def wants_database(self) -> bool:
+        return isinstance(self.decision, _Failed) and self.decision.kind in ("away", "refused")
+
 
 class Listener:
     """一个持久消费者；同时开几个，事件在它们之间分。"""
@@ -78,6 +93,8 @@ class Listener:
         self._connection = JetStreamConnection(settings, name="listener")
         self._puller = Puller(self._connection, EVENTS_STREAM, restore=self._ensure_streams)
         self._settling: asyncio.Task[None] | None = None
+        self._failures: Counter[int] = Counter()
+        """事件在流里的序号 → 它自己失败了几次。不用投递次数：数据库不让做的、别人死了重投的，不是它的失败。"""
         self._handler_failed = RepeatedWarning(logger, "handler failed, trying again")
         self._cannot_ring = RepeatedWarning(logger, "cannot ring, trying again")
         self._not_settled = RepeatedWarning(logger, "events not settled, they will be delivered again")
@@ -124,13 +141,15 @@ class Listener:
         if stopping.done():
             await self._puller.close()
         messages += self._puller.take_leftovers()
-        if messages:
-            await _until_stopping(self._handle_batch(messages), stopping, patience_seconds=FINISH_SECONDS)
+        if not messages:
+            return
+        if await _until_stopping(self._handle_batch(messages), stopping, patience_seconds=FINISH_SECONDS):
+            await asyncio.wait({stopping}, timeout=REFUSED_PAUSE_SECONDS)
 
     # ---- 一批事件 ---------------------------------------------------------------
 
-    async def _handle_batch(self, messages: Sequence[Msg]) -> None:
-        """次序是安全的全部：效果提交，门铃存下，然后才确认。"""
+    async def _handle_batch(self, messages: Sequence[Msg]) -> bool:
+        """次序是安全的全部：效果提交，门铃存下，然后才确认。返回数据库是不是一个也不让做。"""
         groups = defaultdict(list)
         for message in messages:
             groups[message.subject].append(message)
@@ -140,6 +159,7 @@ class Listener:
             await self._until_settled()
         # 等服务器答应一千次确认的工夫，下一批可以进台账了
         self._settling = asyncio.create_task(self._settle(verdicts))
+        return all(verdict.wants_database for verdict in verdicts)
 
     async def _until_settled(self) -> None:
         """上一批的了结；至多一批在了结。"""
@@ -161,25 +181,37 @@ class Listener:
         return verdicts + await self._call(handler, valid) if valid else verdicts
 
     async def _call(self, handler: EventTaskHandler[Any], events: Sequence[tuple[Msg, ReceivedEvent[Any]]]) -> list[_Verdict]:
-        """整批交给处理器；出错而重试无用时逐个再来，一个毒事件拖不住其余的。"""
+        """整批交给处理器；出错的原因可能只在一个事件上时逐个再来，它拖不住其余的。"""
         try:
             decisions = await handler([event for _, event in events])
             return [_Verdict(message, decision, handler.task_name) for (message, _), decision in zip(events, decisions, strict=True)]
         except Exception as error:  # noqa: BLE001 处理器抛什么都不能让监听器倒下
-            if is_transient(error):
-                self._handler_failed.say(handler.subject, subject=handler.subject, events=len(events), error=header_text(error))
-                return [_Verdict(message, _Failed(header_text(error), bounded=False)) for message, _ in events]
-            if len(events) == 1:
-                return [_Verdict(events[0][0], self._blame(events[0][1], error))]
-        return [verdict for event in events for verdict in await self._call(handler, [event])]
+            failed = self._blame(error, handler.subject, events)
+        if len(events) == 1 or (isinstance(failed, _Failed) and failed.kind in ("passing", "away")):
+            return [_Verdict(message, failed) for message, _ in events]
+        verdicts: list[_Verdict] = []
+        for message, event in random.sample(events, len(events)):  # 每次都从同样几个试起，会一直轮不到别的
+            if len(verdicts) >= _PROBES and all(verdict.wants_database for verdict in verdicts):
+                verdicts.append(_Verdict(message, failed))
+            else:
+                verdicts += await self._call(handler, [(message, event)])
+        return verdicts
 
-    def _blame(self, event: ReceivedEvent[Any], error: Exception) -> Decision | _Failed:
+    def _blame(self, error: Exception, subject: str, events: Sequence[tuple[Msg, ReceivedEvent[Any]]]) -> Decision | _Failed:
+        """是谁的错。只有事件自己的内容能埋了它。"""
+        fault, reason = fault_of(error), header_text(error)
+        if isinstance(fault, DatabaseRefusedError):
+            say_refused(fault)
+            return _Failed(reason, "refused")
+        if is_transient(error):
+            self._handler_failed.say(subject, subject=subject, events=len(events), error=reason)
+            return _Failed(reason, "away" if isinstance(fault, DatabaseUnavailableError) else "passing")
         reason = f"handler failed: {type(error).__name__}: {error}"
-        if isinstance(error, PermanentError):
+        if isinstance(fault, PermanentError):
             return Rejected(reason)
-        if event.attempt < self._settings.event_max_attempts:
-            logger.warning("handler failed on an event", subject=event.subject, sequence=event.sequence, exc_info=error)
-        return _Failed(reason, bounded=True)
+        if len(events) == 1 and self._failures[events[0][1].sequence] + 1 < self._settings.event_max_attempts:
+            logger.warning("handler failed on an event", subject=subject, sequence=events[0][1].sequence, exc_info=error)
+        return _Failed(reason, "counted")
 
     async def _ring_doorbells(self, verdicts: Sequence[_Verdict]) -> list[_Verdict]:
         """每个任务一批只敲一次；敲不响的那些事件稍后再来，不确认。"""
@@ -189,7 +221,7 @@ class Listener:
                 await self._ring(task_name, LANE)
             except Exception as error:  # noqa: BLE001 门铃没存下就不能确认，原因不论
                 self._cannot_ring.say(type(error).__name__, task=task_name, error=header_text(error))
-                failed[task_name] = _Failed(f"cannot ring {task_name}: {error}", bounded=False)
+                failed[task_name] = _Failed(f"cannot ring {task_name}: {error}", "passing")
         return [
             replace(verdict, decision=failed[verdict.task_name]) if verdict.wants_ring and verdict.task_name in failed else verdict
             for verdict in verdicts
@@ -207,22 +239,35 @@ class Listener:
             self._not_settled.say(type(errors[0]).__name__, events=len(errors), error=header_text(errors[0]))
 
     async def _carry_out(self, message: Msg, decision: Decision | _Failed) -> None:
-        attempt = message.metadata.num_delivered
+        sequence, deliveries = message.metadata.sequence.stream, message.metadata.num_delivered
+        if not isinstance(decision, _Failed):
+            self._failures.pop(sequence, None)
         match decision:
             case Done():
                 await self._connection.confirm(message, b"+ACK")
             case Ignored(reason):
-                logger.info("event ignored", subject=message.subject, sequence=message.metadata.sequence.stream, reason=reason)
+                logger.info("event ignored", subject=message.subject, sequence=sequence, reason=reason)
                 await self._connection.confirm(message, b"+ACK")
             case Rejected(reason):
                 await self._bury(message, reason)
             case NotYet(reason):
                 await self._wait_or_bury(message, reason)
-            case _Failed(reason, bounded):
-                if bounded and attempt >= self._settings.event_max_attempts:
-                    await self._bury(message, reason)
-                else:
-                    await self._connection.postpone(message, self._delay_seconds(attempt))
+            case _Failed(reason, "counted"):
+                await self._count_or_bury(message, reason)
+            case _Failed(_, "passing"):
+                await self._connection.postpone(message, self._delay_seconds(deliveries))
+            case _Failed():
+                await self._connection.postpone(message, min(self._delay_seconds(deliveries), REFUSED_DELAY_SECONDS))
+
+    async def _count_or_bury(self, message: Msg, reason: str) -> None:
+        """次数只记在内存里：进程换了就从头数，宁可多试几次。"""
+        sequence = message.metadata.sequence.stream
+        self._failures[sequence] += 1
+        if self._failures[sequence] < self._settings.event_max_attempts:
+            await self._connection.postpone(message, self._delay_seconds(self._failures[sequence]))
+            return
+        await self._bury(message, reason)
+        del self._failures[sequence]
 
     async def _wait_or_bury(self, message: Msg, reason: str) -> None:
         """限期从事件发布算起，不从第一次投递算。"""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import sqlalchemy as sa
 
 from bridge.broker import SPARE_REMINDERS, SafeJetStreamBroker
-from bridge.errors import is_outage
+from bridge.errors import tolerate
 from bridge.outbox_publisher import publish_outbox
 from bridge.settings import Lane
 from bridge.side_tasks import supervised
@@ -77,10 +77,8 @@ async def _repeat(name: str, step: Callable[[], Awaitable[None]], stop: asyncio.
         while not stop.is_set():
             try:
                 await step()
-            except Exception as error:
-                if not is_outage(error):
-                    raise
-                _cannot_reconcile.say(f"{name} {type(error).__name__}", task=name, error=str(error))
+            except Exception as error:  # noqa: BLE001  # 不是服务器不在的，原样抛出
+                tolerate(error, _cannot_reconcile, task=name)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), INTERVAL_SECONDS)
 

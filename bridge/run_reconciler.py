@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from dagster import DagsterError, DagsterRun, DagsterRunStatus
 
 from bridge.dagster_adapter import enqueue, has_begun, scope_of, unfinished_runs
-from bridge.errors import is_outage
+from bridge.errors import is_transient
 from bridge.run_lanes import EVENT, LANE_TAG, RETRY_TAG, TRIGGER_TAG, lane_of
 from bridge.run_worker import RunWorker, hold_cancelled_days, record_failed_run
 from bridge.settings import Lane
@@ -19,6 +19,7 @@ from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.services import leases, ledger
+from etl_assets.services.readiness import assert_writable
 
 logger = get_logger(__name__)
 
@@ -43,8 +44,12 @@ class Ring:
 
 
 def reconcile_runs(worker: RunWorker) -> list[Ring]:
-    """死了的标成失败并重来，没人要的取消收尾；返回该敲的门。"""
+    """死了的标成失败并重来，没人要的取消收尾；返回该敲的门。
+
+    :raises DatabaseRefusedError: 数据库只读：没有谁续得了租，过期的不就是死的。
+    """
     with translated_errors(), worker.engine.begin() as guard:
+        assert_writable(guard)
         if not guard.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_ONE_AT_A_TIME))):
             return []
         return [*_bury_expired(worker), *_look_after_unheld(worker)]
@@ -109,7 +114,7 @@ def _alone(run_id: str, burial: Iterator[Ring]) -> list[Ring]:
     try:
         return list(burial)
     except Exception as error:
-        if is_outage(error):
+        if is_transient(error):
             raise
         _cannot_bury.say(run_id, run_id=run_id, exc_info=error)
         return []

@@ -6,9 +6,12 @@ import gc
 import os
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar
 from uuid import uuid4
 
 import sqlalchemy as sa
@@ -16,27 +19,31 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
 from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, RunResult, RunScope, flush_events, open_instance, report_starting, scope_of
-from bridge.errors import CodeLocationError, is_transient
+from bridge.errors import OF_INSTALLATION, CodeLocationError, is_transient
 from bridge.run_lanes import EVENT, LANE_TAG, TRIGGER_TAG
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.database_errors import translated_errors
-from etl_assets.core.database_sync import get_engine
-from etl_assets.core.errors import EtlError, PermanentError, TransientError
+from etl_assets.core.database_errors import fault_of, kind_named, say_refused, translated_errors
+from etl_assets.core.database_sync import build_engine, get_engine
+from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, EtlError, PermanentError, TransientError
 from etl_assets.core.interruption import Interruption, current_interruption
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings, get_settings
 from etl_assets.services import leases, ledger
 from etl_assets.services.leases import Claim, Lease, LeaseState, claim_due_days, current_lease
 from etl_assets.services.outbox import Completion, add_completion
+from etl_assets.services.readiness import assert_runnable, assert_writable
 
 logger = get_logger(__name__)
 
-_cannot_extend = RepeatedWarning(logger, "cannot extend the lease")
+Result = TypeVar("Result")
 
 _TAGGED_EVENTS = 10
-_OF_DRIVERS = {"OperationalError", "InterfaceError"}
-"""Dagster 自己的存储断了线：没有人翻译过的错误。"""
+_INSIST_SECONDS = 1.0
+_ATTEMPTS = 5
+
+_cannot_record = RepeatedWarning(logger, "cannot record how the run ended, trying again")
+_cannot_extend = RepeatedWarning(logger, "cannot extend the lease")
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,18 @@ class RunWorker:
     settings: EtlSettings
     lease_seconds: float
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    refused: threading.Event = field(default_factory=threading.Event)
+    """上一个运行做不成，因为数据库不让做：看过它让做了，才领下一段。"""
 
     @classmethod
     def load(cls, bridge_settings: BridgeSettings) -> RunWorker:
         """载入代码位置，连上 Dagster 的存储，把作业先算一遍：第一个事件就走热的路。
 
         :raises CodeLocationError: 代码有错。
+        :raises DatabaseRefusedError: 缺表，或者只读。
         """
+        with translated_errors(), get_engine().connect() as connection:
+            assert_runnable(connection, get_settings().target_schema)
         instance = open_instance()
         worker = cls(
             instance=instance,
@@ -80,14 +92,32 @@ class RunWorker:
         gc.freeze()
         return worker
 
+    @cached_property
+    def heartbeats(self) -> sa.Engine:
+        """心跳自己的一个连接：运行用光了连接池、池里的连接哑了，都不碍它；没有回音的，租约到期之前来得及在新的连接上再试。"""
+        seconds = self.lease_seconds / 3
+        own = self.settings.model_copy(update={"pool_size": 1, "connect_timeout_seconds": max(2, int(seconds))})
+        return build_engine(own, longest_wait_seconds=seconds)
+
     # ---- 拿到手 -----------------------------------------------------------------
 
     def claim(self) -> Claim | None:
-        """领一段到期的日子。"""
+        """领一段到期的日子。
+
+        :raises DatabaseRefusedError: 领了也做不成；那些日子不动，不必一天失败一个运行。
+        """
         with translated_errors(), self.engine.begin() as connection:
+            if self.refused.is_set():
+                assert_runnable(connection, self.settings.target_schema)
+                self.refused.clear()
             return claim_due_days(
                 connection, self.settings.target_schema, run_id=str(uuid4()), owner=self.owner, lease_seconds=self.lease_seconds
             )
+
+    def check_database(self) -> None:
+        """:raises EtlError: 数据库还不在，或者还写不了。"""
+        with translated_errors(), self.engine.connect() as connection:
+            assert_writable(connection)
 
     def has_days_in_a_rush(self) -> bool:
         """有没有日子要等一阵急雨过去才能领。"""
@@ -168,16 +198,19 @@ class RunWorker:
         try:
             result = self.location.execute_run(self.instance, held.run)
         except Exception as error:  # noqa: BLE001  # 代码位置里没有的作业、坏了的快照：运行失败，工人还在
-            result = self._fail(held.run, error)
+            failure = error  # except 块结束时 error 就没了
+            result = self._insist(lambda: self._fail(held.run, failure))
         finally:
             current_lease.reset(tokens[0])
             current_interruption.reset(tokens[1])
-        self._finish(held, result)
+        if not result.succeeded and issubclass(_kind_of(result), DatabaseRefusedError):
+            self.refused.set()
+        self._insist(lambda: self._finish(held, result))
         return result
 
     def heartbeat(self, lease: Lease) -> LeaseState:
         """续租；看有没有人要取消。不碰 Dagster 的表：那里的锁与故障不关租约的事。"""
-        with translated_errors(), self.engine.begin() as connection:
+        with translated_errors(), self.heartbeats.begin() as connection:
             return leases.extend_lease(connection, lease, lease_seconds=self.lease_seconds)
 
     def flush_events(self) -> None:
@@ -197,10 +230,37 @@ class RunWorker:
         if self._let_go(held, None) is LeaseState.CANCEL_REQUESTED:
             self._report_canceled(held, message)
 
+    def _insist(self, step: Callable[[], Result]) -> Result:
+        """收尾时数据库走开了、不让写：等它。丢下不管，租约会过期，别人当我们死了，算那些日子失败一次。"""
+        attempts = _ATTEMPTS
+        while True:
+            try:
+                return step()
+            except Exception as error:
+                fault = fault_of(error)
+                if isinstance(fault, DatabaseRefusedError):
+                    say_refused(fault)
+                elif isinstance(fault, DatabaseUnavailableError):
+                    _cannot_record.say(type(fault).__name__, error=str(fault))
+                else:
+                    raise
+                attempts -= self._is_usable()  # 数据库好好的，坏的只是这个运行的什么：不能一直占着工人
+                if not attempts:
+                    raise
+            time.sleep(_INSIST_SECONDS)
+
+    def _is_usable(self) -> bool:
+        try:
+            self.check_database()
+        except EtlError:
+            return False
+        return True
+
     def _fail(self, run: DagsterRun, error: Exception) -> RunResult:
         logger.exception("run failed outside its steps", run_id=run.run_id)
+        error = fault_of(error) or error
         remedy = (
-            "A server was away; days that are still due are made again by themselves."
+            "A server was away or refused; days that are still due are made again by themselves."
             if is_transient(error)
             else "If the code was changed, restart the workers and the code location so that they have the same, and launch it again."
         )
@@ -244,7 +304,7 @@ class RunWorker:
         asset = result.failed_step if result.failed_step in assets else assets[0]
         target = self.settings.target_schema
         record_failed_run(connection, target, days, asset=asset, run_id=run_id, error=result.error)
-        ledger.record_failure(connection, target, assets, days, reason=result.error, kind=_kind_of(result), run_id=run_id)
+        ledger.record_failure(connection, target, assets, days, reason=result.error, kind=_failure_of(_kind_of(result)), run_id=run_id)
 
 
 def hold_cancelled_days(connection: sa.Connection, target: str, assets: tuple[str, ...], days: DayRange, *, run_id: str) -> None:
@@ -266,10 +326,15 @@ def record_failed_run(connection: sa.Connection, target: str, days: DayRange, *,
     add_completion(connection, target, completion)
 
 
-def _kind_of(result: RunResult) -> ledger.Failure:
-    if result.error_class in _class_names(PermanentError):
-        return "permanent"
-    return "transient" if result.error_class in _class_names(TransientError) | _OF_DRIVERS else "unknown"
+def _kind_of(result: RunResult) -> type[EtlError]:
+    """Dagster 只留下类名与消息；存储自己的错误（没有人翻译过的）由它们认出。"""
+    return _named(EtlError, result.error_class) or kind_named(result.error_class, result.error) or EtlError
+
+
+def _failure_of(kind: type[EtlError]) -> ledger.Failure:
+    if issubclass(kind, TransientError | OF_INSTALLATION):
+        return "transient"
+    return "permanent" if issubclass(kind, PermanentError) else "unknown"
 
 
 def _load_code(instance: DagsterInstance) -> CodeLocation:
@@ -286,6 +351,8 @@ def _load_code(instance: DagsterInstance) -> CodeLocation:
     return location
 
 
-def _class_names(base: type[EtlError]) -> set[str]:
-    """Dagster 只留下异常的类名：由类名认出类别。"""
-    return {base.__name__}.union(*(_class_names(kind) for kind in base.__subclasses__()))
+def _named(base: type[EtlError], class_name: str) -> type[EtlError] | None:
+    """我们的错误里叫这个名字的。"""
+    if base.__name__ == class_name:
+        return base
+    return next((found for kind in base.__subclasses__() if (found := _named(kind, class_name))), None)

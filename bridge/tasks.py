@@ -14,13 +14,15 @@ from taskiq import TaskiqEvents, TaskiqState
 
 from bridge.broker import SPARE_REMINDERS, SafeJetStreamBroker
 from bridge.dagster_adapter import RunResult
-from bridge.errors import is_outage
+from bridge.errors import tolerate
 from bridge.outbox_publisher import publish_outbox
 from bridge.run_reconciler import INTERVAL_SECONDS, Ring, count_unfinished, reconcile_runs
 from bridge.run_worker import HeldRun, RunWorker
 from bridge.settings import Lane
 from bridge.side_tasks import start_beside
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
+from etl_assets.core.database_errors import fault_of
+from etl_assets.core.errors import PermanentError
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.services.leases import RUSH_QUIET_SECONDS, LeaseState
 
@@ -33,11 +35,13 @@ _CANCEL_SECONDS = 0.1
 _LAST_WORDS_SECONDS = 2.0
 """退出之前，发布最后的完成事件最多这么久。"""
 
+_LOAD_AGAIN_SECONDS = 2.0
 _NOTE_SECONDS = 1.0
 """打断运行之前，最多等这么久，让 Dagster 里标上正在取消。"""
 _ABANDON_SECONDS = 10.0
 """停不下来的运行，收回租约、标成取消最多等这么久；之后由收尾的工人来。"""
 
+_cannot_load = RepeatedWarning(logger, "cannot start, waiting for the database")
 _cannot_extend = RepeatedWarning(logger, "cannot extend the lease")
 _cannot_write_events = RepeatedWarning(logger, "cannot write the events of the run now")
 _cannot_interrupt = RepeatedWarning(logger, "cannot interrupt the run now")
@@ -49,12 +53,29 @@ broker = SafeJetStreamBroker()
 
 @broker.on_event(TaskiqEvents.WORKER_STARTUP)
 async def load_worker(state: TaskiqState) -> None:
-    """接任务之前载入代码位置，只此一次。"""
-    state.run_worker = await asyncio.to_thread(RunWorker.load, broker.settings)
+    """接任务之前载入代码位置，只此一次；数据库不在、不让做，就在这里等它。"""
+    loaded = await _load_patiently()
+    if loaded is None:
+        return
+    state.run_worker = loaded
     state.reconciling = start_beside("look after runs", lambda: _reconcile(state.run_worker))
     state.unpublished = asyncio.Event()
     state.publishing = start_beside("publish completion events", lambda: _publish(state.run_worker, state.unpublished))
     state.ringing_later = None
+
+
+async def _load_patiently() -> RunWorker | None:
+    """None 表示还没载入就要停下。死了再起解决不了：重起的看不见原因，说的话也没有人看见。"""
+    while not broker.stopping.is_set():
+        try:
+            return await asyncio.to_thread(RunWorker.load, broker.settings)
+        except Exception as error:  # 不是服务器不在的，原样抛出
+            if isinstance(fault_of(error), PermanentError):  # 代码载入不了、设置不对
+                raise
+            tolerate(error, _cannot_load)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(broker.stopping.wait(), _LOAD_AGAIN_SECONDS)
+    return None
 
 
 @broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)
@@ -125,10 +146,8 @@ async def _publish(worker: RunWorker, unpublished: asyncio.Event) -> None:
         unpublished.clear()
         try:
             await publish_outbox(worker.engine, broker.connection)
-        except Exception as error:
-            if not is_outage(error):
-                raise
-            _cannot_publish.say(type(error).__name__, error=str(error))
+        except Exception as error:  # noqa: BLE001  # 不是服务器不在的，原样抛出
+            tolerate(error, _cannot_publish)
 
 
 async def _guard(worker: RunWorker, held: HeldRun) -> None:
@@ -211,15 +230,22 @@ async def _ring_after(delay_seconds: float) -> None:
 
 
 async def _reconcile(worker: RunWorker) -> None:
-    """按时给死了的运行收尾；数据库或 NATS 不在就等下一次。"""
+    """按时给死了的运行收尾；数据库或 NATS 不在就等下一次。
+
+    刚回来的那一次不看：租约都过期了，活着的工人正在自己收尾，埋了它们就成了日子的失败。
+    """
+    was_away = False
     while True:
         await asyncio.sleep(INTERVAL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311  # 只为错开时间
         try:
+            if was_away:
+                await asyncio.to_thread(worker.check_database)
+                was_away = False
+                continue
             await _ring(worker, await asyncio.to_thread(reconcile_runs, worker))
-        except Exception as error:
-            if not is_outage(error):
-                raise
-            _cannot_look.say(type(error).__name__, error=str(error))
+        except Exception as error:  # noqa: BLE001  # 不是服务器不在的，原样抛出
+            was_away = True
+            tolerate(error, _cannot_look)
 
 
 async def _ring(worker: RunWorker, rings: Sequence[Ring]) -> None:

@@ -10,7 +10,7 @@ from importlib import import_module
 import click
 
 from bridge.errors import BridgeError
-from etl_assets.core.errors import DatabaseUnavailableError, EtlError, SettingsError
+from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, EtlError, SettingsError
 from etl_assets.core.log import redact
 
 # 命令 → (模块, 帮助的第一行)：列帮助时不必导入模块
@@ -36,6 +36,7 @@ _COMMANDS = {
 }
 EXIT_FAILED = 1
 EXIT_UNUSABLE = 2
+_UNUSABLE = SettingsError | DatabaseUnavailableError | DatabaseRefusedError | BridgeError
 
 
 class _LazyGroup(click.Group):
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cli.main(args=list(arguments) if arguments is not None else None, prog_name="etl")
     except EtlError as error:
         click.echo(f"error: {redact(str(error))}", err=True)
-        sys.exit(EXIT_UNUSABLE if isinstance(error, SettingsError | DatabaseUnavailableError | BridgeError) else EXIT_FAILED)
+        sys.exit(EXIT_UNUSABLE if isinstance(error, _UNUSABLE) else EXIT_FAILED)
     except BrokenPipeError:
         # `etl show … | head`：读的人走了，安静地结束
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

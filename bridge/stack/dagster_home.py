@@ -18,6 +18,7 @@ from etl_assets.core.child_log import open_log, read_last_line
 from etl_assets.core.child_process import launch
 from etl_assets.core.database_sync import normalize_url
 from etl_assets.core.private_folder import create_private_folder, write_private_file
+from etl_assets.core.silent_connections import libpq_patience
 
 DAGSTER_SCHEMA = "dagster"
 _MIGRATION_LOCK = 0x444147  # "DAG"：两个栈用同一个数据库时排队
@@ -28,7 +29,8 @@ def build_dagster_postgres_url(database_url: str, *, schema: str = DAGSTER_SCHEM
     url = normalize_url(database_url).set(drivername="postgresql+psycopg2")
     given = url.query.get("options", ())
     options = [*([given] if isinstance(given, str) else given), f'-csearch_path="{schema}"']
-    return url.update_query_dict({"options": " ".join(options)}).render_as_string(hide_password=False)
+    patience = {name: str(value) for name, value in libpq_patience(url).items()}
+    return url.update_query_dict({"options": " ".join(options), **patience}).render_as_string(hide_password=False)
 
 
 def write_dagster_home(folder: Path) -> None:

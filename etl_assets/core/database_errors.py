@@ -1,14 +1,120 @@
-"""驱动的错误在这一处变成本包的错误：消息说怎么办，类别说重试有没有用。"""
+"""数据库的错误在这一处分类：消息说怎么办，类别说是谁的错、重试有没有用。
+
+一张表，每个 SQLSTATE 只决定一次：先看全码，再看前两位的类。Dagster 自己的存储用 psycopg2，走同一张表。
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import psycopg
 import psycopg.errors
 import sqlalchemy as sa
 
-from etl_assets.core.errors import DatabaseUnavailableError, EtlError, PermanentError, TransientError
+from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, EtlError, PermanentError, TransientError
+from etl_assets.core.log import RepeatedWarning, get_logger
+
+DATABASE_ERRORS = (sa.exc.DBAPIError, sa.exc.TimeoutError, psycopg.Error)
+"""没有人翻译过的：SQLAlchemy 的、它的连接池的、驱动的。"""
+
+_refused = RepeatedWarning(get_logger(__name__), "the database refuses, waiting", level="error")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """一种错误：归哪一类，怎么说。sentence 里的 {url}、{init} 随哪个驱动而变。"""
+
+    kind: type[EtlError]
+    sentence: str
+
+
+@dataclass(frozen=True)
+class _Side:
+    """哪一边的数据库：地址在哪个设置里，表由哪个命令建。"""
+
+    url: str
+    init: str
+
+
+_OF_ETL = _Side("ETL_DATABASE_URL", "`etl init-db`")
+_OF_DAGSTER = _Side("DAGSTER_POSTGRES_URL", "`dagster instance migrate`")
+
+_LOST = Decision(
+    DatabaseUnavailableError,
+    "the connection to the PostgreSQL of {url} failed, what was not committed is undone; check that it is up and try again",
+)
+_UNREACHABLE = Decision(DatabaseUnavailableError, "cannot reach the PostgreSQL of {url}, nothing was written; check that it is up")
+_CONFLICT = Decision(TransientError, "other runs were in the way every time, nothing was written")
+_TOO_LONG = Decision(EtlError, "a statement ran longer than ETL_STATEMENT_TIMEOUT_SECONDS or was cancelled")
+_CONTENT = Decision(PermanentError, "PostgreSQL refused the data, nothing was written")
+_EXHAUSTED = Decision(TransientError, "PostgreSQL is out of resources, free some and the run will succeed")
+_TABLES = Decision(DatabaseRefusedError, "the tables differ from the contract, run {init} or correct them")
+_RIGHTS = Decision(DatabaseRefusedError, "the role of {url} lacks a right, grant it")
+_LOGIN = Decision(DatabaseRefusedError, "PostgreSQL refuses the user or password of {url}, correct either")
+_NO_DATABASE = Decision(DatabaseRefusedError, "the database that {url} names is not there, create it or correct the address")
+_POOLER = Decision(DatabaseRefusedError, "a connection pooler mixes sessions, let it pool by session or put PostgreSQL itself into {url}")
+_FILES = Decision(DatabaseRefusedError, "the PostgreSQL server cannot use its own files, its log says why; mend them or restore a backup")
+_BUSY_POOL = Decision(TransientError, "all connections of this process are busy, raise ETL_POOL_SIZE if it stays")
+_UNKNOWN = Decision(EtlError, "PostgreSQL reported")
+
+DECISIONS: Mapping[str, Decision] = {
+    "08": _LOST,
+    "22": _CONTENT,
+    "23": _CONTENT,
+    "25": Decision(TransientError, "the transaction was not in the state that the statement needs, nothing was written"),
+    "25006": Decision(
+        DatabaseRefusedError,
+        "PostgreSQL is read-only, nothing was written; end that (default_transaction_read_only, a full disk's guard), "
+        "or point {url} at the primary",
+    ),
+    "25P03": Decision(TransientError, "the process paused in a transaction for longer than ETL_IDLE_TRANSACTION_TIMEOUT_SECONDS"),
+    "25P04": _TOO_LONG,  # transaction_timeout：这一天可能就是这么大，与 57014 一样计次数
+    "26": _POOLER,
+    "28": _LOGIN,
+    "3D": _NO_DATABASE,
+    "3F": _TABLES,
+    "40": _CONFLICT,
+    "42": _TABLES,  # 语句是我们的，参数都是绑定的：语法也好、类型也好，内容改变不了它
+    "42501": _RIGHTS,
+    "42P05": _POOLER,
+    "53": _EXHAUSTED,
+    "53100": Decision(TransientError, "the disk of the PostgreSQL server is full, nothing was written; free space and try again"),
+    "54": _UNKNOWN,
+    "54000": Decision(
+        PermanentError, "PostgreSQL cannot hold a value that is so large, nothing was written; shorten the value, or drop the index"
+    ),
+    "55": Decision(TransientError, "something in PostgreSQL is in use or not ready, nothing was written"),
+    "55P03": Decision(TransientError, "another run holds the rows for longer than ETL_LOCK_TIMEOUT_SECONDS"),
+    "57": _LOST,
+    "57014": _TOO_LONG,
+    "57P04": _NO_DATABASE,
+    "58": _FILES,
+    "72": _CONFLICT,
+    "F0": _FILES,
+    "HV": Decision(TransientError, "the server behind a foreign table did not answer, nothing was written"),
+    "XX": Decision(DatabaseRefusedError, "PostgreSQL found its own data damaged, its log says where; REINDEX or restore a backup"),
+    "XX000": Decision(TransientError, "PostgreSQL met an internal error, its log says more; if it stays, mend the server"),
+}
+"""SQLSTATE 或它的前两位 → 决定。不在这里的计次数：触发器的错（P0）、视图的约束（44）可能是内容。"""
+
+_WRAPAROUND = Decision(DatabaseRefusedError, "PostgreSQL has run out of transaction numbers, VACUUM the database")
+"""与写不下的值同是 54000，只有话不同。"""
+
+_OF_LOGIN: tuple[tuple[re.Pattern[str], Decision], ...] = (
+    (re.compile(r"password authentication failed|no password supplied|no pg_hba\.conf entry|not permitted to log in"), _LOGIN),
+    (re.compile(r'FATAL: .*role ".*" does not exist'), _LOGIN),
+    (re.compile(r'FATAL: .*database ".*" does not exist|not currently accepting connections'), _NO_DATABASE),
+    (re.compile(r"FATAL: .*permission denied for database"), _RIGHTS),
+    (re.compile(r"FATAL: .*(?:too many (?:clients|connections)|remaining connection slots)"), _EXHAUSTED),
+    (
+        re.compile(r"failed to resolve host|could not translate host name"),
+        Decision(DatabaseUnavailableError, "the host in {url} cannot be found, check the address and the name server"),
+    ),
+)
+"""连不上时 libpq 不给 SQLSTATE，只有话；认不出的话（服务器说别的语言）也是暂时的，只是建议笼统些。"""
 
 
 @contextmanager
@@ -16,56 +122,82 @@ def translated_errors() -> Iterator[None]:
     """块里的数据库错误变成 EtlError。"""
     try:
         yield
-    except (sa.exc.DBAPIError, psycopg.Error) as error:
+    except DATABASE_ERRORS as error:
         raise translate(driver_error(error)) from error
 
 
-def driver_error(error: sa.exc.DBAPIError | psycopg.Error) -> BaseException:
-    """最先的 psycopg 错误。SQLAlchemy 把它包着；连接断了之后连回滚也失败，后来的那个错误说不出原因。"""
+def driver_error(error: BaseException) -> BaseException:
+    """最先的驱动错误。SQLAlchemy 把它包着；连接断了之后连回滚也失败，后来的那个错误说不出原因。"""
     earlier = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error.__context__
-    return driver_error(earlier) if isinstance(earlier, sa.exc.DBAPIError | psycopg.Error) else error
+    return driver_error(earlier) if earlier is not None and _is_of_database(earlier) else error
 
 
 def translate(cause: BaseException) -> EtlError:
     """一个驱动错误对应的 EtlError。没有等到提交的，都已回滚。"""
+    decision = _decide(cause)
+    side = _OF_DAGSTER if hasattr(cause, "pgcode") else _OF_ETL
     summary = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-    match cause:
-        case psycopg.errors.LockNotAvailable():
-            return TransientError(f"another run holds the rows for longer than ETL_LOCK_TIMEOUT_SECONDS: {summary}")
-        case psycopg.errors.QueryCanceled():
-            return EtlError(f"a statement ran longer than ETL_STATEMENT_TIMEOUT_SECONDS or was cancelled: {summary}")
-        case psycopg.errors.IdleInTransactionSessionTimeout():
-            return TransientError(f"the process paused in a transaction for longer than ETL_IDLE_TRANSACTION_TIMEOUT_SECONDS: {summary}")
-        case psycopg.errors.DeadlockDetected() | psycopg.errors.SerializationFailure():
-            return TransientError(f"other runs were in the way every time, nothing was written: {summary}")
-        case psycopg.errors.DiskFull():
-            return TransientError(f"the disk of the PostgreSQL server is full, nothing was written; free space and try again: {summary}")
-        case psycopg.errors.OutOfMemory() | psycopg.errors.InsufficientResources() | psycopg.errors.ConfigurationLimitExceeded():
-            return TransientError(f"PostgreSQL is out of resources, free some and the run will succeed: {summary}")
-        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedColumn():
-            return PermanentError(f"the tables differ from the contract, run `etl init-db` or correct them: {summary}")
-        case psycopg.errors.InsufficientPrivilege():
-            return PermanentError(f"the role of ETL_DATABASE_URL lacks a right, grant it: {summary}")
-        case psycopg.errors.ProgramLimitExceeded():
-            return PermanentError(
-                f"PostgreSQL cannot hold a value that is so large, nothing was written; shorten the value, or drop the index: {summary}"
-            )
-        case psycopg.OperationalError() if cause.pgconn is not None:  # 只有没连上的错误带着它
-            return DatabaseUnavailableError(
-                f"cannot reach the PostgreSQL of ETL_DATABASE_URL, nothing was written; check that it is up: {summary}"
-            )
-        case (
-            psycopg.OperationalError(sqlstate=None)
-            | psycopg.InterfaceError()
-            | psycopg.errors.AdminShutdown()
-            | psycopg.errors.CrashShutdown()
-            | psycopg.errors.CannotConnectNow()
-        ):
-            return DatabaseUnavailableError(
-                "the connection to the PostgreSQL of ETL_DATABASE_URL failed, what was not committed is undone; "
-                f"check that it is up and try again: {summary}"
-            )
-        case psycopg.errors.DataError() | psycopg.errors.IntegrityError():
-            return PermanentError(f"PostgreSQL refused the data, nothing was written: {summary}")
-        case _:
-            return EtlError(f"PostgreSQL reported: {summary}")
+    if side is _OF_DAGSTER and decision.kind is PermanentError:
+        decision = _UNKNOWN  # Dagster 存储里的行不是哪一天的内容
+    return decision.kind(f"{decision.sentence.format(url=side.url, init=side.init)}: {summary}")
+
+
+def fault_of(error: BaseException) -> EtlError | None:
+    """这个错误归哪一类：它自己、或它明说的原因，是我们的、数据库的、操作系统的；说不上来是 None。"""
+    if isinstance(error, EtlError):
+        return error
+    if _is_of_database(error):
+        return translate(driver_error(error))
+    if isinstance(error, OSError):  # 断线、超时、名字解析、句柄用完：不会是内容
+        return TransientError(f"{type(error).__name__}: {error}")
+    return fault_of(error.__cause__) if error.__cause__ is not None else None
+
+
+def kind_named(class_name: str, message: str) -> type[EtlError] | None:
+    """只剩类名与消息的错误（Dagster 存下的）归哪一类：它的存储的与操作系统的；别的是 None。"""
+    if class_name in _names_below(OSError):  # SQLAlchemy 的 TimeoutError 也是这个名字
+        return TransientError
+    if class_name not in _names_below(sa.exc.DBAPIError):
+        return None
+    named = re.search(r"\(psycopg2?\.(?:errors\.)?(\w+)\)", message)
+    driver = getattr(psycopg.errors, named[1] if named else class_name, psycopg.Error)
+    kind = _decide(driver(message)).kind
+    return EtlError if kind is PermanentError else kind  # 那些行不是哪一天的内容
+
+
+def say_refused(error: DatabaseRefusedError) -> None:
+    """一个进程的各部分都撞上同一堵墙：合起来一分钟一句。"""
+    _refused.say(str(error), error=str(error))
+
+
+def _decide(cause: BaseException) -> Decision:
+    if isinstance(cause, sa.exc.TimeoutError):
+        return _BUSY_POOL
+    sqlstate = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    if sqlstate is None:
+        return _decide_without_sqlstate(cause)
+    if sqlstate == "54000" and "wraparound" in str(cause):
+        return _WRAPAROUND
+    return DECISIONS.get(sqlstate) or DECISIONS.get(sqlstate[:2]) or _UNKNOWN
+
+
+def _decide_without_sqlstate(cause: BaseException) -> Decision:
+    """驱动自己的错误：没连上的看话，其余按 DB-API 的类名，两个驱动一样。"""
+    for pattern, decision in _OF_LOGIN:
+        if pattern.search(str(cause)):
+            return decision
+    if getattr(cause, "pgconn", None) is not None:  # 只有没连上的错误带着它
+        return _UNREACHABLE
+    names = {kind.__name__ for kind in type(cause).__mro__}
+    if names & {"OperationalError", "InterfaceError"}:
+        return _LOST
+    return _CONTENT if names & {"DataError", "IntegrityError"} else _UNKNOWN
+
+
+def _is_of_database(error: BaseException) -> bool:
+    """psycopg2 不导入：它的错误都带 pgcode。"""
+    return isinstance(error, DATABASE_ERRORS) or hasattr(error, "pgcode")
+
+
+def _names_below(base: type[BaseException]) -> set[str]:
+    return {base.__name__}.union(*(_names_below(kind) for kind in base.__subclasses__()))

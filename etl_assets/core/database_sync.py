@@ -13,11 +13,14 @@ import sqlalchemy as sa
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.interruption import make_interruptible
 from etl_assets.core.settings import EtlSettings, get_settings
+from etl_assets.core.silent_connections import SilenceWatch, libpq_patience
 
 if TYPE_CHECKING:
     engine: sa.Engine
 
 _IDLE_SECONDS = 1.0
+_GRACE_SECONDS = 30.0
+"""服务器自己的 statement_timeout 之后再等这么久。"""
 _USED_AT = "used_at"
 _STAGED_BYTES = "staged_bytes"
 MAX_IDLE_STAGED_BYTES = 1 << 20
@@ -36,8 +39,11 @@ def normalize_url(url: str) -> sa.URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def build_engine(settings: EtlSettings) -> sa.Engine:
-    """按设置建引擎（不连接）。会话时区固定为 UTC，超时由设置给出。"""
+def build_engine(settings: EtlSettings, *, longest_wait_seconds: float | None = None) -> sa.Engine:
+    """按设置建引擎（不连接）。会话时区固定为 UTC，超时由设置给出。
+
+    :param longest_wait_seconds: 一条语句没有回音，至多等这么久；None 就等到服务器早该放弃了它。
+    """
     if not settings.database_url:
         raise SettingsError("ETL_DATABASE_URL is not set: start the stack with `etl up`, or set it to your PostgreSQL")
     # 值里不能有空格：同一串要能放进 libpq 的 options
@@ -52,16 +58,19 @@ def build_engine(settings: EtlSettings) -> sa.Engine:
             "idle_in_transaction_session_timeout": f"{settings.idle_transaction_timeout_seconds}s",
         }.items()
     )
+    url = normalize_url(settings.database_url)
     engine = sa.create_engine(
-        normalize_url(settings.database_url),
+        url,
         pool_size=settings.pool_size,
         max_overflow=settings.pool_size,
         connect_args={
             "options": options,
             "application_name": "etl",
+            **libpq_patience(url),
             "connect_timeout": settings.connect_timeout_seconds,
         },
     )
+    SilenceWatch(engine, limit_seconds=longest_wait_seconds or settings.statement_timeout_seconds + _GRACE_SECONDS)
     ping_idle_connections(engine)
     make_interruptible(engine)
     _discard_temp_tables(engine)  # 在它之后：归还的连接不再属于哪个运行，取消不会落在这里
@@ -114,7 +123,7 @@ def ping_idle_connections(engine: sa.Engine) -> None:
         try:
             engine.dialect.do_ping(connection)
         except engine.dialect.loaded_dbapi.Error as error:
-            raise sa.exc.DisconnectionError from error
+            raise sa.exc.InvalidatePoolError from error  # 一条断了，同时的别的多半也断了
 
 
 def get_engine() -> sa.Engine:

@@ -16,11 +16,11 @@ class EtlError(Exception):
 
 
 class TransientError(EtlError):
-    """原因在外面，它过去了就会成功：数据库暂时不在、锁等待超时、磁盘满了；一直重试，不计次数。"""
+    """原因在外面，它过去了就会成功：数据库暂时不在、锁等待超时、磁盘满了、缺表缺权限；一直重试，不计次数。"""
 
 
 class PermanentError(EtlError):
-    """重试没有用，要人来改：设置错、表结构不符、数据违约。"""
+    """重试没有用，要人来改：设置错、数据违约。"""
 
 
 class SettingsError(PermanentError):
@@ -29,6 +29,10 @@ class SettingsError(PermanentError):
 
 class DatabaseUnavailableError(TransientError):
     """连不上 PostgreSQL，或版本太旧；消息不含密码。"""
+
+
+class DatabaseRefusedError(TransientError):
+    """PostgreSQL 在，却不让我们做：缺表、缺权限、只读、口令不对、文件坏了。要人来改，改好就自己接着做。"""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ class TableDeviation:
         return f"{self.place} is {self.found}, it must be {self.wanted}"
 
 
-class TableContractError(PermanentError):
-    """目标表或要读的表与约定不符；什么也没写。"""
+class TableContractError(DatabaseRefusedError):
+    """目标表或要读的表与约定不符；什么也没写。不是哪一天的错。"""
 
     def __init__(self, deviations: Sequence[TableDeviation]) -> None:
         self.deviations = tuple(deviations)
@@ -52,7 +56,7 @@ class TableContractError(PermanentError):
         more = len(deviations) - _SHOWN_DEVIATIONS
         super().__init__(
             f"the tables differ from the contract, nothing was written: {shown}{f'; and {more} more' if more > 0 else ''}; "
-            "correct the tables (or ETL_TARGET_SCHEMA) and run the days again"
+            "correct the tables (or ETL_TARGET_SCHEMA), days that are due are then made by themselves"
         )
 
 

@@ -10,6 +10,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from etl_assets.core.database_errors import driver_error, translate
 from etl_assets.core.errors import DatabaseUnavailableError, PermanentError
 from etl_assets.core.tables import APPLICATION_SCHEMA, application
 
@@ -22,6 +23,7 @@ def upgrade_database(engine: sa.Engine) -> bool:
     """升级到最新版本；返回是否新建了应用表。
 
     :raises DatabaseUnavailableError: 连不上，或服务器早于 PostgreSQL 14。
+    :raises DatabaseRefusedError: 口令不对，没有这个库，或者只读。
     :raises PermanentError: 应用表只有一部分存在，或没有建表的权限。
     """
     config = _config()
@@ -48,10 +50,8 @@ def upgrade_database(engine: sa.Engine) -> bool:
             command.upgrade(config, "head")
             connection.commit()
             return not existing
-    except sa.exc.OperationalError as error:
-        raise DatabaseUnavailableError(
-            f"cannot use the database of ETL_DATABASE_URL, check the address and that the server is up: {_first_line(error)}"
-        ) from error
+    except (sa.exc.OperationalError, sa.exc.InternalError) as error:
+        raise translate(driver_error(error)) from error
     except sa.exc.ProgrammingError as error:
         raise PermanentError(f"cannot create the schema: {_first_line(error)}; the role needs CREATE on the database") from error
 

@@ -14,7 +14,7 @@ import psycopg.errors
 import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.database_errors import driver_error, translate
+from etl_assets.core.database_errors import DATABASE_ERRORS, driver_error, translate
 from etl_assets.core.interruption import check_interruption
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
@@ -138,7 +138,7 @@ def retry_conflicts(materialize: Callable[P, AssetReport]) -> Callable[P, AssetR
         for attempt in range(1, _CONFLICT_ATTEMPTS + 1):
             try:
                 return materialize(*args, **kwargs)
-            except (sa.exc.DBAPIError, psycopg.Error) as error:
+            except DATABASE_ERRORS as error:
                 check_interruption()
                 cause = driver_error(error)
                 if not isinstance(cause, _CONFLICTS) or attempt == _CONFLICT_ATTEMPTS:

@@ -96,8 +96,18 @@ class Installation:
 
 
 @contextmanager
-def running_installation(folder: Path, *, database_url: str, nats_url: str, commands: dict[str, Sequence[str]]) -> Iterator[Installation]:
-    """两个进程都就绪才给出；离开时全部结束。短的租约与确认期限：死了的几秒就有人接手。"""
+def running_installation(
+    folder: Path,
+    *,
+    database_url: str,
+    nats_url: str,
+    commands: dict[str, Sequence[str]],
+    reroute: Callable[[dict[str, str]], dict[str, str]] = dict,
+) -> Iterator[Installation]:
+    """两个进程都就绪才给出；离开时全部结束。短的租约与确认期限：死了的几秒就有人接手。
+
+    :param reroute: 进程看到的环境变量，例如换成网线的地址；测试自己不绕路。
+    """
     settings = EtlSettings(database_url=database_url)
     engine = build_engine(settings)
     write_dagster_home(folder / "home")
@@ -113,7 +123,7 @@ def running_installation(folder: Path, *, database_url: str, nats_url: str, comm
         "ETL_EVENT_ACK_WAIT_SECONDS": "2",
     }
     create_dagster_storage(engine, schema=DAGSTER_SCHEMA, environment=environment, log_path=folder / "migrate.log")
-    installation = Installation(engine, settings, nats_url, environment, folder, commands)
+    installation = Installation(engine, settings, nats_url, reroute(environment), folder, commands)
     try:
         installation.eventually(lambda: all('"ready"' in installation.log(role) for role in ROLES), "the processes do not become ready")
         yield installation

@@ -19,6 +19,7 @@ from tests.chaos.processes import StackProcesses
 KILL_PAUSE_SECONDS = (1.2, 3.6)
 FREEZE_PAUSE_SECONDS = (1.0, 8.0)
 PARTITION_PAUSE_SECONDS = (1.0, 12.0)
+SILENCE_PAUSE_SECONDS = (3.0, 20.0)
 FULL_DISK_PAUSE_SECONDS = (10.0, 30.0)
 _LONGEST_FREEZE_SECONDS = 15.0
 _LONGEST_PARTITION_SECONDS = 20.0
@@ -29,7 +30,7 @@ _FROZEN = {"worker": 5, "listener": 3, "webserver": 1, "daemon": 1, "code-server
 
 
 class Monkey:
-    """一个线程杀，一个冻住，一个断网，一个占满磁盘：几样随时撞在一起。"""
+    """一个线程杀，一个冻住，一个断网，一个让连接哑掉，一个占满磁盘：几样随时撞在一起。"""
 
     def __init__(self, processes: StackProcesses, network: Network, disks: Sequence[Disk], *, seed: int) -> None:
         self.kills: Counter[str] = Counter()
@@ -45,6 +46,7 @@ class Monkey:
             (self._kill, KILL_PAUSE_SECONDS),
             (self._freeze, FREEZE_PAUSE_SECONDS),
             (self._partition, PARTITION_PAUSE_SECONDS),
+            (self._silence, SILENCE_PAUSE_SECONDS),
             *([(self._fill, FULL_DISK_PAUSE_SECONDS)] if disks else []),
         ]
         self._threads = [threading.Thread(target=self._repeat, args=deed, daemon=True) for deed in deeds]
@@ -117,6 +119,13 @@ class Monkey:
             self._network.cut(link)
             self._stopping.wait(seconds)
             self._network.heal(link, is_reset=is_reset)
+
+    def _silence(self, chance: random.Random) -> None:
+        """此刻的连接都哑掉；没有什么要还原：醒不过来的，要由它们自己换掉。"""
+        link = chance.choice(self._network.links)
+        self._network.drop(link)
+        self.troubles[f"silence {link.name}"] += 1
+        self._note(f"silence {link.name}")
 
     def _fill(self, chance: random.Random) -> None:
         disk = chance.choice(self._disks)

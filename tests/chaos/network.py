@@ -1,4 +1,4 @@
-"""栈的各部分与服务器之间的网线：小小的 TCP 代理，可以切断再接上。"""
+"""栈的各部分与服务器之间的网线：小小的 TCP 代理，可以切断再接上，也可以只让此刻的连接哑掉。"""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Link:
         self._passing = asyncio.Event()
         self._passing.set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._silent: set[asyncio.StreamWriter] = set()
 
     async def serve(self) -> None:
         self._server = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
@@ -41,6 +42,10 @@ class Link:
                 writer.transport.abort()
         self._passing.set()
 
+    def drop(self) -> None:
+        """此刻的连接从此有去无回，也永不断开；新来的照常。"""
+        self._silent |= self._writers
+
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._passing.wait()
         try:
@@ -52,8 +57,11 @@ class Link:
         self._writers |= both
         try:
             await asyncio.gather(self._pump(reader, upstream_writer), self._pump(upstream_reader, writer))
+        except asyncio.CancelledError:
+            return  # 网收了；再往外抛，asyncio 会当作错误印出来
         finally:
             self._writers -= both
+            self._silent -= both
             for end in both:
                 end.transport.abort()
 
@@ -61,9 +69,11 @@ class Link:
         with suppress(OSError):
             while data := await reader.read(1 << 16):
                 await self._passing.wait()
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+                if writer not in self._silent:
+                    writer.write(data)
+                    await writer.drain()
+        if writer not in self._silent:
+            writer.close()
 
 
 class Network:
@@ -89,13 +99,20 @@ class Network:
         rerouted = dict(environment)
         for server, variables in {"postgres": ("ETL_DATABASE_URL", "DAGSTER_POSTGRES_URL"), "nats": ("ETL_NATS_URL",)}.items():
             port = urlsplit(environment[variables[0]]).port
-            link = self._lay(f"{name}-{server}", int(port or 0))
+            link = self.lay(f"{name}-{server}", int(port or 0))
             for variable in variables:
                 rerouted[variable] = environment[variable].replace(f":{port}", f":{link.port}")
         return rerouted
 
     def cut(self, link: Link) -> None:
         self._loop.call_soon_threadsafe(link.cut)
+
+    def drop(self, link: Link) -> None:
+        """返回时已经哑了：此后的回答一个也到不了。"""
+        dropped = threading.Event()
+        self._loop.call_soon_threadsafe(link.drop)
+        self._loop.call_soon_threadsafe(dropped.set)
+        assert dropped.wait(10)
 
     def heal(self, link: Link, *, is_reset: bool) -> None:
         self._loop.call_soon_threadsafe(lambda: link.heal(is_reset=is_reset))
@@ -108,7 +125,8 @@ class Network:
             connection.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
 
-    def _lay(self, name: str, upstream_port: int) -> Link:
+    def lay(self, name: str, upstream_port: int) -> Link:
+        """一条新的网线，通到这个端口上的服务器。"""
         link = Link(name, upstream_port)
         asyncio.run_coroutine_threadsafe(link.serve(), self._loop).result(10)
         self.links.append(link)

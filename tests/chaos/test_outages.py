@@ -87,3 +87,46 @@ def test_servers_that_go_away_and_come_back_need_nobody(
 
     assert find_differences(installation.engine, installation.settings) == []
     assert installation.unfinished_runs() == []
+
+
+def test_read_only_window_buries_no_event_and_holds_no_day(installation: Installation) -> None:
+    """受管的切换、磁盘看守会这样做（25006）：事件与日子等着，改回来就自己做完。"""
+    raw_data = RawData(installation.engine)
+    orders = [{"order_id": f"A-{day}", "ordered_at": FIRST + timedelta(days=day)} for day in range(3)]
+    before, on_the_way, during = (raw_data.add_import([order]) for order in orders)
+    installation.announce(before)
+    installation.eventually(lambda: installation.is_done(before), "the first import is not in the tables")
+    pids = {role: process.pid for role, process in installation.processes.items()}
+
+    installation.announce(on_the_way)
+    set_read_only(installation, "on")
+    installation.announce(during)
+    time.sleep(6)
+    set_read_only(installation, "off")
+    for import_id in (on_the_way, during):
+        installation.eventually(
+            lambda import_id=import_id: installation.is_done(import_id), "not done after the window", timeout_seconds=30
+        )
+
+    assert find_differences(installation.engine, installation.settings) == []
+    with installation.engine.connect() as connection:
+        counted = connection.exec_driver_sql("SELECT count(*) FROM etl.ledger WHERE failures > 0 OR held_reason IS NOT NULL")
+        assert counted.scalar_one() == 0
+    assert installation.unfinished_runs() == []
+    assert {role: process.pid for role, process in installation.processes.items()} == pids
+    refusals = [line for line in installation.log("listen").splitlines() if '"the database refuses, waiting"' in line]
+    assert len(refusals) == 1
+    assert "PostgreSQL is read-only" in refusals[0]
+    assert not any("dead-lettered" in installation.log(role) for role in ROLES)
+
+
+def set_read_only(installation: Installation, value: str) -> None:
+    """新的会话才认这个设置，所以断开旧的。"""
+    with installation.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("SET default_transaction_read_only = off")
+        database = installation.engine.url.database
+        connection.exec_driver_sql(f'ALTER DATABASE "{database}" SET default_transaction_read_only = {value}')
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    installation.engine.dispose()

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psycopg2.errors
 import pytest
+import sqlalchemy as sa
 import structlog
 from nats.js.api import RawStreamMsg
 from nats.js.errors import NotFoundError
@@ -26,10 +29,10 @@ from taskiq.kicker import AsyncKicker
 
 from bridge import broker as broker_module
 from bridge.broker import SafeJetStreamBroker, SafeReceiver
-from bridge.errors import BridgeError, UnknownLaneError
+from bridge.errors import BridgeError, StreamMissingError, UnknownLaneError
 from bridge.settings import BridgeSettings, Lane
 from etl_assets.core.child_process import identify
-from etl_assets.core.errors import PermanentError, TransientError
+from etl_assets.core.errors import DatabaseRefusedError, PermanentError, SettingsError, TransientError
 
 from .conftest import NatsServer
 
@@ -343,7 +346,29 @@ async def test_permanent_failure_is_dead_lettered_at_once(client: SafeJetStreamB
     assert (letter.headers or {})["Etl-Attempts"] == "1"
 
 
-async def test_transient_failures_are_not_counted(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+def refused_by_storage() -> Exception:
+    """Dagster 的存储不让做：没有人翻译过。"""
+    cause = psycopg2.errors.UndefinedTable('relation "runs" does not exist')
+    cause.__setstate__({"pgcode": "42P01"})
+    return sa.exc.ProgrammingError("SELECT 1", {}, cause)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TransientError("database away"),
+        DatabaseRefusedError("no such table"),
+        refused_by_storage(),
+        sa.exc.TimeoutError("QueuePool limit of size 5 overflow 5 reached"),
+        StreamMissingError("tasks.event"),
+        SettingsError("ETL_TIMEZONE is wrong"),
+        socket.gaierror(-2, "Name or service not known"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_what_is_not_the_fault_of_a_task_is_not_counted(
+    client: SafeJetStreamBroker, settings: BridgeSettings, error: Exception
+) -> None:
     worker = SafeJetStreamBroker(settings)
     runs: list[int] = []
 
@@ -351,7 +376,7 @@ async def test_transient_failures_are_not_counted(client: SafeJetStreamBroker, s
     async def fail() -> None:
         runs.append(1)
         if len(runs) <= 2 * settings.task_max_attempts:
-            raise TransientError("database away")
+            raise error
 
     await send(client, "fail")
     async with working(worker):

@@ -11,12 +11,15 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
+import sqlalchemy as sa
 import structlog
 from nats.js.api import RawStreamMsg, RetentionPolicy, StreamConfig
 from nats.js.errors import NotFoundError
 
-from bridge.errors import StreamConflictError
+from bridge import listener as listener_module
+from bridge.errors import StreamConflictError, StreamMissingError
 from bridge.events import DataImportCompleted
 from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, Ignored, NotYet, ReceivedEvent, Rejected, event_task_handler
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
@@ -24,7 +27,7 @@ from bridge.jetstream import JetStreamConnection
 from bridge.listener import CONSUMER, Listener
 from bridge.pull import Puller
 from bridge.settings import BridgeSettings, Lane
-from etl_assets.core.errors import PermanentError, TransientError
+from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, PermanentError, SettingsError, TransientError
 
 from .conftest import NatsServer
 
@@ -316,8 +319,24 @@ async def test_event_whose_import_never_comes_is_dead_lettered_after_the_bounded
     assert headers["Etl-Attempts"] == str(len(attempts))
 
 
-@pytest.mark.parametrize("error", [TransientError("database away"), ConnectionResetError(), TimeoutError()])
-async def test_whole_batch_comes_again_while_the_database_is_away(bench: Bench, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        TransientError("database away"),
+        DatabaseUnavailableError("database away"),
+        DatabaseRefusedError("no such table"),
+        psycopg.errors.ReadOnlySqlTransaction("cannot execute INSERT"),
+        sa.exc.TimeoutError("QueuePool limit of size 5 overflow 5 reached"),
+        SettingsError("ETL_TIMEZONE is wrong"),
+        StreamMissingError("tasks.event"),
+        OSError(24, "Too many open files"),
+        ConnectionResetError(),
+        TimeoutError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_batch_comes_again_while_something_is_wrong_with_us(bench: Bench, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "REFUSED_PAUSE_SECONDS", 0)
     calls: list[int] = []
 
     async def decide(events: Batch) -> Sequence[Decision]:
@@ -334,6 +353,78 @@ async def test_whole_batch_comes_again_while_the_database_is_away(bench: Bench, 
         await bench.all_acknowledged()
     assert calls == [1, 2, 3, 4, 5, 6]
     assert await bench.dead_letter_count() == 0
+
+
+async def test_attempts_are_not_spent_while_the_database_refuses(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """等了很久之后头一回失败，不是最后一回。"""
+    monkeypatch.setattr(listener_module, "REFUSED_PAUSE_SECONDS", 0)
+    calls: list[int] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        calls.append(events[0].attempt)
+        if len(calls) <= 4:
+            raise DatabaseRefusedError("no such table")
+        if len(calls) < 4 + bench.settings.event_max_attempts:
+            raise ZeroDivisionError
+        return [Done()] * len(events)
+
+    await bench.add_stream()
+    await bench.publish()
+    async with running(bench.listener(decide)):
+        await bench.eventually(lambda: len(calls) >= 4 + bench.settings.event_max_attempts)
+        await bench.all_acknowledged()
+    assert await bench.dead_letter_count() == 0
+
+
+async def test_event_that_alone_is_refused_does_not_stop_the_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """坏了的一页、一张表的权限：只有碰到它的事件等着。"""
+    monkeypatch.setattr(listener_module, "REFUSED_PAUSE_SECONDS", 0)
+    done: list[UUID] = []
+    await bench.add_stream()
+    refused = [await bench.publish() for _ in range(4)]
+    good = [await bench.publish() for _ in range(6)]
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        wanted = import_ids(events)
+        if set(refused) & set(wanted):
+            raise DatabaseRefusedError("index is corrupted")
+        done.extend(wanted)
+        return [Done()] * len(events)
+
+    async with running(bench.listener(decide)):
+        await bench.eventually(lambda: len(done) == len(good))
+        assert await bench.unacknowledged() >= len(refused)
+    assert sorted(done) == sorted(good)
+    assert await bench.dead_letter_count() == 0
+
+
+async def test_listener_asks_a_database_that_refuses_every_few_seconds_not_all_the_time(bench: Bench) -> None:
+    calls: list[int] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        calls.append(len(events))
+        raise DatabaseRefusedError("no such table")
+
+    await bench.add_stream()
+    for _ in range(40):
+        await bench.publish()
+    async with running(bench.listener(decide)):
+        await bench.eventually(lambda: calls)
+        await asyncio.sleep(1)
+        stopping_at = time.monotonic()
+    assert time.monotonic() - stopping_at < 1  # 等着的时候，叫停就停
+    assert len(calls) <= 4  # 一批，与其中的三个
+
+
+async def test_refused_data_buries_the_event_at_once(bench: Bench) -> None:
+    async def decide(_events: Batch) -> Sequence[Decision]:
+        raise psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
+
+    await bench.add_stream()
+    await bench.publish()
+    async with running(bench.listener(decide)):
+        (letter,) = await bench.dead_letters(1)
+    assert (letter.headers or {})["Etl-Attempts"] == "1"
 
 
 async def test_one_event_that_breaks_the_handler_does_not_hold_up_the_batch(bench: Bench) -> None:

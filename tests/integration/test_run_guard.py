@@ -147,11 +147,13 @@ def instance(engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def short_lived(
     instance: DagsterInstance, location: CodeLocation, engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch
-) -> RunWorker:
+) -> Iterator[RunWorker]:
     """租约只有一秒的工人。"""
     monkeypatch.setattr("etl_assets.resources.get_engine", lambda: engine)
     monkeypatch.setattr("etl_assets.resources.get_settings", lambda: etl_settings)
-    return RunWorker(instance=instance, location=location, engine=engine, settings=etl_settings, lease_seconds=1)
+    worker = RunWorker(instance=instance, location=location, engine=engine, settings=etl_settings, lease_seconds=1)
+    yield worker
+    worker.heartbeats.dispose()
 
 
 @contextmanager

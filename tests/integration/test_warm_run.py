@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -17,10 +21,11 @@ from bridge.code_location import LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, enqueue
 from bridge.run_lanes import LANE_TAG
 from bridge.run_reconciler import reconcile_runs
-from bridge.run_worker import RunWorker
+from bridge.run_worker import RunWorker, _kind_of
 from bridge.settings import BridgeSettings
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.business_day import DayRange
+from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, EtlError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import leases as leases_table
 from etl_assets.core.tables import ledger, outbox
@@ -62,23 +67,171 @@ def test_claimed_days_become_one_successful_run_with_events(
     assert all(event.payload["partitions"] == ["2026-01-05", "2026-01-06", "2026-01-07"] for event in events)
 
 
-def test_failed_run_is_tried_again_later_and_announced(
-    worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings
-) -> None:
+def test_failed_run_is_held_and_announced(worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings) -> None:
     announce(engine, etl_settings, raw_data.add_import([{}]))
-    with engine.begin() as connection:
-        connection.exec_driver_sql("ALTER TABLE orders RENAME TO orders_away")
+    execute(engine, "ALTER TABLE orders ADD CONSTRAINT no_such_order CHECK (quantity < 0)")
     claim = worker.claim()
     assert claim is not None
     result = worker.execute(worker.start(claim))
-    assert (result.succeeded, result.failed_step, result.error_class) == (False, "orders", "TableContractError")
+    assert (result.succeeded, result.failed_step, result.error_class) == (False, "orders", "PermanentError")
     with engine.connect() as connection:
         event = connection.execute(sa.select(outbox.c.asset, outbox.c.payload)).one()
-        held = connection.scalars(sa.select(ledger.c.held_reason).where(ledger.c.asset == "orders")).one()
     assert (event.asset, event.payload["status"]) == ("orders", "failed")
-    assert "orders" in event.payload["error"]
-    assert held == result.error
+    assert "no_such_order" in event.payload["error"]
+    assert orders_entry(engine).held_reason == result.error
     assert worker.claim() is None
+
+
+# ---- 数据库不让做，不是哪一天的错 ------------------------------------------------------
+
+REFUSALS = {
+    "table away": ("ALTER TABLE orders RENAME TO orders_away", "ALTER TABLE orders_away RENAME TO orders"),
+    "column away": ("ALTER TABLE orders DROP raw_id", "ALTER TABLE orders ADD raw_id bigint"),
+    "source away": ("ALTER TABLE raw_orders RENAME TO raw_away", "ALTER TABLE raw_away RENAME TO raw_orders"),
+}
+
+
+@pytest.mark.parametrize("refusal", list(REFUSALS))
+def test_day_of_a_table_that_is_away_is_due_again_and_done_when_it_is_back(
+    worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings, read_table: ReadTable, refusal: str
+) -> None:
+    announce(engine, etl_settings, raw_data.add_import([{}]))
+    damage, mend = REFUSALS[refusal]
+    claim = worker.claim()
+    assert claim is not None
+    held = worker.start(claim)
+    execute(engine, damage)
+    assert worker.execute(held).error_class == "TableContractError"
+    entry = orders_entry(engine)
+    assert (entry.held_reason, entry.failures) == (None, 0)
+    assert entry.retry_at is not None
+    with pytest.raises(DatabaseRefusedError, match="is missing"):  # 不领：一天一个失败的运行帮不了谁
+        worker.claim()
+    execute(engine, mend, "UPDATE etl.ledger SET retry_at = clock_timestamp()")
+    again = worker.claim()
+    assert again is not None
+    assert worker.execute(worker.start(again)).succeeded
+    assert read_table("orders").height == 1
+
+
+def test_run_that_meets_a_read_only_window_counts_no_failure_though_its_lease_expires(
+    worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings
+) -> None:
+    announce(engine, etl_settings, raw_data.add_import([{}]))
+    claim = worker.claim()
+    assert claim is not None
+    held = worker.start(claim)
+    with ThreadPoolExecutor(1) as pool:
+        with contextlib.suppress(sa.exc.OperationalError), engine.connect() as other, other.begin():
+            lock_days(other, "public", claim.days)
+            executing = pool.submit(worker.execute, held)
+            wait_until_blocked(engine)
+            expire_leases(engine)
+            set_read_only(engine, "on")  # 断开了每个会话，锁也放了
+        time.sleep(1.5)
+        assert not executing.done()
+        set_read_only(engine, "off")
+        assert not executing.result(20).succeeded
+    entry = orders_entry(engine)
+    assert (entry.held_reason, entry.failures) == (None, 0)
+    assert entry.retry_at is not None
+
+
+async def test_reconciler_leaves_living_workers_time_to_settle_after_a_read_only_window(
+    worker: RunWorker,
+    raw_data: RawData,
+    engine: sa.Engine,
+    etl_settings: EtlSettings,
+    nats_server: NatsServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    announce(engine, etl_settings, raw_data.add_import([{}]))
+    assert worker.claim() is not None
+    expire_leases(engine)
+    looks: list[str] = []
+
+    def noting(name: str, look: Callable[[RunWorker], Any]) -> Callable[[RunWorker], Any]:
+        def noted(worker: RunWorker) -> Any:
+            try:
+                result = look(worker)
+            except EtlError:
+                looks.append(f"{name} failed")
+                raise
+            looks.append(name)
+            return result
+
+        return noted
+
+    broker = SafeJetStreamBroker(BridgeSettings(nats_url=nats_server.url))
+    monkeypatch.setattr(tasks, "broker", broker)
+    monkeypatch.setattr(tasks, "INTERVAL_SECONDS", 0.2)
+    monkeypatch.setattr(tasks, "reconcile_runs", noting("look", reconcile_runs))
+    monkeypatch.setattr(RunWorker, "check_database", noting("check", RunWorker.check_database))
+    await broker.startup()
+    set_read_only(engine, "on")
+    reconciling = asyncio.create_task(tasks._reconcile(worker))
+    try:
+        async with asyncio.timeout(20):
+            while not looks:
+                await asyncio.sleep(0.05)
+            await asyncio.to_thread(set_read_only, engine, "off")
+            while looks[-1] != "look":
+                await asyncio.sleep(0.05)
+    finally:
+        reconciling.cancel()
+        await broker.shutdown()
+    assert list(dict.fromkeys(looks)) in (["look failed", "check", "look"], ["look failed", "check failed", "check", "look"])
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        ("SET transaction_read_only = on; CREATE TABLE t (i int)", DatabaseRefusedError),
+        ("SELECT 1 FROM no_such_table", DatabaseRefusedError),
+        ("SET ROLE pg_read_all_settings; CREATE TABLE public.t (i int)", DatabaseRefusedError),
+        ("SET statement_timeout = 1; SELECT pg_sleep(1)", EtlError),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", DatabaseUnavailableError),
+        ("SELECT 'x'::int", EtlError),
+    ],
+)
+def test_error_of_dagsters_storage_in_a_run_is_judged_by_what_it_was(
+    worker: RunWorker, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, make: str, kind: type[EtlError]
+) -> None:
+    """存储的错误经过 Dagster，只剩下类名与消息：真的 psycopg2，真的 PostgreSQL。"""
+    storage = sa.create_engine(engine.url.set(drivername="postgresql+psycopg2"), poolclass=sa.pool.NullPool)
+
+    def fail(*_: object) -> None:
+        with storage.connect() as connection:
+            connection.exec_driver_sql(make)
+
+    held = worker.take(submit(worker, "orders"))
+    assert held is not None
+    monkeypatch.setattr("etl_assets.asset_runs.days_of", fail)
+    result = worker.execute(held)
+    assert not result.succeeded
+    assert _kind_of(result) is kind, result
+
+
+def execute(engine: sa.Engine, *statements: str) -> None:
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+def set_read_only(engine: sa.Engine, value: str) -> None:
+    """新的会话才认这个设置，所以断开别的会话。"""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("SET default_transaction_read_only = off")
+        connection.exec_driver_sql(f'ALTER DATABASE "{engine.url.database}" SET default_transaction_read_only = {value}')
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        connection.invalidate()
+
+
+def orders_entry(engine: sa.Engine) -> sa.Row[Any]:
+    with engine.connect() as connection:
+        return connection.execute(sa.select(ledger).where(ledger.c.asset == "orders")).one()
 
 
 def test_days_of_a_dead_worker_are_claimed_again_by_a_run_that_continues_its_run(

@@ -48,3 +48,16 @@ def test_dagster_uses_its_own_schema_of_the_same_database(given: str, options: s
 
     assert (url.drivername, url.password, url.host, url.database) == ("postgresql+psycopg2", "p@ss", "db", "shop")
     assert url.query["options"] == options
+
+
+def test_dagster_processes_give_up_a_silent_server_as_the_address_says_or_by_our_patience() -> None:
+    url = sa.make_url(build_dagster_postgres_url("postgresql://etl@db/shop?keepalives_idle=60"))
+
+    assert {name: value for name, value in url.query.items() if name != "options"} == {
+        "connect_timeout": "5",
+        "keepalives": "1",
+        "keepalives_idle": "60",
+        "keepalives_interval": "2",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "30000",
+    }

@@ -10,11 +10,12 @@ from threading import Barrier
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
 from etl_assets.core.database_sync import build_engine, normalize_url
-from etl_assets.core.errors import DatabaseUnavailableError, PermanentError
+from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, PermanentError
 from etl_assets.core.postgres_binaries import find_binaries
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import application, etl, installation
@@ -152,10 +153,21 @@ def test_server_that_is_too_old_is_named_with_the_version_it_needs(empty_databas
     assert table_names(empty_database, "public") == set()
 
 
+def test_read_only_database_is_one_sentence(empty_database: sa.Engine) -> None:
+    @sa.event.listens_for(empty_database, "connect")
+    def _connect(connection: psycopg.Connection, _record: object) -> None:
+        connection.execute("SET default_transaction_read_only = on")
+        connection.commit()
+
+    empty_database.dispose()
+    with pytest.raises(DatabaseRefusedError, match="PostgreSQL is read-only"):
+        upgrade_database(empty_database)
+
+
 def test_missing_database_is_one_sentence_without_the_password(postgres_url: str) -> None:
     url = normalize_url(postgres_url).set(database="no_such_database")
     engine = build_engine(EtlSettings(database_url=url.render_as_string(hide_password=False)))
-    with pytest.raises(DatabaseUnavailableError, match="no_such_database") as caught:
+    with pytest.raises(DatabaseRefusedError, match=r"create it or correct the address: .*no_such_database") as caught:
         upgrade_database(engine)
     assert "\n" not in str(caught.value)
     assert url.password is None or url.password not in str(caught.value)

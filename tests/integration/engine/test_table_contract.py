@@ -135,7 +135,7 @@ def test_deviation_is_refused_by_name(engine: sa.Engine, change: str, place: str
             assert_table_contract(connection, "public")
     assert str(caught.value) == (
         f"the tables differ from the contract, nothing was written: {place}; "
-        "correct the tables (or ETL_TARGET_SCHEMA) and run the days again"
+        "correct the tables (or ETL_TARGET_SCHEMA), days that are due are then made by themselves"
     )
 
 
