@@ -291,7 +291,7 @@ class Delivery:
             if error.err_code == MESSAGE_NOT_FOUND:
                 return
             self._forgiven = self._deliveries - 1
-        except nats.errors.Error:
+        except (nats.errors.Error, ValueError):
             # 不知道就当作第一次：宁可多做一次，不可错埋
             self._forgiven = self._deliveries - 1
 

@@ -36,6 +36,8 @@ _LAST_WORDS_SECONDS = 2.0
 """退出之前，发布最后的完成事件最多这么久。"""
 
 _LOAD_AGAIN_SECONDS = 2.0
+_NOTE_SECONDS = 1.0
+"""打断运行之前，最多等这么久，让 Dagster 里标上正在取消。"""
 _ABANDON_SECONDS = 10.0
 """停不下来的运行，收回租约、标成取消最多等这么久；之后由收尾的工人来。"""
 
@@ -166,6 +168,8 @@ async def _guard(worker: RunWorker, held: HeldRun) -> None:
     noting = _Aside(lambda: worker.note_cancel(held))
     if state is LeaseState.LOST:
         logger.warning("the lease has gone to another worker", run_id=held.run.run_id)
+    else:  # 先标上再打断，Dagster 才以 CANCELED 收场；标不上也不久等
+        await noting.start_and_wait(_NOTE_SECONDS)
     deadline = time.monotonic() + broker.settings.cancel_grace_seconds
     while time.monotonic() < deadline:
         if state is LeaseState.CANCEL_REQUESTED and not noting.succeeded:
@@ -189,6 +193,11 @@ class _Aside:
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="aside", daemon=True)
             self._thread.start()
+
+    async def start_and_wait(self, seconds: float) -> None:
+        self.start()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, seconds)
 
     def _run(self) -> None:
         try:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 import structlog
+from click.testing import CliRunner
 
 from bridge import reconciler, side_tasks
 from bridge.broker import SafeJetStreamBroker
+from bridge.cli.status import status_command
 from bridge.doctor import _side_tasks
 from bridge.reconciler import DueBell, reconcile
 from bridge.settings import BridgeSettings
@@ -59,6 +63,21 @@ async def test_task_that_ends_or_fails_is_written_down_and_started_again(engine:
     assert finding.state == "error"
     assert finding.says.startswith("'publish' of process@")
     assert "ended 2 times" in finding.says
+
+
+def test_status_shows_the_troubles_of_the_last_hour(
+    engine: sa.Engine, etl_settings: EtlSettings, nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with engine.begin() as connection:
+        note_trouble(connection, process="listener@here", task="publish", message="KeyError: 'unknown asset'")
+    monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
+    monkeypatch.setattr("etl_assets.core.database_sync.get_engine", lambda: engine)
+    monkeypatch.setattr("etl_assets.core.settings.get_settings", lambda: etl_settings)
+    monkeypatch.setattr("bridge.settings.get_bridge_settings", lambda: BridgeSettings(nats_url=nats_server.url))
+    printed, as_json = (CliRunner().invoke(status_command, arguments) for arguments in ([], ["--json"]))
+    assert "listener@here" in printed.output
+    (trouble,) = json.loads(as_json.output)["troubles"]
+    assert (trouble["process"], trouble["task"], trouble["message"]) == ("listener@here", "publish", "KeyError: 'unknown asset'")
 
 
 async def test_task_goes_on_though_its_trouble_cannot_be_written_down(engine: sa.Engine) -> None:
