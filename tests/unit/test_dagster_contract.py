@@ -78,7 +78,10 @@ def test_a_cancelled_run_ends_canceled_when_its_status_says_so() -> None:
 def test_lean_storages_override_what_exists() -> None:
     for lean, stock in ((LeanRunStorage, PostgresRunStorage), (LeanEventLogStorage, PostgresEventLogStorage)):
         own = {name for name, value in vars(lean).items() if inspect.isfunction(value)}
-        of_events = {"deferring", "flush", "_flush_made", "_write", "_joined", "_remember"}
+        of_events = {
+            "deferring", "flush", "_insert_waiting", "_record_waiting", "_replace", "_leave_unrecorded", "_insert", "_record",
+            "_update_assets", "_flush_made", "_remember", "_joined",
+        }  # fmt: skip
         assert own - set(dir(stock)) == (of_events if lean is LeanEventLogStorage else set())
         for name in own & set(dir(stock)):
             assert parameters(getattr(lean, name)) == parameters(getattr(stock, name))
@@ -100,7 +103,7 @@ def test_nothing_upstream_is_observed() -> None:
 
 
 def test_stock_event_log_stores_an_event_in_these_steps() -> None:
-    """LeanEventLogStorage.flush 照着它写，省去的只有通知；它变了就要再看一遍。"""
+    """LeanEventLogStorage 的 _insert 与 _record 照着它写，省去的只有通知；它变了就要再看一遍。"""
     source = inspect.getsource(PostgresEventLogStorage.store_event)
     steps = ("prepare_insert_event", "NOTIFY", "_store_asset_event_tags", "_store_asset_event(", "store_asset_check_event")
     positions = [source.index(step) for step in steps]
