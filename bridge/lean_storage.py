@@ -55,9 +55,6 @@ _Item = TypeVar("_Item", EventLogEntry, EventLogRecord)
 class LeanRunStorage(PostgresRunStorage):
     """表结构是 `dagster instance migrate` 之后的。"""
 
-    def has_run_stats_index_cols(self) -> bool:
-        return True
-
     def has_backfill_id_column(self) -> bool:
         return True
 
@@ -101,10 +98,6 @@ class LeanRunStorage(PostgresRunStorage):
         run = self._row_to_run(dict(row))
         return [RunRecord(row["id"], run, created, updated, start_time=row["start_time"], end_time=row["end_time"])]
 
-    def has_execution_plan_snapshot(self, execution_plan_snapshot_id: str) -> bool:
-        """在不在每次都问（dagster run wipe 会删掉它们），只是不必为此读出整个计划。"""
-        return self._has_snapshot_id(execution_plan_snapshot_id)
-
 
 class LeanEventLogStorage(PostgresEventLogStorage):
     """一个运行的事件攒成几批写：先是事件，一条语句，写下就看得见；再是它们对资产与检查的记录，一个事务。
@@ -141,14 +134,19 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         finally:
             with self._counting:
                 self._deferring -= 1
-                last = not self._deferring
             self._made.clear()
             try:
                 self.flush()
-            finally:
-                if last:  # 写不成的，没有人再来写
-                    self._waiting.clear()
-                    self._unrecorded.clear()
+            except BaseException:
+                self._give_up()
+                raise
+
+    def _give_up(self) -> None:
+        """写不成的，没有人再来写；别的线程还在攒，就由它写。"""
+        with self._counting:
+            if not self._deferring:
+                self._waiting.clear()
+                self._unrecorded.clear()
 
     def store_event(self, event: EventLogEntry) -> None:
         if not self._deferring:
@@ -243,16 +241,27 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         self._flush_made()
         made = [(key, self._made.get(key)) for key in asset_keys or ()]
         if not made or not all(partitions for _, partitions in made):
-            return super().get_asset_records(asset_keys)
+            return [self._with_observation(record) for record in super().get_asset_records(asset_keys)]
         newest = [(key, max(partitions.values(), key=lambda record: record.storage_id)) for key, partitions in made if partitions]
         return [
             AssetRecord(storage_id=record.storage_id, asset_entry=AssetEntry(asset_key=key, last_materialization_record=record))
             for key, record in newest
         ]
 
-    def _get_latest_materialization_records(self, raw_asset_rows: Sequence[Any]) -> Mapping[AssetKey, EventLogRecord | None]:
-        """一行也没有时 Dagster 照样去事件里找：外部的来源从没有行，每个运行都要问到。"""
-        return super()._get_latest_materialization_records(raw_asset_rows) if raw_asset_rows else {}
+    def _with_observation(self, record: AssetRecord) -> AssetRecord:
+        """没有物化过的，版本是最近一次观察的；没有记录的来源也没有观察，不必像 Dagster 那样每一步为它们各查一次。"""
+        entry = record.asset_entry
+        if entry.last_materialization_record is not None:
+            return record
+        observed = next(iter(self.fetch_observations(entry.asset_key, limit=1).records), None)
+        entry = AssetEntry(
+            asset_key=entry.asset_key,
+            last_run_id=entry.last_run_id,
+            asset_details=entry.asset_details,
+            cached_status=entry.cached_status,
+            last_observation_record=observed,
+        )
+        return AssetRecord(storage_id=record.storage_id, asset_entry=entry)
 
     def fetch_materializations(
         self, records_filter: AssetKey | AssetRecordsFilter, limit: int, cursor: str | None = None, ascending: bool = False
@@ -305,10 +314,7 @@ class LeanEventLogStorage(PostgresEventLogStorage):
 
     @property
     def asset_records_have_last_observation(self) -> bool:
-        """没有观察的记录可找：代码里的外部资产都不可观察，每一步却要为它们各查一次。"""
-        return True
-
-    def has_asset_key_col(self, column_name: str) -> bool:  # noqa: ARG002  # 签名照 Dagster 的
+        """get_asset_records 给出它们。"""
         return True
 
     def _has_asset_key_col_on_connection(self, conn: Any, column_name: str) -> bool:  # noqa: ARG002  # 签名照 Dagster 的
@@ -352,9 +358,7 @@ def _line_about(event: EventLogEntry, error: Exception, what: str) -> EventLogEn
     about = f"{kind} of {made.to_user_string()}" if made else kind
     reason = str(error).partition("\n")[0]
     text = f"{about} {what}: {type(error).__name__}: {reason}. What the run wrote to its tables is not affected."
-    return event._replace(
-        level=logging.ERROR, user_message=text, timestamp=time.time(), step_key=None, error_info=None, dagster_event=None
-    )
+    return event._replace(level=logging.ERROR, user_message=text, timestamp=time.time(), step_key=None, error_info=None, dagster_event=None)
 
 
 def _is_of_asset(event: EventLogEntry) -> bool:

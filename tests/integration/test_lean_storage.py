@@ -24,6 +24,7 @@ from dagster import (
     AssetMaterialization,
     AssetObservation,
     AssetRecordsFilter,
+    AssetSpec,
     DagsterEvent,
     DagsterEventType,
     DagsterInstance,
@@ -376,6 +377,26 @@ def test_a_warm_worker_makes_runs_after_the_history_is_wiped(instance: DagsterIn
     query = sa.text("SELECT count(*) FROM dagster.snapshots WHERE snapshot_id IN (:job, :plan)")
     with engine.connect() as connection:
         assert connection.scalar(query, {"job": after.job_snapshot_id, "plan": after.execution_plan_snapshot_id}) == 2
+
+
+def test_an_observation_from_outside_is_an_input_version(instance: DagsterInstance) -> None:
+    """外围应用报告来源的版本：读它的资产记下这个版本，与原样的存储一样。"""
+    source = AssetKey(f"source_{uuid4().hex}")
+
+    @asset(deps=[source])
+    def reads_it() -> None: ...
+
+    with DagsterInstance.get() as outside:
+        outside.report_runless_asset_event(AssetObservation(source, tags={DATA_VERSION_TAG: "from outside"}))
+        (observed_there,) = outside.fetch_observations(source, limit=1).records
+    with deferring_events(instance):
+        assert materialize([reads_it, AssetSpec(source)], instance=instance, selection=[reads_it]).success
+    latest = instance.get_latest_materialization_event(AssetKey("reads_it"))
+    assert latest is not None
+    assert latest.asset_materialization is not None
+    assert latest.asset_materialization.tags is not None
+    assert latest.asset_materialization.tags[f"dagster/input_data_version/{source.path[0]}"] == "from outside"
+    assert latest.asset_materialization.tags[f"dagster/input_event_pointer/{source.path[0]}"] == str(observed_there.storage_id)
 
 
 def materialized(key: AssetKey, *, partition: str = "2026-01-05", tags: dict[str, str] | None = None) -> DagsterEvent:
