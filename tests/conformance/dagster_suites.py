@@ -80,7 +80,7 @@ def test_lean_storages_differ_from_the_stock_ones_only_where_it_is_intended(
     pytestconfig.get_terminal_writer().line(
         f"{len(passed)} of {len(stock)} tests pass on the stock storage, {len(both)} of them on {storage}"
     )
-    assert len(passed) > 300, "the suites did not run: look at output.log of the stock side"
+    assert len(passed) > 200, "the suites did not run: look at output.log of the stock side"
     assert passed - both == INTENDED[storage].keys(), "output.log of this side says why"
 
 

@@ -16,7 +16,6 @@ from dagster import DagsterEventType, DagsterInstance
 from dagster._core import test_utils
 from dagster._core.test_utils import instance_for_test
 from dagster._utils.test.schedule_storage import TestScheduleStorage as ScheduleSuite
-from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 
 from bridge import dagster_adapter, lean_storage
 
@@ -26,6 +25,7 @@ from dagster_postgres_tests import test_daemon_cursor_storage, test_event_log, t
 from dagster_tests.storage_tests.utils import partition_status_cache  # noqa: E402
 
 STORAGE = os.environ["STORAGE"]
+_CREATED: dict[str, tuple[set[str], frozenset[str]]] = {}
 ScheduleSuite.__test__ = False
 
 
@@ -33,7 +33,7 @@ ScheduleSuite.__test__ = False
 def opened_instance(url: str) -> Iterator[DagsterInstance]:
     """空的库；原样的，或者像工人那样换成我们的。"""
     empty_tables(url)
-    with instance_for_test(overrides={"storage": {"postgres": {"postgres_url": url}}}) as instance:
+    with instance_for_test(overrides=overrides(url)) as instance:
         if STORAGE != "stock":
             dagster_adapter._share_pool(instance)
         with dagster_adapter.deferring_events(instance) if STORAGE == "batched" else nullcontext():
@@ -43,16 +43,32 @@ def opened_instance(url: str) -> Iterator[DagsterInstance]:
 
 
 def empty_tables(url: str) -> None:
-    """清空而不重建：每个测试各建一次表要几秒。编号要从头数起。"""
+    """清空而不重建：每个测试各建一次表要几秒。编号要从头数起；有测试动过表的，就从空的 schema 重来。"""
     engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
     with engine.begin() as connection:
         tables = set(sa.inspect(connection).get_table_names())
-        kept = {"alembic_version", "secondary_indexes"}
-        if {"event_logs", "runs", "jobs"} <= tables:
+        if tables and (tables, marks_of(connection)) == _CREATED.get(url):
+            kept = {"alembic_version", "secondary_indexes"}
             connection.exec_driver_sql(f"TRUNCATE {', '.join(sorted(tables - kept))} RESTART IDENTITY CASCADE")
             return
-    for storage in (PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage):
-        storage.create_clean_storage(url)
+        schema = connection.scalar(sa.text("SELECT current_schema()"))
+        connection.execute(sa.schema.DropSchema(schema, cascade=True))
+        connection.execute(sa.schema.CreateSchema(schema))
+    with instance_for_test(overrides=overrides(url)):
+        pass
+    with engine.begin() as connection:
+        _CREATED[url] = set(sa.inspect(connection).get_table_names()), marks_of(connection)
+
+
+def marks_of(connection: sa.Connection) -> frozenset[str]:
+    """Dagster 记下的、做过了的迁移。"""
+    if not sa.inspect(connection).has_table("secondary_indexes"):
+        return frozenset()
+    return frozenset(connection.scalars(sa.text("SELECT name FROM secondary_indexes")))
+
+
+def overrides(url: str) -> dict[str, object]:
+    return {"storage": {"postgres": {"postgres_url": url}}}
 
 
 @pytest.fixture(autouse=True)
