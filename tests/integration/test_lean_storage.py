@@ -161,6 +161,20 @@ def test_events_outlast_a_database_that_is_away_for_a_moment(instance: DagsterIn
     assert stored(engine, run_id) == names(*LATER, DagsterEventType.STEP_RESTARTED)
 
 
+def test_what_could_not_be_written_until_a_run_is_over_does_not_come_back_in_the_next(instance: DagsterInstance, engine: sa.Engine) -> None:
+    first, second = str(uuid4()), str(uuid4())
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE dagster.event_logs RENAME TO event_logs_away")
+    with pytest.raises(sa.exc.DBAPIError), deferring_events(instance):
+        happens(instance, first, *LATER)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE dagster.event_logs_away RENAME TO event_logs")
+    with deferring_events(instance):
+        happens(instance, second, *LATER)
+    assert stored(engine, first) == []
+    assert stored(engine, second) == names(*LATER)
+
+
 def test_what_a_run_made_is_known_without_asking_and_is_what_is_stored(instance: DagsterInstance) -> None:
     key, made = AssetKey("orders"), DagsterEventType.ASSET_MATERIALIZATION
     storage = instance.event_log_storage
