@@ -45,7 +45,6 @@ from bridge.dagster_internals import (
     EventRecordsResult,
     RunsTable,
     SqlEventLogStorageTable,
-    deserialize_value,
 )
 from etl_assets.core.database_sync import execute_compiled
 
@@ -72,10 +71,6 @@ class LeanRunStorage(PostgresRunStorage):
             values["end_time"] = occurred.timestamp()
         with self.connect() as connection:
             connection.execute(_update_run(tuple(values)), {"of_run": run_id, **values})
-
-    def _row_to_run(self, row: dict[str, Any]) -> DagsterRun:
-        """状态不在正文里改，所以一个运行从建到结束多半是同一篇正文：读几次也只解析一次。"""
-        return _parse_run(row["run_body"]).with_status(DagsterRunStatus(row["status"]))
 
     def get_run_records(
         self,
@@ -369,11 +364,6 @@ def _asset_of(record: EventLogRecord) -> str:
     asset_key = record.event_log_entry.get_dagster_event().asset_key
     assert asset_key is not None  # noqa: S101  # 由 _is_of_asset 选出
     return asset_key.to_string()
-
-
-@lru_cache(maxsize=32)
-def _parse_run(body: str) -> DagsterRun:
-    return deserialize_value(body, DagsterRun)
 
 
 @lru_cache(maxsize=8)

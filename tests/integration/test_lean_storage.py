@@ -40,11 +40,12 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetC
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from dagster._core.events import AssetMaterializationPlannedData, AssetObservationData, StepMaterializationData
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage
+from dagster_shared.serdes import deserialize_value
 
 from bridge import dagster_adapter
 from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, deferring_events, flush_events, open_instance
-from bridge.dagster_internals import EVENT_TYPE_TO_PIPELINE_RUN_STATUS, context_creation_job, deserialize_value
+from bridge.dagster_internals import EVENT_TYPE_TO_PIPELINE_RUN_STATUS, context_creation_job
 from bridge.lean_storage import LeanEventLogStorage
 from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
 from etl_assets.core.business_day import DayRange
