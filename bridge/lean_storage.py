@@ -22,7 +22,6 @@ from dagster import (
     DagsterEvent,
     DagsterEventType,
     DagsterInvariantViolationError,
-    DagsterRun,
     DagsterRunStatus,
     EventLogEntry,
     EventLogRecord,
