@@ -8,6 +8,7 @@ import click
 
 from benchmarks.burst.bench import bench_burst
 from benchmarks.dagster.bench import bench_dagster
+from benchmarks.dagster.overrides import bench_overrides
 from benchmarks.etl.bench import bench_etl
 from benchmarks.latency.bench import bench_latency
 from benchmarks.latency.poison import bench_poison
@@ -20,6 +21,7 @@ def main() -> None:
 
 main.add_command(bench_etl, "etl")
 main.add_command(bench_dagster, "dagster")
+main.add_command(bench_overrides, "overrides")
 main.add_command(bench_latency, "latency")
 main.add_command(bench_burst, "burst")
 main.add_command(bench_poison, "poison")

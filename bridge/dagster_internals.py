@@ -44,4 +44,3 @@ from dagster._serdes import ConfigurableClass as ConfigurableClass
 from dagster._serdes import ConfigurableClassData as ConfigurableClassData
 from dagster_postgres.utils import create_pg_engine as create_pg_engine
 from dagster_shared.error import SerializableErrorInfo as SerializableErrorInfo
-from dagster_shared.serdes import deserialize_value as deserialize_value

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from dagster import (
@@ -19,7 +21,7 @@ from dagster import (
     AssetRecordsFilter,
     DagsterEvent,
     DagsterEventType,
-    DagsterRun,
+    DagsterInvariantViolationError,
     DagsterRunStatus,
     EventLogEntry,
     EventLogRecord,
@@ -42,16 +44,14 @@ from bridge.dagster_internals import (
     EventRecordsResult,
     RunsTable,
     SqlEventLogStorageTable,
-    deserialize_value,
 )
 from etl_assets.core.database_sync import execute_compiled
 
+_Item = TypeVar("_Item", EventLogEntry, EventLogRecord)
+
 
 class LeanRunStorage(PostgresRunStorage):
-    """表结构是 `dagster instance migrate` 之后的；快照按内容编号，存过就一直在。"""
-
-    def has_run_stats_index_cols(self) -> bool:
-        return True
+    """表结构是 `dagster instance migrate` 之后的。"""
 
     def has_backfill_id_column(self) -> bool:
         return True
@@ -70,10 +70,6 @@ class LeanRunStorage(PostgresRunStorage):
             values["end_time"] = occurred.timestamp()
         with self.connect() as connection:
             connection.execute(_update_run(tuple(values)), {"of_run": run_id, **values})
-
-    def _row_to_run(self, row: dict[str, Any]) -> DagsterRun:
-        """状态不在正文里改，所以一个运行从建到结束多半是同一篇正文：读几次也只解析一次。"""
-        return _parse_run(row["run_body"]).with_status(DagsterRunStatus(row["status"]))
 
     def get_run_records(
         self,
@@ -96,37 +92,28 @@ class LeanRunStorage(PostgresRunStorage):
         run = self._row_to_run(dict(row))
         return [RunRecord(row["id"], run, created, updated, start_time=row["start_time"], end_time=row["end_time"])]
 
-    def _has_snapshot_id(self, snapshot_id: str) -> bool:
-        known = self.__dict__.setdefault("_known_snapshots", set())
-        if snapshot_id not in known and super()._has_snapshot_id(snapshot_id):
-            known.add(snapshot_id)
-        return snapshot_id in known
-
-    def _get_snapshot(self, snapshot_id: str) -> Any:
-        snapshots = self.__dict__.setdefault("_snapshots", {})
-        if snapshot_id not in snapshots:
-            found = super()._get_snapshot(snapshot_id)
-            if found is None:
-                return None
-            snapshots[snapshot_id] = found
-        return snapshots[snapshot_id]
-
 
 class LeanEventLogStorage(PostgresEventLogStorage):
-    """一个运行的事件攒成几批写；一批的行、它们对资产的记录在同一个事务里。"""
+    """一个运行的事件攒成几批写：先是事件，一条语句，写下就看得见；再是它们对资产与检查的记录，一个事务。
 
-    _lock: threading.RLock
+    攒着的与写着的是两件事：写要等数据库，攒从不等它。
+    """
+
+    _counting: threading.Lock
+    _flushing: threading.RLock
+    _flusher: int | None
     _waiting: list[EventLogEntry]
+    _unrecorded: list[EventLogRecord]
     _deferring: int
-    _flushing: bool
     _made: dict[AssetKey, dict[str, EventLogRecord]]
-    _writing: threading.local
+    _joining: threading.local
 
     @classmethod
     def take_over(cls, storage: PostgresEventLogStorage) -> None:
         """同样的表、同样的状态，换成这里的写法。"""
         storage.__class__ = cls
-        storage.__dict__.update(_lock=threading.RLock(), _waiting=[], _deferring=0, _flushing=False, _made={}, _writing=threading.local())
+        storage.__dict__.update(_counting=threading.Lock(), _flushing=threading.RLock(), _flusher=None, _joining=threading.local())
+        storage.__dict__.update(_waiting=[], _unrecorded=[], _deferring=0, _made={})
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
@@ -134,72 +121,141 @@ class LeanEventLogStorage(PostgresEventLogStorage):
 
         进程这时死去，丢的是最后四分之一秒的日志；运行的状态与写进表里的数据从不在其中。
         """
-        with self._lock:
+        with self._counting:
             self._deferring += 1
         try:
             yield
         finally:
-            with self._lock:
+            with self._counting:
                 self._deferring -= 1
-                self._made.clear()
-            self.flush()
+            self._made.clear()
+            try:
+                self.flush()
+            except BaseException:
+                self._give_up()
+                raise
+
+    def _give_up(self) -> None:
+        """写不成的，没有人再来写；别的线程还在攒，就由它写。"""
+        with self._counting:
+            if not self._deferring:
+                self._waiting.clear()
+                self._unrecorded.clear()
 
     def store_event(self, event: EventLogEntry) -> None:
-        with self._lock:
-            self._waiting.append(event)
-            if not self._deferring or event.dagster_event_type in _URGENT:
-                self.flush()
+        if not self._deferring:
+            self._record(self._insert([event]))
+            return
+        self._waiting.append(event)
+        if event.dagster_event_type in _URGENT:
+            self.flush()
 
     def flush(self) -> None:
-        """写下攒着的，次序照旧；写不成就抛错，还在攒的时候下一次再写。"""
-        with self._lock:
-            if not self._waiting:
-                return
-            events = list(self._waiting)
+        """写下攒着的，次序照旧；写不成就抛错，还在攒的时候下一次再写。谁都可以调用，等数据库的只有调用的人。"""
+        with self._flushing:
+            self._flusher = threading.get_ident()
             try:
-                self._flushing = True
-                ids = self._write(events)
-            except BaseException:
-                if not self._deferring:
-                    self._waiting.clear()
-                raise
+                while events := self._waiting[:_AT_ONCE]:
+                    _write_what_is_accepted(self._insert_waiting, events, self._replace)
+                while records := self._unrecorded[:_AT_ONCE]:
+                    _write_what_is_accepted(self._record_waiting, records, self._leave_unrecorded)
             finally:
-                self._flushing = False
-            self._waiting.clear()
-            for event, event_id in zip(events, ids, strict=True):
-                self._remember(event, event_id)
+                self._flusher = None
+
+    def _insert_waiting(self, events: Sequence[EventLogEntry]) -> None:
+        records = self._insert(events)
+        del self._waiting[: len(events)]
+        self._unrecorded += records
+        for record in records:
+            self._remember(record)
+
+    def _record_waiting(self, records: Sequence[EventLogRecord]) -> None:
+        self._record(records)
+        del self._unrecorded[: len(records)]
+
+    def _replace(self, event: EventLogEntry, error: Exception) -> None:
+        """内容写不下的事件，换成说明它的一行日志：一个坏的不连累别的。"""
+        self._insert([_line_about(event, error, "could not be stored")])
+        del self._waiting[0]
+
+    def _leave_unrecorded(self, record: EventLogRecord, error: Exception) -> None:
+        self._insert([_line_about(record.event_log_entry, error, "is stored, but not in the records of its asset")])
+        del self._unrecorded[0]
+
+    def _insert(self, events: Sequence[EventLogEntry]) -> list[EventLogRecord]:
+        """一条语句，自己提交：编号发出去到看得见之间越短，跟着编号读的人漏掉的越少。"""
+        rows = [self._event_to_row(event) for event in events]
+        with self._connect() as connection:
+            ids = connection.scalars(_INSERT, rows).all()
+        return [EventLogRecord(event_id, event) for event_id, event in zip(ids, events, strict=True)]
+
+    def _record(self, records: Sequence[EventLogRecord]) -> None:
+        """事件之外它们还要写的：标签一条语句，每个资产一条，每个检查一条。"""
+        of_assets = [record for record in records if _is_of_asset(record.event_log_entry)]
+        of_checks = [record for record in records if record.event_log_entry.dagster_event_type in ASSET_CHECK_EVENTS]
+        if not of_assets and not of_checks:
+            return
+        with self.index_transaction() as connection:
+            entries, ids = [record.event_log_entry for record in of_assets], [record.storage_id for record in of_assets]
+            self._store_asset_event_tags(connection, entries, ids)
+            self._update_assets(connection, of_assets)
+            with self._joined(connection):
+                for record in of_checks:
+                    self.store_asset_check_event(record.event_log_entry, record.storage_id)
+
+    def _update_assets(self, connection: sa.Connection, records: Sequence[EventLogRecord]) -> None:
+        """一个资产一行，合起来是一个一个写的结果；次序固定，几个进程同时写不会互相锁死。"""
+        newest = {(_asset_of(record), record.event_log_entry.dagster_event_type): record for record in records}
+        rows: dict[str, dict[str, Any]] = {}
+        for (asset_key, _), record in sorted(newest.items(), key=lambda item: item[1].storage_id):
+            values = self._get_asset_entry_values(record.event_log_entry, record.storage_id, self.has_secondary_index(ASSET_KEY_INDEX_COLS))
+            rows.setdefault(asset_key, {"asset_key": asset_key}).update(values)
+        for _, row in sorted(rows.items()):
+            execute_compiled(connection, _upsert_asset(tuple(row)), row)
 
     def _flush_made(self) -> None:
         """攒着的物化谁要读就先写下；别的事件接着攒。"""
-        with self._lock:
-            if not self._flushing and any(event.dagster_event_type in _READ_BACK for event in self._waiting):
-                self.flush()
+        if self._flusher == threading.get_ident():
+            return
+        if self._unrecorded or any(event.dagster_event_type in _READ_BACK for event in self._waiting):
+            self.flush()
 
     def _connect(self) -> AbstractContextManager[sa.Connection]:
         self._flush_made()
         return super()._connect()
 
-    def _remember(self, event: EventLogEntry, event_id: int) -> None:
+    def _remember(self, record: EventLogRecord) -> None:
         """记住这个运行物化的分区：下一步要写下上游的版本，不必为刚写的再查几次。"""
-        made = event.asset_materialization
+        made = record.event_log_entry.asset_materialization
         if self._deferring and made is not None and made.partition is not None:
-            self._made.setdefault(made.asset_key, {})[made.partition] = EventLogRecord(event_id, event)
+            self._made.setdefault(made.asset_key, {})[made.partition] = record
 
     def get_asset_records(self, asset_keys: Sequence[AssetKey] | None = None) -> Sequence[AssetRecord]:
         """这个运行里刚物化的，只给出它最近的物化：运行之中只有记上游版本的一处来问。"""
         self._flush_made()
         made = [(key, self._made.get(key)) for key in asset_keys or ()]
         if not made or not all(partitions for _, partitions in made):
-            return super().get_asset_records(asset_keys)
+            return [self._with_observation(record) for record in super().get_asset_records(asset_keys)]
         newest = [(key, max(partitions.values(), key=lambda record: record.storage_id)) for key, partitions in made if partitions]
         return [
             AssetRecord(storage_id=record.storage_id, asset_entry=AssetEntry(asset_key=key, last_materialization_record=record))
             for key, record in newest
         ]
 
-    def _get_latest_materialization_records(self, raw_asset_rows: Sequence[Any]) -> Mapping[AssetKey, EventLogRecord | None]:
-        """一行也没有时 Dagster 照样去事件里找：外部的来源从没有行，每个运行都要问到。"""
-        return super()._get_latest_materialization_records(raw_asset_rows) if raw_asset_rows else {}
+    def _with_observation(self, record: AssetRecord) -> AssetRecord:
+        """没有物化过的，版本是最近一次观察的；没有记录的来源也没有观察，不必像 Dagster 那样每一步为它们各查一次。"""
+        entry = record.asset_entry
+        if entry.last_materialization_record is not None:
+            return record
+        observed = next(iter(self.fetch_observations(entry.asset_key, limit=1).records), None)
+        entry = AssetEntry(
+            asset_key=entry.asset_key,
+            last_run_id=entry.last_run_id,
+            asset_details=entry.asset_details,
+            cached_status=entry.cached_status,
+            last_observation_record=observed,
+        )
+        return AssetRecord(storage_id=record.storage_id, asset_entry=entry)
 
     def fetch_materializations(
         self, records_filter: AssetKey | AssetRecordsFilter, limit: int, cursor: str | None = None, ascending: bool = False
@@ -237,46 +293,22 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         tags = {partition: self._tags_for_asset_event(made[partition].event_log_entry) for partition in asset_partitions}
         return {partition: {key: own[key] for key in tag_keys} for partition, own in tags.items() if own.keys() >= set(tag_keys)}
 
-    def _write(self, events: Sequence[EventLogEntry]) -> Sequence[int]:
-        with self._engine.connect().execution_options(isolation_level="READ COMMITTED") as connection, connection.begin():
-            ids = connection.scalars(_INSERT, [self._event_to_row(event) for event in events]).all()
-            for event, event_id in zip(events, ids, strict=True):
-                if event.dagster_event_type in ASSET_EVENTS and event.get_dagster_event().asset_key is not None:
-                    self._store_asset_event_tags(connection, [event], [event_id])
-                    self._store_asset_event(connection, event, event_id)
-                if event.dagster_event_type in ASSET_CHECK_EVENTS:
-                    with self._joined(connection):
-                        self.store_asset_check_event(event, event_id)
-        return ids
-
     @contextmanager
     def _joined(self, connection: sa.Connection) -> Iterator[None]:
-        self._writing.connection = connection
+        self._joining.connection = connection
         try:
             yield
         finally:
-            del self._writing.connection
+            del self._joining.connection
 
     def index_connection(self) -> AbstractContextManager[sa.Connection]:
-        """检查的记录与它的事件在同一个事务里写；Dagster 在那里自己借连接。"""
-        writing = getattr(self._writing, "connection", None)
-        return nullcontext(writing) if writing is not None else super().index_connection()
-
-    def _store_asset_event(self, conn: sa.Connection, event: EventLogEntry, event_id: int) -> None:
-        """同样的 upsert，只编译一次：带 ON CONFLICT 的语句 SQLAlchemy 不放进缓存。"""
-        occurred = event.get_dagster_event()
-        if occurred.asset_key is None:
-            return
-        values = self._get_asset_entry_values(event, event_id, self.has_secondary_index(ASSET_KEY_INDEX_COLS))
-        row = {"asset_key": occurred.asset_key.to_string(), **values}
-        execute_compiled(conn, _upsert_asset(tuple(row)), row)
+        """检查的记录与资产的在同一个事务里写，再写一次也不会重；Dagster 在那里自己借连接。"""
+        joining = getattr(self._joining, "connection", None)
+        return nullcontext(joining) if joining is not None else super().index_connection()
 
     @property
     def asset_records_have_last_observation(self) -> bool:
-        """没有观察的记录可找：代码里的外部资产都不可观察，每一步却要为它们各查一次。"""
-        return True
-
-    def has_asset_key_col(self, column_name: str) -> bool:  # noqa: ARG002  # 签名照 Dagster 的
+        """get_asset_records 给出它们。"""
         return True
 
     def _has_asset_key_col_on_connection(self, conn: Any, column_name: str) -> bool:  # noqa: ARG002  # 签名照 Dagster 的
@@ -289,9 +321,48 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         return table_name in found
 
 
-@lru_cache(maxsize=32)
-def _parse_run(body: str) -> DagsterRun:
-    return deserialize_value(body, DagsterRun)
+def _write_what_is_accepted(
+    write: Callable[[Sequence[_Item]], None], items: Sequence[_Item], refuse: Callable[[_Item, Exception], None]
+) -> None:
+    """一起写；其中有内容写不下的，就对半分开再写，直到只剩它自己。"""
+    try:
+        write(items)
+    except Exception as error:
+        if not _is_about_content(error):
+            raise
+        if len(items) == 1:
+            refuse(items[0], error)
+            return
+        half = len(items) // 2
+        for part in (items[:half], items[half:]):
+            _write_what_is_accepted(write, part, refuse)
+
+
+def _is_about_content(error: Exception) -> bool:
+    """是写的内容不行；数据库不在、没有表、没有权、有锁，都与内容无关，以后再写。"""
+    if isinstance(error, sa.exc.DBAPIError):
+        return str(getattr(error.orig, "pgcode", None))[:2] in _CONTENT_SQLSTATES
+    own = ValueError, TypeError, ArithmeticError, RecursionError, sa.exc.StatementError, DagsterInvariantViolationError
+    return isinstance(error, own)
+
+
+def _line_about(event: EventLogEntry, error: Exception, what: str) -> EventLogEntry:
+    kind = event.dagster_event_type.value if event.dagster_event_type else "log line"
+    made = event.dagster_event.asset_key if event.dagster_event else None
+    about = f"{kind} of {made.to_user_string()}" if made else kind
+    reason = str(error).partition("\n")[0]
+    text = f"{about} {what}: {type(error).__name__}: {reason}. What the run wrote to its tables is not affected."
+    return event._replace(level=logging.ERROR, user_message=text, timestamp=time.time(), step_key=None, error_info=None, dagster_event=None)
+
+
+def _is_of_asset(event: EventLogEntry) -> bool:
+    return event.dagster_event_type in ASSET_EVENTS and event.get_dagster_event().asset_key is not None
+
+
+def _asset_of(record: EventLogRecord) -> str:
+    asset_key = record.event_log_entry.get_dagster_event().asset_key
+    assert asset_key is not None  # noqa: S101  # 由 _is_of_asset 选出
+    return asset_key.to_string()
 
 
 @lru_cache(maxsize=8)
@@ -311,6 +382,9 @@ _RUN = sa.select(*RunsTable.c["id", "run_body", "status", "create_timestamp", "u
     RunsTable.c.run_id == sa.bindparam("of_run")
 )
 _INSERT = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
+_AT_ONCE = 500
+"""SQLAlchemy 一条 INSERT 至多一千行：再多就是几条，各自提交。"""
+_CONTENT_SQLSTATES = {"22", "23", "54"}
 _URGENT = PIPELINE_EVENTS - {DagsterEventType.RUN_START}
 """运行的状态说完了，它的事件就该都在。"""
 _READ_BACK = {DagsterEventType.ASSET_MATERIALIZATION, DagsterEventType.ASSET_OBSERVATION}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from uuid import uuid4
 
@@ -15,25 +19,36 @@ import sqlalchemy as sa
 from dagster import (
     AssetCheckEvaluation,
     AssetCheckKey,
+    AssetExecutionContext,
     AssetKey,
     AssetMaterialization,
+    AssetObservation,
     AssetRecordsFilter,
+    AssetSpec,
     DagsterEvent,
     DagsterEventType,
     DagsterInstance,
     DagsterRun,
+    DagsterRunStatus,
     EventLogEntry,
+    EventLogRecord,
     RunsFilter,
+    asset,
+    materialize,
 )
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationPlanned
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
-from dagster._core.events import StepMaterializationData
-from dagster_postgres import PostgresRunStorage
+from dagster._core.events import AssetMaterializationPlannedData, AssetObservationData, StepMaterializationData
+from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage
+from dagster_shared.serdes import deserialize_value
 
 from bridge import dagster_adapter
-from bridge.dagster_adapter import deferring_events, flush_events, open_instance
+from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
+from bridge.dagster_adapter import CodeLocation, deferring_events, flush_events, open_instance
 from bridge.dagster_internals import EVENT_TYPE_TO_PIPELINE_RUN_STATUS, context_creation_job
 from bridge.lean_storage import LeanEventLogStorage
 from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
+from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import build_engine
 from etl_assets.core.settings import EtlSettings
 from etl_assets.testing.databases import cloned_database
@@ -147,6 +162,20 @@ def test_events_outlast_a_database_that_is_away_for_a_moment(instance: DagsterIn
     assert stored(engine, run_id) == names(*LATER, DagsterEventType.STEP_RESTARTED)
 
 
+def test_what_could_not_be_written_until_a_run_is_over_does_not_come_back_in_the_next(instance: DagsterInstance, engine: sa.Engine) -> None:
+    first, second = str(uuid4()), str(uuid4())
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE dagster.event_logs RENAME TO event_logs_away")
+    with pytest.raises(sa.exc.DBAPIError), deferring_events(instance):
+        happens(instance, first, *LATER)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE dagster.event_logs_away RENAME TO event_logs")
+    with deferring_events(instance):
+        happens(instance, second, *LATER)
+    assert stored(engine, first) == []
+    assert stored(engine, second) == names(*LATER)
+
+
 def test_what_a_run_made_is_known_without_asking_and_is_what_is_stored(instance: DagsterInstance) -> None:
     key, made = AssetKey("orders"), DagsterEventType.ASSET_MATERIALIZATION
     storage = instance.event_log_storage
@@ -203,23 +232,222 @@ def test_a_run_is_found_as_the_stock_storage_finds_it(instance: DagsterInstance)
     assert instance.run_storage.get_run_records(elsewhere, 1) == []
 
 
-def test_record_of_a_check_is_written_with_its_event_or_not_at_all(instance: DagsterInstance, engine: sa.Engine) -> None:
+def test_record_of_a_check_that_could_not_be_written_is_written_later_and_once(instance: DagsterInstance, engine: sa.Engine) -> None:
     run_id, check = str(uuid4()), AssetCheckKey(AssetKey("orders"), "accounting")
     evaluation = AssetCheckEvaluation(asset_key=check.asset_key, check_name=check.name, passed=True, partition="2026-01-05")
     event = DagsterEvent(DagsterEventType.ASSET_CHECK_EVALUATION.value, "etl", step_key="orders", event_specific_data=evaluation)
-    entry = log_entry(run_id, event)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("ALTER TABLE dagster.asset_check_executions RENAME evaluation_event TO away")
     with deferring_events(instance):
-        instance.handle_new_event(entry)
-        with pytest.raises(sa.exc.DBAPIError):
-            flush_events(instance)
-        assert stored(engine, run_id) == []
+        instance.handle_new_event(log_entry(run_id, event))
+        happens(instance, run_id, DagsterEventType.ASSET_MATERIALIZATION)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE dagster.asset_check_executions RENAME evaluation_event TO away")
+        for _ in range(2):
+            with pytest.raises(sa.exc.DBAPIError):
+                flush_events(instance)
         with engine.begin() as connection:
             connection.exec_driver_sql("ALTER TABLE dagster.asset_check_executions RENAME away TO evaluation_event")
-    assert stored(engine, run_id) == names(DagsterEventType.ASSET_CHECK_EVALUATION)
+    assert stored(engine, run_id) == names(DagsterEventType.ASSET_CHECK_EVALUATION, DagsterEventType.ASSET_MATERIALIZATION)
     (record,) = instance.event_log_storage.get_asset_check_execution_history(check, limit=10)
     assert record.run_id == run_id
+    assert tags_of(engine, run_id) == ["7"]
+
+
+def test_events_are_seen_while_the_record_of_their_asset_waits_for_another_run(instance: DagsterInstance, engine: sa.Engine) -> None:
+    """跟着编号读的人（感应器、网页）不等：编号发出去而还看不见的时候，他们会越过它。"""
+    run_id, made = str(uuid4()), DagsterEventType.ASSET_MATERIALIZATION
+    happens(instance, str(uuid4()), made)
+    with ThreadPoolExecutor(1) as threads, deferring_events(instance):
+        happens(instance, run_id, *LATER, made)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("SELECT FROM dagster.asset_keys FOR UPDATE")
+            flushing = threads.submit(flush_events, instance)
+            wait_for_a_lock(engine, "asset_keys")
+            seen = stored(engine, run_id)
+        flushing.result(timeout=10)
+    assert seen == names(*LATER, made)
+
+
+def test_many_materializations_are_one_insert_one_of_tags_and_one_row_of_the_asset(instance: DagsterInstance) -> None:
+    with deferring_events(instance):
+        happens(instance, str(uuid4()), *[DagsterEventType.STEP_START, *[DagsterEventType.ASSET_MATERIALIZATION] * 30])
+        with sa_statements(instance) as asked:
+            flush_events(instance)
+    assert [statement.split("(")[0].strip() for statement in asked] == [
+        "INSERT INTO event_logs",
+        "INSERT INTO asset_event_tags",
+        "INSERT INTO asset_keys",
+    ]
+
+
+def test_the_row_of_an_asset_is_what_the_stock_storage_would_have_written(instance: DagsterInstance, engine: sa.Engine) -> None:
+    """一批里先计划、再物化、再计划、再观察，合成一次写，与一个一个写的一样。"""
+    storage, rows = instance.event_log_storage, {}
+    for name in ("batched", "stock"):
+        key = AssetKey(f"row_{name}")
+        entries = [
+            log_entry("11111111-0000-4000-8000-000000000001", materialization_planned(key)),
+            log_entry("11111111-0000-4000-8000-000000000001", materialized(key, tags={"batch": "1"})),
+            log_entry("11111111-0000-4000-8000-000000000002", materialization_planned(key)),
+            log_entry("11111111-0000-4000-8000-000000000003", observed(key)),
+        ]
+        entries = [entry._replace(timestamp=1_800_000_000.0 + second) for second, entry in enumerate(entries)]
+        with deferring_events(instance):
+            for entry in entries:
+                storage.store_event(entry) if name == "batched" else PostgresEventLogStorage.store_event(storage, entry)
+        with engine.connect() as connection:
+            query = sa.text("SELECT * FROM dagster.asset_keys WHERE asset_key = :key")
+            row = dict(connection.execute(query, {"key": key.to_string()}).mappings().one())
+        last = deserialize_value(row.pop("last_materialization"), EventLogRecord)
+        rows[name] = {column: row[column] for column in ("last_run_id", "last_materialization_timestamp", "asset_details")}
+        rows[name] |= {"made_by": last.run_id, "made_at": last.timestamp}
+    assert rows["batched"] == rows["stock"]
+
+
+def test_a_run_that_says_what_cannot_be_stored_ends_as_it_should(instance: DagsterInstance, engine: sa.Engine) -> None:
+    """分区里有 NUL 的物化 PostgreSQL 不收：别的事件都在，次序照旧，运行不会停在 STARTED。"""
+
+    @asset
+    def thing() -> None:
+        context = AssetExecutionContext.get()
+        context.log.info("before")
+        context.log_event(AssetMaterialization("thing", partition="bad\0partition"))
+        context.log.info("after")
+        raise ValueError("said by the asset")
+
+    with deferring_events(instance):
+        result = materialize([thing], instance=instance, raise_on_error=False)
+    run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert run.status is DagsterRunStatus.FAILURE
+    logs = instance.all_logs(result.run_id)
+    messages = [entry.user_message for entry in logs]
+    (refused,) = [entry for entry in logs if "could not be stored" in entry.user_message]
+    assert refused.level == logging.ERROR
+    assert "ASSET_MATERIALIZATION of thing" in refused.user_message
+    assert "NUL" in refused.user_message
+    assert messages.index("before") < messages.index(refused.user_message) < messages.index("after")
+    ends = [DagsterEventType.STEP_FAILURE.value, DagsterEventType.RUN_FAILURE.value]
+    assert [kind for kind in stored(engine, result.run_id) if kind in ends] == ends
+
+
+@pytest.mark.parametrize("refused", ["tag", "duplicate check"])
+def test_an_event_whose_records_are_refused_does_not_stop_those_of_others(
+    instance: DagsterInstance, engine: sa.Engine, refused: str
+) -> None:
+    run_id, check = str(uuid4()), AssetCheckKey(AssetKey("orders"), f"twice {uuid4()}")
+    if refused == "tag":
+        bad = [log_entry(run_id, materialized(AssetKey("orders"), tags={DATA_VERSION_TAG: "7\0"}))]
+    else:  # Dagster 自己报错：一个检查计划了两次
+        planned = AssetCheckEvaluationPlanned(asset_key=check.asset_key, check_name=check.name)
+        evaluation = AssetCheckEvaluation(asset_key=check.asset_key, check_name=check.name, passed=True)
+        kinds = [(DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED, planned)] * 2 + [(DagsterEventType.ASSET_CHECK_EVALUATION, evaluation)]
+        bad = [log_entry(run_id, DagsterEvent(kind.value, "etl", step_key="orders", event_specific_data=data)) for kind, data in kinds]
+    with deferring_events(instance):
+        happens(instance, run_id, DagsterEventType.ASSET_MATERIALIZATION)
+        for entry in bad:
+            instance.handle_new_event(entry)
+        happens(instance, run_id, DagsterEventType.ASSET_MATERIALIZATION, DagsterEventType.STEP_RESTARTED)
+    assert len([kind for kind in stored(engine, run_id) if kind is not None]) == len(bad) + 3
+    (line,) = [entry for entry in instance.all_logs(run_id) if "not in the records" in entry.user_message]
+    assert line.level == logging.ERROR
+    assert tags_of(engine, run_id) == ["7", "7"]
+
+
+def test_outside_a_run_a_refused_event_is_an_error_of_its_writer(instance: DagsterInstance) -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        instance.handle_new_event(log_entry(str(uuid4()), materialized(AssetKey("orders"), partition="\0")))
+
+
+def test_a_run_goes_on_saying_things_while_its_log_is_locked(instance: DagsterInstance, engine: sa.Engine) -> None:
+    """CREATE INDEX 锁着 event_logs：写日志的心跳等着，运行不等。"""
+    run_id = str(uuid4())
+    with ThreadPoolExecutor(2) as threads, deferring_events(instance):
+        happens(instance, run_id, DagsterEventType.STEP_START)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("LOCK TABLE dagster.event_logs IN SHARE MODE")
+            flushing = threads.submit(flush_events, instance)
+            wait_for_a_lock(engine, "event_logs")
+            threads.submit(happens, instance, run_id, DagsterEventType.STEP_RESTARTED).result(timeout=5)
+            assert not flushing.done()
+        flushing.result(timeout=10)
+    assert stored(engine, run_id) == names(DagsterEventType.STEP_START, DagsterEventType.STEP_RESTARTED)
+
+
+@pytest.mark.parametrize("deleted", ["run wipe", "plans"])
+def test_a_warm_worker_makes_runs_after_the_history_is_wiped(instance: DagsterInstance, engine: sa.Engine, deleted: str) -> None:
+    location = CodeLocation(module=CODE_MODULE, attribute="defs", location_name=LOCATION_NAME)
+    day = DayRange(date(2026, 1, 5), date(2026, 1, 5))
+    create = partial(location.create_run, instance, job_name=JOB_NAME, assets=["orders"], days=day, tags={})
+    before = create(run_id=str(uuid4()))
+    assert before.execution_plan_snapshot_id is not None
+    assert instance.get_execution_plan_snapshot(before.execution_plan_snapshot_id) is not None
+    if deleted == "run wipe":
+        subprocess.run([sys.executable, "-P", "-m", "dagster", "run", "wipe", "--force"], check=True, capture_output=True)
+        assert instance.get_run_by_id(before.run_id) is None
+    else:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM dagster.snapshots WHERE snapshot_type = 'EXECUTION_PLAN'")
+    after = create(run_id=str(uuid4()))
+    assert instance.get_run_by_id(after.run_id) is not None
+    query = sa.text("SELECT count(*) FROM dagster.snapshots WHERE snapshot_id IN (:job, :plan)")
+    with engine.connect() as connection:
+        assert connection.scalar(query, {"job": after.job_snapshot_id, "plan": after.execution_plan_snapshot_id}) == 2
+
+
+def test_an_observation_from_outside_is_an_input_version(instance: DagsterInstance) -> None:
+    """外围应用报告来源的版本：读它的资产记下这个版本，与原样的存储一样。"""
+    source = AssetKey(f"source_{uuid4().hex}")
+
+    @asset(deps=[source])
+    def reads_it() -> None: ...
+
+    with DagsterInstance.get() as outside:
+        outside.report_runless_asset_event(AssetObservation(source, tags={DATA_VERSION_TAG: "from outside"}))
+        (observed_there,) = outside.fetch_observations(source, limit=1).records
+    with deferring_events(instance):
+        assert materialize([reads_it, AssetSpec(source)], instance=instance, selection=[reads_it]).success
+    latest = instance.get_latest_materialization_event(AssetKey("reads_it"))
+    assert latest is not None
+    assert latest.asset_materialization is not None
+    assert latest.asset_materialization.tags is not None
+    assert latest.asset_materialization.tags[f"dagster/input_data_version/{source.path[0]}"] == "from outside"
+    assert latest.asset_materialization.tags[f"dagster/input_event_pointer/{source.path[0]}"] == str(observed_there.storage_id)
+
+
+def materialized(key: AssetKey, *, partition: str = "2026-01-05", tags: dict[str, str] | None = None) -> DagsterEvent:
+    made = AssetMaterialization(key, partition=partition, tags=tags)
+    kind = DagsterEventType.ASSET_MATERIALIZATION.value
+    return DagsterEvent(kind, "etl", step_key="orders", event_specific_data=StepMaterializationData(made))
+
+
+def materialization_planned(key: AssetKey) -> DagsterEvent:
+    kind = DagsterEventType.ASSET_MATERIALIZATION_PLANNED.value
+    return DagsterEvent(kind, "etl", step_key="orders", event_specific_data=AssetMaterializationPlannedData(key))
+
+
+def observed(key: AssetKey) -> DagsterEvent:
+    kind = DagsterEventType.ASSET_OBSERVATION.value
+    return DagsterEvent(kind, "etl", step_key="orders", event_specific_data=AssetObservationData(AssetObservation(key)))
+
+
+def tags_of(engine: sa.Engine, run_id: str) -> list[str]:
+    query = "SELECT value FROM dagster.asset_event_tags JOIN dagster.event_logs ON event_id = event_logs.id WHERE run_id = :run_id"
+    with engine.connect() as connection:
+        return list(connection.scalars(sa.text(query), {"run_id": run_id}))
+
+
+def wait_for_a_lock(engine: sa.Engine, table: str) -> None:
+    """直到有语句在等这个表或它的行的锁。"""
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE :on_table AND pid <> pg_backend_pid()"
+    )
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with engine.connect() as connection:
+            if connection.scalar(waiting, {"on_table": f"%{table}%"}):
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"nothing waits for {table}")
 
 
 @contextmanager
