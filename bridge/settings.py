@@ -42,6 +42,7 @@ class BridgeSettings(BaseSettings):
     task_ack_wait_seconds: float = Field(default=30.0, ge=0.5, le=3_600, description="a silent worker's tasks go to another after this")
     task_max_attempts: int = Field(default=5, ge=1, le=1_000)
     worker_lanes: Annotated[tuple[Lane, ...], NoDecode] = Field(default=LANES, min_length=1, description="lanes that a worker serves")
+    ui_hosts: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description="host names of reverse proxies before the UI")
     lease_seconds: int = Field(default=10, ge=3, le=3_600, description="a silent worker's run goes to another after this")
     cancel_grace_seconds: float = Field(
         default=10.0, ge=0.1, le=3_600, description="a cancelled run that is not over by then loses its process"
@@ -60,9 +61,9 @@ class BridgeSettings(BaseSettings):
                 raise ValueError("must look like nats://user:password@host:4222")
         return value
 
-    @field_validator("worker_lanes", mode="before")
+    @field_validator("worker_lanes", "ui_hosts", mode="before")
     @classmethod
-    def _split_lanes(cls, value: Any) -> Any:
+    def _split_list(cls, value: Any) -> Any:
         return tuple(_split(value)) if isinstance(value, str) else value
 
     def own_name(self, name: str) -> str:

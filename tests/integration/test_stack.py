@@ -320,7 +320,7 @@ def test_addresses_of_a_killed_stack_do_not_count(tmp_path: Path, database_url: 
 
 
 def test_real_application_is_one_code_server_ui_daemon_listener_and_workers(tmp_path: Path) -> None:
-    plan = ApplicationPlan(environment={}, workspace=tmp_path / "workspace.yaml", code_server_port=1, ui_port=2, workers=3)
+    plan = ApplicationPlan(environment={}, workspace=tmp_path / "workspace.yaml", code_server_port=1, ui_descriptor=2, workers=3)
 
     services = {service.name: service.after for service in application_services(plan)}
 
