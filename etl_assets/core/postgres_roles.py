@@ -19,7 +19,7 @@ DO $$ BEGIN
         SET SESSION AUTHORIZATION dayline_superuser;
         DROP ROLE dayline_renaming;
         CREATE ROLE etl LOGIN CREATEDB CREATEROLE;
-        GRANT pg_checkpoint TO etl;
+        GRANT pg_monitor, pg_checkpoint TO etl;
         EXECUTE format('ALTER ROLE etl PASSWORD %L', (SELECT rolpassword FROM pg_authid WHERE oid = 10));
         ALTER ROLE dayline_superuser NOLOGIN PASSWORD NULL;
     END IF;

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium on PATH: install it (apt install chromium) to test the UI in a browser"
 )
 
-_QUIET = (
+QUIET = (
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -43,7 +43,7 @@ Shoot = Callable[[str], None]
 def page(stack: StackAddresses, stack_settings: EtlSettings) -> Iterator[Page]:
     """浏览器与用户在同一个时区：网页只列到浏览器的今天。"""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_QUIET))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         page = browser.new_page(base_url=stack.ui_url, viewport={"width": 1500, "height": 950}, timezone_id=stack_settings.timezone)
         page.set_default_timeout(_PATIENCE_MILLISECONDS)
         expect.set_options(timeout=_PATIENCE_MILLISECONDS)
