@@ -102,7 +102,7 @@ def elsewhere(stack: StackAddresses) -> Iterator[str]:
     )
 
     class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802  # 标准库规定的名字
+        def do_GET(self) -> None:  # 标准库规定的名字
             self.send_response(200)
             self.send_header("Content-Type", "text/html")
             self.end_headers()
@@ -118,7 +118,7 @@ def elsewhere(stack: StackAddresses) -> Iterator[str]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: install it (apt install chromium) to test the UI in a browser")
-def test_page_of_another_origin_launches_nothing_in_a_browser(stack: StackAddresses, query: Query, elsewhere: str) -> None:
+def test_page_of_another_origin_launches_nothing_in_a_browser(query: Query, elsewhere: str) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         page = browser.new_page()

@@ -264,7 +264,9 @@ def test_log_of_a_running_child_is_rotated_and_its_last_words_stay_right(
     monkeypatch.setattr("etl_assets.core.child_log.ROTATE_BYTES", 100_000)
     log, go_on = tmp_path / "state" / "logs" / "talker.log", tmp_path / "go_on"
     talk = "[print('x' * 99) for _ in range(5000)]; sys.stdout.flush();"
-    end = f"\nwhile not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.02)\nprint('after', flush=True); raise SystemExit('no more room')"
+    end = (
+        f"\nwhile not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.02)\nprint('after', flush=True); raise SystemExit('no more room')"
+    )
     supervisor.supervise([service("talker", "import pathlib, time;" + READY + talk + end)])
     supervisor.wait_until_ready(timeout_seconds=20)
 

@@ -106,7 +106,7 @@ def test_reverse_proxy_is_known_by_its_name_whether_it_hands_on_the_host_or_not(
 def test_websocket_of_another_page_is_closed_before_it_opens(headers: dict[str, str], code: int) -> None:
     opened: list[str] = []
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
         opened.append(scope["type"])
         await send({"type": "websocket.accept"})
 
