@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 
 from bridge.cli.options import with_stack
+from bridge.cli.output import say
 from etl_assets.core.errors import DatabaseUnavailableError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def publish_command(subject: str, event_json: str) -> None:
         problem = error.errors(include_url=False)[0]
         raise InvalidEventError(f"{'.'.join(map(str, problem['loc'])) or 'JSON'}: {problem['msg']}") from error
     stored = asyncio.run(publish_event(subject, event, settings=get_bridge_settings()))
-    click.echo(
+    say(
         f"{event.event_id} stored in {stored.stream} as sequence {stored.sequence}"
         + (" (it was there already)" if stored.duplicate else "")
     )
@@ -97,11 +98,11 @@ def wait_until_done(what: str, read_progress: Callable[[sa.Connection], Progress
                 if progress.handled and progress.done == progress.days:
                     return 0
                 if progress.held:
-                    click.echo(f"error: {progress.held} days of {what} failed for good: {progress.held_reason}", err=True)
+                    say(f"error: {progress.held} days of {what} failed for good: {progress.held_reason}", err=True)
                     return _EXIT_FAILED
                 if progress.handled:
                     problem = f"{progress.done} of {progress.days} days are materialized"
             if time.monotonic() > deadline:
-                click.echo(f"error: {what} is not in the tables after {timeout_seconds:g} s: {problem}", err=True)
+                say(f"error: {what} is not in the tables after {timeout_seconds:g} s: {problem}", err=True)
                 return _EXIT_TIMEOUT
             time.sleep(_POLL_SECONDS)

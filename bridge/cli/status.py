@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from typing import Any
 
 import click
 
 from bridge.cli.options import print_rows, with_stack
+from bridge.cli.output import say, say_json
 from etl_assets.core.database_errors import translated_errors
 
 _WATCH_SECONDS = 2.0
@@ -26,7 +26,7 @@ def status_command(as_json: bool, watch: bool) -> None:
         if watch and not as_json:
             click.clear()
         if as_json:
-            click.echo(json.dumps(report, ensure_ascii=False, indent=None if watch else 2, default=str))
+            say_json(report, indent=None if watch else 2)
         else:
             _print(report)
         if not watch:
@@ -59,4 +59,4 @@ def _print(report: dict[str, Any]) -> None:
         if rows:
             print_rows(rows, list(rows[0]), "table", title=title)
     if report["unpublished_events"]:
-        click.echo(f"{report['unpublished_events']} completion events are not published yet")
+        say(f"{report['unpublished_events']} completion events are not published yet")

@@ -13,6 +13,8 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, Processor
 
+from etl_assets.core.text import escape_invisible
+
 _URL_PASSWORD = re.compile(r"(?P<head>\w+://[^\s:/@]*):[^\s@/]*@")
 
 
@@ -23,6 +25,11 @@ def redact(text: str) -> str:
 
 def _redact_values(_logger: Any, _method: str, event: EventDict) -> EventDict:
     return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _escape_values(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """日志里有别人的文字（事件、死信、子进程的最后一句）：终端上不能起作用。"""
+    return {key: escape_invisible(value, keep="\n\t") if isinstance(value, str) else value for key, value in event.items()}
 
 
 def configure_logging(component: str, *, level: str = "INFO", console: bool | None = None) -> None:
@@ -46,7 +53,10 @@ def configure_logging(component: str, *, level: str = "INFO", console: bool | No
         cache_logger_on_first_use=True,
     )
     rendering: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]  # 缺省的样式会印出局部变量，里面有口令
+        [
+            _escape_values,
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ]  # 缺省的样式会印出局部变量，里面有口令
         if human
         else [structlog.processors.format_exc_info, _redact_values, structlog.processors.JSONRenderer(ensure_ascii=False)]
     )
