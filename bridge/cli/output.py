@@ -17,7 +17,7 @@ from typing import Any
 import click
 from rich.text import Text
 
-from etl_assets.core.text import INVISIBLE, escape_invisible
+from etl_assets.core.text import escape_in_json, escape_invisible
 
 # 全角的在中文的 Excel 里也是公式的开头
 _FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
@@ -30,16 +30,18 @@ def say(text: str = "", *, err: bool = False) -> None:
 
 
 def say_json(value: Any, *, indent: int | None = 2) -> None:
-    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
-    click.echo(INVISIBLE.sub(lambda found: found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1], text))
+    click.echo(escape_in_json(json.dumps(value, ensure_ascii=False, indent=indent, default=str)))
 
 
 def say_csv(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """写到终端上的也是给终端看的。"""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _defused(value) for name, value in record.items()} for record in records)
+    # 缺省的不给回车加引号，而表格软件在回车处另起一行，后面的又是一格的开头
+    minimal, quoted = (csv.DictWriter(buffer, columns, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    minimal.writeheader()
+    for record in records:
+        row = {name: _defused(value) for name, value in record.items()}
+        (quoted if any("\r" in str(value) for value in row.values()) else minimal).writerow(row)
     text = buffer.getvalue()
     click.echo(escape_invisible(text, keep="\n\t") if sys.stdout.isatty() else text, nl=False)
 
