@@ -25,7 +25,7 @@ _POOL_RECYCLE_SECONDS = 3_600
 _POOL_MAX_OVERFLOW = 20
 _LIVE_DATA_POLL_MILLISECONDS = 2_000
 
-logger = get_logger(__name__)
+logger = get_logger("bridge.webserver")  # 以 -m 运行时 __name__ 是 __main__
 
 
 class _Server(uvicorn.Server):

@@ -276,7 +276,8 @@ def old_folder(tmp_path: Path) -> Path:
     with zipfile.ZipFile(next((Path(__file__).parent / "wheels").glob("dayline-0.1*.whl"))) as wheel:
         wheel.extractall(tmp_path / "old")
     folder = tmp_path / "server"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "old")}
+    python_path = os.pathsep.join(filter(None, [str(tmp_path / "old"), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": python_path}
     command = [sys.executable, "-c", START_AND_HOLD, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
         url = read_line(process)

@@ -61,6 +61,21 @@ def test_folder_into_which_others_may_have_put_something_is_refused(tmp_path: Pa
 
 
 @only_root
+def test_group_counts_as_others_when_somebody_else_is_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    (folder / "kept").touch()
+    os.chown(folder, -1, 0)
+    folder.chmod(0o770)
+    create_private_folder(folder)
+    assert mode(folder) == "0o700"
+    os.chown(folder, -1, STRANGER)
+    folder.chmod(0o770)
+    with pytest.raises(SettingsError, match="others may have put files"):
+        create_private_folder(folder)
+
+
+@only_root
 def test_folder_of_another_account_is_refused_as_root_too(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     folder.mkdir(mode=0o700)
