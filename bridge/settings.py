@@ -66,6 +66,13 @@ class BridgeSettings(BaseSettings):
     def _split_list(cls, value: Any) -> Any:
         return tuple(_split(value)) if isinstance(value, str) else value
 
+    @field_validator("ui_hosts")
+    @classmethod
+    def _bare_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in value):
+            raise ValueError("must be host names without scheme and port, such as dagster.example.com")
+        return value
+
     def own_name(self, name: str) -> str:
         """这套安装自己的流、消费者、主题的名字：影子（ETL_TARGET_SCHEMA）用同一台 NATS，事件两边都收到，任务互不相干。
 

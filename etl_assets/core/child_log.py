@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import IO
 
+from etl_assets.core.errors import SettingsError
 from etl_assets.core.private_folder import append_private_file
 
 ROTATE_BYTES = 10 * 1024 * 1024
@@ -36,7 +37,7 @@ def rotate_log(path: Path) -> bool:
         with path.open("rb") as source, append_private_file(old) as target:
             source.seek(size - ROTATE_BYTES)
             shutil.copyfileobj(source, target)
-    except OSError:
+    except (OSError, SettingsError):
         old.unlink(missing_ok=True)
     os.truncate(path, 0)
     return True

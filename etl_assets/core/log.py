@@ -60,9 +60,7 @@ def configure_logging(component: str, *, level: str = "INFO", console: bool | No
     # 缺省的样式会印出局部变量，里面有口令
     for_people = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     for_programs = structlog.processors.JSONRenderer(_dump_json)
-    rendering: list[Processor] = (
-        [_escape_values, for_people] if human else [structlog.processors.format_exc_info, _redact_values, for_programs]
-    )
+    rendering: list[Processor] = [_escape_values, for_people] if human else [_redact_values, for_programs]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -70,6 +68,7 @@ def configure_logging(component: str, *, level: str = "INFO", console: bool | No
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.EventRenamer("message") if not human else _redact_values,
+                structlog.processors.format_exc_info,
                 *rendering,
             ],
         )

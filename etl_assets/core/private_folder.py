@@ -55,7 +55,10 @@ def check_private_folder(folder: Path, *, guests: Mapping[str, int] = {}) -> Non
             f"others may have put files into {folder}, they can write to it: look what is in there, then `chmod 700 {folder}`, or {_ADVICE}"
         )
     for entry in entries:
-        found = entry.stat(follow_symlinks=False)
+        try:
+            found = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:  # 正在使用它的那个进程刚换掉的
+            continue
         if entry.is_symlink():
             raise SettingsError(f"{entry.path} is a symbolic link, which is not followed: put the thing itself there, or {_ADVICE}")
         if found.st_uid not in (os.geteuid(), 0, guests.get(entry.name)):

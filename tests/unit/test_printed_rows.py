@@ -78,7 +78,10 @@ def test_error_of_a_command_is_escaped(capsys: pytest.CaptureFixture[str], monke
 def test_log_is_escaped_for_people_and_for_programs(capsys: pytest.CaptureFixture[str], console: bool) -> None:
     configure_logging("test", console=console)
     try:
-        get_logger("test").warning("refused", reason=COMMANDS)
+        try:
+            raise EtlError(f"why: {COMMANDS}")
+        except EtlError:
+            get_logger("test").warning("refused", reason=COMMANDS, exc_info=True)
     finally:
         structlog.reset_defaults()
     printed = capsys.readouterr().err
