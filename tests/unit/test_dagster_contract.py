@@ -173,10 +173,10 @@ def test_storages_keep_their_engine_where_the_pool_is_put() -> None:
 def test_our_webserver_does_what_the_command_of_dagster_does() -> None:
     """bridge.webserver 照着 dagster_webserver.cli 的 dagster_webserver 写：缺省值、先后、每一步的参数。"""
     defaults = {parameter.name: parameter.default for parameter in webserver_cli.dagster_webserver.params}
-    assert webserver._STATEMENT_TIMEOUT_MILLISECONDS == defaults["db_statement_timeout"]
-    assert webserver._POOL_RECYCLE_SECONDS == defaults["db_pool_recycle"]
-    assert webserver._POOL_MAX_OVERFLOW == defaults["db_pool_max_overflow"]
-    assert webserver._LIVE_DATA_POLL_MILLISECONDS == defaults["live_data_poll_rate"]
+    assert defaults["db_statement_timeout"] == webserver._STATEMENT_TIMEOUT_MILLISECONDS
+    assert defaults["db_pool_recycle"] == webserver._POOL_RECYCLE_SECONDS
+    assert defaults["db_pool_max_overflow"] == webserver._POOL_MAX_OVERFLOW
+    assert defaults["live_data_poll_rate"] == webserver._LIVE_DATA_POLL_MILLISECONDS
     source = inspect.getsource(webserver_cli)
     steps = ("instance.optimize_for_webserver(", "WorkspaceProcessContext(", "create_app_from_workspace_process_context(", "uvicorn.run(")
     assert all(step in source for step in steps)
