@@ -150,7 +150,8 @@ def _cell(value: object) -> str:
     if not _MARKDOWN.search(text):
         return text
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence} {text} {fence}".replace("|", "\\|")
+    # 写成 \| 的竖线，前面再有一个反斜杠就又断开一格，后面的不再是代码
+    return f"{fence} {text} {fence}".replace("|", r"\x7c")
 
 
 # ---- 账目的检查：一天一个结果，区间的运行也一样 --------------------------------------

@@ -134,7 +134,8 @@ def test_a_day_shows_a_preview_and_how_many_of_each_kind(raw_data: RawData, mate
         ("![](http://x/y.png)", "` ![](http://x/y.png) `"),
         ("www.evil.example", "` www.evil.example `"),
         ("<img src=x>", "` <img src=x> `"),
-        ("a|b\nc\\", r"` a\|b c\ `"),
+        ("a|b\nc\\", r"` a\x7cb c\ `"),
+        ("a\\|![](http://x)", r"` a\\x7c![](http://x) `"),
         ("``x`` \u202e", r"``` ``x`` \u202e ```"),
     ],
 )
