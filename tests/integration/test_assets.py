@@ -122,7 +122,7 @@ def test_a_day_shows_a_preview_and_how_many_of_each_kind(raw_data: RawData, mate
     assert found["leads"]["stage/WON"] == 1
     lines = found["orders"]["preview"].splitlines()
     assert lines[0].startswith("| order_id | customer_nickname |")
-    assert "竖\\|线 换行" in lines[2]
+    assert r"竖\x7c线 换行" in lines[2]
     assert len(lines) == 4
     assert "120.50" in found["customers"]["preview"]
 
