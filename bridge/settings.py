@@ -43,6 +43,7 @@ class BridgeSettings(BaseSettings):
     task_ack_wait_seconds: float = Field(default=30.0, ge=0.5, le=3_600, description="a silent worker's tasks go to another after this")
     task_max_attempts: int = Field(default=5, ge=1, le=1_000)
     worker_lanes: Annotated[tuple[Lane, ...], NoDecode] = Field(default=LANES, min_length=1, description="lanes that a worker serves")
+    ui_hosts: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description="host names of reverse proxies before the UI")
     lease_seconds: int = Field(default=10, ge=3, le=3_600, description="a silent worker's run goes to another after this")
     cancel_grace_seconds: float = Field(
         default=10.0, ge=0.1, le=3_600, description="a cancelled run that is not over by then loses its process"
@@ -61,10 +62,17 @@ class BridgeSettings(BaseSettings):
                 raise ValueError("must look like nats://user:password@host:4222")
         return value
 
-    @field_validator("worker_lanes", mode="before")
+    @field_validator("worker_lanes", "ui_hosts", mode="before")
     @classmethod
-    def _split_lanes(cls, value: Any) -> Any:
+    def _split_list(cls, value: Any) -> Any:
         return tuple(_split(value)) if isinstance(value, str) else value
+
+    @field_validator("ui_hosts")
+    @classmethod
+    def _bare_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in value):
+            raise ValueError("must be host names without scheme and port, such as dagster.example.com")
+        return value
 
     def own_name(self, name: str) -> str:
         """这套安装自己的流、消费者、主题的名字：影子（ETL_TARGET_SCHEMA）用同一台 NATS，事件两边都收到，任务互不相干。

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from etl_assets.core.business_day import DayRange, partition_range
 from etl_assets.core.errors import EtlError, PermanentError
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
+from etl_assets.core.text import escape_invisible
 from etl_assets.dagster_internals import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
 from etl_assets.dagster_internals import AssetCheckEvaluationTargetMaterializationData as TargetMaterialization
 from etl_assets.resources import EtlDatabase
@@ -39,6 +41,7 @@ logger = get_logger(__name__)
 ALLOW_DELETES_TAG = "etl/allow_deletes"
 COUNTED = {"orders": "type", "leads": "stage"}
 _LONGEST_CELL = 60
+_MARKDOWN = re.compile(r"[!-,./:-@\[-`{-~]")  # ASCII 的标点，单独的连字号不算
 ACCOUNTING, REJECTED_ROWS = "accounting", "rejected_rows"
 
 Etl: TypeAlias = Callable[[sa.Engine, EtlSettings, DayRange, RunContext], AssetReport]
@@ -135,9 +138,20 @@ def _preview(report: AssetReport, database: EtlDatabase) -> Mapping[str, Metadat
 
 
 def _cell(value: object) -> str:
-    """一格 Markdown：竖线与换行会撑破表格。"""
-    text = value.isoformat(" ", "seconds") if isinstance(value, datetime) else "" if value is None else str(value)
-    return " ".join(text.replace("|", "\\|").split())[:_LONGEST_CELL]
+    """一格 Markdown：买家的文字照字面显示，不成图、链接、HTML，也撑不破表格。
+
+    有标点的写成代码：反斜杠挡不住网址，网页读完 Markdown 再把文字里的网址变成链接。
+    """
+    if isinstance(value, datetime):
+        return value.isoformat(" ", "seconds")
+    if not isinstance(value, str):
+        return "" if value is None else str(value)
+    text = escape_invisible(" ".join(value.split())[:_LONGEST_CELL])
+    if not _MARKDOWN.search(text):
+        return text
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    # 写成 \| 的竖线，前面再有一个反斜杠就又断开一格，后面的不再是代码
+    return f"{fence} {text} {fence}".replace("|", r"\x7c")
 
 
 # ---- 账目的检查：一天一个结果，区间的运行也一样 --------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 from bridge.code_location import CODE_MODULE, LOCATION_NAME
 from bridge.stack.addresses import StackAddresses
 from bridge.stack.dagster_home import build_dagster_postgres_url, create_dagster_storage, write_workspace
-from bridge.stack.readiness import ReadinessCheck, answers_http, listens_on, started
+from bridge.stack.readiness import Attempt, ReadinessCheck, listens_on, started
 from bridge.stack.supervisor import Service, Supervisor
 from etl_assets.core.child_process import launch
 from etl_assets.core.database_sync import build_engine
@@ -22,6 +23,19 @@ from etl_assets.core.settings import EtlSettings
 
 SCHEMA = "stock_dagster"
 _READY_SECONDS = 120
+
+
+def _answers_http(url: str) -> ReadinessCheck:
+    """GET 返回 200。"""
+
+    def check(_attempt: Attempt) -> bool:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 地址由我们拼成，只指向本机
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    return check
 
 
 @contextmanager
@@ -56,7 +70,7 @@ def stock_dagster(folder: Path, addresses: StackAddresses, environment: dict[str
         supervisor.supervise(
             [
                 service("code-server", code, listens_on(code_port)),
-                service("webserver", web, answers_http(f"{ui_url}/server_info"), after=("code-server",)),
+                service("webserver", web, _answers_http(f"{ui_url}/server_info"), after=("code-server",)),
                 service("daemon", daemon, after=("code-server",)),
             ]
         )

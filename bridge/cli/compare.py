@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from datetime import datetime
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from bridge.cli.options import with_stack
+from bridge.cli.output import cell, say_json
 from bridge.errors import BridgeError
 from etl_assets.core.errors import EtlError
 
@@ -121,7 +120,7 @@ def compare_command(
     if html_file is not None:
         _write(html_file, render_html(comparison))
     if as_json:
-        click.echo(json.dumps(describe(comparison), ensure_ascii=False, indent=2, default=str))
+        say_json(describe(comparison))
     else:
         _print(comparison)
     sys.exit(0 if comparison.equal else 1)
@@ -162,13 +161,13 @@ def _print(comparison: Comparison) -> None:
             if column.differing:
                 largest = "" if column.largest_difference is None else str(column.largest_difference)
                 _add(columns, table.table, column.column, f"{column.differing:,}", largest)
-    console.print(Text(f"left: {request.left}; right: {request.right}; missing: only left; extra: only right"))
+    console.print(cell(f"left: {request.left}; right: {request.right}; missing: only left; extra: only right"))
     console.print(summary)
     if columns.rows:
         console.print(columns)
     for table in comparison.tables:
         _print_samples(console, table)
-    console.print(Text(summarize(comparison)))
+    console.print(cell(summarize(comparison)))
 
 
 def _print_samples(console: Console, table: TableComparison) -> None:
@@ -190,10 +189,10 @@ def _print_samples(console: Console, table: TableComparison) -> None:
 def _table(*headers: str, numbers: Iterable[int] = ()) -> Table:
     table = Table()
     for position, header in enumerate(headers):
-        table.add_column(Text(header), justify="right" if position in numbers else "left", overflow="fold")
+        table.add_column(cell(header), justify="right" if position in numbers else "left", overflow="fold")
     return table
 
 
 def _add(table: Table, *cells: str) -> None:
     """数据里的 [red] 与 :smile: 不是标记。"""
-    table.add_row(*[Text(cell) for cell in cells])
+    table.add_row(*map(cell, cells))

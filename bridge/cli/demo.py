@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bridge.cli.options import print_rows
+from bridge.cli.output import say
 from etl_assets.core.log import configure_logging
 
 if TYPE_CHECKING:
@@ -57,14 +58,14 @@ def demo_command(file: Path | None, profile: str | None, keep: bool) -> None:
         def show(addresses: StackAddresses) -> None:
             nonlocal matches
             os.environ.update(addresses.environment())
-            click.echo(f"The stack is up: {addresses.ui_url}")
+            say(f"The stack is up: {addresses.ui_url}")
             matches = _run(Path(folder), file, loaded)
             if keep:
-                click.echo(f'Look around: {addresses.ui_url}   eval "$(etl env --state-dir {folder}/state)"   Ctrl-C stops it.')
+                say(f'Look around: {addresses.ui_url}   eval "$(etl env --state-dir {folder}/state)"   Ctrl-C stops it.')
                 threading.Event().wait()
             raise KeyboardInterrupt
 
-        click.echo("Starting PostgreSQL, NATS, Dagster, the listener and two workers ...")
+        say("Starting PostgreSQL, NATS, Dagster, the listener and two workers ...")
         stack.run(show)
     sys.exit(0 if matches else 1)
 
@@ -85,7 +86,7 @@ def _run(folder: Path, file: Path | None, profile: Profile | None) -> bool:
     for position, path in enumerate([file] if file else write_batches(folder)):
         # 样例里有一行的店没人认识：只在第一批建店，那一行在后面的批次里
         report = import_and_publish(engine, settings, path, profile=profile, create_shops=position == 0)
-        click.echo(f"Imported {path.name}: {report.rows:,} rows in {report.seconds:.2f} s")
+        say(f"Imported {path.name}: {report.rows:,} rows in {report.seconds:.2f} s")
         if report.import_id is not None:
             import_ids.append(report.import_id)
     columns = (TextColumn("Materializing"), BarColumn(), MofNCompleteColumn(), TextColumn("days"), TimeElapsedColumn())
@@ -95,7 +96,7 @@ def _run(folder: Path, file: Path | None, profile: Profile | None) -> bool:
             engine, settings, import_ids, on_progress=lambda done, total: bar.update(task, completed=done, total=total or None)
         )
     if not finished:
-        click.echo("error: the imports did not reach the tables; see `etl status` and the logs (run with --keep)", err=True)
+        say("error: the imports did not reach the tables; see `etl status` and the logs (run with --keep)", err=True)
         return False
     _print_summary(summarize(engine, settings, asyncio.run(read_completions(get_bridge_settings()))))
     return _check(engine, settings)
@@ -111,6 +112,6 @@ def _check(engine: sa.Engine, settings: EtlSettings) -> bool:
 
     differences = find_differences(engine, settings)
     for difference in differences[:_MAX_DIFFERENCES_SHOWN]:
-        click.echo(f"difference: {difference}", err=True)
-    click.echo("All tables equal the row-by-row reference." if not differences else f"{len(differences)} differences from the reference.")
+        say(f"difference: {difference}", err=True)
+    say("All tables equal the row-by-row reference." if not differences else f"{len(differences)} differences from the reference.")
     return not differences

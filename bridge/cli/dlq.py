@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bridge.cli.options import confirm, print_rows, readable, with_stack
+from bridge.cli.output import say, say_json
 
 if TYPE_CHECKING:
     from bridge.dead_letters import DeadLetter, DeadLetters
@@ -56,9 +57,9 @@ def list_command(reason_contains: str | None, limit: int, as_json: bool) -> None
     found, rows, nearly_full = asyncio.run(read())
     print_rows(rows, _COLUMNS, "json" if as_json else "table", cut="reason")
     if len(found) > limit:
-        click.echo(f"{len(found) - limit} older letters are not shown: --limit {len(found)} shows all", err=True)
+        say(f"{len(found) - limit} older letters are not shown: --limit {len(found)} shows all", err=True)
     for stream, share in nearly_full:
-        click.echo(f"{stream} is {share * 100:.0f} % full, then what belongs there waits: {LETTERS_FULL_REMEDY}", err=True)
+        say(f"{stream} is {share * 100:.0f} % full, then what belongs there waits: {LETTERS_FULL_REMEDY}", err=True)
 
 
 def _row(letters: DeadLetters, letter: DeadLetter) -> dict[str, Any]:
@@ -95,17 +96,17 @@ def show_command(letter_id: str, as_json: bool) -> None:
     if as_json:
         fields = {"letter_id": letter.letter_id, "stored_at": letter.stored_at, "headers": letter.headers}
         content = fields | {"problem": problem, "body": body, "original_bytes": letter.original_bytes}
-        click.echo(json.dumps(content, ensure_ascii=False, indent=2, default=str))
+        say_json(content)
         return
-    click.echo(f"{letter.letter_id}, stored at {readable(letter.stored_at)}")
+    say(f"{letter.letter_id}, stored at {readable(letter.stored_at)}")
     if problem is not None:
-        click.echo(f"This is not a letter of ours and cannot be retried: {problem}")
+        say(f"This is not a letter of ours and cannot be retried: {problem}")
     for name, value in letter.headers.items():
-        click.echo(f"{name}: {_printable(value)}")
+        say(f"{name}: {value}")
     if letter.original_bytes is not None:
-        click.echo(f"The body was cut when it was buried: the first {len(letter.body)} of {letter.original_bytes} bytes.")
-    click.echo()
-    click.echo(_printable(text))
+        say(f"The body was cut when it was buried: the first {len(letter.body)} of {letter.original_bytes} bytes.")
+    say()
+    say(text)
 
 
 @dlq_command.command("retry")
@@ -131,10 +132,10 @@ def retry_command(letter_ids: tuple[str, ...], everything: bool, reason_contains
                     stored = await letters.retry(letter.letter_id)
                 except LetterError as error:
                     refused += 1
-                    click.echo(f"error: {error}", err=True)
+                    say(f"error: {error}", err=True)
                 else:
-                    click.echo(f"{letter.letter_id} is back on {letter.subject}: {stored.stream} sequence {stored.seq}")
-        click.echo(f"{len(chosen) - refused} of {len(chosen)} letters put back", err=True)
+                    say(f"{letter.letter_id} is back on {letter.subject}: {stored.stream} sequence {stored.seq}")
+        say(f"{len(chosen) - refused} of {len(chosen)} letters put back", err=True)
         return refused
 
     if asyncio.run(retry()):
@@ -160,12 +161,12 @@ def drop_command(letter_ids: tuple[str, ...], everything: bool, reason_contains:
         async with DeadLetters(get_bridge_settings()) as letters:
             for letter in chosen:
                 await letters.drop(letter)
-                click.echo(f"dropped {letter.letter_id}: {_printable(letter.subject)}: {_printable(letter.reason)}")
+                say(f"dropped {letter.letter_id}: {letter.subject}: {letter.reason}")
 
     chosen = asyncio.run(choose())
     confirm(f"Delete {len(chosen)} dead letters for good?", yes=yes or not chosen)
     asyncio.run(drop(chosen))
-    click.echo(f"{len(chosen)} letters dropped", err=True)
+    say(f"{len(chosen)} letters dropped", err=True)
 
 
 def _check_choice(letter_ids: tuple[str, ...], everything: bool, reason_contains: str | None) -> None:
@@ -180,8 +181,3 @@ async def _choose(letters: DeadLetters, letter_ids: Sequence[str], reason_contai
     if letter_ids:
         return [await letters.find(letter_id) for letter_id in dict.fromkeys(letter_ids)]
     return await letters.matching(reason_contains=reason_contains)
-
-
-def _printable(text: str) -> str:
-    """毒消息里什么都可能有：控制字符不能送到终端去。"""
-    return "".join(char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bridge.cli.options import with_stack
+from bridge.cli.output import cell, say_json
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
@@ -31,7 +31,7 @@ def doctor_command(as_json: bool) -> None:
     for finding in examine(get_engine(), get_settings(), get_bridge_settings(), state_dir=default_state_dir()):
         findings.append(finding)
         if not as_json:
-            console.print(Text(f"{finding.state:8}", _STYLES[finding.state]), Text(f"{finding.check}: {finding.says}"))
+            console.print(Text(f"{finding.state:8}", _STYLES[finding.state]), cell(f"{finding.check}: {finding.says}"))
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
+        say_json([asdict(finding) for finding in findings])
     sys.exit(1 if any(finding.state == "error" for finding in findings) else 0)

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 
 from bridge.cli.options import with_stack
+from bridge.cli.output import say
 from etl_assets.core.errors import DatabaseUnavailableError, EtlError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def publish_command(subject: str, event_json: str) -> None:
         problem = error.errors(include_url=False)[0]
         raise InvalidEventError(f"{'.'.join(map(str, problem['loc'])) or 'JSON'}: {problem['msg']}") from error
     stored = asyncio.run(publish_event(subject, event, settings=get_bridge_settings()))
-    click.echo(
+    say(
         f"{event.event_id} stored in {stored.stream} as sequence {stored.sequence}"
         + (" (it was there already)" if stored.duplicate else "")
     )
@@ -102,7 +103,7 @@ class _ListenerBehind:
         try:
             return asyncio.run(question(get_bridge_settings()))
         except EtlError as error:
-            click.echo(f"warning: cannot see whether events are still to be handled, going by the ledger alone: {error}", err=True)
+            say(f"warning: cannot see whether events are still to be handled, going by the ledger alone: {error}", err=True)
             self._newest = 0
             return otherwise
 
@@ -141,11 +142,11 @@ def wait_until_done(
                 elif progress.handled and progress.done == progress.days:
                     return 0
                 elif progress.held:
-                    click.echo(f"error: {progress.held} days of {what} failed for good: {progress.held_reason}", err=True)
+                    say(f"error: {progress.held} days of {what} failed for good: {progress.held_reason}", err=True)
                     return _EXIT_FAILED
                 elif progress.handled:
                     problem = f"{progress.done} of {progress.days} days are materialized"
             if time.monotonic() > deadline:
-                click.echo(f"error: {what} is not in the tables after {timeout_seconds:g} s: {problem}", err=True)
+                say(f"error: {what} is not in the tables after {timeout_seconds:g} s: {problem}", err=True)
                 return _EXIT_TIMEOUT
             time.sleep(_POLL_SECONDS)

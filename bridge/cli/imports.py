@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bridge.cli.options import Format, print_rows, with_stack
+from bridge.cli.output import cell, say, say_json
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.log import configure_logging
 
@@ -57,9 +58,9 @@ def import_command(
     settings = get_settings()
     mapping = _parse_pairs(pairs)
     loaded = load_profile(profile) if profile else None
-    columns = (TextColumn(file.name), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("import", total=None)
+        task = bar.add_task(cell(file.name).plain, total=None)
         report = import_file(
             get_engine(),
             file,
@@ -76,32 +77,30 @@ def import_command(
         try:
             _announce(report.import_id)
         except (Exception, KeyboardInterrupt):
-            click.echo(
+            say(
                 f"import {report.import_id} is in raw_orders but was not announced; once NATS is back: "
                 f"etl publish {DATA_IMPORT_COMPLETED} '{json.dumps({'status': 'completed', 'import_id': str(report.import_id)})}'",
                 err=True,
             )
             raise
     if as_json:
-        click.echo(json.dumps(asdict(report), ensure_ascii=False, indent=2, default=str))
+        say_json(asdict(report))
         return
     for name, rows in report.unknown_shops.items():
-        click.echo(f"warning: shop {name!r} is not in shop_configs, its {rows:,} rows will be rejected (--create-shops adds it)", err=True)
+        say(f"warning: shop {name!r} is not in shop_configs, its {rows:,} rows will be rejected (--create-shops adds it)", err=True)
     first_day = report.first_ordered_at and report.first_ordered_at.astimezone(settings.zone).date()
     if first_day and first_day < settings.partitions_start:
-        click.echo(
+        say(
             f"warning: orders before {settings.partitions_start} are outside the partitions and will be rejected; "
             f"the file begins on {first_day}: set ETL_PARTITIONS_START and restart the stack to load them",
             err=True,
         )
     if report.created_shops:
-        click.echo(f"added shops: {', '.join(report.created_shops)}", err=True)
+        say(f"added shops: {', '.join(report.created_shops)}", err=True)
     if report.skipped_rows:
-        click.echo(
-            f"skipped {report.skipped_rows:,} bad rows" + (f", see {report.rejected_file}" if report.rejected_file else ""), err=True
-        )
-    click.echo(f"{report.rows:,} orders from {report.source_rows:,} rows of {file.name} in {report.seconds:.2f} s", err=True)
-    click.echo(str(report.import_id) if report.import_id else "dry run: nothing was written")
+        say(f"skipped {report.skipped_rows:,} bad rows" + (f", see {report.rejected_file}" if report.rejected_file else ""), err=True)
+    say(f"{report.rows:,} orders from {report.source_rows:,} rows of {file.name} in {report.seconds:.2f} s", err=True)
+    say(str(report.import_id) if report.import_id else "dry run: nothing was written")
 
 
 def _announce(import_id: UUID) -> None:
@@ -118,7 +117,7 @@ def _announce(import_id: UUID) -> None:
             asyncio.run(publish_event(DATA_IMPORT_COMPLETED, event, settings=get_bridge_settings()))
         except StreamFullError as error:
             if not waiting:
-                click.echo(f"import {import_id} is in raw_orders; waiting to announce it: {error}", err=True)
+                say(f"import {import_id} is in raw_orders; waiting to announce it: {error}", err=True)
             waiting = True
             time.sleep(_FULL_SECONDS)
         else:

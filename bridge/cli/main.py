@@ -9,6 +9,7 @@ from importlib import import_module
 
 import click
 
+from bridge.cli.output import say
 from bridge.errors import BridgeError
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, EtlError, SettingsError
 from etl_assets.core.log import redact
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         cli.main(args=list(arguments) if arguments is not None else None, prog_name="etl")
     except EtlError as error:
-        click.echo(f"error: {redact(str(error))}", err=True)
+        say(f"error: {redact(str(error))}", err=True)
         sys.exit(EXIT_UNUSABLE if isinstance(error, _UNUSABLE) else EXIT_FAILED)
     except BrokenPipeError:
         # `etl show … | head`：读的人走了，安静地结束

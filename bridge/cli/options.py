@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,8 +13,8 @@ from typing import Any, Literal, ParamSpec
 import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from bridge.cli.output import cell, say_csv, say_json
 from bridge.stack.addresses import default_state_dir, read_addresses
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.settings import get_settings
@@ -64,24 +62,20 @@ def print_rows(
     """
     records = [{column: row[column] for column in columns} for row in rows]
     if how == "json":
-        click.echo(json.dumps(records, ensure_ascii=False, indent=2, default=str))
+        say_json(records)
     elif how == "csv":
-        writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
+        say_csv(records, columns)
     else:
         table = Table(title=title, title_justify="left")
         for column in columns:
             numeric = records and all(isinstance(record[column], int | float) or record[column] is None for record in records)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=column.endswith("_id"))
         for record in records:
-            # Text 不是标记：客户名里可以有方括号。不折行的是格子，不是列：列不折行，rich 就去压缩别的列
-            table.add_row(
-                *[
-                    Text(readable(value), no_wrap=True, overflow="ellipsis") if column == cut else Text(readable(value))
-                    for column, value in record.items()
-                ]
-            )
+            cells = {column: cell(readable(value)) for column, value in record.items()}
+            if cut is not None:
+                # 不折行的是格子，不是列：列不折行，rich 就去压缩别的列
+                cells[cut].no_wrap, cells[cut].overflow = True, "ellipsis"
+            table.add_row(*cells.values())
         # 不在终端里（管道、日志）就不按 80 列折行
         Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 
 from bridge.cli.instants import parse_instant
 from bridge.cli.options import print_rows, with_stack
+from bridge.cli.output import say, say_json
 
 if TYPE_CHECKING:
     from bridge.replay import ReplayReport
@@ -81,15 +81,15 @@ def _print(report: ReplayReport, *, dry_run: bool, as_json: bool) -> None:
     partitions = {asset: [str(days) for days in contiguous_ranges(report.days[asset])] for asset in report.days}
     if as_json:
         content = {"dry_run": dry_run, **counts, "partitions": partitions, "problems": [asdict(problem) for problem in report.problems]}
-        click.echo(json.dumps(content | {"stream_begins_late_at": report.begins_late_at}, ensure_ascii=False, indent=2))
+        say_json(content | {"stream_begins_late_at": report.begins_late_at})
         return
     if report.begins_late_at is not None:
-        click.echo(f"warning: the stream begins at sequence {report.begins_late_at}, older events are gone", err=True)
+        say(f"warning: the stream begins at sequence {report.begins_late_at}, older events are gone", err=True)
     print_rows([counts], list(counts), "table", title="dry run: nothing was written" if dry_run else None)
     rows = [{"asset": asset, "days": len(report.days[asset]), "partitions": ", ".join(ranges)} for asset, ranges in partitions.items()]
     if report.counts["requested"]:
         print_rows(rows, list(rows[0]), "table")
     for problem in report.problems[:_SHOWN_PROBLEMS]:
-        click.echo(f"sequence {problem.sequence} ({problem.subject}): {problem.verdict.replace('_', ' ')}: {problem.reason}", err=True)
+        say(f"sequence {problem.sequence} ({problem.subject}): {problem.verdict.replace('_', ' ')}: {problem.reason}", err=True)
     if (more := report.counts["invalid"] + report.counts["not_completed"] - _SHOWN_PROBLEMS) > 0:
-        click.echo(f"and {more} more; --json names the first {len(report.problems)}", err=True)
+        say(f"and {more} more; --json names the first {len(report.problems)}", err=True)

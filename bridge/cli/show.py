@@ -44,7 +44,10 @@ def show_command(
     limit: int,
     how: Format,
 ) -> None:
-    """Show rows of orders, customers or leads, or the raw rows that were rejected; newest first."""
+    """Show rows of orders, customers or leads, or the raw rows that were rejected; newest first.
+
+    The text comes from buyers: CSV has a ' before what a spreadsheet would take for a formula; JSON has the values as they are.
+    """
     from etl_assets.core.database_sync import get_engine
     from etl_assets.core.settings import get_settings
     from etl_assets.services import reports

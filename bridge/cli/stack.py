@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
 import click
 
 from bridge.cli.options import with_stack
+from bridge.cli.output import say, say_json
 from bridge.stack.addresses import StackAddresses, default_state_dir, read_addresses
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.log import configure_logging
@@ -35,7 +35,7 @@ def up_command(state_dir: Path | None, port: int | None, workers: int) -> None:
     stack = Stack(
         state_dir or default_state_dir(), settings=get_settings(), bridge_settings=get_bridge_settings(), port=port, workers=workers
     )
-    stack.run(lambda addresses: click.echo(f"ready: {addresses.ui_url}"))
+    stack.run(lambda addresses: say(f"ready: {addresses.ui_url}"))
 
 
 @click.command("env")
@@ -45,7 +45,7 @@ def env_command(state_dir: Path | None, as_json: bool) -> None:
     """Print the addresses of the stack that is up, passwords included: eval "$(etl env)"."""
     environment = _running(state_dir or default_state_dir()).environment()
     if as_json:
-        click.echo(json.dumps(environment, indent=2))
+        say_json(environment)
     else:
         for name, value in environment.items():
             click.echo(f"export {name}={shlex.quote(value)}")
@@ -64,14 +64,12 @@ def init_db_command() -> None:
     from etl_assets.services.target_schema import prepare_target
 
     created = upgrade_database(get_engine())
-    click.echo(
-        "created the application tables and schema etl" if created else "schema etl is up to date; the application tables were left alone"
-    )
+    say("created the application tables and schema etl" if created else "schema etl is up to date; the application tables were left alone")
     target = prepare_target(get_engine(), get_settings())
     if target.created_tables:
-        click.echo(f"created orders, customers and business_leads in schema {get_settings().target_schema}")
+        say(f"created orders, customers and business_leads in schema {get_settings().target_schema}")
     if target.adopted_orders:
-        click.echo(f"indexed {target.adopted_orders} orders that another system wrote to schema {get_settings().target_schema}")
+        say(f"indexed {target.adopted_orders} orders that another system wrote to schema {get_settings().target_schema}")
 
 
 def _running(state_dir: Path) -> StackAddresses:

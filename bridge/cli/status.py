@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from bridge.cli.options import print_rows, with_stack
+from bridge.cli.output import say, say_json
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError
 from etl_assets.core.log import redact
@@ -31,7 +31,7 @@ def status_command(as_json: bool, watch: bool) -> None:
         if watch and not as_json:
             click.clear()
         if as_json:
-            click.echo(json.dumps(report, ensure_ascii=False, indent=None if watch else 2, default=str))
+            say_json(report, indent=None if watch else 2)
         else:
             _print(report)
         if not watch:
@@ -72,17 +72,17 @@ def _print(report: dict[str, Any]) -> None:
     from bridge.jetstream import LETTERS_FULL_REMEDY, NEARLY_FULL
 
     if report["database"]:
-        click.echo(f"database: {report['database']}; events and tasks wait until that is mended\n")
+        say(f"database: {report['database']}; events and tasks wait until that is mended\n")
     for title in _TABLES:
         rows = report[title]
         if rows:
             print_rows(rows, list(rows[0]), "table", title=title)
     for queue in report["queues"]:
         if (queue["full"] or 0) >= NEARLY_FULL * 100:
-            click.echo(f"{queue['queue']} is {queue['full']} % full: {LETTERS_FULL_REMEDY}")
+            say(f"{queue['queue']} is {queue['full']} % full: {LETTERS_FULL_REMEDY}")
     if report["unpublished_events"]:
-        click.echo(f"{report['unpublished_events']} completion events are not published yet")
+        say(f"{report['unpublished_events']} completion events are not published yet")
     if report["set_aside_events"] and report["set_aside_events"]["events"]:
-        click.echo("{events} of them cannot be published and are set aside: {problem}".format(**report["set_aside_events"]))
+        say("{events} of them cannot be published and are set aside: {problem}".format(**report["set_aside_events"]))
     if report["waiting_events"] and report["waiting_events"]["events"]:
-        click.echo("{events} events wait for their imports, the oldest since {oldest}".format(**report["waiting_events"]))
+        say("{events} events wait for their imports, the oldest since {oldest}".format(**report["waiting_events"]))

@@ -10,6 +10,7 @@ import click
 
 from bridge.cli.events import wait_until_done
 from bridge.cli.options import confirm, with_stack
+from bridge.cli.output import say
 
 
 @click.command("withdraw")
@@ -47,14 +48,12 @@ def withdraw_command(import_id: UUID, yes: bool, dry_run: bool, no_wait: bool, t
     with translated_errors(), engine.begin() as connection:
         before = withdrawal.read_traces(connection, settings, import_id)
     if before.is_gone:
-        click.echo(f"import {import_id} is withdrawn already, nothing of it is in the tables")
+        say(f"import {import_id} is withdrawn already, nothing of it is in the tables")
         return
     ranges = ", ".join(map(str, contiguous_ranges(before.days))) or "none"
-    click.echo(
-        f"{before.own_orders:,} orders come from import {import_id}; days to materialize again: {len(before.days)} ({ranges})", err=True
-    )
+    say(f"{before.own_orders:,} orders come from import {import_id}; days to materialize again: {len(before.days)} ({ranges})", err=True)
     if dry_run:
-        click.echo("dry run: nothing was changed")
+        say("dry run: nothing was changed")
         return
     confirm(f"Withdraw import {import_id}?", yes=yes)
     with translated_errors(), engine.begin() as connection:
@@ -67,13 +66,13 @@ def withdraw_command(import_id: UUID, yes: bool, dry_run: bool, no_wait: bool, t
     try:
         asyncio.run(publish_event(DATA_IMPORT_COMPLETED, event, settings=get_bridge_settings()))
     except Exception:
-        click.echo(f"import {import_id} is marked as withdrawn but was not announced: once NATS is back, run this again", err=True)
+        say(f"import {import_id} is marked as withdrawn but was not announced: once NATS is back, run this again", err=True)
         raise
     if not in_ledger:
-        click.echo(f"import {import_id} is withdrawn; none of it had reached the tables")
+        say(f"import {import_id} is withdrawn; none of it had reached the tables")
         return
     if no_wait:
-        click.echo(f"import {import_id} is withdrawn; `etl status` shows the days that are still due")
+        say(f"import {import_id} is withdrawn; `etl status` shows the days that are still due")
         return
     code = wait_until_done(
         f"withdrawal of {import_id}",
@@ -86,4 +85,4 @@ def withdraw_command(import_id: UUID, yes: bool, dry_run: bool, no_wait: bool, t
         left, _ = withdrawal.count_orders(connection, settings, import_id)
     removed = max(before.named_orders - left, 0)
     replaced = max(before.own_orders - removed, 0)
-    click.echo(f"days materialized: {len(before.days)}; orders removed: {removed:,}; replaced by an older version: {replaced:,}")
+    say(f"days materialized: {len(before.days)}; orders removed: {removed:,}; replaced by an older version: {replaced:,}")

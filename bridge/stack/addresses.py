@@ -9,7 +9,7 @@ from pathlib import Path
 
 from etl_assets.core.child_process import ProcessIdentity
 from etl_assets.core.errors import SettingsError
-from etl_assets.core.private_folder import write_private_file
+from etl_assets.core.private_folder import check_private_folder, read_private_file, write_private_file
 
 _FILE_NAME = "stack.json"
 
@@ -54,10 +54,13 @@ def remove_addresses(state_dir: Path) -> None:
 def read_addresses(state_dir: Path) -> StackAddresses | None:
     """没有活着的栈则为 None：文件可能是被 kill -9 的监督者留下的。
 
-    :raises SettingsError: 这个栈属于别的用户。
+    :raises SettingsError: 这个栈属于别的用户，或者别的用户能动它。
     """
+    path = state_dir / _FILE_NAME
     try:
-        addresses = StackAddresses(**json.loads((state_dir / _FILE_NAME).read_text(encoding="utf-8")))
+        path.lstat()
+        check_private_folder(state_dir)
+        addresses = StackAddresses(**json.loads(read_private_file(path)))
     except (FileNotFoundError, ValueError):
         return None
     except PermissionError as error:

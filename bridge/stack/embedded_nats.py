@@ -34,22 +34,22 @@ class EmbeddedNats(EmbeddedServer):
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         super().__init__(folder, durable=durable)
-        self._port = 0
+        self._password = ""
         self._monitor_port = 0
 
-    def _prepare(self) -> str:
-        password = read_or_create_secret(self.folder / "password")
-        port_file = self.folder / "port"
-        self._port = find_free_port(int(port_file.read_text()) if port_file.exists() else None)
-        write_private_file(port_file, str(self._port))
-        self._monitor_port = find_free_port()
-        write_private_file(self._config_file, json.dumps(self._config(password), indent=2))
-        return f"nats://{_USER}:{password}@127.0.0.1:{self._port}"
+    @property
+    def url(self) -> str:
+        return f"nats://{_USER}:{self._password}@127.0.0.1:{self._port}"
 
-    def launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _prepare(self) -> None:
+        self._password = read_or_create_secret(self.folder / "password")
+
+    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        self._monitor_port = find_free_port()
+        write_private_file(self._config_file, json.dumps(self._config(), indent=2))
         return launch([str(_find_binary()), "--config", str(self._config_file)], log, env={"PATH": os.defpath})
 
-    def is_ready(self, process: subprocess.Popen[bytes]) -> bool:
+    def _answers(self, process: subprocess.Popen[bytes]) -> bool:
         return not has_exited(process) and _announced_name(self._port) == self._server_name
 
     def is_sick(self) -> bool:
@@ -75,7 +75,7 @@ class EmbeddedNats(EmbeddedServer):
     def _config_file(self) -> Path:
         return self.folder / "nats.conf"
 
-    def _config(self, password: str) -> dict[str, object]:
+    def _config(self) -> dict[str, object]:
         """nats-server 的配置语法包含 JSON。"""
         return {
             "server_name": self._server_name,
@@ -90,7 +90,7 @@ class EmbeddedNats(EmbeddedServer):
                 # 默认每两分钟才落盘一次：断电会丢已确认的消息
                 "sync_interval": "always" if self.durable else "2m",
             },
-            "authorization": {"timeout": 2, "users": [{"user": _USER, "password": password}]},
+            "authorization": {"timeout": 2, "users": [{"user": _USER, "password": self._password}]},
         }
 
 

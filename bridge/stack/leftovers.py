@@ -10,7 +10,7 @@ from pathlib import Path
 
 from etl_assets.core.child_process import ProcessIdentity, identify, send_signal, session_members
 from etl_assets.core.log import get_logger
-from etl_assets.core.private_folder import write_private_file
+from etl_assets.core.private_folder import read_private_file, write_private_file
 
 _FILE_NAME = "pids.json"
 _TIMEOUT_SECONDS = 10
@@ -66,7 +66,7 @@ def _belongs_to(process: ProcessIdentity, state_dir: Path) -> bool:
 
 def _read_recorded(state_dir: Path) -> list[ProcessIdentity]:
     try:
-        document = json.loads((state_dir / _FILE_NAME).read_text(encoding="utf-8"))
+        document = json.loads(read_private_file(state_dir / _FILE_NAME))
     except (FileNotFoundError, ValueError):  # 没有，或断电时没写完
         return []
     if document["boot_id"] != _boot_id():  # 重启过：记下的进程都不在了，号码可能是别人的

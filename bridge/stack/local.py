@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from etl_assets.core.embedded_postgres import EmbeddedPostgres
 from etl_assets.core.embedded_server import EmbeddedServer
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.log import get_logger
-from etl_assets.core.loopback_port import find_free_port, is_free
+from etl_assets.core.loopback_port import listen_on, reserve_port
 from etl_assets.core.settings import EtlSettings
 from etl_assets.migrations.upgrade import upgrade_database
 from etl_assets.services.target_schema import prepare_target
@@ -74,6 +75,7 @@ class Stack:
         self._workers = workers
         self._services = services
         self._announced = False
+        self._sockets: list[socket.socket] = []
         self._supervisor = Supervisor(self._state_dir)
         self._postgres = None if settings.database_url else EmbeddedPostgres(self._state_dir / "postgres", durable=durable)
         self._nats = None if bridge_settings.nats_url else EmbeddedNats(self._state_dir / "nats", durable=durable)
@@ -97,6 +99,8 @@ class Stack:
         self._supervisor.stop()
         for server in self._embedded:
             server.release()
+        while self._sockets:
+            self._sockets.pop().close()
 
     def run(self, announce: Callable[[StackAddresses], None]) -> None:
         """在前台运行，直到 SIGINT、SIGTERM 或 SIGHUP；全部就绪时调用一次 `announce`。只能在主线程里用。"""
@@ -120,54 +124,60 @@ class Stack:
         return [server for server in (self._postgres, self._nats) if server]
 
     def _start(self) -> StackAddresses:
-        ui_port = self._choose_ui_port()
+        listener = self._listen()
+        self._sockets.append(listener)
         self._supervisor.start()
         if self._nats is None:
             asyncio.run(_check_nats(self._bridge_settings))
-        addresses = self._prepare(ui_port)
+        for server in self._embedded:
+            server.prepare()
         self._supervisor.supervise([_as_service(server) for server in self._embedded])
         self._supervisor.wait_until_ready(timeout_seconds=_SERVER_TIMEOUT_SECONDS)
 
+        addresses = self._find_addresses(listener.getsockname()[1])
+        write_dagster_home(Path(addresses.dagster_home))
         self._upgrade_database(addresses)
-        self._supervisor.supervise(self._plan_services(addresses, ui_port))
+        self._supervisor.supervise(self._plan_services(addresses, listener))
         self._supervisor.wait_until_ready(timeout_seconds=_APPLICATION_TIMEOUT_SECONDS)
 
         write_addresses(self._state_dir, addresses)
         self._announced = True
         return addresses
 
-    def _choose_ui_port(self) -> int:
-        if self._port is None:
-            return find_free_port(_DEFAULT_UI_PORT)
-        if not is_free(self._port):
-            raise SettingsError(f"port {self._port} is not free: choose another one with --port, or leave the choice to `etl up`")
-        return self._port
+    def _listen(self) -> socket.socket:
+        """网页的端口从这一刻起就是我们的；网页进程换了一个，连接在这里等着。"""
+        try:
+            return listen_on(self._port, preferred=_DEFAULT_UI_PORT)
+        except OSError as error:
+            advice = "choose another one with --port, or leave the choice to `etl up`"
+            raise SettingsError(f"port {self._port} is not free: {advice}") from error
 
-    def _prepare(self, ui_port: int) -> StackAddresses:
-        database_url = self._postgres.prepare() if self._postgres else self._settings.database_url
-        nats_url = self._nats.prepare() if self._nats else self._bridge_settings.nats_url
-        dagster_home = self._state_dir / "dagster"
-        write_dagster_home(dagster_home)
+    def _find_addresses(self, ui_port: int) -> StackAddresses:
+        """内嵌的服务器就绪以后，它们的端口才定下来。"""
+        database_url = self._postgres.url if self._postgres else self._settings.database_url
+        nats_url = self._nats.url if self._nats else self._bridge_settings.nats_url
         own = identify(os.getpid())
         return StackAddresses(
             database_url=database_url,
             nats_url=nats_url,
-            dagster_home=str(dagster_home),
+            dagster_home=str(self._state_dir / "dagster"),
             dagster_postgres_url=build_dagster_postgres_url(database_url, schema=self._dagster_schema),
             ui_url=f"http://127.0.0.1:{ui_port}",
             pid=os.getpid(),
             started_ticks=own.started_ticks if own else 0,
         )
 
-    def _plan_services(self, addresses: StackAddresses, ui_port: int) -> list[Service]:
+    def _plan_services(self, addresses: StackAddresses, listener: socket.socket) -> list[Service]:
         workspace = self._state_dir / "workspace.yaml"
-        code_server_port = find_free_port()
+        reserved = reserve_port()
+        self._sockets.append(reserved)
+        code_server_port = reserved.getsockname()[1]
         write_workspace(workspace, code_server_port=code_server_port)
         plan = ApplicationPlan(
             environment=self._environment(addresses),
             workspace=workspace,
             code_server_port=code_server_port,
-            ui_port=ui_port,
+            ui_descriptor=listener.fileno(),
             workers=self._workers,
         )
         servers = tuple(server.name for server in self._embedded)

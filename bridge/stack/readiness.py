@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,19 +32,6 @@ def started(_attempt: Attempt) -> bool:
 
 def listens_on(port: int) -> ReadinessCheck:
     return lambda _attempt: accepts_connections(port)
-
-
-def answers_http(url: str) -> ReadinessCheck:
-    """GET 返回 200。"""
-
-    def check(_attempt: Attempt) -> bool:
-        try:
-            with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310 地址由我们拼成，只指向本机
-                return bool(response.status == 200)
-        except OSError:
-            return False
-
-    return check
 
 
 def logged_ready(attempt: Attempt) -> bool:

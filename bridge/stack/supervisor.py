@@ -8,14 +8,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO
 
 from bridge.stack.leftovers import forget_children, kill_leftovers, record_children
 from bridge.stack.readiness import Attempt, ReadinessCheck, started
-from etl_assets.core.child_log import open_log, read_last_line
+from etl_assets.core.child_log import open_log, read_last_line, rotate_log
 from etl_assets.core.child_process import ProcessIdentity, has_exited, identify, send_group_signal, send_signal
 from etl_assets.core.errors import EtlError, TransientError
 from etl_assets.core.log import get_logger
@@ -174,6 +174,8 @@ class Supervisor:
 
     def _check_up(self, child: _Child, attempt: Attempt) -> None:
         child.checked_at = time.monotonic()
+        if rotate_log(attempt.log):
+            attempt = child.attempt = replace(attempt, log_start=0)
         child.sick_checkups = child.sick_checkups + 1 if child.service.is_sick() else 0
         if child.sick_checkups >= _SICK_CHECKUPS:
             logger.error(

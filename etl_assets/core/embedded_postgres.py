@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import IO, ClassVar
@@ -20,12 +21,12 @@ from typing import IO, ClassVar
 from etl_assets.core.child_process import Account, launch, running_pids, send_signal, with_launcher
 from etl_assets.core.embedded_server import EmbeddedServer, EmbeddedServerError
 from etl_assets.core.errors import PermanentError
-from etl_assets.core.loopback_port import find_free_port
 from etl_assets.core.postgres_binaries import find_binaries, unprivileged_account
+from etl_assets.core.postgres_roles import CREATE_DATABASE, DATABASE, DATABASE_MARK, GIVE_OBJECTS, LIST_DATABASES, MAKE_ORDINARY, ROLE
 from etl_assets.core.private_folder import read_or_create_secret, write_private_file
 
-_USER = "etl"
-_DATABASE = "etl"
+_PARTIAL = "data.partial"
+_ORDINARY = "ordinary-role"  # 在，就表示应用的角色已不是超级用户
 # 不继承我们的环境：里面有口令，而同账户的别的进程读得到它
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 _SETTINGS = {
@@ -42,7 +43,7 @@ _SETTINGS = {
 _NOT_DURABLE = {"fsync": "off", "full_page_writes": "off"}
 # 文字按码点排序（DOMAIN 第 3 节），而 lower() 与正则仍认得 ASCII 以外的字
 _INITDB_OPTIONS = (
-    f"--username={_USER}",
+    f"--username={ROLE}",  # 马上由 MAKE_ORDINARY 改名
     "--auth-local=reject",
     "--auth-host=scram-sha-256",
     "--encoding=UTF8",
@@ -64,20 +65,25 @@ class EmbeddedPostgres(EmbeddedServer):
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         super().__init__(folder, durable=durable)
         self._data = folder / "data"
-        self._port = 0
+        self._password = ""
 
-    def _prepare(self) -> str:
-        password = read_or_create_secret(self.folder / "password")
+    @property
+    def url(self) -> str:
+        return f"postgresql://{ROLE}:{self._password}@127.0.0.1:{self._port}/{DATABASE}"
+
+    def _guests(self) -> Mapping[str, int]:
+        return dict.fromkeys((self._data.name, _PARTIAL), self._account.uid) if self._account else {}
+
+    def _prepare(self) -> None:
+        self._password = read_or_create_secret(self.folder / "password")
         if not self._data.exists():
-            self._create_cluster(password)
-        port_file = self.folder / "port"
-        self._port = find_free_port(int(port_file.read_text()) if port_file.exists() else None)
-        write_private_file(port_file, str(self._port))
-        return f"postgresql://{_USER}:{password}@127.0.0.1:{self._port}/{_DATABASE}"
+            self._create_cluster()
+        elif not (self.folder / _ORDINARY).exists():
+            self._convert_roles()
+        write_private_file(self.folder / _ORDINARY, "")
 
-    def launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        # 留下的文件夹锁已经证明没有别人在用；容器里 pid 会重复，PostgreSQL 自己看不出这个文件是旧的
-        (self._data / "postmaster.pid").unlink(missing_ok=True)
+    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        self._forget_earlier_postmaster()
         settings = {**_SETTINGS, "cluster_name": self._cluster_name(), "port": str(self._port), **({} if self.durable else _NOT_DURABLE)}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with _opened(self._data) as descriptor:
@@ -91,7 +97,7 @@ class EmbeddedPostgres(EmbeddedServer):
                 folder=Path("/"),
             )
 
-    def is_ready(self, process: subprocess.Popen[bytes]) -> bool:
+    def _answers(self, process: subprocess.Popen[bytes]) -> bool:
         try:
             lines = (self._data / "postmaster.pid").read_text().split("\n")
         except FileNotFoundError:
@@ -108,6 +114,10 @@ class EmbeddedPostgres(EmbeddedServer):
             for pid in leftovers:
                 send_signal(pid, signal.SIGQUIT if elapsed < _LEFTOVER_TIMEOUT_SECONDS else signal.SIGKILL)
             time.sleep(0.02)
+
+    def _forget_earlier_postmaster(self) -> None:
+        """留下的文件夹锁已经证明没有别人在用；容器里 pid 会重复，PostgreSQL 自己看不出这个文件是旧的。"""
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
 
     @cached_property
     def _account(self) -> Account | None:
@@ -137,28 +147,43 @@ class EmbeddedPostgres(EmbeddedServer):
                 if process.stat().st_uid == owner and marker in (process / "cmdline").read_bytes():
                     yield pid
 
-    def _create_cluster(self, password: str) -> None:
+    def _create_cluster(self) -> None:
         """先在旁边建好，再改名：中途被杀不会留下一半的数据文件夹。"""
-        partial = self.folder / "data.partial"
+        partial = self.folder / _PARTIAL
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
         if self._account:
             os.chown(partial, self._account.uid, self._account.gid)
-        with _opened(partial) as data, _in_memory(f"{password}\n") as password_file:
+        with _opened(partial) as data, _in_memory(f"{self._password}\n") as password_file:
             options = [*_INITDB_OPTIONS, f"--pwfile=/proc/self/fd/{password_file}", *([] if self.durable else ["--no-sync"])]
             self._run_once("initdb", "-D", f"/proc/self/fd/{data}", *options, fds=[data, password_file])
-            create_database = f"CREATE DATABASE {_DATABASE};\n"
-            self._run_once("postgres", "--single", "-D", f"/proc/self/fd/{data}", "template1", fds=[data], stdin=create_database)
+            self._administer(data, "template1", MAKE_ORDINARY, CREATE_DATABASE)
         partial.rename(self._data)
 
-    def _run_once(self, program: str, *arguments: str, fds: list[int], stdin: str = "") -> None:
+    def _convert_roles(self) -> None:
+        """0.1 的数据文件夹：应用的角色是超级用户。中途被杀就再来一遍。"""
+        self._forget_earlier_postmaster()
+        with _opened(self._data) as data:
+            printed = self._administer(data, "template1", MAKE_ORDINARY, LIST_DATABASES)
+            for line in printed.splitlines():
+                if DATABASE_MARK in line:
+                    self._administer(data, json.loads(line.partition(DATABASE_MARK)[2]), GIVE_OBJECTS)
+
+    def _administer(self, data: int, database: str, *commands: str) -> str:
+        """以超级用户执行，服务器没有在运行；返回它印出的。一行是一条命令。"""
+        stop_at_errors = ("-c", "exit_on_error=on")
+        script = "".join(f"{' '.join(command.split())}\n" for command in commands)
+        return self._run_once("postgres", "--single", "-D", f"/proc/self/fd/{data}", *stop_at_errors, database, fds=[data], stdin=script)
+
+    def _run_once(self, program: str, *arguments: str, fds: list[int], stdin: str = "") -> str:
         command = with_launcher([str(self._binaries / program), *arguments], death_signal=signal.SIGKILL, account=self._account)
         result = subprocess.run(command, input=stdin, env=_ENVIRONMENT, cwd="/", pass_fds=fds, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             log = self.folder / f"{program}.log"
-            log.write_text(result.stdout + result.stderr, encoding="utf-8")
+            write_private_file(log, result.stdout + result.stderr)
             reason = next((line for line in result.stderr.splitlines() if "error" in line or "FATAL" in line), result.stderr.strip())
             raise EmbeddedServerError(name=self.name, log=log, reason=reason)
+        return result.stdout
 
 
 @contextlib.contextmanager

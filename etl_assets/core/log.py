@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -13,6 +14,8 @@ from typing import Any, Literal
 import structlog
 from structlog.typing import EventDict, Processor
 
+from etl_assets.core.text import escape_in_json, escape_invisible
+
 _URL_PASSWORD = re.compile(r"(?P<head>\w+://[^\s:/@]*):[^\s@/]*@")
 
 
@@ -23,6 +26,15 @@ def redact(text: str) -> str:
 
 def _redact_values(_logger: Any, _method: str, event: EventDict) -> EventDict:
     return {key: redact(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _escape_values(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """日志里有别人的文字（事件、死信、子进程的最后一句）：终端上不能起作用。"""
+    return {key: escape_invisible(value, keep="\n\t") if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _dump_json(event: EventDict, **options: Any) -> str:
+    return escape_in_json(json.dumps(event, ensure_ascii=False, **options))
 
 
 def configure_logging(component: str, *, level: str = "INFO", console: bool | None = None) -> None:
@@ -45,11 +57,10 @@ def configure_logging(component: str, *, level: str = "INFO", console: bool | No
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    rendering: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]  # 缺省的样式会印出局部变量，里面有口令
-        if human
-        else [structlog.processors.format_exc_info, _redact_values, structlog.processors.JSONRenderer(ensure_ascii=False)]
-    )
+    # 缺省的样式会印出局部变量，里面有口令
+    for_people = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    for_programs = structlog.processors.JSONRenderer(_dump_json)
+    rendering: list[Processor] = [_escape_values, for_people] if human else [_redact_values, for_programs]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -57,6 +68,7 @@ def configure_logging(component: str, *, level: str = "INFO", console: bool | No
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.EventRenamer("message") if not human else _redact_values,
+                structlog.processors.format_exc_info,
                 *rendering,
             ],
         )

@@ -123,12 +123,12 @@ def shop(stack_engine: sa.Engine) -> str:
 
 @pytest.fixture
 def add_orders(stack_engine: sa.Engine, shop: str) -> AddOrders:
-    """一次完成的导入，没有事件：`add_orders(日子, *订单号, amount=金额)`。"""
+    """一次完成的导入，没有事件：`add_orders(日子, *订单号, amount=金额, customer=客户)`。"""
 
-    def add(day: date, *order_ids: str, amount: int = 1) -> None:
+    def add(day: date, *order_ids: str, amount: int = 1, customer: str = "网页客户") -> None:
         import_id = uuid4()
         ordered_at = datetime.combine(day, time(4), UTC)
-        row = {"import_id": import_id, "shop": shop, "customer_name": "网页客户", "ordered_at": ordered_at, "amount": amount}
+        row = {"import_id": import_id, "shop": shop, "customer_name": customer, "ordered_at": ordered_at, "amount": amount}
         with stack_engine.begin() as connection:
             connection.execute(sa.insert(import_tasks).values(import_id=import_id, status="completed", completed_at=datetime.now(UTC)))
             connection.execute(sa.insert(raw_orders), [row | {"order_id": order_id} for order_id in order_ids])

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium on PATH: install it (apt install chromium) to test the UI in a browser"
 )
 
-_QUIET = (
+QUIET = (
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -43,7 +43,7 @@ Shoot = Callable[[str], None]
 def page(stack: StackAddresses, stack_settings: EtlSettings) -> Iterator[Page]:
     """浏览器与用户在同一个时区：网页只列到浏览器的今天。"""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_QUIET))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         page = browser.new_page(base_url=stack.ui_url, viewport={"width": 1500, "height": 950}, timezone_id=stack_settings.timezone)
         page.set_default_timeout(_PATIENCE_MILLISECONDS)
         expect.set_options(timeout=_PATIENCE_MILLISECONDS)
@@ -118,6 +118,30 @@ def test_a_running_run_is_cancelled_by_clicking(page: Page, ui: DagsterUi, stack
         assert ui.wait(run_id)["status"] == "CANCELED"
     expect(page.get_by_text("Canceled", exact=True).first).to_be_visible()
     shoot("cancelled")
+
+
+def test_text_of_buyers_is_shown_as_text(page: Page, ui: DagsterUi, add_orders: AddOrders, shoot: Shoot) -> None:
+    """图片一请求，别人就知道谁在看；链接与 HTML 能骗人去点。"""
+    day = date(1999, 9, 5)
+    names = (
+        "![a](http://127.0.0.1:9/a.png)",
+        "[b](http://127.0.0.1:9/b)",
+        '<img src="http://127.0.0.1:9/c.png">',
+        "`d` **e**",
+        r"f\|![g](http://127.0.0.1:9/g.png)",
+    )
+    for number, name in enumerate(names):
+        add_orders(day, f"N-{number}", customer=name)
+    run_id = ui.launch(day=day.isoformat())
+    assert ui.wait(run_id)["status"] == "SUCCESS"
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
+    page.goto(f"/assets/orders?partition={day}&view=partitions")
+    for name in names:
+        expect(page.get_by_text(name.replace("|", r"\x7c"), exact=True).first).to_be_visible()
+    shoot("names")
+    assert page.locator("a[href*='127.0.0.1:9/'], img[src*='127.0.0.1:9/']").count() == 0
+    assert [url for url in requested if ":9/" in url] == []
 
 
 def test_thirty_days_are_backfilled_by_clicking(page: Page, query: Query, stack_settings: EtlSettings, shoot: Shoot) -> None:

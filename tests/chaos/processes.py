@@ -12,7 +12,7 @@ from etl_assets.core.child_process import ProcessIdentity, identify, running_pid
 PARTS = {
     "worker": "bridge.cli.main worker",
     "listener": "bridge.cli.main listen",
-    "webserver": "dagster_webserver",
+    "webserver": "bridge.webserver",
     "daemon": "dagster._daemon",
     "code-server": "dagster api grpc",
     "nats": "nats-server",

@@ -122,9 +122,27 @@ def test_a_day_shows_a_preview_and_how_many_of_each_kind(raw_data: RawData, mate
     assert found["leads"]["stage/WON"] == 1
     lines = found["orders"]["preview"].splitlines()
     assert lines[0].startswith("| order_id | customer_nickname |")
-    assert "竖\\|线 换行" in lines[2]
+    assert r"竖\x7c线 换行" in lines[2]
     assert len(lines) == 4
     assert "120.50" in found["customers"]["preview"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("张三-1", "张三-1"),
+        ("![](http://x/y.png)", "` ![](http://x/y.png) `"),
+        ("www.evil.example", "` www.evil.example `"),
+        ("<img src=x>", "` <img src=x> `"),
+        ("a|b\nc\\", r"` a\x7cb c\ `"),
+        ("a\\|![](http://x)", r"` a\\x7c![](http://x) `"),
+        ("``x`` \u202e", r"``` ``x`` \u202e ```"),
+    ],
+)
+def test_preview_shows_text_of_buyers_as_text(raw_data: RawData, materialize_days: MaterializeDays, name: str, shown: str) -> None:
+    raw_data.add_import([{"customer_name": name}])
+    (materialization,) = materialize_days([orders], date(2026, 1, 5)).asset_materializations_for_node("orders")
+    assert f" {shown} |" in str(materialization.metadata["preview"].value)
 
 
 def test_preview_counts_rows_of_no_kind_and_its_failure_is_not_the_step_s(

@@ -12,16 +12,20 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psycopg
 import pytest
 
 from etl_assets.core.child_process import identify
 from etl_assets.core.embedded_postgres import EmbeddedPostgres
+from etl_assets.core.embedded_server import EmbeddedServerError
 from etl_assets.core.errors import SettingsError
+from etl_assets.core.loopback_port import listen_on
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes to another account")
 
@@ -198,6 +202,137 @@ def test_interrupted_creation_is_done_again(tmp_path: Path) -> None:
 
     with EmbeddedPostgres(tmp_path / "server", durable=False) as url:
         psycopg.connect(url).close()
+
+
+# ---- 角色 --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "COPY (SELECT 1) TO PROGRAM 'cat > /dev/null'",
+        "COPY (SELECT 1) TO '/tmp/written-by-postgres'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "ALTER SYSTEM SET archive_command = 'true'",
+        "CREATE ROLE another SUPERUSER",
+        "GRANT pg_execute_server_program TO etl",
+        "ALTER ROLE dayline_superuser LOGIN PASSWORD 'guess'",
+        "SET ROLE dayline_superuser",
+    ],
+)
+def test_role_of_the_application_reaches_no_program_and_no_file(running: Running, command: str) -> None:
+    with psycopg.connect(running.url, autocommit=True) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute(command)
+
+
+def test_superuser_cannot_log_in(running: Running) -> None:
+    with psycopg.connect(running.url) as connection:
+        superusers = connection.execute("SELECT rolname, rolcanlogin FROM pg_roles WHERE rolsuper").fetchall()
+    assert superusers == [("dayline_superuser", False)]
+
+
+def test_role_of_the_application_makes_databases_roles_and_schemas(running: Running) -> None:
+    with psycopg.connect(running.url, autocommit=True) as connection:
+        for command in ("CREATE SCHEMA shadow", "CREATE ROLE reader", "GRANT USAGE ON SCHEMA shadow TO reader", "CREATE DATABASE side"):
+            connection.execute(command)
+        for command in ("DROP DATABASE side", "DROP SCHEMA shadow", "DROP ROLE reader", "CHECKPOINT"):
+            connection.execute(command)
+
+
+OLD_DATA = """
+CREATE SCHEMA kept;
+CREATE TYPE kept.state AS ENUM ('new', 'old');
+CREATE DOMAIN kept.amount AS numeric CHECK (VALUE >= 0);
+CREATE TABLE kept.orders (id serial PRIMARY KEY, line int GENERATED ALWAYS AS IDENTITY, state kept.state DEFAULT 'new', amount kept.amount);
+CREATE TABLE kept.days (day date) PARTITION BY RANGE (day);
+CREATE TABLE kept.days_2026 PARTITION OF kept.days FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+CREATE INDEX orders_state ON kept.orders (state);
+CREATE SEQUENCE kept.alone;
+CREATE VIEW kept.new_orders AS SELECT * FROM kept.orders WHERE state = 'new';
+CREATE MATERIALIZED VIEW kept.counted AS SELECT count(*) FROM kept.orders;
+CREATE FUNCTION kept.twice(n int) RETURNS int LANGUAGE sql AS 'SELECT 2 * n';
+INSERT INTO kept.orders (amount) VALUES (1), (2);
+INSERT INTO kept.days VALUES ('2026-05-01');
+CREATE TABLE public."Odd name" (a int);
+"""
+USE_AS_OWNER = """
+ALTER TABLE kept.orders ADD COLUMN more int;
+ALTER TABLE kept.days_2026 ADD CHECK (day > '2025-01-01');
+ALTER TYPE kept.state ADD VALUE 'later';
+ALTER DOMAIN kept.amount SET NOT NULL;
+INSERT INTO kept.orders (amount) VALUES (3);
+REFRESH MATERIALIZED VIEW kept.counted;
+CREATE OR REPLACE FUNCTION kept.twice(n int) RETURNS int LANGUAGE sql AS 'SELECT n + n';
+CREATE OR REPLACE VIEW kept.new_orders AS SELECT * FROM kept.orders;
+DROP SEQUENCE kept.alone;
+DROP TABLE public."Odd name";
+ALTER SCHEMA kept RENAME TO still_kept;
+"""
+
+
+@pytest.fixture
+def old_folder(tmp_path: Path) -> Path:
+    """0.1 建的数据文件夹，应用的角色还是超级用户；两个数据库里有各种东西，服务器是被杀掉的。"""
+    with zipfile.ZipFile(next((Path(__file__).parent / "wheels").glob("dayline-0.1*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "old")
+    folder = tmp_path / "server"
+    python_path = os.pathsep.join(filter(None, [str(tmp_path / "old"), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": python_path}
+    command = [sys.executable, "-c", START_AND_HOLD, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
+        url = read_line(process)
+        with psycopg.connect(url, autocommit=True) as connection:
+            assert connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone() == (True,)
+            connection.execute('CREATE DATABASE "second one"')
+            connection.execute(OLD_DATA)
+        with psycopg.connect(url, dbname="second one") as connection:
+            connection.execute(OLD_DATA)
+        process.kill()
+    (folder / "url").write_text(url)
+    return folder
+
+
+def test_data_folder_of_version_0_1_keeps_its_data_and_address_and_loses_the_superuser(old_folder: Path) -> None:
+    with EmbeddedPostgres(old_folder, durable=False) as url:
+        assert url == (old_folder / "url").read_text()
+        for database in ("etl", "second one"):
+            with psycopg.connect(url, dbname=database, autocommit=True) as connection:
+                assert connection.execute("SELECT id, amount FROM kept.orders ORDER BY id").fetchall() == [(1, 1), (2, 2)]
+                connection.execute(USE_AS_OWNER)
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null'")
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute('DROP DATABASE "second one"')
+    with EmbeddedPostgres(old_folder, durable=False) as again, psycopg.connect(again):
+        assert again == url
+
+
+def test_conversion_that_was_interrupted_is_done_again(old_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("etl_assets.core.embedded_postgres.GIVE_OBJECTS", "SELECT 1 / 0")
+        with pytest.raises(EmbeddedServerError, match="division by zero"):
+            EmbeddedPostgres(old_folder, durable=False).start()
+    with EmbeddedPostgres(old_folder, durable=False) as url, psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(USE_AS_OWNER)
+
+
+# ---- 端口 --------------------------------------------------------------------------
+
+
+def test_port_that_somebody_takes_while_it_starts_is_given_up(tmp_path: Path) -> None:
+    server = EmbeddedPostgres(tmp_path / "server", durable=False)
+    taken: list[socket.socket] = []
+    launch = server._launch
+
+    def launch_too_late(log: IO[bytes]) -> subprocess.Popen[bytes]:
+        if not taken:
+            taken.append(listen_on(server._port, preferred=0))
+        return launch(log)
+
+    server._launch = launch_too_late  # type: ignore[method-assign]
+    with server as url, psycopg.connect(url):
+        assert f":{taken[0].getsockname()[1]}/" not in url
+    taken[0].close()
 
 
 # ---- 以 root 运行 ------------------------------------------------------------------

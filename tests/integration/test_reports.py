@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -72,6 +79,41 @@ def test_every_row_of_an_import_is_accounted_for(engine: sa.Engine, etl_settings
     split = ("raw", "loaded", "superseded", "rejected", "waiting")
     assert [rows[first][name] for name in split] == [3, 1, 1, 1, 0]
     assert [rows[second][name] for name in split] == [1, 1, 0, 0, 0]
+
+
+# ---- 买家的文字 ------------------------------------------------------------------
+
+NASTY = '\x1b]0;owned\x07=HYPERLINK("http://evil.example")\u202e'
+
+
+def run_on_a_terminal(etl_settings: EtlSettings, *arguments: str) -> bytes:
+    """命令在一个真的（伪）终端上写了什么。"""
+    master, slave = pty.openpty()
+    environment = {**os.environ, "ETL_DATABASE_URL": etl_settings.database_url, "COLUMNS": "250", "ETL_STATE_DIR": "/nonexistent"}
+    with subprocess.Popen([sys.executable, "-m", "bridge.cli.main", *arguments], stdout=slave, stderr=slave, env=environment):
+        os.close(slave)
+        written = b""
+        with contextlib.suppress(OSError):  # 另一头关了
+            while part := os.read(master, 65536):
+                written += part
+    os.close(master)
+    return written
+
+
+@pytest.mark.parametrize("how", ["table", "csv", "json"])
+def test_name_of_a_buyer_does_nothing_to_the_terminal(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, how: str) -> None:
+    raw_data.add_import([{"customer_name": NASTY}])
+    materialize_orders(engine, etl_settings, DAY, RUN)
+    written = run_on_a_terminal(etl_settings, "show", "orders", "--format", how)
+    assert b"HYPERLINK" in written
+    assert [part for part in (b"\x1b]", b"\x07", "\u202e".encode()) if part in written] == []
+
+
+def test_csv_for_a_spreadsheet_holds_no_formula(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, show: Show) -> None:
+    raw_data.add_import([{"customer_name": "=1+1"}])
+    materialize_orders(engine, etl_settings, DAY, RUN)
+    (row,) = csv.DictReader(io.StringIO(show("orders", "--format", "csv").stdout))
+    assert row["customer_nickname"] == "'=1+1"
 
 
 # ---- 拒收的行 --------------------------------------------------------------------

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.parse import urlsplit
 
 import nats
 import psycopg
@@ -30,6 +32,7 @@ from bridge.stack.readiness import logged_ready
 from bridge.stack.supervisor import Service, ServiceStartError
 from etl_assets.core.child_process import identify, launch
 from etl_assets.core.errors import DatabaseUnavailableError, SettingsError
+from etl_assets.core.loopback_port import find_free_port, listen_on
 from etl_assets.core.settings import EtlSettings
 from etl_assets.testing.databases import cloned_database
 from tests.chaos.disks import small_disks
@@ -231,6 +234,39 @@ def test_two_stacks_run_side_by_side(tmp_path: Path, database_url: str) -> None:
         assert asyncio.run(publish_and_count(one.nats_url)) == asyncio.run(publish_and_count(two.nats_url)) == 1
 
 
+def test_two_stacks_that_start_in_the_same_moment_have_ports_of_their_own(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.stack.local._DEFAULT_UI_PORT", find_free_port())  # 3000 也许有人在用
+    stacks = [build_stack(tmp_path / str(number), database_url=database_url) for number in range(4)]
+    try:
+        with ThreadPoolExecutor(len(stacks)) as pool:
+            found = list(pool.map(Stack.start, stacks))
+    finally:
+        for stack in stacks:
+            stack.stop()
+    ports = [urlsplit(url).port for addresses in found for url in (addresses.ui_url, addresses.nats_url)]
+    assert len(set(ports)) == 2 * len(stacks)
+
+
+def test_nats_gives_up_a_port_that_somebody_takes_while_it_starts(tmp_path: Path, database_url: str) -> None:
+    stack = build_stack(tmp_path, database_url=database_url)
+    assert stack._nats is not None
+    launch, taken = stack._nats._launch, []
+
+    def launch_too_late(log: IO[bytes]) -> subprocess.Popen[bytes]:
+        if not taken:
+            taken.append(listen_on(nats_server._port, preferred=0))
+        return launch(log)
+
+    nats_server = stack._nats
+    nats_server._launch = launch_too_late  # type: ignore[method-assign]
+    with stack as addresses:
+        assert urlsplit(addresses.nats_url).port != taken[0].getsockname()[1]
+        assert asyncio.run(publish_and_count(addresses.nats_url)) == 1
+    taken[0].close()
+
+
 def test_second_stack_on_a_folder_is_refused_and_the_first_stays(tmp_path: Path, database_url: str) -> None:
     with build_stack(tmp_path, database_url=database_url) as addresses:
         with pytest.raises(SettingsError, match="another process is using the state folder"):
@@ -320,7 +356,7 @@ def test_addresses_of_a_killed_stack_do_not_count(tmp_path: Path, database_url: 
 
 
 def test_real_application_is_one_code_server_ui_daemon_listener_and_workers(tmp_path: Path) -> None:
-    plan = ApplicationPlan(environment={}, workspace=tmp_path / "workspace.yaml", code_server_port=1, ui_port=2, workers=3)
+    plan = ApplicationPlan(environment={}, workspace=tmp_path / "workspace.yaml", code_server_port=1, ui_descriptor=2, workers=3)
 
     services = {service.name: service.after for service in application_services(plan)}
 

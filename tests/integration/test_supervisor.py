@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from bridge.stack.leftovers import record_children
 from bridge.stack.readiness import logged_ready
 from bridge.stack.supervisor import Service, ServiceStartError, Supervisor
+from etl_assets.core.child_log import ROTATE_BYTES
 from etl_assets.core.child_process import ProcessIdentity, identify, launch
 from etl_assets.core.errors import SettingsError
 
@@ -254,7 +255,28 @@ def test_large_log_is_rotated_at_start(tmp_path: Path, supervisor: Supervisor) -
     supervisor.wait_until_ready(timeout_seconds=20)
 
     assert log.stat().st_size < 1000
-    assert log.with_name("child.log.1").stat().st_size == 11 * 1024 * 1024
+    assert log.with_name("child.log.1").stat().st_size == ROTATE_BYTES
+
+
+def test_log_of_a_running_child_is_rotated_and_its_last_words_stay_right(
+    tmp_path: Path, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("etl_assets.core.child_log.ROTATE_BYTES", 100_000)
+    log, go_on = tmp_path / "state" / "logs" / "talker.log", tmp_path / "go_on"
+    talk = "[print('x' * 99) for _ in range(5000)]; sys.stdout.flush();"
+    end = (
+        f"\nwhile not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.02)\nprint('after', flush=True); raise SystemExit('no more room')"
+    )
+    supervisor.supervise([service("talker", "import pathlib, time;" + READY + talk + end)])
+    supervisor.wait_until_ready(timeout_seconds=20)
+
+    wait_until(lambda: log.with_name("talker.log.1").exists() and log.stat().st_size == 0)
+    with capture_logs() as logs:
+        go_on.touch()
+        wait_until(lambda: any(entry.get("last_line") == "no more room" for entry in logs))
+
+    assert log.with_name("talker.log.1").stat().st_size <= 100_000
+    assert log.read_bytes().startswith(b"after\nno more room\n")
 
 
 # ---- 监督者自己被 kill -9 ------------------------------------------------------------

@@ -12,8 +12,9 @@ from dagster._core.execution.context.data_version_cache import DataVersionCache
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.runs import SqlRunStorage
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
+from dagster_webserver import cli as webserver_cli
 
-from bridge import dagster_adapter
+from bridge import dagster_adapter, webserver
 from bridge.dagster_internals import (
     IJob,
     RunCoordinator,
@@ -163,3 +164,18 @@ def test_storages_keep_their_engine_where_the_pool_is_put() -> None:
     for storage in (PostgresRunStorage, PostgresEventLogStorage, PostgresScheduleStorage):
         assert "self._engine = " in inspect.getsource(storage.__init__)
     assert parameters(create_pg_engine) == {"postgres_url", "token_provider", "engine_kwargs"}
+
+
+def test_our_webserver_does_what_the_command_of_dagster_does() -> None:
+    """bridge.webserver 照着 dagster_webserver.cli 的 dagster_webserver 写：缺省值、先后、每一步的参数。"""
+    defaults = {parameter.name: parameter.default for parameter in webserver_cli.dagster_webserver.params}
+    assert defaults["db_statement_timeout"] == webserver._STATEMENT_TIMEOUT_MILLISECONDS
+    assert defaults["db_pool_recycle"] == webserver._POOL_RECYCLE_SECONDS
+    assert defaults["db_pool_max_overflow"] == webserver._POOL_MAX_OVERFLOW
+    assert defaults["live_data_poll_rate"] == webserver._LIVE_DATA_POLL_MILLISECONDS
+    source = inspect.getsource(webserver_cli)
+    steps = ("instance.optimize_for_webserver(", "WorkspaceProcessContext(", "create_app_from_workspace_process_context(", "uvicorn.run(")
+    assert all(step in source for step in steps)
+    assert {"live_data_poll_rate"} <= parameters(webserver.create_app_from_workspace_process_context)
+    assert {"instance", "workspace_load_target", "version"} <= parameters(webserver.WorkspaceProcessContext.__init__)
+    assert {"statement_timeout", "pool_recycle", "max_overflow"} <= parameters(DagsterInstance.optimize_for_webserver)

@@ -31,6 +31,7 @@ def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ETL_NATS_URL", "localhost:4222", "must look like nats://"),
         ("ETL_WORKER_LANES", "fast", "ETL_WORKER_LANES='fast' is not usable: .*interactive"),
         ("ETL_WORKER_LANES", " , ", "ETL_WORKER_LANES"),
+        ("ETL_UI_HOSTS", "https://dagster.example.com", "ETL_UI_HOSTS=.*must be host names without scheme and port"),
         ("ETL_EVENT_RETRY_SECONDS", "soon", "ETL_EVENT_RETRY_SECONDS='soon' is not usable"),
         ("ETL_TASK_MAX_ATTEMPTS", "0", "ETL_TASK_MAX_ATTEMPTS='0' is not usable"),
     ],

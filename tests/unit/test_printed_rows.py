@@ -1,14 +1,29 @@
-"""打印出来的行：数据是数据，不是排版的标记。"""
+"""打印出来的：数据是数据，不是排版的标记，不是终端的命令，也不是表格软件的公式。"""
 
 from __future__ import annotations
 
+import ast
+import csv
+import io
 import json
+import unicodedata
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
 
 import pytest
+import structlog
 
+from bridge.cli.main import main
 from bridge.cli.options import print_rows
+from bridge.cli.output import say
+from etl_assets.core.errors import EtlError
+from etl_assets.core.log import configure_logging, get_logger
+from etl_assets.core.text import escape_in_json, escape_invisible
 
 NASTY = [{"customer": "[red]张三[/red] [/] :smile:", "orders": 2}]
+COMMANDS = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e\u200b\u2066\ufeff\r\x08"
+ESCAPED = r"\x1b]0;title\x07\x1b[2J\x9b31m\u202e\u200b\u2066\ufeff\r\x08"
 
 
 def test_brackets_in_data_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,3 +34,84 @@ def test_brackets_in_data_are_printed_as_they_are(capsys: pytest.CaptureFixture[
 def test_json_keeps_the_values(capsys: pytest.CaptureFixture[str]) -> None:
     print_rows(NASTY, ["customer", "orders"], "json")
     assert json.loads(capsys.readouterr().out) == NASTY
+
+
+def test_every_character_that_a_terminal_may_obey_is_escaped_and_no_other() -> None:
+    invisible = {char for char in map(chr, range(0x110000)) if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
+    assert {char for char in map(chr, range(0x110000)) if escape_invisible(char) != char} >= invisible
+    assert escape_invisible("旗舰店\u3000张三 é 😀 [x] \\x1b") == "旗舰店\u3000张三 é 😀 [x] \\x1b"
+
+
+def test_table_shows_what_a_terminal_would_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rows([{"customer": COMMANDS, "note": "two\nlines"}], ["customer", "note"], "table")
+    printed = capsys.readouterr().out
+    assert ESCAPED in printed
+    assert r"two\nlines" in printed
+    assert not set(COMMANDS) & set(printed) - set("[]02titleJ;1m3")
+
+
+def test_json_of_it_has_the_same_value_and_nothing_to_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"customer": COMMANDS + "\U000e0041\ud800"}
+    print_rows([record], ["customer"], "json")
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == [record]
+    assert escape_invisible(printed, keep="\n") == printed
+    assert json.loads(escape_in_json(json.dumps(record, ensure_ascii=False))) == record
+
+
+def test_sentence_keeps_its_lines_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"held: {COMMANDS}\n\tsecond line", err=True)
+    assert capsys.readouterr().err == f"held: {ESCAPED}\n\tsecond line\n"
+
+
+def test_error_of_a_command_is_escaped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise EtlError(f"row of {COMMANDS} is refused")
+
+    monkeypatch.setattr("bridge.cli.main.cli.main", fail)
+    with pytest.raises(SystemExit):
+        main([])
+    assert capsys.readouterr().err == f"error: row of {ESCAPED} is refused\n"
+
+
+@pytest.mark.parametrize("console", [True, False])
+def test_log_is_escaped_for_people_and_for_programs(capsys: pytest.CaptureFixture[str], console: bool) -> None:
+    configure_logging("test", console=console)
+    try:
+        try:
+            raise EtlError(f"why: {COMMANDS}")
+        except EtlError:
+            get_logger("test").warning("refused", reason=COMMANDS, exc_info=True)
+    finally:
+        structlog.reset_defaults()
+    printed = capsys.readouterr().err
+    own_colours = printed if not console else printed.replace("\x1b[", "")
+    assert not set(own_colours) & set("\x1b\x07\x9b\u202e\u200b\u2066\ufeff\r\x08")
+    assert console or json.loads(printed)["reason"] == COMMANDS
+
+
+@pytest.mark.parametrize("text", ['=HYPERLINK("http://x")', "+1+cmd", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=x\r=1", "＝1+1", "＠x"])
+def test_formula_in_a_csv_cell_is_text(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    print_rows([{"customer": text}], ["customer"], "csv")
+    assert list(csv.reader(io.StringIO(capsys.readouterr().out, newline=""))) == [["customer"], [f"'{text}"]]
+
+
+def test_numbers_and_ordinary_text_in_csv_are_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    values = [Decimal("-12.50"), -3, "-12.50", "+8613800138000", "张三", "a=b", datetime(2026, 1, 5, tzinfo=UTC), None, "'quoted'"]
+    print_rows([{"value": value} for value in values], ["value"], "csv")
+    printed = [row[0] if row else "" for row in csv.reader(io.StringIO(capsys.readouterr().out))]
+    assert printed == ["value", *("" if value is None else str(value) for value in values)]
+
+
+def test_commands_have_one_way_out() -> None:
+    folder = Path(__file__).parents[2] / "bridge" / "cli"
+    direct = [
+        f"{path.name}:{node.lineno}"
+        for path in sorted(folder.glob("*.py"))
+        if path.name != "output.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("click.echo", "click.secho", "print", "sys.stdout.write")
+    ]
+    # etl env 印的是给 shell 执行的，自己加引号
+    assert [place for place in direct if not place.startswith("stack.py:")] == []
+    assert len(direct) == 1, "write with say, say_json, say_csv or print_rows: they escape per medium"
