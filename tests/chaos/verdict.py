@@ -33,6 +33,7 @@ _RUNS = sa.table("runs", sa.column("run_id"), sa.column("status"), schema=DAGSTE
 _DUE = ledger.c.requested > ledger.c.materialized
 _POLL_SECONDS = 0.5
 _SAY_SECONDS = 5.0
+_NO_IMPORT = "is not in import_tasks"
 _NUMBERS = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9]+")
 
 
@@ -126,7 +127,7 @@ async def read_events(settings: BridgeSettings) -> list[StoredEvent]:
 
 
 async def misjudged(settings: BridgeSettings, floods: Floods, good: Iterable[UUID]) -> list[str]:
-    """好的导入的死信，以及没有死信的垃圾与永远没有导入的事件。"""
+    """好的导入的死信、缘由不对的死信，以及没有死信的垃圾与永远没有导入的事件。"""
     async with jetstream(settings) as connection:
         letters = await _read(connection, EVENTS_DLQ_STREAM)
     marks, imports = set[str](), dict[UUID, str]()
@@ -139,6 +140,7 @@ async def misjudged(settings: BridgeSettings, floods: Floods, good: Iterable[UUI
         *[f"good import {import_id} was dead-lettered: {imports[import_id]}" for import_id in sorted(imports.keys() & set(good))],
         *[f"garbage {mark} has no letter" for mark in sorted(floods.garbage - marks)],
         *[f"the event of import {import_id} has no letter" for import_id in sorted(floods.waiting - imports.keys())],
+        *[f"import {import_id} never was: {reason}" for import_id, reason in imports.items() if _NO_IMPORT not in reason],
     ]
 
 
