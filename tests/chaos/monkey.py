@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import sqlalchemy as sa
+from tests.integration.nats_cluster import NatsCluster
 
 from bridge.broker import TASKS_STREAM
 from bridge.errors import BridgeError
+from bridge.events.subjects import EVENTS_STREAM
 from bridge.settings import BridgeSettings
 from etl_assets.core.child_process import send_group_signal, send_signal
 from tests.chaos import verdict
@@ -33,10 +36,12 @@ FULL_DISK_PAUSE_SECONDS = (10.0, 30.0)
 READ_ONLY_PAUSE_SECONDS = (10.0, 40.0)
 PURGE_PAUSE_SECONDS = (10.0, 40.0)
 FLOOD_PAUSE_SECONDS = (10.0, 40.0)
+LEADER_PAUSE_SECONDS = (5.0, 25.0)
 _LONGEST_FREEZE_SECONDS = 15.0
 _LONGEST_PARTITION_SECONDS = 20.0
 _LONGEST_FULL_DISK_SECONDS = 8.0
 _LONGEST_READ_ONLY_SECONDS = 8.0
+_LONGEST_LEADERLESS_SECONDS = 12.0
 _LARGEST_FLOOD = 1_500
 _VICTIMS = {
     "worker": 4,
@@ -63,6 +68,8 @@ class Reach:
     read_only: ReadOnlySwitch
     floods: Floods
     bridge_settings: BridgeSettings
+    cluster: NatsCluster | None = None
+    """NATS 的第二种形式：三个节点，没有内嵌的那一个。"""
 
 
 class Monkey:
@@ -85,8 +92,11 @@ class Monkey:
             (self._flood_with_waiting, FLOOD_PAUSE_SECONDS),
             (self._flood_with_garbage, FLOOD_PAUSE_SECONDS),
             *([(self._fill, FULL_DISK_PAUSE_SECONDS)] if reach.disks else []),
+            *([(partial(self._kill_leader, reach.cluster), LEADER_PAUSE_SECONDS)] if reach.cluster else []),
         ]
-        self._threads = [threading.Thread(target=self._repeat, args=deed, daemon=True) for deed in deeds]
+        self._threads = [
+            threading.Thread(target=self._repeat, args=deed, name=f"monkey-{number}", daemon=True) for number, deed in enumerate(deeds)
+        ]
 
     def start(self) -> None:
         for thread in self._threads:
@@ -107,7 +117,7 @@ class Monkey:
         return self._send(workers[-1], signal.SIGKILL, "worker")
 
     def _repeat(self, deed: Callable[[random.Random], None], pause_seconds: tuple[float, float]) -> None:
-        chance = random.Random(f"{self._seed} {deed.__name__}")  # noqa: S311  # 不关安全
+        chance = random.Random(f"{self._seed} {threading.current_thread().name}")  # noqa: S311  # 不关安全
         try:
             while not self._stopping.wait(chance.uniform(*pause_seconds)):
                 deed(chance)
@@ -175,6 +185,15 @@ class Monkey:
                 self._stopping.wait(seconds)
             finally:
                 self._reach.read_only.turn_off()
+
+    def _kill_leader(self, cluster: NatsCluster, chance: random.Random) -> None:
+        """一次只死一个：剩下的两个还选得出领导者。"""
+        stream = chance.choice([EVENTS_STREAM, TASKS_STREAM])
+        seconds = chance.uniform(1, _LONGEST_LEADERLESS_SECONDS)
+        with self._for_a_while(f"leader of {stream} killed", seconds):
+            cluster.kill_leader(stream)
+            self._stopping.wait(seconds)
+            cluster.restart()
 
     def _purge_tasks(self, _chance: random.Random) -> None:
         """门铃都没了；台账还在。"""

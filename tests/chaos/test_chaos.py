@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
+from tests.integration.nats_cluster import NatsCluster
 
 from bridge.demo.reference import find_differences
 from bridge.settings import BridgeSettings
@@ -46,6 +47,7 @@ MANAGER = "manager"
 BEHIND_LINKS = ("worker-2", MANAGER, "listener")
 # 等不到导入的事件早些进死信，才排得完；别的都是缺省值
 ENVIRONMENT = {"ETL_EVENT_RETRY_SECONDS": "20", "ETL_EVENT_RETRY_DELAY_MAX_SECONDS": "5"}
+OF_CLUSTER = {"ETL_NATS_REPLICAS": "3"}
 DRAIN_SECONDS = 60
 PATIENT_DRAIN_SECONDS = 240
 KILLS_PER_MINUTE = 20
@@ -54,11 +56,16 @@ EVENTS_PER_MINUTE = 2_000
 
 @dataclass(frozen=True)
 class Form:
-    """一次折腾：多久、哪个种子；平日的短形式在又忙又慢的机器上也跑，不计较快慢。"""
+    """一次折腾：多久、哪个种子、NATS 是不是集群；平日的短形式在又忙又慢的机器上也跑，不计较快慢。"""
 
     minutes: float
     seed: int
     is_strict: bool
+    on_cluster: bool
+
+    def __str__(self) -> str:
+        options = f"--seed {self.seed} --minutes {self.minutes:g}{' --cluster' if self.on_cluster else ''}"
+        return f"seed {self.seed}, {self.minutes:g} minutes; again: pdm run test-chaos {options}"
 
 
 @pytest.fixture
@@ -68,7 +75,19 @@ def form(request: pytest.FixtureRequest) -> Form:
         minutes=1.0 if minutes is None else minutes,
         seed=random.SystemRandom().randrange(10**9) if seed is None else seed,
         is_strict=minutes is not None,
+        on_cluster=request.config.getoption("--cluster"),
     )
+
+
+@pytest.fixture
+def cluster(form: Form, tmp_path: Path) -> Iterator[NatsCluster | None]:
+    if not form.on_cluster:
+        yield None
+        return
+    cluster = NatsCluster(tmp_path)
+    cluster.start()
+    yield cluster
+    cluster.stop()
 
 
 @pytest.fixture
@@ -79,8 +98,8 @@ def state_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def disks(state_dir: Path) -> Iterator[list[Disk]]:
-    with small_disks(state_dir, SERVERS) as disks:
+def disks(form: Form, state_dir: Path) -> Iterator[list[Disk]]:
+    with small_disks(state_dir, [server for server in SERVERS if server != "nats" or not form.on_cluster]) as disks:
         yield disks
 
 
@@ -91,22 +110,26 @@ def network() -> Iterator[Network]:
 
 
 @pytest.mark.timeout(3_600)
-def test_nothing_is_lost(form: Form, state_dir: Path, disks: list[Disk], network: Network) -> None:
+def test_nothing_is_lost(
+    form: Form, state_dir: Path, disks: list[Disk], network: Network, cluster: NatsCluster | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (ENVIRONMENT | (OF_CLUSTER if cluster else {})).items():
+        monkeypatch.setenv(name, value)
+
     def services(plan: ApplicationPlan) -> list[Service]:
         return [_behind_links(network, plan, service) if service.name in BEHIND_LINKS else service for service in _services(plan)]
 
-    _say(f"seed {form.seed}, {form.minutes:g} minutes; again: pdm run test-chaos --seed {form.seed} --minutes {form.minutes:g}")
+    _say(str(form))
     if not disks:
         _say("full disks are left out: this user may not mount file systems")
     processes = StackProcesses(state_dir)
-    stack = Stack(
-        state_dir, settings=EtlSettings(database_url=""), bridge_settings=BridgeSettings(nats_url=""), workers=WORKERS, services=services
-    )
+    bridge_settings = BridgeSettings(nats_url=cluster.url if cluster else "")
+    stack = Stack(state_dir, settings=EtlSettings(database_url=""), bridge_settings=bridge_settings, workers=WORKERS, services=services)
     try:
         with stack as addresses:
             bridge_settings = BridgeSettings(nats_url=addresses.nats_url)
             read_only, floods = ReadOnlySwitch(addresses.database_url), Floods(bridge_settings)
-            monkey = Monkey(Reach(processes, network, disks, read_only, floods, bridge_settings), seed=form.seed)
+            monkey = Monkey(Reach(processes, network, disks, read_only, floods, bridge_settings, cluster), seed=form.seed)
             try:
                 _live_through(form, addresses, monkey, floods)
             except BaseException:
@@ -168,7 +191,6 @@ def _behind_links(network: Network, plan: ApplicationPlan, service: Service) -> 
 
 def _services(plan: ApplicationPlan) -> list[Service]:
     """栈的那些，加上一个带着两个工人的管理者。"""
-    plan = replace(plan, environment={**plan.environment, **ENVIRONMENT})
     command = [sys.executable, "-P", "-m", "bridge.cli.main", "worker", "--processes", "2"]
     manager = Service(MANAGER, partial(launch, command, env=plan.environment), logged_ready, stop_timeout_seconds=30)
     return [*application_services(plan), manager]
@@ -176,7 +198,8 @@ def _services(plan: ApplicationPlan) -> list[Service]:
 
 def _ports(addresses: StackAddresses, state_dir: Path) -> list[int]:
     code_server = json.loads((state_dir / "workspace.yaml").read_text())["load_from"][0]["grpc_server"]["port"]
-    return [code_server, *[urlsplit(url).port or 0 for url in (addresses.database_url, addresses.nats_url, addresses.ui_url)]]
+    own = [addresses.database_url, addresses.ui_url, *([] if "," in addresses.nats_url else [addresses.nats_url])]
+    return [code_server, *[urlsplit(url).port or 0 for url in own]]
 
 
 def _counts(counted: dict[str, int]) -> str:
