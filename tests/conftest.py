@@ -18,3 +18,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("chaos", "tests/chaos")
     group.addoption("--minutes", type=float, help="how long the chaos lasts, with its full limits [default: one minute, patiently]")
     group.addoption("--seed", type=int, help="seed of the chaos [default: a new one, printed]")
+    group.addoption("--cluster", action="store_true", help="NATS is a cluster of three nodes, whose leaders are killed")

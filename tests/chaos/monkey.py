@@ -2,43 +2,85 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
+import sqlalchemy as sa
+
+from bridge.broker import TASKS_STREAM
+from bridge.errors import BridgeError
+from bridge.events.subjects import EVENTS_STREAM
+from bridge.settings import BridgeSettings
 from etl_assets.core.child_process import send_group_signal, send_signal
+from tests.chaos import verdict
 from tests.chaos.disks import Disk
+from tests.chaos.floods import Floods
 from tests.chaos.network import Network
 from tests.chaos.processes import StackProcesses
+from tests.chaos.read_only import ReadOnlySwitch
+from tests.integration.nats_cluster import NatsCluster
 
 KILL_PAUSE_SECONDS = (1.2, 3.6)
 FREEZE_PAUSE_SECONDS = (1.0, 8.0)
 PARTITION_PAUSE_SECONDS = (1.0, 12.0)
 SILENCE_PAUSE_SECONDS = (3.0, 20.0)
 FULL_DISK_PAUSE_SECONDS = (10.0, 30.0)
+READ_ONLY_PAUSE_SECONDS = (10.0, 40.0)
+PURGE_PAUSE_SECONDS = (10.0, 40.0)
+FLOOD_PAUSE_SECONDS = (10.0, 40.0)
+LEADER_PAUSE_SECONDS = (5.0, 25.0)
 _LONGEST_FREEZE_SECONDS = 15.0
 _LONGEST_PARTITION_SECONDS = 20.0
 _LONGEST_FULL_DISK_SECONDS = 8.0
-_VICTIMS = {"worker": 5, "listener": 3, "webserver": 1, "daemon": 1, "code-server": 1, "nats": 3, "postgres": 2, "postgres backend": 3}
+_LONGEST_READ_ONLY_SECONDS = 8.0
+_LONGEST_LEADERLESS_SECONDS = 12.0
+_LARGEST_FLOOD = 1_500
+_VICTIMS = {
+    "worker": 4,
+    "manager": 2,
+    "listener": 3,
+    "webserver": 1,
+    "daemon": 1,
+    "code-server": 1,
+    "nats": 3,
+    "postgres": 2,
+    "postgres backend": 3,
+}
 _STOP_SIGNALS = {"postgres": signal.SIGINT}  # SIGTERM 让 postmaster 等到每个会话自己走
 _FROZEN = {"worker": 5, "listener": 3, "webserver": 1, "daemon": 1, "code-server": 1, "nats": 2, "postgres": 2}
 
 
-class Monkey:
-    """一个线程杀，一个冻住，一个断网，一个让连接哑掉，一个占满磁盘：几样随时撞在一起。"""
+@dataclass(frozen=True)
+class Reach:
+    """猴子够得着的东西。"""
 
-    def __init__(self, processes: StackProcesses, network: Network, disks: Sequence[Disk], *, seed: int) -> None:
+    processes: StackProcesses
+    network: Network
+    disks: Sequence[Disk]
+    read_only: ReadOnlySwitch
+    floods: Floods
+    bridge_settings: BridgeSettings
+    cluster: NatsCluster | None = None
+    """NATS 的第二种形式：三个节点，没有内嵌的那一个。"""
+
+
+class Monkey:
+    """一样乱一个线程：杀、冻住、断网、让连接哑掉、占满磁盘、只读、清空任务、两种急流，随时撞在一起。"""
+
+    def __init__(self, reach: Reach, *, seed: int) -> None:
         self.kills: Counter[str] = Counter()
         self.troubles: Counter[str] = Counter()
         self.history: list[str] = []
-        self._processes = processes
-        self._network = network
-        self._disks = disks
+        self._reach = reach
         self._seed = seed
         self._stopping = threading.Event()
         self._errors: list[Exception] = []
@@ -47,9 +89,16 @@ class Monkey:
             (self._freeze, FREEZE_PAUSE_SECONDS),
             (self._partition, PARTITION_PAUSE_SECONDS),
             (self._silence, SILENCE_PAUSE_SECONDS),
-            *([(self._fill, FULL_DISK_PAUSE_SECONDS)] if disks else []),
+            (self._make_read_only, READ_ONLY_PAUSE_SECONDS),
+            (self._purge_tasks, PURGE_PAUSE_SECONDS),
+            (self._flood_with_waiting, FLOOD_PAUSE_SECONDS),
+            (self._flood_with_garbage, FLOOD_PAUSE_SECONDS),
+            *([(self._fill, FULL_DISK_PAUSE_SECONDS)] if reach.disks else []),
+            *([(partial(self._kill_leader, reach.cluster), LEADER_PAUSE_SECONDS)] if reach.cluster else []),
         ]
-        self._threads = [threading.Thread(target=self._repeat, args=deed, daemon=True) for deed in deeds]
+        self._threads = [
+            threading.Thread(target=self._repeat, args=deed, name=f"monkey-{number}", daemon=True) for number, deed in enumerate(deeds)
+        ]
 
     def start(self) -> None:
         for thread in self._threads:
@@ -65,12 +114,12 @@ class Monkey:
 
     def kill_a_last_worker(self) -> float:
         """返回那一刻（单调时钟）。"""
-        while not (workers := self._processes.leaders("worker")):
+        while not (workers := self._reach.processes.leaders("worker")):
             time.sleep(0.1)
         return self._send(workers[-1], signal.SIGKILL, "worker")
 
     def _repeat(self, deed: Callable[[random.Random], None], pause_seconds: tuple[float, float]) -> None:
-        chance = random.Random(f"{self._seed} {deed.__name__}")  # noqa: S311  # 不关安全
+        chance = random.Random(f"{self._seed} {threading.current_thread().name}")  # noqa: S311  # 不关安全
         try:
             while not self._stopping.wait(chance.uniform(*pause_seconds)):
                 deed(chance)
@@ -82,7 +131,7 @@ class Monkey:
     def _kill(self, chance: random.Random) -> None:
         victim = _pick(chance, _VICTIMS)
         number = _STOP_SIGNALS.get(victim, signal.SIGTERM) if chance.random() < 0.15 else signal.SIGKILL
-        pids = self._processes.backends() if victim == "postgres backend" else self._processes.leaders(victim)
+        pids = self._reach.processes.backends() if victim == "postgres backend" else self._reach.processes.leaders(victim)
         if not pids:  # 正在重启：这一回算了
             return
         self._send(chance.choice(pids), number, victim)
@@ -99,11 +148,11 @@ class Monkey:
         """冻住整个进程组；冻住服务器，就像它的磁盘慢得没有回音。"""
         part = _pick(chance, _FROZEN)
         seconds = chance.uniform(1, _LONGEST_FREEZE_SECONDS)
-        leaders = self._processes.leaders(part)
+        leaders = self._reach.processes.leaders(part)
         if not leaders:
             return
         leader = chance.choice(leaders)
-        backends = self._processes.backends() if part == "postgres" else []
+        backends = self._reach.processes.backends() if part == "postgres" else []
         with self._for_a_while(f"freeze {part}", seconds):
             for pid in (leader, *backends):
                 send_group_signal(pid, signal.SIGSTOP)
@@ -112,28 +161,67 @@ class Monkey:
                 send_group_signal(pid, signal.SIGCONT)
 
     def _partition(self, chance: random.Random) -> None:
-        link = chance.choice(self._network.links)
+        link = chance.choice(self._reach.network.links)
         seconds = chance.uniform(1, _LONGEST_PARTITION_SECONDS)
         is_reset = chance.random() < 0.5
         with self._for_a_while(f"partition {link.name}", seconds):
-            self._network.cut(link)
+            self._reach.network.cut(link)
             self._stopping.wait(seconds)
-            self._network.heal(link, is_reset=is_reset)
+            self._reach.network.heal(link, is_reset=is_reset)
 
     def _silence(self, chance: random.Random) -> None:
         """此刻的连接都哑掉；没有什么要还原：醒不过来的，要由它们自己换掉。"""
-        link = chance.choice(self._network.links)
-        self._network.drop(link)
+        link = chance.choice(self._reach.network.links)
+        self._reach.network.drop(link)
         self.troubles[f"silence {link.name}"] += 1
         self._note(f"silence {link.name}")
 
     def _fill(self, chance: random.Random) -> None:
-        disk = chance.choice(self._disks)
+        disk = chance.choice(self._reach.disks)
         seconds = chance.uniform(1, _LONGEST_FULL_DISK_SECONDS)
         with self._for_a_while(f"full disk {disk.server}", seconds):
             disk.fill()
             self._stopping.wait(seconds)
             disk.free()
+
+    def _make_read_only(self, chance: random.Random) -> None:
+        """新旧会话都写不了；关上窗口时又断开一次，留着的会话不会一直只读。"""
+        seconds = chance.uniform(1, _LONGEST_READ_ONLY_SECONDS)
+        with self._for_a_while("read-only database", seconds):
+            try:
+                with suppress(sa.exc.DBAPIError):  # 服务器正好不在
+                    self._reach.read_only.turn_on()
+                self._stopping.wait(seconds)
+            finally:
+                self._reach.read_only.turn_off()
+
+    def _kill_leader(self, cluster: NatsCluster, chance: random.Random) -> None:
+        """一次只死一个：剩下的两个还选得出领导者。"""
+        stream = chance.choice([EVENTS_STREAM, TASKS_STREAM])
+        seconds = chance.uniform(1, _LONGEST_LEADERLESS_SECONDS)
+        with self._for_a_while(f"leader of {stream} killed", seconds):
+            cluster.kill_leader(stream)
+            self._stopping.wait(seconds)
+            cluster.restart()
+
+    def _purge_tasks(self, _chance: random.Random) -> None:
+        """门铃都没了；台账还在。"""
+        self.troubles["TASKS purged"] += 1
+        self._note("purge TASKS")
+        with suppress(BridgeError):
+            asyncio.run(verdict.purge(self._reach.bridge_settings, TASKS_STREAM))
+
+    def _flood_with_waiting(self, chance: random.Random) -> None:
+        count = chance.randint(100, _LARGEST_FLOOD)
+        self.troubles["flood of waiting events"] += 1
+        self._note(f"{count} events without an import")
+        self._reach.floods.pour_waiting(count)
+
+    def _flood_with_garbage(self, chance: random.Random) -> None:
+        count = chance.randint(100, _LARGEST_FLOOD)
+        self.troubles["flood of garbage"] += 1
+        self._note(f"{count} pieces of garbage")
+        self._reach.floods.pour_garbage(count)
 
     @contextmanager
     def _for_a_while(self, trouble: str, seconds: float) -> Iterator[None]:

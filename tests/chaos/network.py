@@ -95,9 +95,11 @@ class Network:
         self._loop.close()
 
     def reroute(self, name: str, environment: Mapping[str, str]) -> dict[str, str]:
-        """同样的环境变量，只是服务器的地址换成这一部分自己的网线。"""
+        """同样的环境变量，只是服务器的地址换成这一部分自己的网线；集群有几个地址，客户端自己会绕开，不拉线。"""
         rerouted = dict(environment)
         for server, variables in {"postgres": ("ETL_DATABASE_URL", "DAGSTER_POSTGRES_URL"), "nats": ("ETL_NATS_URL",)}.items():
+            if "," in environment[variables[0]]:
+                continue
             port = urlsplit(environment[variables[0]]).port
             link = self.lay(f"{name}-{server}", int(port or 0))
             for variable in variables:

@@ -11,6 +11,7 @@ from etl_assets.core.child_process import ProcessIdentity, identify, running_pid
 
 PARTS = {
     "worker": "bridge.cli.main worker",
+    "manager": "bridge.cli.main worker --processes",
     "listener": "bridge.cli.main listen",
     "webserver": "bridge.webserver",
     "daemon": "dagster._daemon",
@@ -31,16 +32,26 @@ class StackProcesses:
 
     def leaders(self, part: str) -> list[int]:
         """这一部分现在活着的首领。"""
-        return [process.pid for process in self._recorded() if PARTS[part] in command_line(process.pid)]
+        found = {process.pid: command_line(process.pid) for process in self._recorded()}
+        return [pid for pid, line in found.items() if PARTS[part] in line and (part != "worker" or PARTS["manager"] not in line)]
 
     def backends(self) -> list[int]:
         """PostgreSQL 的后端与它的辅助进程，不含 postmaster。"""
         return [pid for pid in self._postgres() if command_line(pid).startswith("postgres: ")]
 
     def survivors(self) -> list[str]:
-        """栈停下以后还活着的：首领会话里的，以及 PostgreSQL 的。"""
+        """栈停下以后还活着的：首领会话里的、环境里有这个状态文件夹的，以及 PostgreSQL 的。"""
         pids = {member.pid for leader in self._seen for member in session_members(leader.pid)}
-        return [f"{pid} {command_line(pid)}" for pid in sorted(pids.union(self._postgres()))]
+        pids.update(self._postgres(), self._of_stack())
+        return [f"{pid} {command_line(pid)}" for pid in sorted(pids)]
+
+    def _of_stack(self) -> Iterator[int]:
+        """工人的管理者死了，它的孩子不在任何首领的会话里。"""
+        wanted = f"ETL_STATE_DIR={self._state_dir}".encode()
+        for pid in running_pids():
+            with suppress(OSError):
+                if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and identify(pid):
+                    yield pid
 
     def _recorded(self) -> list[ProcessIdentity]:
         try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -24,14 +25,16 @@ from bridge.jetstream import DeadLetterHeader, JetStreamConnection
 from bridge.listener import consumer_names
 from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import DAGSTER_SCHEMA
-from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
-from etl_assets.core.tables import import_events, import_tasks, leases, ledger, outbox, target_tables
+from etl_assets.core.tables import import_events, import_tasks, leases, ledger, outbox, target_tables, waiting_events
+from tests.chaos.floods import GARBAGE_MARK, Floods
 
 _FINAL = ("SUCCESS", "FAILURE", "CANCELED")
 _RUNS = sa.table("runs", sa.column("run_id"), sa.column("status"), schema=DAGSTER_SCHEMA)
 _DUE = ledger.c.requested > ledger.c.materialized
 _POLL_SECONDS = 0.5
 _SAY_SECONDS = 5.0
+_NO_IMPORT = "is not in import_tasks"
+_NUMBERS = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ async def wait_until_drained(
     said = 0.0
     while time.monotonic() < since + limit_seconds:
         try:
-            left = [*left_in_database(engine), *await left_in_queues(settings, engine)]
+            left = [*left_in_database(engine), *await left_in_queues(settings)]
         except (sa.exc.DBAPIError, BridgeError, nats.errors.Error, nats.js.errors.Error) as error:
             left = [f"cannot look: {error}"]
         seconds = time.monotonic() - since
@@ -82,6 +85,7 @@ def left_in_database(engine: sa.Engine) -> list[str]:
     counted = {
         "days due": sa.select(sa.func.count()).where(_DUE, ledger.c.held_reason.is_(None)),
         "leases": sa.select(sa.func.count()).select_from(leases),
+        "events that wait for their import": sa.select(sa.func.count()).select_from(waiting_events),
         "events in the outbox": sa.select(sa.func.count()).select_from(outbox),
         "runs without an end": sa.select(sa.func.count()).where(_RUNS.c.status.not_in(_FINAL)),
     }
@@ -89,21 +93,14 @@ def left_in_database(engine: sa.Engine) -> list[str]:
         return [f"{count} {name}" for name, query in counted.items() if (count := connection.scalar(query))]
 
 
-async def left_in_queues(settings: BridgeSettings, engine: sa.Engine) -> list[str]:
-    """没有处理完的事件，以及还有用的任务：没有到期的日子，门铃就无害，运行有了结局也一样。"""
+async def left_in_queues(settings: BridgeSettings) -> list[str]:
+    """没有处理完的事件，没有做完的任务。"""
     async with jetstream(settings) as connection:
         names = await consumer_names(settings, connection)
         consumers = [info for name in names if (info := await connection.consumer_info(EVENTS_STREAM, name))]
-        tasks = await _read(connection, TASKS_STREAM)
-    waiting = sum((info.num_pending or 0) + (info.num_ack_pending or 0) for info in consumers)
-    left = [f"{waiting} events not handled"] if waiting else []
-    with engine.connect() as connection_:
-        ended = set(connection_.scalars(sa.select(_RUNS.c.run_id).where(_RUNS.c.status.in_(_FINAL))))
-    for message in tasks:
-        task = json.loads(message.data)
-        is_harmless = task["task_name"] == MATERIALIZE_DUE or (task["task_name"] == EXECUTE_RUN and task["args"][0] in ended)
-        left += [] if is_harmless else [f"task {task['task_name']} {task['args']}"]
-    return left
+        tasks = (await connection.context.stream_info(TASKS_STREAM)).state.messages
+    events = sum((info.num_pending or 0) + (info.num_ack_pending or 0) for info in consumers)
+    return [f"{count} {what}" for count, what in ((events, "events not handled"), (tasks, "tasks")) if count]
 
 
 # ---- 丢了什么没有 ----------------------------------------------------------------
@@ -123,15 +120,29 @@ def runs_by_status(engine: sa.Engine) -> dict[str, int]:
 
 
 async def read_events(settings: BridgeSettings) -> list[StoredEvent]:
+    """流里的事件；垃圾不算。"""
     async with jetstream(settings) as connection:
         messages = await _read(connection, EVENTS_STREAM)
-    return [StoredEvent(message.subject, message.metadata.sequence.stream, json.loads(message.data)) for message in messages]
+    sound = [message for message in messages if not message.data.startswith(GARBAGE_MARK)]
+    return [StoredEvent(message.subject, message.metadata.sequence.stream, json.loads(message.data)) for message in sound]
 
 
-async def read_dead_letters(settings: BridgeSettings, stream: str) -> list[str]:
+async def misjudged(settings: BridgeSettings, floods: Floods, good: Iterable[UUID]) -> list[str]:
+    """好的导入的死信、缘由不对的死信，以及没有死信的垃圾与永远没有导入的事件。"""
     async with jetstream(settings) as connection:
-        messages = await _read(connection, stream)
-    return [str((message.headers or {}).get(DeadLetterHeader.REASON, "no reason given")) for message in messages]
+        letters = await _read(connection, EVENTS_DLQ_STREAM)
+    marks, imports = set[str](), dict[UUID, str]()
+    for letter in letters:
+        if letter.data.startswith(GARBAGE_MARK):
+            marks.add(letter.data[len(GARBAGE_MARK) :][:36].decode())
+        else:
+            imports[UUID(json.loads(letter.data)["import_id"])] = _reason(letter)
+    return [
+        *[f"good import {import_id} was dead-lettered: {imports[import_id]}" for import_id in sorted(imports.keys() & set(good))],
+        *[f"garbage {mark} has no letter" for mark in sorted(floods.garbage - marks)],
+        *[f"the event of import {import_id} has no letter" for import_id in sorted(floods.waiting - imports.keys())],
+        *[f"import {import_id} never was: {reason}" for import_id, reason in imports.items() if _NO_IMPORT not in reason],
+    ]
 
 
 def not_stored(promised: Iterable[UUID], events: Iterable[StoredEvent]) -> list[UUID]:
@@ -141,17 +152,18 @@ def not_stored(promised: Iterable[UUID], events: Iterable[StoredEvent]) -> list[
 
 
 def not_covered(engine: sa.Engine, events: Iterable[StoredEvent]) -> list[str]:
-    """流里有它的事件、台账却没有管的导入；从未入表就撤回了的不必管。"""
+    """流里有它的事件、台账却没有管的导入；从来没有的、从未入表就撤回了的不必管。"""
     named = {UUID(event.content["import_id"]): event.sequence for event in events if event.subject == DATA_IMPORT_COMPLETED}
     orders = target_tables("public").orders
     with engine.connect() as connection:
         handled = set(connection.scalars(sa.select(import_events.c.import_id)))
         withdrawn = set(connection.scalars(sa.select(import_tasks.c.import_id).where(import_tasks.c.status == "failed")))
         loaded = set(connection.scalars(sa.select(orders.c.import_id.distinct())))
+        existing = set(connection.scalars(sa.select(import_tasks.c.import_id)))
     return [
         f"event {sequence}, import {import_id}"
         for import_id, sequence in sorted(named.items())
-        if import_id not in handled and not (import_id in withdrawn and import_id not in loaded)
+        if import_id in existing and import_id not in handled and not (import_id in withdrawn and import_id not in loaded)
     ]
 
 
@@ -164,14 +176,25 @@ def not_announced(engine: sa.Engine, events: Iterable[StoredEvent]) -> list[str]
 
 
 async def explain_dead_letters(settings: BridgeSettings) -> dict[str, Counter[str]]:
-    return {stream: Counter(await read_dead_letters(settings, stream)) for stream in (EVENTS_DLQ_STREAM, TASKS_DLQ_STREAM)}
+    """每个死信流里，各种缘由的封数。"""
+    async with jetstream(settings) as connection:
+        letters = {stream: await _read(connection, stream) for stream in (EVENTS_DLQ_STREAM, TASKS_DLQ_STREAM)}
+    return {stream: Counter(_NUMBERS.sub("…", _reason(letter)) for letter in found) for stream, found in letters.items()}
+
+
+async def purge(settings: BridgeSettings, stream: str) -> None:
+    """清空一个流，像手滑的运维那样。
+
+    :raises BridgeError: NATS 正好不在。
+    """
+    async with jetstream(settings) as connection:
+        with suppress(nats.errors.Error, nats.js.errors.Error):
+            await connection.context.purge_stream(stream)
 
 
 async def _read(connection: JetStreamConnection, stream: str) -> list[Msg]:
-    """一个流的全部消息，按次序；工作队列不许有第二个消费者，就逐条取。"""
+    """一个流的全部消息，按次序。"""
     state = (await connection.context.stream_info(stream)).state
-    if stream == TASKS_STREAM:
-        return [message async for message in _read_one_by_one(connection, stream, state.first_seq, state.last_seq)]
     config = ConsumerConfig(ack_policy=AckPolicy.NONE, deliver_policy=DeliverPolicy.ALL, inactive_threshold=60)
     subscription = await connection.context.pull_subscribe(subject="", stream=stream, config=config)
     messages: list[Msg] = []
@@ -180,9 +203,5 @@ async def _read(connection: JetStreamConnection, stream: str) -> list[Msg]:
     return messages
 
 
-async def _read_one_by_one(connection: JetStreamConnection, stream: str, first: int, last: int) -> AsyncIterator[Any]:
-    for sequence in range(first, last + 1):
-        try:
-            yield await connection.context.get_msg(stream, sequence)
-        except nats.js.errors.NotFoundError:
-            continue
+def _reason(letter: Msg) -> str:
+    return str((letter.headers or {}).get(DeadLetterHeader.REASON, "no reason given"))
