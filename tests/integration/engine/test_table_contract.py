@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from etl_assets.core.database_sync import build_engine
-from etl_assets.core.errors import PermanentError, TableContractError
+from etl_assets.core.errors import TableContractError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import target_tables
 from etl_assets.services.ledger import ASSETS
@@ -179,7 +179,7 @@ def test_refused_run_writes_nothing_and_succeeds_once_the_table_is_right(own_cha
     own_chain.execute(sa.text("ALTER TABLE business_leads RENAME closed_by TO closer"))
     before = database_contents(own_chain.engine)
     for asset in ASSETS:
-        with pytest.raises(PermanentError, match=r"business_leads\.closed_by is missing, it must be text"):
+        with pytest.raises(TableContractError, match=r"business_leads\.closed_by is missing, it must be text"):
             own_chain.run(DAY, assets=[asset])
     assert database_contents(own_chain.engine) == before
     assert own_chain.due_days("orders") == [DAY]
