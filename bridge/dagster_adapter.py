@@ -53,7 +53,7 @@ from bridge.dagster_internals import (
 from bridge.lean_storage import LeanEventLogStorage, LeanRunStorage
 from etl_assets.asset_runs import partition_tags, tagged_days
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.database_sync import ping_idle_connections
+from etl_assets.core.database_sync import ping_idle_connections, replace_read_only_sessions
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.silent_connections import SilenceWatch, libpq_patience
 from etl_assets.services.ledger import ASSETS
@@ -385,6 +385,7 @@ def _share_pool(instance: DagsterInstance) -> None:
     )
     SilenceWatch(pool, limit_seconds=_LONGEST_WAIT_SECONDS)
     ping_idle_connections(pool)
+    replace_read_only_sessions(pool)
     for storage in (runs, events, schedules):
         storage._engine.dispose()
         storage._engine = pool

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     engine: sa.Engine
 
 _IDLE_SECONDS = 1.0
+_READ_ONLY = "25006"
 _GRACE_SECONDS = 30.0
 """服务器自己的 statement_timeout 之后再等这么久。"""
 _USED_AT = "used_at"
@@ -72,6 +73,7 @@ def build_engine(settings: EtlSettings, *, longest_wait_seconds: float | None = 
     )
     SilenceWatch(engine, limit_seconds=longest_wait_seconds or settings.statement_timeout_seconds + _GRACE_SECONDS)
     ping_idle_connections(engine)
+    replace_read_only_sessions(engine)
     make_interruptible(engine)
     _discard_temp_tables(engine)  # 在它之后：归还的连接不再属于哪个运行，取消不会落在这里
     return engine
@@ -124,6 +126,16 @@ def ping_idle_connections(engine: sa.Engine) -> None:
             engine.dialect.do_ping(connection)
         except engine.dialect.loaded_dbapi.Error as error:
             raise sa.exc.InvalidatePoolError from error  # 一条断了，同时的别的多半也断了
+
+
+def replace_read_only_sessions(engine: sa.Engine) -> None:
+    """只读的窗口（ALTER DATABASE … SET default_transaction_read_only）里开的会话，窗口关上以后还是只读：不还给连接池。"""
+
+    @sa.event.listens_for(engine, "handle_error")
+    def _discard(context: sa.engine.ExceptionContext) -> None:
+        error = context.original_exception
+        if _READ_ONLY in (getattr(error, "sqlstate", None), getattr(error, "pgcode", None)):  # psycopg 3 与 psycopg2
+            context.is_disconnect = True
 
 
 def get_engine() -> sa.Engine:

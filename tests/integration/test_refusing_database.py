@@ -17,8 +17,10 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 import structlog
+from dagster_postgres import PostgresRunStorage
 from nats.js.errors import NotFoundError
 
+from bridge.dagster_adapter import open_instance
 from bridge.events import DataImportCompleted
 from bridge.events.publish import publish_event
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
@@ -350,3 +352,45 @@ def test_doctor_and_status_say_why_the_database_refuses(
     assert sentence in first
     assert any("TASKS.event" in line for line in rest)  # 队列照样看得见
     assert (status.returncode, status.stderr) == (exit_code, "")
+
+
+@pytest.mark.parametrize("side", ["the ETL's engine", "Dagster's pool"])
+def test_session_opened_in_a_read_only_window_is_not_used_after_it(
+    side: str, engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ALTER DATABASE … SET` 管的是新会话：窗口里开的，窗口关上以后还是只读。"""
+    pool = engine if side == "the ETL's engine" else _dagster_pool(etl_settings, tmp_path, monkeypatch)
+    name = f'"{engine.url.database}"'
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE public.notes (note text)")
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    pool.dispose()
+    with pytest.raises(sa.exc.DBAPIError, match="read-only transaction"), pool.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO public.notes VALUES ('in the window')")
+    with normal_session(etl_settings) as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    with pool.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO public.notes VALUES ('after it')")
+    pool.dispose()
+
+
+def _dagster_pool(settings: EtlSettings, folder: Path, monkeypatch: pytest.MonkeyPatch) -> sa.Engine:
+    """工人里 Dagster 的存储用的连接池。"""
+    write_dagster_home(folder / "home")
+    monkeypatch.setenv("DAGSTER_HOME", str(folder / "home"))
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", build_dagster_postgres_url(settings.database_url))
+    engine = build_engine(settings)
+    create_dagster_storage(engine, schema=DAGSTER_SCHEMA, environment=dict(os.environ), log_path=folder / "migrate.log")
+    engine.dispose()
+    storage = open_instance().run_storage
+    assert isinstance(storage, PostgresRunStorage)
+    return storage._engine
+
+
+@contextmanager
+def normal_session(settings: EtlSettings) -> Iterator[sa.Connection]:
+    """写得了的会话：运维的。"""
+    options = {"options": "-cdefault_transaction_read_only=off"}
+    operator = sa.create_engine(normalize_url(settings.database_url), connect_args=options, poolclass=sa.pool.NullPool)
+    with operator.begin() as connection:
+        yield connection
