@@ -235,18 +235,24 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         self._flush_made()
         made = [(key, self._made.get(key)) for key in asset_keys or ()]
         if not made or not all(partitions for _, partitions in made):
-            return [self._with_observation(record) for record in super().get_asset_records(asset_keys)]
+            return self._with_observations(super().get_asset_records(asset_keys))
         newest = [(key, max(partitions.values(), key=lambda record: record.storage_id)) for key, partitions in made if partitions]
         return [
             AssetRecord(storage_id=record.storage_id, asset_entry=AssetEntry(asset_key=key, last_materialization_record=record))
             for key, record in newest
         ]
 
+    def _with_observations(self, records: Sequence[AssetRecord]) -> Sequence[AssetRecord]:
+        """没有物化过的，版本是最近一次观察的。Dagster 每一步为每个来源各查一次；这里先一次问清哪些有过。"""
+        bare = [record.asset_entry.asset_key.to_string() for record in records if record.asset_entry.last_materialization_record is None]
+        if not bare:
+            return records
+        with self.index_connection() as connection:
+            dated = set(connection.scalars(_DATED_ASSETS, {"asset_keys": bare}))
+        return [self._with_observation(record) if record.asset_entry.asset_key.to_string() in dated else record for record in records]
+
     def _with_observation(self, record: AssetRecord) -> AssetRecord:
-        """没有物化过的，版本是最近一次观察的；没有记录的来源也没有观察，不必像 Dagster 那样每一步为它们各查一次。"""
         entry = record.asset_entry
-        if entry.last_materialization_record is not None:
-            return record
         observed = next(iter(self.fetch_observations(entry.asset_key, limit=1).records), None)
         entry = AssetEntry(
             asset_key=entry.asset_key,
@@ -381,6 +387,10 @@ def _upsert_asset(names: tuple[str, ...]) -> sa.Insert:
 _RUN = sa.select(*RunsTable.c["id", "run_body", "status", "create_timestamp", "update_timestamp", "start_time", "end_time"]).where(
     RunsTable.c.run_id == sa.bindparam("of_run")
 )
+_DATED_ASSETS = sa.select(AssetKeyTable.c.asset_key).where(
+    AssetKeyTable.c.asset_key.in_(sa.bindparam("asset_keys", expanding=True)), AssetKeyTable.c.last_materialization_timestamp.is_not(None)
+)
+"""物化、计划、观察都留下时刻；守护进程给来源记的新鲜程度不留。"""
 _INSERT = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
 _AT_ONCE = 500
 """SQLAlchemy 一条 INSERT 至多一千行：再多就是几条，各自提交。"""

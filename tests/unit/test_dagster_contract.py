@@ -80,7 +80,7 @@ def test_lean_storages_override_what_exists() -> None:
         own = {name for name, value in vars(lean).items() if inspect.isfunction(value)}
         of_events = {
             "deferring", "flush", "_give_up", "_insert_waiting", "_record_waiting", "_replace", "_leave_unrecorded", "_insert", "_record",
-            "_update_assets", "_flush_made", "_remember", "_joined", "_with_observation",
+            "_update_assets", "_flush_made", "_remember", "_joined", "_with_observation", "_with_observations",
         }  # fmt: skip
         assert own - set(dir(stock)) == (of_events if lean is LeanEventLogStorage else set())
         for name in own & set(dir(stock)):
