@@ -22,8 +22,8 @@ _LOOK_SECONDS = 0.1
 _RESTART_SECONDS = 2.0
 _LONGEST_RESTART_SECONDS = 60.0  # 代码有错时每个都立刻又死：别让它们占满机器
 _STABLE_SECONDS = 60.0  # 活过这么久再死，算第一次
-# 一个运行三十天，就是每个资产三十个事件：成批写入，计划事件合成一个
-_DAGSTER_ENVIRONMENT = {"DAGSTER_EVENT_BATCH_SIZE": "1000", "DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1"}
+# 一个运行三十天：每个资产的计划事件合成一个
+_DAGSTER_ENVIRONMENT = {"DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1"}
 
 
 @click.command("listen")
