@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from nats.js.api import ConsumerConfig, ConsumerInfo, PubAck, StreamConfig, Stre
 
 from bridge.errors import (
     BridgeError,
+    InvalidSubjectError,
     NatsRefusedError,
     NatsUnavailableError,
     PayloadTooLargeError,
@@ -61,6 +63,7 @@ _NOT_CLUSTERED = 10074
 _NO_JETSTREAM = (10035, 10039, 10076)
 # 集群正在选领导者、在等不在的节点、忙不过来：过一会儿就好，谁也没说"没有"
 _PASSING = (10004, 10005, 10007, 10008, 10009, 10041, 10118, 10119, 10167)
+_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 _AWAY = (
     nats.errors.TimeoutError,
     nats.errors.NoRespondersError,
@@ -443,6 +446,8 @@ class JetStreamConnection:
     async def publish(self, subject: str, data: bytes, *, message_id: str, headers: Mapping[str, str] | None = None) -> PubAck:
         """存进流里才返回；NATS 不在时以同一个编号重试，限期内等不到就抛错（迟到的那份会被去重）。"""
         self._require_open()
+        if not _SUBJECT.fullmatch(subject):
+            raise InvalidSubjectError(subject)
         fields = {"Nats-Msg-Id": message_id, **(headers or {})}
         size = len(data) + header_bytes(fields)
         if size > self.client.max_payload:

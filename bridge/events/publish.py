@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from bridge.errors import InvalidEventError, InvalidSubjectError, PayloadTooLargeError
+from bridge.errors import InvalidEventError, PayloadTooLargeError
 from bridge.events.envelope import Event, event_type
 from bridge.jetstream import JetStreamConnection
 from bridge.settings import BridgeSettings, get_bridge_settings
-
-_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,6 @@ class EventPublisher:
 
     async def publish(self, subject: str, event: Event) -> PublishedEvent:
         """存进流里才返回；同一个 event_id 再发一次没有害处。"""
-        if not _SUBJECT.fullmatch(subject):
-            raise InvalidSubjectError(subject)
         wanted = event_type(subject)
         if not isinstance(event, wanted):
             raise InvalidEventError(f"{subject} carries {wanted.__name__}, not {type(event).__name__}")

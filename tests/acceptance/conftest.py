@@ -52,6 +52,7 @@ def stack(state_dir: Path) -> Iterator[StackAddresses]:
     )
     with pytest.MonkeyPatch.context() as patch:  # 子进程启动时带走环境变量；别的测试看不到它
         patch.setenv("ETL_PARTITIONS_START", PARTITIONS_START)
+        patch.setenv("ETL_UNANNOUNCED_AFTER_SECONDS", "86400")  # 有的测试写下导入而不宣布，由自己要求日子
         addresses = local.start()
     yield addresses
     local.stop()

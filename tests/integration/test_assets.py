@@ -259,7 +259,9 @@ def worker(
     monkeypatch.setattr("etl_assets.resources.get_engine", lambda: engine)
     monkeypatch.setattr("etl_assets.resources.get_settings", lambda: etl_settings)
     with DagsterInstance.local_temp(str(tmp_path)) as instance:
-        yield RunWorker(instance=instance, location=location, engine=engine, settings=etl_settings, lease_seconds=30)
+        worker = RunWorker(instance=instance, location=location, engine=engine, settings=etl_settings, lease_seconds=30)
+        yield worker
+        worker.heartbeats.dispose()
 
 
 @pytest.fixture

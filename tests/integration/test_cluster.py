@@ -31,6 +31,16 @@ def settings(nats_cluster: NatsCluster) -> BridgeSettings:
     )
 
 
+async def no_answer(ask: Callable[[], Awaitable[object]]) -> None:
+    """问到没有人答为止：剩下的那一个，有一会儿还以为自己领导着。"""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await ask()
+            except NatsUnavailableError:
+                return
+
+
 class Listened:
     """一个监听器收到的导入。"""
 
@@ -168,8 +178,7 @@ async def test_missing_stream_is_said_only_when_the_servers_say_so(
             lambda: connection.ensure_stream(StreamConfig(name="NEW", subjects=["new.>"])),
         )
         for ask in asks:
-            with pytest.raises(NatsUnavailableError):
-                await ask()
+            await no_answer(ask)
         monkeypatch.undo()
         await asyncio.to_thread(nats_cluster.restart)
         assert (await connection.publish(DATA_IMPORT_COMPLETED, b"{}", message_id="2")).stream == "EVENTS"

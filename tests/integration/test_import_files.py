@@ -19,7 +19,7 @@ from bridge.imports.errors import ImportFileError
 from bridge.imports.loading import import_file
 from bridge.imports.profile import Profile, load_profile
 from etl_assets.core.database_sync import build_engine
-from etl_assets.core.errors import DatabaseUnavailableError, PermanentError
+from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, shop_configs
 
@@ -260,6 +260,6 @@ def test_a_database_that_cannot_be_used_is_one_sentence(tmp_path: Path, engine: 
     assert "s3cret" not in str(caught.value)
     with engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE raw_orders DROP COLUMN quantity")
-    with pytest.raises(PermanentError, match=r"run `etl init-db` .*column \"quantity\""):
+    with pytest.raises(DatabaseRefusedError, match=r"run `etl init-db` .*column \"quantity\""):
         import_file(engine, path, settings=etl_settings)
     assert count(engine, import_tasks) == 0

@@ -152,7 +152,7 @@ async def test_event_that_cannot_be_sent_is_set_aside_and_the_rest_goes_on(conne
     unpublished, aside, problem = counts(engine)
     assert (unpublished, aside) == (2, 2)
     assert problem is not None
-    assert "exceeds the limit of" in problem
+    assert "exceeds max_payload of NATS" in problem
     assert {line["asset"] for line in logs} == {"orders", "stock"}
     with engine.begin() as transaction:
         transaction.execute(sa.update(outbox).values(retry_at=sa.func.now(), asset="customers", payload={}))

@@ -118,7 +118,7 @@ def owner(engine: sa.Engine) -> sa.Engine:
 def limited(owner: sa.Engine, etl_settings: EtlSettings) -> Iterator[EtlSettings]:
     """一个普通角色的设置：它的权限可以收走，口令可以改。"""
     role = f"etl_{owner.url.database}"
-    execute(owner, f"CREATE ROLE {role} LOGIN PASSWORD 'first'")
+    execute(owner, f"CREATE ROLE {role} LOGIN PASSWORD 'first'", f"GRANT {role} TO CURRENT_USER")
     give_rights(owner, role)
     url = normalize_url(etl_settings.database_url).set(username=role, password="first")
     yield etl_settings.model_copy(update={"database_url": url.render_as_string(hide_password=False)})

@@ -393,12 +393,12 @@ def test_heartbeat_that_falls_silent_is_repeated_on_a_new_connection_before_the_
 ) -> None:
     held = worker.start(claim)
     hasty = replace(worker, lease_seconds=6)
-    assert hasty.heartbeat(held) is LeaseState.HELD
+    assert hasty.heartbeat(held.lease) is LeaseState.HELD
     network.drop(link)
     started = time.monotonic()
     with pytest.raises(DatabaseUnavailableError):
-        pool.submit(hasty.heartbeat, held).result(CUT_SECONDS)
-    assert pool.submit(hasty.heartbeat, held).result(CUT_SECONDS) is LeaseState.HELD
+        pool.submit(hasty.heartbeat, held.lease).result(CUT_SECONDS)
+    assert pool.submit(hasty.heartbeat, held.lease).result(CUT_SECONDS) is LeaseState.HELD
     assert time.monotonic() - started < hasty.lease_seconds
     hasty.heartbeats.dispose()
 
@@ -408,7 +408,7 @@ def test_heartbeat_does_not_wait_for_a_connection_of_the_runs(worker: RunWorker,
     with ExitStack() as used:
         for _ in range(2 * worker.settings.pool_size):
             used.enter_context(worker.engine.connect())
-        assert pool.submit(worker.heartbeat, held).result(CUT_SECONDS) is LeaseState.HELD
+        assert pool.submit(worker.heartbeat, held.lease).result(CUT_SECONDS) is LeaseState.HELD
 
 
 def test_run_ends_though_the_storage_of_dagster_falls_silent(
@@ -442,6 +442,7 @@ def test_run_ends_though_the_storage_of_dagster_falls_silent(
         again = far_worker.claim()
         assert again is not None
         assert far_worker.execute(far_worker.start(again)).succeeded
+        far_worker.heartbeats.dispose()
 
 
 @contextmanager

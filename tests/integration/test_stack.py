@@ -31,7 +31,7 @@ from bridge.stack.local import Stack
 from bridge.stack.readiness import logged_ready
 from bridge.stack.supervisor import Service, ServiceStartError
 from etl_assets.core.child_process import identify, launch
-from etl_assets.core.errors import DatabaseUnavailableError, SettingsError
+from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, SettingsError
 from etl_assets.core.loopback_port import find_free_port, listen_on
 from etl_assets.core.settings import EtlSettings
 from etl_assets.testing.databases import cloned_database
@@ -292,7 +292,7 @@ def test_occupied_port_is_refused_in_one_sentence(tmp_path: Path) -> None:
 
 def test_unusable_servers_are_refused_in_one_sentence(tmp_path: Path, nats_url: str, database_url: str) -> None:
     wrong_database = database_url.replace("@", "x@")
-    with pytest.raises(DatabaseUnavailableError, match="password authentication failed"):
+    with pytest.raises(DatabaseRefusedError, match="password authentication failed"):
         build_stack(tmp_path, database_url=wrong_database, nats_url=nats_url).start()
     with pytest.raises(DatabaseUnavailableError, match="Connection refused"):
         build_stack(tmp_path, database_url="postgresql://etl:x@127.0.0.1:1/etl", nats_url=nats_url).start()
