@@ -422,7 +422,9 @@ class SafeReceiver(Receiver):
         super().__init__(broker, executor, **options)
         # TaskIQ 的管理者被 kill -9 时，它的子进程不该拿着旧代码做下去
         manager = multiprocessing.parent_process()
-        if manager is not None and manager.pid is not None and not die_with(manager.pid, signal.SIGTERM):
+        # Python 3.14 起由一个中间的进程来 fork，它随管理者死
+        parent_pid = os.getppid() if multiprocessing.get_start_method() == "forkserver" else manager and manager.pid
+        if manager is not None and parent_pid is not None and not die_with(parent_pid, signal.SIGTERM):
             sys.exit("the process manager of this worker is gone")
 
     async def listen(self, finish_event: asyncio.Event) -> None:

@@ -136,8 +136,8 @@ class LeanEventLogStorage(PostgresEventLogStorage):
                 raise
 
     def _give_up(self) -> None:
-        """写不成的，没有人再来写；别的线程还在攒，就由它写。"""
-        with self._counting:
+        """写不成的，没有人再来写；别的线程还在攒，就由它写。正写着的写完再清：它按个数从头上删。"""
+        with self._flushing, self._counting:
             if not self._deferring:
                 self._waiting.clear()
                 self._unrecorded.clear()

@@ -36,6 +36,10 @@ async def supervised(name: str, work: Callable[[], Awaitable[None]], *, stop: as
         error: Exception | None = None
         try:
             await work()
+        except asyncio.CancelledError:  # 它里面的什么被别人取消了，不是要我们停
+            if (own := asyncio.current_task()) is None or own.cancelling():
+                raise
+            error = RuntimeError("something that it waited for was cancelled")
         except Exception as raised:  # noqa: BLE001  # 它抛什么都不能无声地结束
             error = raised
         if stop is not None and stop.is_set() and error is None:

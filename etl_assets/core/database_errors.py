@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import builtins
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ import sqlalchemy as sa
 
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, EtlError, PermanentError, TransientError
 from etl_assets.core.log import RepeatedWarning, get_logger
+
+# 别的库里叫 Error、JSONDecodeError 的也从 OSError 来：只认内建的与 socket、ssl 的；SQLAlchemy 的 TimeoutError 也是这个名字
+_OF_SYSTEM = frozenset(name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, OSError))
+_OF_SYSTEM |= {"gaierror", "herror", "SSLError"}
 
 DATABASE_ERRORS = (sa.exc.DBAPIError, sa.exc.TimeoutError, psycopg.Error)
 """没有人翻译过的：SQLAlchemy 的、它的连接池的、驱动的。"""
@@ -130,8 +135,14 @@ def translated_errors() -> Iterator[None]:
 
 def driver_error(error: BaseException) -> BaseException:
     """最先的驱动错误。SQLAlchemy 把它包着；连接断了之后连回滚也失败，后来的那个错误说不出原因。"""
-    earlier = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error.__context__
-    return driver_error(earlier) if earlier is not None and _is_of_database(earlier) else error
+    if isinstance(error, sa.exc.DBAPIError) and error.orig is not None:
+        return driver_error(error.orig)
+    earlier = error.__context__
+    if earlier is None or not _is_of_database(earlier):
+        return error
+    first = driver_error(earlier)
+    # 收拾内容的错误时断了线：原因是断线
+    return error if _decide(first).kind is PermanentError else first
 
 
 def translate(cause: BaseException) -> EtlError:
@@ -157,7 +168,7 @@ def fault_of(error: BaseException) -> EtlError | None:
 
 def kind_named(class_name: str, message: str) -> type[EtlError] | None:
     """只剩类名与消息的错误（Dagster 存下的）归哪一类：它的存储的与操作系统的；别的是 None。"""
-    if class_name in _names_below(OSError):  # SQLAlchemy 的 TimeoutError 也是这个名字
+    if class_name in _OF_SYSTEM:
         return TransientError
     if class_name not in _names_below(sa.exc.DBAPIError):
         return None

@@ -33,8 +33,10 @@ def assert_runnable(connection: sa.Connection, target: str) -> None:
 
 
 def assert_writable(connection: sa.Connection) -> None:
-    """:raises DatabaseRefusedError: 新的事务只能读。"""
+    """:raises DatabaseRefusedError: 新的事务只能读；这个会话过后还会是只读，所以不还给连接池。"""
     is_standby, is_read_only = connection.execute(_WRITABLE).one()
+    if is_standby or is_read_only:
+        connection.invalidate()
     if is_standby:
         raise DatabaseRefusedError("the server is a read-only standby: point ETL_DATABASE_URL at the primary")
     if is_read_only:

@@ -185,7 +185,7 @@ class Monkey:
             disk.free()
 
     def _make_read_only(self, chance: random.Random) -> None:
-        """新旧会话都写不了；关上窗口时又断开一次，留着的会话不会一直只读。"""
+        """新旧会话都写不了；窗口里开的会话，关上以后还是只读。"""
         seconds = chance.uniform(1, _LONGEST_READ_ONLY_SECONDS)
         with self._for_a_while("read-only database", seconds):
             try:

@@ -1,4 +1,4 @@
-"""只读的数据库：托管的故障切换与磁盘看守就这样做。旧会话断开，新会话什么也写不了。"""
+"""只读的数据库：托管的故障切换与磁盘看守就这样做。旧会话断开，新会话什么也写不了，窗口关上以后也写不了。"""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class ReadOnlySwitch:
 
     def turn_on(self) -> None:
         """:raises sqlalchemy.exc.DBAPIError: 服务器正好不在。"""
-        self._set("SET {} = on")
+        self._set("SET {} = on", end_sessions=True)
 
     def turn_off(self, *, patience_seconds: float = 120) -> None:
-        """服务器不在就等它回来：窗口一定要关上。"""
+        """服务器不在就等它回来：窗口一定要关上。窗口里开的会话照旧开着，还是只读：不再用它们是各进程自己的事。"""
         deadline = time.monotonic() + patience_seconds
         while True:
             try:
-                self._set("RESET {}")
+                self._set("RESET {}", end_sessions=False)
             except sa.exc.DBAPIError:
                 if time.monotonic() > deadline:
                     raise
@@ -40,13 +40,14 @@ class ReadOnlySwitch:
             else:
                 return
 
-    def _set(self, action: str) -> None:
+    def _set(self, action: str, *, end_sessions: bool) -> None:
         setting = sql.SQL(action).format(sql.Identifier(_READ_ONLY)).as_string()  # type: ignore[arg-type]  # 两个常量之一
         with self._engine.begin() as connection:
             alter = sql.SQL("ALTER DATABASE {} ").format(sql.Identifier(self._database)).as_string()
             connection.exec_driver_sql(alter + setting)
-        with suppress(sa.exc.DBAPIError), self._engine.begin() as connection:
-            connection.execute(_END_OTHER_SESSIONS)
+        if end_sessions:
+            with suppress(sa.exc.DBAPIError), self._engine.begin() as connection:
+                connection.execute(_END_OTHER_SESSIONS)
 
 
 _END_OTHER_SESSIONS = sa.text(

@@ -30,8 +30,10 @@ from bridge.listener import Listener, consumer_name
 from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
 from etl_assets.core.database_sync import build_engine, normalize_url
+from etl_assets.core.errors import DatabaseRefusedError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.migrations.upgrade import upgrade_database
+from etl_assets.services.readiness import assert_writable
 from etl_assets.testing.raw_data import RawData
 
 from .conftest import NatsServer
@@ -372,6 +374,20 @@ def test_session_opened_in_a_read_only_window_is_not_used_after_it(
     with pool.begin() as connection:
         connection.exec_driver_sql("INSERT INTO public.notes VALUES ('after it')")
     pool.dispose()
+
+
+def test_session_that_was_found_read_only_is_not_asked_again(engine: sa.Engine, etl_settings: EtlSettings) -> None:
+    """工人起来时、对账之前只是看一眼：看出只读的那个会话，窗口关上以后还是只读。"""
+    name = f'"{engine.url.database}"'
+    with normal_session(etl_settings) as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    engine.dispose()
+    with pytest.raises(DatabaseRefusedError, match="read-only"), engine.begin() as connection:
+        assert_writable(connection)
+    with normal_session(etl_settings) as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    with engine.begin() as connection:
+        assert_writable(connection)
 
 
 def _dagster_pool(settings: EtlSettings, folder: Path, monkeypatch: pytest.MonkeyPatch) -> sa.Engine:

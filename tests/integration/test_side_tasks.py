@@ -65,6 +65,27 @@ async def test_task_that_ends_or_fails_is_written_down_and_started_again(engine:
     assert "ended 2 times" in finding.says
 
 
+async def test_task_in_which_something_else_was_cancelled_is_started_again() -> None:
+    """等着的东西被别人取消了（客户端关掉时 NATS 就这样做），不是要这件活停下。"""
+    starts: list[int] = []
+    alive = asyncio.Event()
+
+    async def work() -> None:
+        starts.append(1)
+        if len(starts) == 1:
+            waiting = asyncio.get_running_loop().create_future()
+            waiting.cancel()
+            await waiting
+        alive.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(supervised("publish", work))
+    await asyncio.wait_for(alive.wait(), 10)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
 def test_status_shows_the_troubles_of_the_last_hour(
     engine: sa.Engine, etl_settings: EtlSettings, nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

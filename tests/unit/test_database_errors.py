@@ -203,6 +203,19 @@ def test_first_error_is_the_cause_when_the_rollback_fails_too() -> None:
     assert driver_error(wrapped) is first
 
 
+def test_lost_connection_is_the_cause_when_it_comes_while_a_refused_value_is_handled() -> None:
+    with pytest.raises(DatabaseUnavailableError), translated_errors():  # noqa: PT012  # 两个错误，一个在另一个里
+        try:
+            raise psycopg.errors.UniqueViolation("twice")
+        except psycopg.errors.UniqueViolation:
+            raise psycopg.errors.AdminShutdown("terminating connection") from None
+
+
+def test_names_that_libraries_share_are_not_taken_for_the_system_s() -> None:
+    assert kind_named("ConnectionResetError", "") is TransientError
+    assert [name for name in ("Error", "JSONDecodeError", "UnsupportedOperation", "KeyError") if kind_named(name, "")] == []
+
+
 def test_other_errors_pass_untranslated() -> None:
     with pytest.raises(ZeroDivisionError), translated_errors():
         _ = 1 / 0
