@@ -423,7 +423,8 @@ class SafeReceiver(Receiver):
         # TaskIQ 的管理者被 kill -9 时，它的子进程不该拿着旧代码做下去
         manager = multiprocessing.parent_process()
         # Python 3.14 起由一个中间的进程来 fork，它随管理者死
-        parent_pid = os.getppid() if multiprocessing.get_start_method() == "forkserver" else manager and manager.pid
+        is_forked_for_us = multiprocessing.get_start_method() == "forkserver"
+        parent_pid = os.getppid() if is_forked_for_us else manager.pid if manager is not None else None
         if manager is not None and parent_pid is not None and not die_with(parent_pid, signal.SIGTERM):
             sys.exit("the process manager of this worker is gone")
 
