@@ -9,8 +9,19 @@ from __future__ import annotations
 ROLE = "etl"
 DATABASE = "etl"
 
+# 先有它，接过各个数据库里的东西，最后才换名字：半路上失败了，旧的版本照样能用
+CREATE_SUCCESSOR = """
+DO $$ BEGIN
+    IF EXISTS (SELECT FROM pg_authid WHERE oid = 10 AND rolname = 'etl')
+    AND NOT EXISTS (SELECT FROM pg_authid WHERE rolname = 'dayline_application') THEN
+        CREATE ROLE dayline_application LOGIN CREATEDB CREATEROLE;
+        GRANT pg_monitor, pg_checkpoint TO dayline_application;
+    END IF;
+END $$
+"""
+
 # 会话自己的角色不能改名，所以借一个临时的
-MAKE_ORDINARY = """
+SWAP_ROLES = """
 DO $$ BEGIN
     IF EXISTS (SELECT FROM pg_authid WHERE oid = 10 AND rolname = 'etl') THEN
         CREATE ROLE dayline_renaming SUPERUSER;
@@ -18,8 +29,7 @@ DO $$ BEGIN
         ALTER ROLE etl RENAME TO dayline_superuser;
         SET SESSION AUTHORIZATION dayline_superuser;
         DROP ROLE dayline_renaming;
-        CREATE ROLE etl LOGIN CREATEDB CREATEROLE;
-        GRANT pg_monitor, pg_checkpoint TO etl;
+        ALTER ROLE dayline_application RENAME TO etl;
         EXECUTE format('ALTER ROLE etl PASSWORD %L', (SELECT rolpassword FROM pg_authid WHERE oid = 10));
         ALTER ROLE dayline_superuser NOLOGIN PASSWORD NULL;
     END IF;
@@ -36,31 +46,37 @@ TO STDOUT
 """
 
 # 一个数据库里超级用户名下的都交给应用的角色：REASSIGN OWNED 不动第一个角色的东西。
-# 扩展的不动；随表走的序列、随别的东西走的类型不能单独换主人
+# 扩展的不动；随表走的序列、随别的东西走的类型不能单独换主人；死了的会话留下的临时的东西谁也动不了，服务器起来自己会收拾
 GIVE_OBJECTS = """
-DO $$ DECLARE command text; BEGIN
+DO $$ DECLARE command text; successor text; BEGIN
+    SELECT rolname INTO STRICT successor FROM pg_roles WHERE rolname IN ('etl', 'dayline_application') AND oid <> 10;
     FOR command IN
         WITH kept AS (
             SELECT classid, objid FROM pg_depend
             WHERE deptype = 'e'
             OR deptype IN ('a', 'i') AND classid = 'pg_type'::regclass
             OR deptype IN ('a', 'i') AND objid IN (SELECT oid FROM pg_class WHERE relkind = 'S')
+        ), passing AS (
+            SELECT oid FROM pg_namespace WHERE nspname ~ '^pg_'
         )
-        SELECT format('ALTER DATABASE %I OWNER TO etl', datname)
+        SELECT format('ALTER DATABASE %I OWNER TO %I', datname, successor)
         FROM pg_database WHERE datdba = 10 AND datname = current_database()
         UNION ALL
-        SELECT format('ALTER SCHEMA %I OWNER TO etl', nspname)
-        FROM pg_namespace WHERE nspowner = 10 AND oid >= 16384 AND ('pg_namespace'::regclass, oid) NOT IN (TABLE kept)
+        SELECT format('ALTER SCHEMA %I OWNER TO %I', nspname, successor)
+        FROM pg_namespace WHERE nspowner = 10 AND oid >= 16384
+        AND oid NOT IN (TABLE passing) AND ('pg_namespace'::regclass, oid) NOT IN (TABLE kept)
         UNION ALL
-        SELECT format('ALTER TABLE %s OWNER TO etl', oid::regclass)
+        SELECT format('ALTER TABLE %s OWNER TO %I', oid::regclass, successor)
         FROM pg_class WHERE relowner = 10 AND oid >= 16384 AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
-        AND ('pg_class'::regclass, oid) NOT IN (TABLE kept)
+        AND relnamespace NOT IN (TABLE passing) AND ('pg_class'::regclass, oid) NOT IN (TABLE kept)
         UNION ALL
-        SELECT format('ALTER ROUTINE %s OWNER TO etl', oid::regprocedure)
-        FROM pg_proc WHERE proowner = 10 AND oid >= 16384 AND ('pg_proc'::regclass, oid) NOT IN (TABLE kept)
+        SELECT format('ALTER ROUTINE %s OWNER TO %I', oid::regprocedure, successor)
+        FROM pg_proc WHERE proowner = 10 AND oid >= 16384
+        AND pronamespace NOT IN (TABLE passing) AND ('pg_proc'::regclass, oid) NOT IN (TABLE kept)
         UNION ALL
-        SELECT format('ALTER TYPE %s OWNER TO etl', oid::regtype)
-        FROM pg_type WHERE typowner = 10 AND oid >= 16384 AND ('pg_type'::regclass, oid) NOT IN (TABLE kept)
+        SELECT format('ALTER TYPE %s OWNER TO %I', oid::regtype, successor)
+        FROM pg_type WHERE typowner = 10 AND oid >= 16384
+        AND typnamespace NOT IN (TABLE passing) AND ('pg_type'::regclass, oid) NOT IN (TABLE kept)
     LOOP
         EXECUTE command;
     END LOOP;

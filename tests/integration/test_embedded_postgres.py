@@ -254,6 +254,9 @@ CREATE FUNCTION kept.twice(n int) RETURNS int LANGUAGE sql AS 'SELECT 2 * n';
 INSERT INTO kept.orders (amount) VALUES (1), (2);
 INSERT INTO kept.days VALUES ('2026-05-01');
 CREATE TABLE public."Odd name" (a int);
+CREATE TEMP TABLE staged (a int, b text);
+CREATE TYPE pg_temp.passing AS ENUM ('a');
+CREATE FUNCTION pg_temp.once() RETURNS int LANGUAGE sql AS 'SELECT 1';
 """
 USE_AS_OWNER = """
 ALTER TABLE kept.orders ADD COLUMN more int;
@@ -273,23 +276,32 @@ ALTER SCHEMA kept RENAME TO still_kept;
 @pytest.fixture
 def old_folder(tmp_path: Path) -> Path:
     """0.1 建的数据文件夹，应用的角色还是超级用户；两个数据库里有各种东西，服务器是被杀掉的。"""
-    with zipfile.ZipFile(next((Path(__file__).parent / "wheels").glob("dayline-0.1*.whl"))) as wheel:
-        wheel.extractall(tmp_path / "old")
     folder = tmp_path / "server"
-    python_path = os.pathsep.join(filter(None, [str(tmp_path / "old"), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": python_path}
-    command = [sys.executable, "-c", START_AND_HOLD, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
-        url = read_line(process)
-        with psycopg.connect(url, autocommit=True) as connection:
-            assert connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone() == (True,)
-            connection.execute('CREATE DATABASE "second one"')
-            connection.execute(OLD_DATA)
-        with psycopg.connect(url, dbname="second one") as connection:
-            connection.execute(OLD_DATA)
-        process.kill()
+    with started_by_version_0_1(folder, tmp_path) as (url, process), psycopg.connect(url, autocommit=True) as connection:
+        assert connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone() == (True,)
+        connection.execute('CREATE DATABASE "second one"')
+        connection.execute(OLD_DATA)
+        with psycopg.connect(url, dbname="second one", autocommit=True) as second:
+            second.execute(OLD_DATA)
+            # 会话还在、临时表还在的时候断电：要写进磁盘才留得下
+            connection.execute("CHECKPOINT")
+            process.kill()
+            process.wait()
     (folder / "url").write_text(url)
     return folder
+
+
+@contextlib.contextmanager
+def started_by_version_0_1(folder: Path, elsewhere: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """那一版的代码开着这个数据文件夹；离开时它被杀掉。"""
+    with zipfile.ZipFile(next((Path(__file__).parent / "wheels").glob("dayline-0.1*.whl"))) as wheel:
+        wheel.extractall(elsewhere / "old")
+    python_path = os.pathsep.join(filter(None, [str(elsewhere / "old"), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-c", START_AND_HOLD, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": python_path}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=elsewhere) as process:
+        yield read_line(process), process
+        process.kill()
 
 
 def test_data_folder_of_version_0_1_keeps_its_data_and_address_and_loses_the_superuser(old_folder: Path) -> None:
@@ -307,11 +319,17 @@ def test_data_folder_of_version_0_1_keeps_its_data_and_address_and_loses_the_sup
         assert again == url
 
 
-def test_conversion_that_was_interrupted_is_done_again(old_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conversion_that_was_interrupted_leaves_the_old_version_running_and_is_done_again(
+    old_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("etl_assets.core.embedded_postgres.GIVE_OBJECTS", "SELECT 1 / 0")
         with pytest.raises(EmbeddedServerError, match="division by zero"):
             EmbeddedPostgres(old_folder, durable=False).start()
+    with started_by_version_0_1(old_folder, tmp_path) as (url, _), psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE kept.made_meanwhile (a int)")
+        with psycopg.connect(url, autocommit=True) as last:
+            last.execute("CHECKPOINT")
     with EmbeddedPostgres(old_folder, durable=False) as url, psycopg.connect(url, autocommit=True) as connection:
         connection.execute(USE_AS_OWNER)
 
