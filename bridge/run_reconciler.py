@@ -191,13 +191,13 @@ def _record(connection: sa.Connection, worker: RunWorker, run: DagsterRun, messa
     if not scope.assets or not scope.days:
         return
     if is_of_event(run):
-        is_unfinished = ledger.record_failure(
+        unfinished = ledger.record_failure(
             connection, target, scope.assets, scope.days, reason=message, kind="unknown", run_id=run.run_id, first_retry_seconds=0
         )
     else:
-        is_unfinished = not ledger.is_materialized_by(connection, target, run.run_id, scope.assets, scope.days)
-    if is_unfinished:
-        record_failed_run(connection, target, scope.days, asset=scope.assets[0], run_id=run.run_id, error=message)
+        unfinished = ledger.unfinished_assets(connection, target, run.run_id, scope.assets, scope.days)
+    if unfinished:
+        record_failed_run(connection, target, scope.days, asset=unfinished[0], run_id=run.run_id, error=message)
 
 
 def _hold(connection: sa.Connection, worker: RunWorker, run: DagsterRun) -> None:

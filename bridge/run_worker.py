@@ -307,9 +307,11 @@ class RunWorker:
     ) -> None:
         """失败的资产也要有完成事件；数据都提交了才出的错，没有哪个资产失败。"""
         target, kind = self.settings.target_schema, _failure_of(_kind_of(result))
-        is_overdue = ledger.record_failure(connection, target, assets, days, reason=result.error, kind=kind, run_id=run.run_id)
-        if is_overdue if is_of_event(run) else not ledger.is_materialized_by(connection, target, run.run_id, assets, days):
-            asset = result.failed_step if result.failed_step in assets else assets[0]
+        unfinished = ledger.record_failure(connection, target, assets, days, reason=result.error, kind=kind, run_id=run.run_id)
+        if not is_of_event(run):
+            unfinished = ledger.unfinished_assets(connection, target, run.run_id, assets, days)
+        if unfinished:
+            asset = result.failed_step if result.failed_step in assets else unfinished[0]
             record_failed_run(connection, target, days, asset=asset, run_id=run.run_id, error=result.error)
 
 

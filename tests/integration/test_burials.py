@@ -26,6 +26,7 @@ from etl_assets.core.errors import DatabaseUnavailableError, EtlError, Transient
 from etl_assets.core.log import RepeatedWarning
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import ledger, outbox
+from etl_assets.customers import etl as customers_etl
 from etl_assets.services import leases
 from etl_assets.testing.raw_data import RawData
 
@@ -269,6 +270,25 @@ def test_burial_of_a_run_that_had_committed_everything_announces_no_failure(
     assert status(worker, held.run.run_id) is DagsterRunStatus.FAILURE
     assert due(engine) == []
     assert announced(engine) == ["success"] * 3
+
+
+def test_burial_announces_the_failure_of_the_first_asset_that_was_not_committed(
+    worker: RunWorker, held: HeldRun, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(customers_etl, "write_customers", die)
+        patch.setattr(RunWorker, "_finish", die)
+        with pytest.raises(SystemExit):
+            worker.execute(held)
+    begin(worker, held.run.run_id)
+    expire_leases(engine)
+    reconcile_runs(worker)
+    with engine.connect() as connection:
+        events = connection.execute(sa.select(outbox.c.asset, outbox.c.payload["status"].astext).order_by(outbox.c.outbox_id)).all()
+    assert events == [("orders", "success"), ("customers", "failed")]
 
 
 # ---- 一分钟一句 ------------------------------------------------------------------------
