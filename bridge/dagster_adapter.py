@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import sqlalchemy as sa
@@ -26,6 +25,7 @@ from dagster import (
     EventLogEntry,
     JobDefinition,
     RepositoryDefinition,
+    RunRecord,
     RunsFilter,
 )
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
@@ -312,12 +312,11 @@ def report_starting(instance: DagsterInstance, run: DagsterRun) -> DagsterRun:
     return run.with_status(DagsterRunStatus.STARTING)
 
 
-def unfinished_runs(instance: DagsterInstance, *, tag: str, quiet_seconds: float = 0.0) -> list[DagsterRun]:
-    """有这个标签、已提交而没有结束的运行，先建的在前；这几秒里还有动静的不算。"""
+def unfinished_runs(instance: DagsterInstance, *, tag: str) -> list[RunRecord]:
+    """有这个标签、已提交而没有结束的运行，先建的在前。"""
     statuses = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
-    before = datetime.now(UTC) - timedelta(seconds=quiet_seconds) if quiet_seconds else None
-    runs = instance.get_runs(RunsFilter(statuses=statuses, updated_before=before))
-    return [run for run in reversed(runs) if tag in run.tags]
+    records = instance.get_run_records(RunsFilter(statuses=statuses))
+    return [record for record in reversed(records) if tag in record.dagster_run.tags]
 
 
 def has_begun(instance: DagsterInstance, run_id: str) -> bool:

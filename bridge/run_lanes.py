@@ -26,6 +26,11 @@ def lane_of(run: DagsterRun) -> Lane:
     return chosen or _LANES[origin_of(run)]
 
 
+def is_of_event(run: DagsterRun) -> bool:
+    """事件要的：它的日子由台账重来。"""
+    return run.tags.get(TRIGGER_TAG) == EVENT
+
+
 def submission_tags(instance: DagsterInstance, run: DagsterRun) -> dict[str, str]:
     """提交的运行要补的标签。
 

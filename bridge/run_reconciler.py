@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from uuid import NAMESPACE_OID, uuid5
 
 import sqlalchemy as sa
@@ -12,11 +14,12 @@ from dagster import DagsterError, DagsterRun, DagsterRunStatus
 
 from bridge.dagster_adapter import enqueue, has_begun, scope_of, unfinished_runs
 from bridge.errors import is_transient
-from bridge.run_lanes import EVENT, LANE_TAG, RETRY_TAG, TRIGGER_TAG, lane_of
+from bridge.run_lanes import LANE_TAG, RETRY_TAG, is_of_event, lane_of
 from bridge.run_worker import RunWorker, hold_cancelled_days, record_failed_run
 from bridge.settings import Lane
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.errors import TransientError
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.services import leases, ledger
 from etl_assets.services.readiness import assert_writable
@@ -32,6 +35,7 @@ MAX_RETRIES = 3
 
 _WAITING = (DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING)
 _ONE_AT_A_TIME = 0x65746C52  # "etlR"
+_DIED = "The worker of this run died or was cut off; what it had not committed is undone, the unfinished assets are run again."
 
 
 @dataclass(frozen=True)
@@ -41,50 +45,76 @@ class Ring:
     task_name: str
     lane: Lane
     arguments: tuple[str, ...] = ()
+    unfinished: int | None = field(default=None, compare=False)
+    """那条车道上没有结束的运行，每个至多该有一条消息；None 是头一次敲，不论有几条。"""
 
 
-def reconcile_runs(worker: RunWorker) -> list[Ring]:
+def reconcile_runs(worker: RunWorker, *, due_at: float | None = None) -> list[Ring]:
     """死了的标成失败并重来，没人要的取消收尾；返回该敲的门。
 
+    一次一个在看只是省事：看着的停顿久了，别人也会来看。谁记下收尾，由记它的那个事务自己挡着。
+
+    :param due_at: 这一次本该开始的时刻（time.monotonic）。
     :raises DatabaseRefusedError: 数据库只读：没有谁续得了租，过期的不就是死的。
+    :raises TransientError: 到现在才读到租约：停顿的时候，活着的也续不了租。
     """
     with translated_errors(), worker.engine.begin() as guard:
         assert_writable(guard)
         if not guard.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_ONE_AT_A_TIME))):
             return []
-        return [*_bury_expired(worker), *_look_after_unheld(worker)]
+        expired = leases.read_expired_leases(guard, worker.settings.target_schema)
+        _assert_no_pause(worker, due_at)
+        return [*_bury_expired(worker, expired), *_look_after_unheld(worker)]
 
 
-def count_unfinished(worker: RunWorker) -> Counter[Lane]:
-    """每条车道上没有结束的运行：每个至多该有一条消息。"""
-    return Counter(lane_of(run) for run in unfinished_runs(worker.instance, tag=LANE_TAG))
+def _assert_no_pause(worker: RunWorker, due_at: float | None) -> None:
+    paused_seconds = time.monotonic() - due_at if due_at is not None else 0.0
+    if paused_seconds > worker.lease_seconds / 2:
+        raise TransientError(f"the database or this process paused for {paused_seconds:.1f} s: living runs get time to settle")
 
 
-def _bury_expired(worker: RunWorker) -> Iterator[Ring]:
-    with translated_errors(), worker.engine.connect() as connection:
-        expired = leases.read_expired_leases(connection, worker.settings.target_schema)
+def _bury_expired(worker: RunWorker, expired: Sequence[sa.Row[tuple[str, bool]]]) -> Iterator[Ring]:
     for run_id, is_cancelled in expired:
         yield from _alone(run_id, _bury_leased(worker, run_id, is_cancelled=is_cancelled))
 
 
 def _bury_leased(worker: RunWorker, run_id: str, *, is_cancelled: bool) -> Iterator[Ring]:
+    """租约最后才删：收尾的死在半路，下一个从头再来。"""
     run = worker.instance.get_run_by_id(run_id)
-    if run is not None and run.status is not DagsterRunStatus.SUCCESS and (is_cancelled or _is_cancelled(run)):
-        _bury_cancelled(worker, run, "Cancelled; its worker died before it stopped.", was_begun=True)
-    elif run is not None and not run.is_finished:
-        yield from _bury(worker, run)
+    if run is None or run.status is DagsterRunStatus.SUCCESS:  # 领了日子、还没建运行就死了，或者刚做完就死了
+        _delete_lease(worker, run_id)
+    elif is_cancelled or _is_cancelled(run):
+        if not run.is_finished:
+            worker.instance.report_run_canceled(run, "Cancelled; its worker died before it stopped.")
+        _delete_lease(worker, run_id, lambda connection: _hold(connection, worker, run))
+    elif run.status is DagsterRunStatus.FAILURE:
+        message = "This run failed and its worker died before it had written that down; the run's page says why it failed."
+        _delete_lease(worker, run_id, lambda connection: _record(connection, worker, run, message))
+    elif not is_of_event(run) and not has_begun(worker.instance, run_id):
+        # 拿到手，还没开始做：它照样排着队；它的消息也许已经确认了
+        _delete_lease(worker, run_id)
+        yield Ring(EXECUTE_RUN, lane_of(run), (run_id,))
+    else:
+        rings = _fail(worker, run)
+        _delete_lease(worker, run_id, lambda connection: _record(connection, worker, run, _DIED))
+        yield from rings
         return
-    elif run is not None and run.status is DagsterRunStatus.FAILURE:
-        _record(worker, run, "This run failed and its worker died before it had written that down; the run's page says why it failed.")
-    else:  # 领了日子、还没建运行就死了，或者刚做完就死了
-        with translated_errors(), worker.engine.begin() as connection:
-            leases.delete_expired_lease(connection, run_id)
     yield Ring(MATERIALIZE_DUE, "event")
+
+
+def _delete_lease(worker: RunWorker, run_id: str, record: Callable[[sa.Connection], None] | None = None) -> None:
+    """删得到租约的才记，在同一事务里：收尾收了一半停住的，醒来时别人已经收完，不再记一次。"""
+    with translated_errors(), worker.engine.begin() as connection:
+        if leases.delete_expired_lease(connection, run_id) and record is not None:
+            record(connection)
 
 
 def _look_after_unheld(worker: RunWorker) -> Iterator[Ring]:
     """没有租约的运行。等着的敲门，多敲一次也无妨；别的读过租约再读一次：刚结束的不会被当成死的。"""
-    candidates = unfinished_runs(worker.instance, tag=LANE_TAG, quiet_seconds=QUIET_SECONDS)
+    records = unfinished_runs(worker.instance, tag=LANE_TAG)
+    unfinished = Counter(lane_of(record.dagster_run) for record in records)
+    quiet_since = datetime.now(UTC) - timedelta(seconds=QUIET_SECONDS)
+    candidates = [record.dagster_run for record in records if record.update_timestamp < quiet_since]
     if not candidates:
         return
     with translated_errors(), worker.engine.connect() as connection:
@@ -93,20 +123,28 @@ def _look_after_unheld(worker: RunWorker) -> Iterator[Ring]:
         if run.run_id in held:
             continue
         if run.status in _WAITING:
-            yield Ring(EXECUTE_RUN, lane_of(run), (run.run_id,))
+            yield Ring(EXECUTE_RUN, lane_of(run), (run.run_id,), unfinished[lane_of(run)])
         else:
             yield from _alone(run.run_id, _bury_unheld(worker, run.run_id))
 
 
 def _bury_unheld(worker: RunWorker, run_id: str) -> Iterator[Ring]:
-    run = worker.instance.get_run_by_id(run_id)
-    if run is None or run.is_finished or run.status in _WAITING:
-        return
-    if _is_cancelled(run):
-        was_begun = _is_of_event(run) or has_begun(worker.instance, run_id)
-        _bury_cancelled(worker, run, "Cancelled while no worker was executing it.", was_begun=was_begun)
-    else:
-        yield from _bury(worker, run)
+    """没有租约可删：锁住它，再看一遍它的状态，在同一事务里记下；没提交的，锁与记下的一起没有了。"""
+    with translated_errors(), worker.engine.begin() as connection:
+        if not connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_ONE_AT_A_TIME, sa.func.hashtext(run_id)))):
+            return
+        run = worker.instance.get_run_by_id(run_id)
+        if run is None or run.is_finished or run.status in _WAITING:
+            return
+        if not _is_cancelled(run):
+            rings = _fail(worker, run)
+            _record(connection, worker, run, _DIED)
+            yield from rings
+            return
+        # 在队列里就取消的不搁置：没有人做过它，那些天也不是它要的
+        if is_of_event(run) or has_begun(worker.instance, run_id):
+            _hold(connection, worker, run)
+        worker.instance.report_run_canceled(run, "Cancelled while no worker was executing it.")
 
 
 def _alone(run_id: str, burial: Iterator[Ring]) -> list[Ring]:
@@ -116,39 +154,18 @@ def _alone(run_id: str, burial: Iterator[Ring]) -> list[Ring]:
     except Exception as error:
         if is_transient(error):
             raise
-        _cannot_bury.say(run_id, run_id=run_id, exc_info=error)
+        _cannot_bury.say(type(error).__name__, run_id=run_id, exc_info=error)
         return []
 
 
-def _bury(worker: RunWorker, run: DagsterRun) -> Iterator[Ring]:
-    """工人死了的运行：重来没做完的资产，在网页上与它相连；它标成失败，发失败的完成事件。
-
-    收尾的工人也会死在半路：先有重来的运行，再标失败，租约最后才删；下一个收尾的从头再来，做过的不再做一遍。
-    """
+def _fail(worker: RunWorker, run: DagsterRun) -> list[Ring]:
+    """工人死了的运行标成失败；没做完的资产重来，在网页上与它相连。先有重来的，再标失败：死在半路的，下一个接着收尾。"""
     logger.warning("worker died in mid-run", run_id=run.run_id)
-    retry = None if _is_of_event(run) else _queue_retry(worker, run)
-    message = "The worker of this run died or was cut off; what it had not committed is undone, the unfinished assets are run again."
-    worker.instance.report_run_failed(run, message)
-    _record(worker, run, message)
-    if _is_of_event(run):
-        yield Ring(MATERIALIZE_DUE, "event")
-    elif retry is not None:
-        yield Ring(EXECUTE_RUN, lane_of(run), (retry.run_id,))
-
-
-def _bury_cancelled(worker: RunWorker, run: DagsterRun, message: str, *, was_begun: bool) -> None:
-    """人取消了，做它的工人却死了：没做成的日子照样搁置，像工人活着那样。先搁置，租约最后才删。
-
-    在队列里就取消的不搁置：没有人做过它，那些天也不是它要的。
-    """
-    scope, target = scope_of(run), worker.settings.target_schema
-    if scope.assets and scope.days and was_begun:
-        with translated_errors(), worker.engine.begin() as connection:
-            hold_cancelled_days(connection, target, scope.assets, scope.days, run_id=run.run_id)
-    if not run.is_finished:
-        worker.instance.report_run_canceled(run, message)
-    with translated_errors(), worker.engine.begin() as connection:
-        leases.delete_expired_lease(connection, run.run_id)
+    retry = None if is_of_event(run) else _queue_retry(worker, run)
+    worker.instance.report_run_failed(run, _DIED)
+    if is_of_event(run):
+        return [Ring(MATERIALIZE_DUE, "event")]
+    return [Ring(EXECUTE_RUN, lane_of(run), (retry.run_id,))] if retry is not None else []
 
 
 def _queue_retry(worker: RunWorker, run: DagsterRun) -> DagsterRun | None:
@@ -168,22 +185,27 @@ def _queue_retry(worker: RunWorker, run: DagsterRun) -> DagsterRun | None:
     return retry
 
 
-def _record(worker: RunWorker, run: DagsterRun, message: str) -> None:
-    """失败的完成事件；事件要的日子由台账重来（领它的人接着这个运行）。租约在同一事务里删去：还有租约的，就还没记下。"""
+def _record(connection: sa.Connection, worker: RunWorker, run: DagsterRun, message: str) -> None:
+    """失败的完成事件，除非数据都提交了；事件要的日子由台账重来（领它的人接着这个运行）。"""
     scope, target = scope_of(run), worker.settings.target_schema
-    with translated_errors(), worker.engine.begin() as connection:
-        if scope.assets and scope.days:
-            record_failed_run(connection, target, scope.days, asset=scope.assets[0], run_id=run.run_id, error=message)
-        if scope.assets and scope.days and _is_of_event(run):
-            ledger.record_failure(
-                connection, target, scope.assets, scope.days, reason=message, kind="unknown", run_id=run.run_id, first_retry_seconds=0
-            )
-        leases.delete_expired_lease(connection, run.run_id)
+    if not scope.assets or not scope.days:
+        return
+    if is_of_event(run):
+        unfinished = ledger.record_failure(
+            connection, target, scope.assets, scope.days, reason=message, kind="unknown", run_id=run.run_id, first_retry_seconds=0
+        )
+    else:
+        unfinished = ledger.unfinished_assets(connection, target, run.run_id, scope.assets, scope.days)
+    if unfinished:
+        record_failed_run(connection, target, scope.days, asset=unfinished[0], run_id=run.run_id, error=message)
+
+
+def _hold(connection: sa.Connection, worker: RunWorker, run: DagsterRun) -> None:
+    """人取消了，做它的工人却死了：没做成的日子照样搁置，像工人活着那样。"""
+    scope = scope_of(run)
+    if scope.assets and scope.days:
+        hold_cancelled_days(connection, worker.settings.target_schema, scope.assets, scope.days, run_id=run.run_id)
 
 
 def _is_cancelled(run: DagsterRun) -> bool:
     return run.status in (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED)
-
-
-def _is_of_event(run: DagsterRun) -> bool:
-    return run.tags.get(TRIGGER_TAG) == EVENT

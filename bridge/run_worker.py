@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import socket
@@ -19,11 +20,11 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
 from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, RunResult, RunScope, flush_events, open_instance, report_starting, scope_of
-from bridge.errors import OF_INSTALLATION, CodeLocationError, is_transient
-from bridge.run_lanes import EVENT, LANE_TAG, TRIGGER_TAG
+from bridge.errors import OF_INSTALLATION, CodeLocationError, is_transient, tolerate
+from bridge.run_lanes import EVENT, LANE_TAG, TRIGGER_TAG, is_of_event
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.database_errors import fault_of, kind_named, say_refused, translated_errors
+from etl_assets.core.database_errors import fault_of, kind_named, translated_errors
 from etl_assets.core.database_sync import build_engine, get_engine
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, EtlError, PermanentError, TransientError
 from etl_assets.core.interruption import Interruption, current_interruption
@@ -161,7 +162,12 @@ class RunWorker:
         if lease is None:
             return None
         with self._extending(lease):
-            return self._begin(run_id, lease, scope)
+            try:
+                return self._begin(run_id, lease, scope)
+            except Exception:
+                with contextlib.suppress(EtlError):  # 还不了的会过期
+                    self._release(lease)  # 留着它，重投的消息就当有人在做
+                raise
 
     def _begin(self, run_id: str, lease: Lease, scope: RunScope) -> HeldRun | None:
         run = self.instance.get_run_by_id(run_id)
@@ -231,25 +237,22 @@ class RunWorker:
             self._report_canceled(held, message)
 
     def _insist(self, step: Callable[[], Result]) -> Result:
-        """收尾时数据库走开了、不让写：等它。丢下不管，租约会过期，别人当我们死了，算那些日子失败一次。"""
+        """收尾时数据库走开了、不让写、磁盘满了、行锁着：等它。丢下不管，租约会过期，别人当我们死了，算那些日子失败一次。"""
         attempts = _ATTEMPTS
         while True:
             try:
                 return step()
             except Exception as error:
-                fault = fault_of(error)
-                if isinstance(fault, DatabaseRefusedError):
-                    say_refused(fault)
-                elif isinstance(fault, DatabaseUnavailableError):
-                    _cannot_record.say(type(fault).__name__, error=str(fault))
-                else:
-                    raise
-                attempts -= self._is_usable()  # 数据库好好的，坏的只是这个运行的什么：不能一直占着工人
+                tolerate(error, _cannot_record)
+                attempts -= self._is_of_this_run(error)
                 if not attempts:
                     raise
             time.sleep(_INSIST_SECONDS)
 
-    def _is_usable(self) -> bool:
+    def _is_of_this_run(self, error: Exception) -> bool:
+        """连得上、让写，它却说连不上、不让写：坏的只是这个运行的什么，不能一直占着工人。锁、磁盘、连接数不在此列，会过去。"""
+        if not isinstance(fault_of(error), DatabaseUnavailableError | DatabaseRefusedError):
+            return False
         try:
             self.check_database()
         except EtlError:
@@ -287,7 +290,7 @@ class RunWorker:
             if state is LeaseState.CANCEL_REQUESTED:
                 hold_cancelled_days(connection, self.settings.target_schema, held.assets, held.days, run_id=held.run.run_id)
             elif state is LeaseState.HELD and result is not None:
-                self._record_failure(connection, held.assets, held.days, held.run.run_id, result)
+                self._record_failure(connection, held.run, held.assets, held.days, result)
         return state
 
     def _report_canceled(self, held: HeldRun, message: str) -> None:
@@ -299,12 +302,17 @@ class RunWorker:
         with translated_errors(), self.engine.begin() as connection:
             leases.release_lease(connection, lease)
 
-    def _record_failure(self, connection: sa.Connection, assets: tuple[str, ...], days: DayRange, run_id: str, result: RunResult) -> None:
-        """失败的资产也要有完成事件。"""
-        asset = result.failed_step if result.failed_step in assets else assets[0]
-        target = self.settings.target_schema
-        record_failed_run(connection, target, days, asset=asset, run_id=run_id, error=result.error)
-        ledger.record_failure(connection, target, assets, days, reason=result.error, kind=_failure_of(_kind_of(result)), run_id=run_id)
+    def _record_failure(
+        self, connection: sa.Connection, run: DagsterRun, assets: tuple[str, ...], days: DayRange, result: RunResult
+    ) -> None:
+        """失败的资产也要有完成事件；数据都提交了才出的错，没有哪个资产失败。"""
+        target, kind = self.settings.target_schema, _failure_of(_kind_of(result))
+        unfinished = ledger.record_failure(connection, target, assets, days, reason=result.error, kind=kind, run_id=run.run_id)
+        if not is_of_event(run):
+            unfinished = ledger.unfinished_assets(connection, target, run.run_id, assets, days)
+        if unfinished:
+            asset = result.failed_step if result.failed_step in assets else unfinished[0]
+            record_failed_run(connection, target, days, asset=asset, run_id=run.run_id, error=result.error)
 
 
 def hold_cancelled_days(connection: sa.Connection, target: str, assets: tuple[str, ...], days: DayRange, *, run_id: str) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -16,9 +15,8 @@ from bridge.broker import SPARE_REMINDERS, SafeJetStreamBroker
 from bridge.dagster_adapter import RunResult
 from bridge.errors import tolerate
 from bridge.outbox_publisher import publish_outbox
-from bridge.run_reconciler import INTERVAL_SECONDS, Ring, count_unfinished, reconcile_runs
+from bridge.run_reconciler import INTERVAL_SECONDS, Ring, reconcile_runs
 from bridge.run_worker import HeldRun, RunWorker
-from bridge.settings import Lane
 from bridge.side_tasks import start_beside
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.database_errors import fault_of
@@ -106,9 +104,11 @@ async def materialize_due() -> None:
         return
     if claim.more:
         await broker.ring(MATERIALIZE_DUE, "event")
-    await _execute(worker, await asyncio.to_thread(worker.start, claim))
-    # 运行期间来的门铃发现这些天有人在做，已经散去：再敲一次
-    await broker.ring(MATERIALIZE_DUE, "event")
+    try:
+        await _execute(worker, await asyncio.to_thread(worker.start, claim))
+    finally:
+        # 运行期间来的门铃发现这些天有人在做，已经散去：再敲一次
+        await broker.ring(MATERIALIZE_DUE, "event")
 
 
 @broker.task(task_name=EXECUTE_RUN)
@@ -118,26 +118,30 @@ async def execute_run(run_id: str) -> None:
     held = await asyncio.to_thread(worker.take, run_id)
     if held is None:
         return
-    await _execute(worker, held)
-    if held.days is not None:
-        # 它占着的日子里可能有到期的，做完的上游也可能让下游到期
-        await broker.ring(MATERIALIZE_DUE, "event")
+    try:
+        await _execute(worker, held)
+    finally:
+        if held.days is not None:
+            # 它占着的日子里可能有到期的，做完的上游也可能让下游到期
+            await broker.ring(MATERIALIZE_DUE, "event")
 
 
 async def _execute(worker: RunWorker, held: HeldRun) -> None:
     """在线程里执行，一边续租、看有没有人取消；取消了却停不下来就换掉这个进程。"""
     executing = asyncio.create_task(asyncio.to_thread(worker.execute, held))
     guarding = asyncio.create_task(_guard(worker, held))
-    await asyncio.wait({executing, guarding}, return_when=asyncio.FIRST_COMPLETED)
-    if executing.done():
-        guarding.cancel()
-        _log(held, executing.result())
-    else:
-        grace_seconds = broker.settings.cancel_grace_seconds
-        logger.error("the run does not stop, replacing the process", run_id=held.run.run_id)
-        await _abandon(worker, held, grace_seconds)
-        broker.replace_process_once_settled()
-    broker.state.unpublished.set()
+    try:
+        await asyncio.wait({executing, guarding}, return_when=asyncio.FIRST_COMPLETED)
+        if executing.done():
+            guarding.cancel()
+            _log(held, executing.result())
+        else:
+            grace_seconds = broker.settings.cancel_grace_seconds
+            logger.error("the run does not stop, replacing the process", run_id=held.run.run_id)
+            await _abandon(worker, held, grace_seconds)
+            broker.replace_process_once_settled()
+    finally:  # 收不了尾的运行，做完的资产也有完成事件
+        broker.state.unpublished.set()
 
 
 async def _publish(worker: RunWorker, unpublished: asyncio.Event) -> None:
@@ -163,7 +167,7 @@ async def _guard(worker: RunWorker, held: HeldRun) -> None:
         try:
             state = await asyncio.to_thread(worker.heartbeat, held.lease)
         except Exception as error:  # noqa: BLE001  # 续不了租不是停下运行的理由；租约真没了，栅栏挡得住
-            _cannot_extend.say(held.run.run_id, run_id=held.run.run_id, error=str(error))
+            _cannot_extend.say(type(error).__name__, run_id=held.run.run_id, error=str(error))
         flushing.start()
     noting = _Aside(lambda: worker.note_cancel(held))
     if state is LeaseState.LOST:
@@ -233,23 +237,26 @@ async def _ring_after(delay_seconds: float) -> None:
 async def _reconcile(worker: RunWorker) -> None:
     """按时给死了的运行收尾；数据库或 NATS 不在就等下一次。
 
-    刚回来的那一次不看：租约都过期了，活着的工人正在自己收尾，埋了它们就成了日子的失败。
+    刚回来的那一次不看：租约都过期了，活着的工人正在自己收尾，埋了它们就成了日子的失败。不声不响停了一阵的（虚拟机、
+    数据库、我们自己）由时刻看出来，所以看得比租约的三分之一还勤。
     """
     was_away = False
     while True:
-        await asyncio.sleep(INTERVAL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311  # 只为错开时间
+        pause_seconds = min(INTERVAL_SECONDS, worker.lease_seconds * 0.3) * random.uniform(0.8, 1.2)  # noqa: S311  # 只为错开时间
+        due_at = time.monotonic() + pause_seconds
+        await asyncio.sleep(pause_seconds)
         try:
             if was_away:
                 await asyncio.to_thread(worker.check_database)
                 was_away = False
                 continue
-            await _ring(worker, await asyncio.to_thread(reconcile_runs, worker))
+            await _ring(await asyncio.to_thread(reconcile_runs, worker, due_at=due_at))
         except Exception as error:  # noqa: BLE001  # 不是服务器不在的，原样抛出
             was_away = True
             tolerate(error, _cannot_look)
 
 
-async def _ring(worker: RunWorker, rings: Sequence[Ring]) -> None:
+async def _ring(rings: Sequence[Ring]) -> None:
     """等着的运行多半有它的门铃：车道上的消息比没结束的运行少了，才从等得最久的补起。
 
     谁的丢了看不出来，补给了有的，队伍走起来又会少；没有人取的车道上，消息也就不会越积越多。
@@ -259,14 +266,16 @@ async def _ring(worker: RunWorker, rings: Sequence[Ring]) -> None:
     waiting = [ring for ring in rings if ring.task_name == EXECUTE_RUN]
     if not waiting:
         return
-    unfinished = await asyncio.to_thread(count_unfinished, worker)
-    depths: Counter[Lane] = Counter()
-    for number, ring in enumerate(waiting):
-        if number % SPARE_REMINDERS == 0:  # 别的工人也许正补着
+    depths = await broker.lane_depths()
+    sent = 0
+    for ring in waiting:
+        if ring.unfinished is not None and depths[ring.lane] >= ring.unfinished + SPARE_REMINDERS:
+            continue
+        await broker.remind(ring.task_name, ring.lane, *ring.arguments)
+        depths[ring.lane] += 1
+        sent += 1
+        if sent % SPARE_REMINDERS == 0:  # 别的工人也许正补着
             depths = await broker.lane_depths()
-        if depths[ring.lane] < unfinished[ring.lane] + SPARE_REMINDERS:
-            depths[ring.lane] += 1
-            await broker.remind(ring.task_name, ring.lane, *ring.arguments)
 
 
 def _log(held: HeldRun, result: RunResult) -> None:

@@ -174,9 +174,12 @@ def read_expired_leases(connection: sa.Connection, target: str) -> Sequence[sa.R
     return connection.execute(sa.select(leases.c.run_id, is_cancelled).where(leases.c.target == target, _is_expired())).all()
 
 
-def delete_expired_lease(connection: sa.Connection, run_id: str) -> None:
-    """收了尾：它的日子又可以领了。"""
-    connection.execute(sa.delete(leases).where(leases.c.run_id == run_id, _is_expired()))
+def delete_expired_lease(connection: sa.Connection, run_id: str) -> bool:
+    """收了尾：它的日子又可以领了。
+
+    删不到的（False）别人已经收了尾：同一事务里什么也不该再记。删到的，别人等到提交就删不到。
+    """
+    return connection.execute(sa.delete(leases).where(leases.c.run_id == run_id, _is_expired())).rowcount == 1
 
 
 @lru_cache(maxsize=8)

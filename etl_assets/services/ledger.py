@@ -173,8 +173,8 @@ def record_failure(
     kind: Failure,
     run_id: str | None = None,
     first_retry_seconds: float = _FIRST_RETRY_SECONDS,
-) -> None:
-    """运行失败：还到期的日子稍后再试，或者搁置，直到有新的要求。
+) -> list[str]:
+    """运行失败：还到期的日子稍后再试，或者搁置，直到有新的要求；返回有这样的日子的资产，上游在前。
 
     :param kind: transient 的原因在外面，等得越久试得越疏，不计次数；permanent 重试无用，立刻搁置；unknown 间隔翻倍，次数用尽搁置。
     """
@@ -189,7 +189,7 @@ def record_failure(
     failures = ledger.c.failures + (0 if kind == "transient" else 1)
     held = sa.or_(sa.literal(kind == "permanent"), failures >= MAX_FAILURES)
     retry_at = sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, backoff_seconds)
-    connection.execute(
+    recorded = connection.scalars(
         sa.update(ledger)
         .where(overdue)
         .values(
@@ -198,7 +198,17 @@ def record_failure(
             held_reason=sa.case((held, storable(reason)), else_=None),
             failed_run_id=run_id,
         )
+        .returning(ledger.c.asset)
     )
+    return sorted(set(recorded), key=ASSETS.index)
+
+
+def unfinished_assets(connection: sa.Connection, target: str, run_id: str, assets: Iterable[str], days: DayRange) -> list[str]:
+    """这个运行还没有做完每一天的资产，次序照旧：做完的已经提交了，不管运行后来怎样结束。"""
+    own = sa.and_(ledger.c.target == target, days.includes(ledger.c.day), ledger.c.run_id == run_id)
+    counts = sa.select(ledger.c.asset, sa.func.count()).where(own).group_by(ledger.c.asset)
+    made = dict(connection.execute(counts).tuples().all())
+    return [asset for asset in assets if made.get(asset, 0) < len(days)]
 
 
 def hold_days(connection: sa.Connection, target: str, assets: Iterable[str], days: DayRange, *, reason: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from dagster import DagsterRunStatus
+from dagster import DagsterInstance, DagsterRunStatus
 from dagster_shared.record import copy
 
 from bridge import broker as broker_module
@@ -93,6 +95,35 @@ async def test_waiting_runs_are_as_many_messages_and_a_purge_heals(
         async with looking_after_runs(worker), working(worker, nats_server, monkeypatch), asyncio.timeout(60):
             while any(status(worker, run_id) is not DagsterRunStatus.SUCCESS for run_id in runs[:3]):
                 await asyncio.sleep(0.1)
+
+
+async def test_look_at_a_full_lane_costs_one_request_and_reads_the_runs_once(
+    worker: RunWorker, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = submit_many(worker, 3 * SPARE_REMINDERS)
+    requests: Counter[str] = Counter()
+
+    def count(owner: type, name: str) -> None:
+        asked = getattr(owner, name)
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            requests[name] += 1
+            return asked(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    async with started(nats_server) as broker:
+        monkeypatch.setattr(tasks, "broker", broker)
+        for number in range(len(runs) + SPARE_REMINDERS):
+            await broker.remind(EXECUTE_RUN, "interactive", str(number))
+        count(SafeJetStreamBroker, "lane_depths")
+        count(SafeJetStreamBroker, "remind")
+        count(DagsterInstance, "get_run_records")
+        count(DagsterInstance, "get_runs")
+        rings = await asyncio.to_thread(run_reconciler.reconcile_runs, worker)
+        await tasks._ring(rings)
+    assert len(rings) == len(runs)
+    assert requests == {"lane_depths": 1, "get_run_records": 1}
 
 
 @asynccontextmanager

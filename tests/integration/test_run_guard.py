@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import structlog
 from dagster import DagsterInstance, DagsterRunStatus
 
 from bridge import dagster_adapter, tasks
@@ -25,6 +27,7 @@ from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.interruption import Interruption
+from etl_assets.core.log import RepeatedWarning
 from etl_assets.core.settings import EtlSettings
 from etl_assets.services import leases
 from etl_assets.services.locks import lock_days
@@ -98,6 +101,21 @@ async def test_cancel_that_cannot_be_noted_at_first_stops_the_run_with_its_grace
         await asyncio.wait_for(executing, 10)
     assert (broker.replacing, len(attempts)) == (False, 2)
     assert status(worker, held.run.run_id) is DagsterRunStatus.CANCELED
+
+
+async def test_runs_whose_leases_cannot_be_extended_are_one_line_a_minute(
+    worker: RunWorker, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw_data.add_import([{}])
+    monkeypatch.setattr(RunWorker, "heartbeat", fail)
+    with structlog.testing.capture_logs() as logs:
+        monkeypatch.setattr(tasks, "_cannot_extend", RepeatedWarning(structlog.get_logger(), "cannot extend"))
+        for day in ("2026-01-05", "2026-01-06"):
+            held = worker.take(submit(worker, "orders", day=day))
+            assert held is not None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(tasks._guard(worker, held), 2.5 * tasks.HEARTBEAT_SECONDS)
+    assert [line["event"] for line in logs].count("cannot extend") == 1
 
 
 def delayed(request: object, *, calls: int) -> object:

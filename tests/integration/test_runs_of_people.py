@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from dagster import DagsterEvent, DagsterEventType, DagsterRun, DagsterRunStatus
+from dagster import DagsterRun, DagsterRunStatus
 
 from bridge import run_reconciler
 from bridge.dagster_internals import RETRY_NUMBER_TAG, SubmitRunContext
@@ -22,7 +22,7 @@ from etl_assets.core.tables import ledger
 from etl_assets.services import leases
 from etl_assets.testing.raw_data import RawData
 
-from .warm_runs import announce, expire_leases, status, submit
+from .warm_runs import announce, begin, expire_leases, status, submit, take_and_begin
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def of_event(worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settin
     claim = worker.claim()
     assert claim is not None
     held = worker.start(claim)
-    worker.instance.report_dagster_event(DagsterEvent(DagsterEventType.RUN_START.value, "etl"), run_id=held.run.run_id)
+    begin(worker, held.run.run_id)
     return held
 
 
@@ -141,7 +141,7 @@ def test_person_who_runs_an_events_run_again_is_served_first_and_the_run_is_retr
     assert rung == [(run.run_id, "interactive")]
     assert run.tags[LANE_TAG] == "interactive"
     assert run.tags[TRIGGER_TAG] != EVENT
-    assert worker.take(run.run_id) is not None
+    take_and_begin(worker, run.run_id)
     expire_leases(engine)
     (ring,) = set(reconcile_runs(worker))
     assert (ring.task_name, ring.lane) == (EXECUTE_RUN, "interactive")

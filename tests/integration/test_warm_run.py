@@ -7,15 +7,16 @@ import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+from dagster import DagsterEvent, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 
-from bridge import run_reconciler, tasks
+from bridge import run_reconciler, run_worker, tasks
 from bridge.broker import TASKS_STREAM, SafeJetStreamBroker
 from bridge.code_location import LOCATION_NAME
 from bridge.dagster_adapter import CodeLocation, enqueue
@@ -25,6 +26,7 @@ from bridge.run_worker import RunWorker, _kind_of
 from bridge.settings import BridgeSettings
 from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.business_day import DayRange
+from etl_assets.core.database_sync import build_engine
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, EtlError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import leases as leases_table
@@ -37,7 +39,7 @@ from etl_assets.testing.fixtures import ReadTable
 from etl_assets.testing.raw_data import RawData
 
 from .conftest import NatsServer
-from .warm_runs import announce, expire_leases, status, submit, wait_until_blocked
+from .warm_runs import announce, begin, expire_leases, status, submit, take_and_begin, wait_until_blocked
 
 
 def test_claimed_days_become_one_successful_run_with_events(
@@ -137,6 +139,60 @@ def test_run_that_meets_a_read_only_window_counts_no_failure_though_its_lease_ex
     assert entry.retry_at is not None
 
 
+def test_run_that_cannot_be_recorded_while_others_hold_a_lock_is_recorded_when_they_let_go(
+    worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """锁等不到，不是工人死了：多少次都再试，那一天按它自己的错来算。"""
+    monkeypatch.setattr(run_worker, "_ATTEMPTS", 1)
+    announce(engine, etl_settings, raw_data.add_import([{}]))
+    execute(engine, "ALTER TABLE orders ADD CONSTRAINT no_such_order CHECK (quantity < 0)")
+    impatient = build_engine(etl_settings.model_copy(update={"lock_timeout_seconds": 1}))
+    claim = worker.claim()
+    assert claim is not None
+    held = worker.start(claim)
+    with ThreadPoolExecutor(1) as pool, engine.connect() as other:
+        with other.begin():
+            other.exec_driver_sql("LOCK TABLE etl.outbox IN EXCLUSIVE MODE")
+            executing = pool.submit(replace(worker, engine=impatient).execute, held)
+            wait_until_blocked(engine)
+            time.sleep(1.5)
+            assert not executing.done()
+        result = executing.result(20)
+    impatient.dispose()
+    assert orders_entry(engine).held_reason == result.error
+    with engine.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(leases_table)) == 0
+
+
+async def test_run_that_cannot_be_settled_still_has_its_events_published_and_its_door_rung(
+    worker: RunWorker,
+    raw_data: RawData,
+    engine: sa.Engine,
+    etl_settings: EtlSettings,
+    nats_server: NatsServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise DatabaseUnavailableError("away again and again")
+
+    announce(engine, etl_settings, raw_data.add_import([{}]))
+    run_id = submit(worker, "orders", day="2026-01-06")
+    broker = SafeJetStreamBroker(BridgeSettings(nats_url=nats_server.url))
+    broker.state.run_worker, broker.state.unpublished = worker, asyncio.Event()
+    monkeypatch.setattr(tasks, "broker", broker)
+    monkeypatch.setattr(RunWorker, "execute", fail)
+    await broker.startup()
+    try:
+        for number, work in enumerate((tasks.materialize_due(), tasks.execute_run(run_id)), start=1):
+            with pytest.raises(DatabaseUnavailableError):
+                await work
+            assert broker.state.unpublished.is_set()
+            assert (await broker.js.stream_info(TASKS_STREAM)).state.messages == number
+            broker.state.unpublished.clear()
+    finally:
+        await broker.shutdown()
+
+
 async def test_reconciler_leaves_living_workers_time_to_settle_after_a_read_only_window(
     worker: RunWorker,
     raw_data: RawData,
@@ -150,10 +206,10 @@ async def test_reconciler_leaves_living_workers_time_to_settle_after_a_read_only
     expire_leases(engine)
     looks: list[str] = []
 
-    def noting(name: str, look: Callable[[RunWorker], Any]) -> Callable[[RunWorker], Any]:
-        def noted(worker: RunWorker) -> Any:
+    def noting(name: str, look: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(worker: RunWorker, **named: float) -> Any:
             try:
-                result = look(worker)
+                result = look(worker, **named)
             except EtlError:
                 looks.append(f"{name} failed")
                 raise
@@ -241,7 +297,7 @@ def test_days_of_a_dead_worker_are_claimed_again_by_a_run_that_continues_its_run
     first = worker.claim()
     assert first is not None
     dead = worker.start(first)
-    worker.instance.report_dagster_event(DagsterEvent(DagsterEventType.RUN_START.value, "etl"), run_id=dead.run.run_id)
+    begin(worker, dead.run.run_id)
     expire_leases(engine)
     assert worker.claim() is None
     assert [ring.task_name for ring in reconcile_runs(worker)] == [MATERIALIZE_DUE]
@@ -306,7 +362,7 @@ def test_run_of_a_dead_worker_is_made_again_with_its_unfinished_assets_only(
             worker.execute(held)
     with engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM etl.ledger")
-    worker.instance.report_dagster_event(DagsterEvent(DagsterEventType.RUN_START.value, "etl"), run_id=run_id)
+    begin(worker, run_id)
     expire_leases(engine)
     (ring,) = reconcile_runs(worker)
     assert (ring.task_name, ring.lane) == (EXECUTE_RUN, "interactive")
@@ -333,7 +389,7 @@ def test_worker_that_dies_while_it_buries_a_run_leaves_one_retry(
 
     raw_data.add_import([{}])
     run_id = submit(worker, "orders", "customers", "leads")
-    assert worker.take(run_id) is not None
+    take_and_begin(worker, run_id)
     expire_leases(engine)
     with monkeypatch.context() as patch:
         patch.setattr(*last_step, die)
@@ -447,8 +503,7 @@ def test_run_of_an_unknown_asset_whose_worker_died_is_failed_and_the_others_are_
 ) -> None:
     raw_data.add_import([{}])
     unknown, known = submit_newer(worker, newer, "payments"), submit(worker, "orders")
-    for run_id in (unknown, known):
-        assert worker.take(run_id) is not None
+    take_and_begin(worker, unknown, known)
     expire_leases(engine)
     (ring,) = reconcile_runs(worker)
     assert [status(worker, run_id) for run_id in (unknown, known)] == [DagsterRunStatus.FAILURE] * 2
@@ -505,8 +560,7 @@ def test_run_that_cannot_be_buried_does_not_keep_the_others_waiting(
 ) -> None:
     raw_data.add_import([{}])
     cursed, other = submit(worker, "orders", day="2026-01-04"), submit(worker, "orders")
-    for run_id in (cursed, other):
-        assert worker.take(run_id) is not None
+    take_and_begin(worker, cursed, other)
     expire_leases(engine)
     report = DagsterInstance.report_run_failed
 
@@ -518,6 +572,6 @@ def test_run_that_cannot_be_buried_does_not_keep_the_others_waiting(
     with monkeypatch.context() as patch:
         patch.setattr(DagsterInstance, "report_run_failed", fail)
         assert len(reconcile_runs(worker)) == 1
-    assert [status(worker, run_id) for run_id in (cursed, other)] == [DagsterRunStatus.STARTING, DagsterRunStatus.FAILURE]
+    assert [status(worker, run_id) for run_id in (cursed, other)] == [DagsterRunStatus.STARTED, DagsterRunStatus.FAILURE]
     reconcile_runs(worker)
     assert status(worker, cursed) is DagsterRunStatus.FAILURE

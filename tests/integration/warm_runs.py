@@ -7,7 +7,7 @@ from datetime import date
 from uuid import uuid4
 
 import sqlalchemy as sa
-from dagster import DagsterRunStatus
+from dagster import DagsterEvent, DagsterEventType, DagsterRunStatus
 
 from bridge.dagster_adapter import enqueue
 from bridge.run_lanes import LANE_TAG
@@ -34,6 +34,18 @@ def submit(worker: RunWorker, *assets: str, day: str = "2026-01-05") -> str:
     )
     enqueue(worker.instance, run)
     return run.run_id
+
+
+def begin(worker: RunWorker, run_id: str) -> None:
+    """像执行它那样，标成 STARTED。"""
+    worker.instance.report_dagster_event(DagsterEvent(DagsterEventType.RUN_START.value, "etl"), run_id=run_id)
+
+
+def take_and_begin(worker: RunWorker, *run_ids: str) -> None:
+    """接手，开始做；此后就死了。"""
+    for run_id in run_ids:
+        assert worker.take(run_id) is not None
+        begin(worker, run_id)
 
 
 def expire_leases(engine: sa.Engine) -> None:
