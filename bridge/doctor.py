@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -256,7 +257,11 @@ def _drift(ours: StreamConfig, settings: BridgeSettings, stored: Mapping[str, An
         return []
     wanted = {name: value for name, value in ours.as_dict().items() if name in _LIMITS} | {"num_replicas": settings.nats_replicas}
     wanted["duplicate_window"] = max(stored["duplicate_window"], int(ours.duplicate_window * 1e9))  # 更长的没有害处
-    differing = [f"{name} is {stored.get(name)}, we create it with {value}" for name, value in wanted.items() if stored.get(name) != value]
+    differing = [
+        f"{name} is {_readable(name, stored.get(name))}, we create it with {_readable(name, value)}"
+        for name, value in wanted.items()
+        if stored.get(name) != value
+    ]
     says = f"{'; '.join(differing)}: sizes and replicas stay as they are, starting `etl listen` and `etl worker` sets the rest right"
     return [Finding(f"limits of {ours.name}", "warning", says)] if differing else []
 
@@ -284,6 +289,15 @@ async def _served(connection: JetStreamConnection, stream: str, consumer: str) -
     return [Finding(f"{stream}.{consumer}", "warning", f"nobody takes its {info.num_pending or 0:,} waiting messages: is the process up?")]
 
 
+def _readable(limit: str, value: object) -> object:
+    """枚举说它的值，纳秒说时长。"""
+    if isinstance(value, Enum):
+        return value.value
+    if limit in ("max_age", "duplicate_window") and isinstance(value, int):
+        return timedelta(microseconds=value // 1000) if value else "unlimited"
+    return value
+
+
 async def _old_listeners(settings: BridgeSettings, connection: JetStreamConnection) -> list[Finding]:
     """0.1.x 的消费者还在：还有它们的监听器，或者刚刚都走了。"""
     old = settings.own_name(CONSUMER)
@@ -291,7 +305,7 @@ async def _old_listeners(settings: BridgeSettings, connection: JetStreamConnecti
     if info is None:
         return []
     if info.num_waiting:
-        says = "a listener of version 0.1 is up beside this one: every event is handled twice, harmlessly, until it is replaced"
+        says = "a listener of version 0.1 is up; beside one of this version every event is handled twice, harmlessly: replace it"
     elif info.config.inactive_threshold:
         says = "left by version 0.1: NATS removes it after a day without such a listener, nothing is to be done"
     else:

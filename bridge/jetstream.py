@@ -195,7 +195,7 @@ class JetStreamConnection:
                 )
         except TimeoutError as error:
             raise NatsUnavailableError(
-                f"cannot reach NATS at {self._server} within {seconds} s ({header_text(self._cause or 'no answer')}): "
+                f"cannot reach NATS at {self._server} within {seconds} s ({header_text(self._cause or '') or 'no answer'}): "
                 "start it, or correct ETL_NATS_URL"
             ) from (self._cause or error)
 
@@ -211,7 +211,7 @@ class JetStreamConnection:
         except nats.errors.Error as error:
             if _is_passing(error) or self.client.is_closed:
                 raise NatsUnavailableError(
-                    f"JetStream at {self._server} does not answer ({header_text(self._cause or 'no reason given')}): "
+                    f"JetStream at {self._server} does not answer ({header_text(self._cause or '') or 'no reason given'}): "
                     "look into the server's log, and at this user's permissions"
                 ) from error
             raise NatsRefusedError(f"NATS at {self._server} offers no JetStream: start nats-server with -js, or allow this user") from error

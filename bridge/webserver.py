@@ -31,7 +31,8 @@ logger = get_logger("bridge.webserver")  # 以 -m 运行时 __name__ 是 __main_
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        logger.info("ready")
+        if not self.should_exit:
+            logger.info("ready")
 
 
 def serve(listener: socket.socket, workspace: Path) -> None:

@@ -43,7 +43,9 @@ def with_stack(command: Callable[P, None]) -> Callable[P, None]:
 
 def use_stack(state_dir: Path | None) -> None:
     """把栈的地址放进环境变量；自己设了的不动。明确指了文件夹而那里没有栈，就说出来。"""
-    addresses = read_addresses(state_dir or default_state_dir())
+    if state_dir is not None:
+        os.environ["ETL_STATE_DIR"] = str(state_dir)
+    addresses = read_addresses(default_state_dir())
     if addresses is None:
         if state_dir is not None:
             raise SettingsError(f"no stack is up in {state_dir}: start one with `etl up --state-dir {state_dir}`")

@@ -11,6 +11,7 @@ import click
 
 from bridge.cli.options import print_rows, with_stack
 from bridge.cli.output import say, say_json
+from bridge.errors import BridgeError
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError
 from etl_assets.core.log import redact
@@ -35,12 +36,12 @@ def status_command(as_json: bool, watch: bool) -> None:
         else:
             _print(report)
         if not watch:
-            sys.exit(EXIT_UNREADABLE if report["ledger"] is None else 0)
+            sys.exit(EXIT_UNREADABLE if report["ledger"] is None or report["queues"] is None else 0)
         time.sleep(_WATCH_SECONDS)
 
 
 def _collect() -> dict[str, Any]:
-    """database 是它为什么不让做，None 是没有什么不对；读不了它也还看队列。"""
+    """database 与 nats 是它们为什么不让做，None 是没有什么不对；一个不在，另一个照看。"""
     from bridge.queue_depths import read_queue_depths
     from bridge.settings import get_bridge_settings
     from etl_assets.core.database_sync import get_engine
@@ -49,7 +50,7 @@ def _collect() -> dict[str, Any]:
     from etl_assets.services.troubles import recent_troubles
 
     settings = get_settings()
-    report: dict[str, Any] = dict.fromkeys(("database", *_TABLES, "unpublished_events", "set_aside_events", "waiting_events"))
+    report: dict[str, Any] = dict.fromkeys(("database", "nats", *_TABLES, "unpublished_events", "set_aside_events", "waiting_events"))
     try:
         with translated_errors(), get_engine().connect() as connection:
             report |= {
@@ -65,7 +66,11 @@ def _collect() -> dict[str, Any]:
             readiness.assert_usable(connection, settings.target_schema)
     except (DatabaseUnavailableError, DatabaseRefusedError) as error:
         report["database"] = redact(str(error))
-    return report | {"queues": asyncio.run(read_queue_depths(get_bridge_settings()))}
+    try:
+        report["queues"] = asyncio.run(read_queue_depths(get_bridge_settings()))
+    except BridgeError as error:
+        report["nats"] = redact(str(error))
+    return report
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -73,11 +78,13 @@ def _print(report: dict[str, Any]) -> None:
 
     if report["database"]:
         say(f"database: {report['database']}; events and tasks wait until that is mended\n")
+    if report["nats"]:
+        say(f"nats: {report['nats']}; events and tasks wait until it is back\n")
     for title in _TABLES:
         rows = report[title]
         if rows:
             print_rows(rows, list(rows[0]), "table", title=title)
-    for queue in report["queues"]:
+    for queue in report["queues"] or ():
         if (queue["full"] or 0) >= NEARLY_FULL * 100:
             say(f"{queue['queue']} is {queue['full']} % full: {LETTERS_FULL_REMEDY}")
     if report["unpublished_events"]:

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -195,19 +196,18 @@ class Supervisor:
             process = child.service.launch(log)
         child.attempt = Attempt(process, path, start)
         child.identity = identify(process.pid)
-        self._record()
+        with suppress(OSError):  # 磁盘满了：它活着，只是监督者若被杀，下一个认不出它
+            self._record()
 
     def _handle_death(self, child: _Child, attempt: Attempt) -> None:
         exit_code = self._bury(child, attempt)
         if child.ready and time.monotonic() - child.launched_at > _STABLE_SECONDS:
             child.failures = 0
-        longest = _LONGEST_ONCE_READY_SECONDS if child.was_ready else _LONGEST_BACKOFF_SECONDS
         child.ready = False
-        self._back_off(child, read_last_line(attempt.log, attempt.log_start), exit_code=exit_code, longest_seconds=longest)
+        self._back_off(child, read_last_line(attempt.log, attempt.log_start), exit_code=exit_code)
 
-    def _back_off(
-        self, child: _Child, last_words: str, *, exit_code: int | None, longest_seconds: float = _LONGEST_BACKOFF_SECONDS
-    ) -> None:
+    def _back_off(self, child: _Child, last_words: str, *, exit_code: int | None) -> None:
+        longest_seconds = _LONGEST_ONCE_READY_SECONDS if child.was_ready else _LONGEST_BACKOFF_SECONDS
         child.failures += 1
         child.last_words = last_words
         delay = min(_FIRST_BACKOFF_SECONDS * 2 ** (child.failures - 1), longest_seconds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -39,7 +40,8 @@ def rotate_log(path: Path) -> bool:
             shutil.copyfileobj(source, target)
     except (OSError, SettingsError):
         old.unlink(missing_ok=True)
-    os.truncate(path, 0)
+    with suppress(FileNotFoundError):  # 有人刚清掉了它
+        os.truncate(path, 0)
     return True
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -9,6 +11,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.script.revision import ResolutionError
+from alembic.util import CommandError
 
 from etl_assets.core.database_errors import driver_error, translate
 from etl_assets.core.errors import DatabaseUnavailableError, PermanentError
@@ -47,7 +51,8 @@ def upgrade_database(engine: sa.Engine) -> bool:
             connection.commit()
             config.attributes["connection"] = connection
             config.attributes["create_application_tables"] = not existing
-            command.upgrade(config, "head")
+            with _known_version():
+                command.upgrade(config, "head")
             connection.commit()
             return not existing
     except (sa.exc.OperationalError, sa.exc.InternalError) as error:
@@ -62,8 +67,18 @@ def missing_migrations(engine: sa.Engine) -> list[str]:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "version_table_schema": "etl"})
         current = context.get_current_revision()
-    pending = [script.revision for script in scripts.iterate_revisions("head", current or "base")]
+    with _known_version():
+        pending = [script.revision for script in scripts.iterate_revisions("head", current or "base")]
     return pending[::-1]
+
+
+@contextmanager
+def _known_version() -> Iterator[None]:
+    """:raises PermanentError: 数据库是更新的版本建的。"""
+    try:
+        yield
+    except (CommandError, ResolutionError) as error:
+        raise PermanentError(f"schema etl was made by a newer version ({error}): install that version again, or a newer one") from error
 
 
 def _config() -> Config:

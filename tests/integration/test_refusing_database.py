@@ -356,6 +356,14 @@ def test_doctor_and_status_say_why_the_database_refuses(
     assert (status.returncode, status.stderr) == (exit_code, "")
 
 
+@pytest.mark.usefixtures("raw_data")
+def test_status_shows_the_ledger_while_nats_is_away(etl_settings: EtlSettings) -> None:
+    status = etl("status", etl_settings, "nats://127.0.0.1:1")
+    assert status.stdout.startswith("nats: cannot reach NATS at nats://127.0.0.1:1 within 5 s")
+    report = json.loads(etl("status --json", etl_settings, "nats://127.0.0.1:1").stdout)
+    assert (status.returncode, status.stderr, report["queues"], report["ledger"]) == (2, "", None, [])
+
+
 @pytest.mark.parametrize("side", ["the ETL's engine", "Dagster's pool"])
 def test_session_opened_in_a_read_only_window_is_not_used_after_it(
     side: str, engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

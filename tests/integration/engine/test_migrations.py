@@ -20,7 +20,7 @@ from etl_assets.core.postgres_binaries import find_binaries
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import application, etl, installation
 from etl_assets.migrations import upgrade
-from etl_assets.migrations.upgrade import upgrade_database
+from etl_assets.migrations.upgrade import missing_migrations, upgrade_database
 from etl_assets.testing.databases import cloned_database
 
 APPLICATION_TABLES = {table.name for table in application.tables.values()}
@@ -93,6 +93,14 @@ def test_second_time_changes_nothing(empty_database: sa.Engine) -> None:
     assert upgrade_database(empty_database) is False
     assert (dump(empty_database), installations(empty_database)) == before
     assert table_names(empty_database, "etl") == ETL_TABLES
+
+
+def test_database_of_a_newer_version_is_one_sentence(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE etl.schema_version SET version_num = '9999'")
+    for look in (upgrade_database, missing_migrations):
+        with pytest.raises(PermanentError, match=r"made by a newer version .*install that version again"):
+            look(engine)
 
 
 def test_existing_application_keeps_every_detail_and_only_schema_etl_is_added(empty_database: sa.Engine) -> None:
