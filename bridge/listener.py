@@ -39,7 +39,7 @@ REFUSED_PAUSE_SECONDS = 2.0
 REFUSED_DELAY_SECONDS = 5.0
 """不让做的事件至多隔这么久再来：修好之后几秒就接着做。"""
 _PROBES = 3
-"""一批被拒之后逐个再试；头几个都被拒，就不必试其余的。"""
+"""一批没做成，逐个再试；头几个都为外面的原因做不成，就不必试其余的。"""
 
 _DAY = 86_400
 _MIB = 1 << 20
@@ -113,6 +113,10 @@ class _Verdict:
     @property
     def wants_ring(self) -> bool:
         return isinstance(self.decision, Done) and self.decision.ring
+
+    @property
+    def is_not_its_fault(self) -> bool:
+        return isinstance(self.decision, _Failed) and self.decision.kind != "counted"
 
     @property
     def wants_database(self) -> bool:
@@ -232,11 +236,11 @@ class Listener:
             return [_Verdict(message, decision, handler.task_name) for (message, _), decision in zip(events, decisions, strict=True)]
         except Exception as error:  # noqa: BLE001 处理器抛什么都不能让监听器倒下
             failed = self._blame(error, handler.subject, events)
-        if len(events) == 1 or (isinstance(failed, _Failed) and failed.kind in ("passing", "away")):
+        if len(events) == 1 or (isinstance(failed, _Failed) and failed.kind == "away"):
             return [_Verdict(message, failed) for message, _ in events]
         verdicts: list[_Verdict] = []
         for message, event in random.sample(events, len(events)):  # 每次都从同样几个试起，会一直轮不到别的
-            if len(verdicts) >= _PROBES and all(verdict.wants_database for verdict in verdicts):
+            if len(verdicts) >= _PROBES and all(verdict.is_not_its_fault for verdict in verdicts):
                 verdicts.append(_Verdict(message, failed))
             else:
                 verdicts += await self._call(handler, [(message, event)])

@@ -449,8 +449,15 @@ async def test_attempts_are_not_spent_while_the_database_refuses(bench: Bench, m
     assert await bench.dead_letter_count() == 0
 
 
-async def test_event_that_alone_is_refused_does_not_stop_the_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """坏了的一页、一张表的权限：只有碰到它的事件等着。"""
+@pytest.mark.parametrize(
+    "error",
+    [DatabaseRefusedError("index is corrupted"), TransientError("temporary file size exceeds temp_file_limit")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_event_that_alone_meets_an_error_of_ours_does_not_stop_the_others(
+    bench: Bench, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """坏了的一页、一张表的权限、太小的上限：只有碰到它的事件等着。"""
     monkeypatch.setattr(listener_module, "REFUSED_PAUSE_SECONDS", 0)
     done: list[UUID] = []
     await bench.add_stream()
@@ -460,7 +467,7 @@ async def test_event_that_alone_is_refused_does_not_stop_the_others(bench: Bench
     async def decide(events: Batch) -> Sequence[Decision]:
         wanted = import_ids(events)
         if set(refused) & set(wanted):
-            raise DatabaseRefusedError("index is corrupted")
+            raise error
         done.extend(wanted)
         return [Done()] * len(events)
 
