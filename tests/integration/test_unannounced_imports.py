@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -15,12 +16,16 @@ from nats.js.api import StreamConfig
 from bridge import reconciler, unannounced_imports
 from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
+from etl_assets.services import unannounced_imports as services
 from etl_assets.services.intake import ImportEvent, request_imports
 from etl_assets.services.unannounced_imports import event_id_of, request_unannounced
+from etl_assets.services.waiting_events import Patience, look_after_waiting_events
 from etl_assets.testing.raw_data import RawData
 
 from .conftest import NatsServer
 from .listening import Bridge, open_bridge
+
+PATIENCE = Patience(first_delay_seconds=1, longest_delay_seconds=60, limit_seconds=3_600)
 
 
 @pytest.fixture
@@ -147,6 +152,76 @@ def test_import_that_cannot_be_taken_in_does_not_hold_up_the_others(
         connection.exec_driver_sql(f"ALTER TABLE etl.import_requests ADD CHECK (import_id <> '{bad}')")
     request_unannounced(engine, etl_settings, handled_until=None)
     assert handled(engine).keys() == set(good)
+
+
+@pytest.mark.parametrize("sqlstate", ["23514", "53400"])
+def test_import_that_cannot_be_taken_in_waits_and_is_never_forgotten(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, sqlstate: str
+) -> None:
+    watched_since(engine, etl_settings, 7_200)
+    bad, good = (raw_data.add_import([{}], completed_at=seconds_ago(age)) for age in (3_597, 30))
+    with fails_on(engine, bad, sqlstate):
+        assert request_unannounced(engine, etl_settings, handled_until=None) == [good]
+        assert request_unannounced(engine, etl_settings, handled_until=None) == []
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE etl.import_watches SET watched_until = now() + interval '1 day'")
+    assert look_after_waiting_events(engine, etl_settings, PATIENCE).requested == 1
+    assert handled(engine)[bad] == event_id_of(bad)
+
+
+@contextmanager
+def fails_on(engine: sa.Engine, import_id: UUID, sqlstate: str) -> Iterator[None]:
+    """其间这次导入的日子一要求就错。"""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"""
+            CREATE FUNCTION etl.fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF NEW.import_id = '{import_id}' THEN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END IF;
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER fail BEFORE INSERT ON etl.import_requests FOR EACH ROW EXECUTE FUNCTION etl.fail();
+            """
+        )
+    yield
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP FUNCTION etl.fail CASCADE")
+
+
+def test_event_that_comes_after_all_ends_the_waiting_of_its_import(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+    watched_since(engine, etl_settings, 7_200)
+    import_id = raw_data.add_import([{}], completed_at=seconds_ago(30))
+    with fails_on(engine, import_id, "53400"):
+        assert request_unannounced(engine, etl_settings, handled_until=None) == []
+    late = ImportEvent(import_id, uuid4(), sequence=7, stored_at=seconds_ago(0))
+    assert request_imports(engine, etl_settings, [late]) == ["requested"]
+    look = look_after_waiting_events(engine, etl_settings, PATIENCE)
+    assert (look.requested, look.waiting) == (0, 0)
+    assert handled(engine) == {import_id: late.event_id}
+
+
+async def test_imports_that_cannot_be_taken_in_neither_spin_nor_ring(
+    bridge: Bridge, raw_data: RawData, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "BITE", 2)
+    monkeypatch.setattr(unannounced_imports, "BITE", 2)
+    monkeypatch.setattr(services, "_SILENT", services._SILENT.limit(2))
+    watched_since(engine, bridge.etl_settings, 7_200)
+    looks: list[object] = []
+    asked = unannounced_imports.request_unannounced
+    monkeypatch.setattr(unannounced_imports, "request_unannounced", lambda *of, **given: looks.append(None) or asked(*of, **given))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE etl.import_requests ADD CHECK (false) NOT VALID")
+    for age in (30, 20, 10):
+        raw_data.add_import([{}], completed_at=seconds_ago(age))
+    with structlog.testing.capture_logs() as logs:
+        async with bridge.listening():
+            await asyncio.sleep(1)
+            tasks = await bridge.connection.stream_state("TASKS")
+    assert len(looks) < 15
+    assert bridge.waiting() == 3
+    assert tasks is not None
+    assert tasks.messages == 0
+    assert not [line for line in logs if line["event"] == "imports that no event announced were taken in"]
 
 
 def test_only_one_listener_looks_at_a_time(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:

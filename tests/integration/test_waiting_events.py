@@ -6,9 +6,10 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -21,6 +22,7 @@ from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, ledger
 from etl_assets.services.intake import ImportEvent, request_imports
+from etl_assets.services.locks import lock_imports
 from etl_assets.services.waiting_events import Patience, forget, look_after_waiting_events
 from etl_assets.testing.raw_data import RawData
 
@@ -210,6 +212,64 @@ def test_event_that_cannot_be_taken_in_does_not_hold_up_the_others(engine: sa.En
     with engine.connect() as connection:
         left = connection.exec_driver_sql("SELECT import_id FROM etl.waiting_events").scalars().all()
     assert left == [events[1].import_id]
+
+
+@pytest.mark.parametrize("sqlstate", ["53400", "XX001", "55P03"])
+def test_error_of_ours_that_one_event_meets_does_not_hold_up_the_others(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, sqlstate: str
+) -> None:
+    """一个上限、坏了的一页、等不到的锁：它自己越来越久地再试，没有留在到点的里面。"""
+    events = [ImportEvent(uuid4(), uuid4(), sequence=number, stored_at=datetime.now(UTC)) for number in range(6)]
+    request_imports(engine, etl_settings, events)
+    for event in events:
+        raw_data.add_import([{}], import_id=event.import_id)
+    fail_on(engine, events[1].import_id, sqlstate)
+    assert look_after_waiting_events(engine, etl_settings, PATIENCE).requested == 5
+    with engine.connect() as connection:
+        left = connection.exec_driver_sql("SELECT import_id, looks, look_at > now() FROM etl.waiting_events").all()
+    assert [tuple(row) for row in left] == [(events[1].import_id, 1, True)]
+
+
+def fail_on(engine: sa.Engine, import_id: UUID, sqlstate: str) -> None:
+    """这次导入的日子一要求就错。"""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"""
+            CREATE FUNCTION etl.fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF NEW.import_id = '{import_id}' THEN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END IF;
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER fail BEFORE INSERT ON etl.import_requests FOR EACH ROW EXECUTE FUNCTION etl.fail();
+            """
+        )
+
+
+def test_when_all_fail_the_first_few_are_enough_for_one_look(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+    events = [ImportEvent(uuid4(), uuid4(), sequence=number, stored_at=datetime.now(UTC)) for number in range(20)]
+    request_imports(engine, etl_settings, events)
+    for event in events:
+        raw_data.add_import([{}], import_id=event.import_id)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE etl.import_requests ADD CHECK (false)")
+    statements: list[str] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    look_after_waiting_events(engine, etl_settings, PATIENCE)
+    assert len(statements) < 60, len(statements)
+
+
+def test_looking_and_redelivery_do_not_deadlock(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+    """看的那一边不能先锁着等待的行再要导入的锁：收事件的拿着导入的锁来碰这些行。"""
+    (early, other) = (ImportEvent(uuid4(), uuid4(), sequence=number, stored_at=datetime.now(UTC)) for number in (1, 2))
+    request_imports(engine, etl_settings, [early, other])
+    raw_data.add_import([{}], import_id=early.import_id)
+    with engine.connect() as intake, ThreadPoolExecutor() as pool:
+        lock_imports(intake, "public", [early.import_id])
+        looking = pool.submit(look_after_waiting_events, engine, etl_settings, PATIENCE)
+        time.sleep(0.5)
+        intake.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
+        intake.exec_driver_sql("UPDATE etl.waiting_events SET looks = looks")
+        intake.commit()
+        assert looking.result(10).requested == 1
 
 
 def test_withdrawn_import_that_never_reached_the_tables_ends_the_waiting(
