@@ -375,6 +375,10 @@ class JetStreamConnection:
         found = await self.stored_message(stream, sequence)
         return None if found is None else found.stored_at
 
+    async def first_message(self, stream: str, subject: str, *, after: int) -> StoredMessage | None:
+        """这个主题在 after 之后的第一条；没有就是 None。"""
+        return await self._message(stream, {"seq": after + 1, "next_by_subj": subject})
+
     async def _message(self, stream: str, which: Mapping[str, Any]) -> StoredMessage | None:
         with self._managing(stream):
             try:

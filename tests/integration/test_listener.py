@@ -306,7 +306,7 @@ async def test_events_wait_while_the_dead_letters_are_full_and_good_ones_pass(be
 async def test_event_of_a_newer_version_is_kept_whole(bench: Bench) -> None:
     """升级之后放得回来。"""
 
-    async def decide(events: Batch) -> Sequence[Decision]:
+    async def decide(_: Batch) -> Sequence[Decision]:
         raise AssertionError
 
     await bench.add_stream()
@@ -345,7 +345,7 @@ async def test_no_more_letters_are_written_at_once_than_allowed(bench: Bench, mo
     monkeypatch.setattr(listener_module, "LETTERS_AT_ONCE", 3)
     monkeypatch.setattr(listener_module, "REFUSED_DELAY_SECONDS", 0.05)
 
-    async def decide(events: Batch) -> Sequence[Decision]:
+    async def decide(_: Batch) -> Sequence[Decision]:
         raise AssertionError
 
     await bench.add_stream()

@@ -152,9 +152,10 @@ async def test_account_without_room_is_a_full_stream_too(tmp_path: Path) -> None
     try:
         await connection.open()
         await connection.context.add_stream(StreamConfig(name="Q", subjects=["q.>"]))
+        for number in range(4):
+            await connection.publish("q.a", b"x" * 100_000, message_id=str(number))
         with pytest.raises(StreamFullError, match=r"the stream of q\.a is full"):
-            for number in range(10):
-                await connection.publish("q.a", b"x" * 100_000, message_id=str(number))
+            await connection.publish("q.a", b"x" * 100_000, message_id="one more")
     finally:
         await connection.close()
         server.kill()

@@ -11,9 +11,11 @@ from uuid import UUID, uuid4
 import pytest
 import sqlalchemy as sa
 import structlog
-from nats.js.api import StreamConfig
+from nats.js.api import DiscardPolicy, RetentionPolicy, StreamConfig
 
 from bridge import reconciler, unannounced_imports
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
+from bridge.handled_events import backlog_begins_at
 from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
 from etl_assets.services import unannounced_imports as services
@@ -91,13 +93,40 @@ async def test_imports_whose_events_queue_up_are_left_to_them(bridge: Bridge, ra
     events = [first, *[await bridge.publish(raw_data.add_import([{}], completed_at=datetime.now(UTC))) for _ in range(20)]]
     await asyncio.sleep(2)
     # 事件都还没处理时看一眼
-    looking = unannounced_imports.backlog_begins_at
-    begins_at = await looking(bridge.connection, bridge.settings)
+    begins_at = await backlog_begins_at(bridge.connection, bridge.settings)
     assert begins_at is not None
     assert await asyncio.to_thread(request_unannounced, engine, bridge.etl_settings, handled_until=begins_at) == []
     async with bridge.listening():
         await bridge.eventually(lambda: bridge.handled() == {event.import_id: event.event_id for event in events})
-        assert await looking(bridge.connection, bridge.settings) is None
+        assert await backlog_begins_at(bridge.connection, bridge.settings) is None
+
+
+async def test_one_message_that_gets_stuck_does_not_stop_them(bridge: Bridge, raw_data: RawData) -> None:
+    bridge.settings = bridge.settings.model_copy(update={"event_retry_delay_max_seconds": 0.5})
+    async with bridge.listening():
+        await bridge.eventually(lambda: watches(bridge.engine))
+        config = (await bridge.connection.context.stream_info("EVENTS_DLQ")).config
+        await bridge.connection.context.update_stream(config=config, max_bytes=1, discard=DiscardPolicy.NEW)
+        await bridge.connection.publish(DATA_IMPORT_COMPLETED, b"garbage", message_id="garbage")
+        import_id = raw_data.add_import([{}], completed_at=datetime.now(UTC))
+        await bridge.eventually(lambda: import_id in bridge.handled(), seconds=10)
+
+
+async def test_backlog_begins_with_the_first_event_that_is_not_handled(
+    nats_server: NatsServer, engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch, raw_data: RawData
+) -> None:
+    """也在确认了就删的流上：已处理的最后一个不在了。"""
+    async with open_bridge(BridgeSettings(nats_url=nats_server.url), engine, etl_settings, monkeypatch) as bridge:
+        stream = StreamConfig(name="EVENTS", subjects=["events.>"], retention=RetentionPolicy.WORK_QUEUE)
+        await bridge.connection.context.add_stream(stream)
+        async with bridge.listening():
+            done = await bridge.publish(raw_data.add_import([{}]))
+            await bridge.eventually(lambda: done.import_id in bridge.handled())
+        start = datetime.now(UTC)
+        await bridge.publish(raw_data.add_import([{}]))
+        begins_at = await backlog_begins_at(bridge.connection, bridge.settings)
+        assert begins_at is not None
+        assert begins_at > start - timedelta(seconds=1)
 
 
 def test_what_was_completed_before_the_first_look_is_never_asked_for(
