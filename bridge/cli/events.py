@@ -78,7 +78,7 @@ def wait_for_import(import_id: UUID, *, timeout_seconds: float) -> int:
     from etl_assets.core.settings import get_settings
     from etl_assets.services.reports import import_progress
 
-    with _ListenerBehind() as behind:
+    with _ListenerBehind(import_id) as behind:
         return wait_until_done(
             f"import {import_id}",
             lambda connection: import_progress(connection, get_settings(), import_id),
@@ -90,10 +90,11 @@ def wait_for_import(import_id: UUID, *, timeout_seconds: float) -> int:
 class _ListenerBehind:
     """监听器离流里此刻最新的导入事件还有多远，始终用一条连接问；NATS 不在就说一声，只看台账。"""
 
-    def __init__(self) -> None:
+    def __init__(self, import_id: UUID) -> None:
         from bridge.jetstream import JetStreamConnection
         from bridge.settings import get_bridge_settings
 
+        self._import_id = import_id
         self._settings = get_bridge_settings()
         self._connection = JetStreamConnection(self._settings, name="wait")
         self._runner = asyncio.Runner()
@@ -108,7 +109,20 @@ class _ListenerBehind:
             self._runner.run(self._connection.close())
 
     def has_caught_up(self) -> bool:
-        return self._newest == 0 or self._ask(self._has_handled_newest(), otherwise=True)
+        """卡在流里、与这次导入无关的不等。"""
+        if self._newest == 0:
+            return True
+        unhandled = self._ask(self._newest_unhandled(), otherwise=0)
+        return unhandled is not None and (unhandled == 0 or self._ledger_knows(unhandled))
+
+    def _ledger_knows(self, sequence: int) -> bool:
+        from etl_assets.core.database_errors import translated_errors
+        from etl_assets.core.database_sync import get_engine
+        from etl_assets.core.settings import get_settings
+        from etl_assets.services.reports import handled_sequence
+
+        with translated_errors(), get_engine().connect() as connection:
+            return handled_sequence(connection, get_settings(), self._import_id) >= sequence
 
     async def _begin(self) -> int:
         from bridge.handled_events import newest_import_event
@@ -116,11 +130,10 @@ class _ListenerBehind:
         await self._connection.open()
         return await newest_import_event(self._connection)
 
-    async def _has_handled_newest(self) -> bool:
-        from bridge.events.subjects import DATA_IMPORT_COMPLETED
-        from bridge.handled_events import handled_up_to
+    async def _newest_unhandled(self) -> int | None:
+        from bridge.handled_events import newest_unhandled
 
-        return await handled_up_to(self._connection, self._settings, DATA_IMPORT_COMPLETED) >= self._newest
+        return await newest_unhandled(self._connection, self._settings, import_id=self._import_id, until=self._newest)
 
     def _ask(self, question: Coroutine[Any, Any, Answer], *, otherwise: Answer) -> Answer:
         try:
@@ -153,8 +166,8 @@ def wait_until_done(
         task = bar.add_task(what, total=None)
         is_complete = False
         while True:
-            is_complete = is_complete or caught_up()
             try:
+                is_complete = is_complete or caught_up()
                 with translated_errors(), get_engine().connect() as connection:
                     progress = read_progress(connection)
             except DatabaseUnavailableError as error:
