@@ -5,9 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from bridge.events.envelope import DataImportCompleted
+from bridge.events.envelope import IMPORT_STATUSES, DataImportCompleted
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM
-from bridge.handlers import IMPORT_STATUSES
 from bridge.jetstream import JetStreamConnection
 from bridge.listener import consumer_name
 from bridge.settings import BridgeSettings
