@@ -82,13 +82,7 @@ def task_streams(settings: BridgeSettings) -> list[StreamConfig]:
             max_bytes=256 * _MIB,
             duplicate_window=600,
         ),
-        StreamConfig(
-            name=own(TASKS_DLQ_STREAM),
-            subjects=[f"{own(TASKS_DLQ_SUBJECT)}.>"],
-            discard=DiscardPolicy.NEW,
-            max_bytes=64 * _MIB,
-            duplicate_window=600,
-        ),
+        task_letters(settings),
         StreamConfig(
             name=own(TASKS_FORGIVEN_STREAM),
             subjects=[f"{own(TASKS_FORGIVEN_SUBJECT)}.>"],
@@ -97,6 +91,17 @@ def task_streams(settings: BridgeSettings) -> list[StreamConfig]:
             max_age=7 * _DAY,
         ),
     ]
+
+
+def task_letters(settings: BridgeSettings) -> StreamConfig:
+    """任务的死信。"""
+    return StreamConfig(
+        name=settings.own_name(TASKS_DLQ_STREAM),
+        subjects=[f"{settings.own_name(TASKS_DLQ_SUBJECT)}.>"],
+        discard=DiscardPolicy.NEW,
+        max_bytes=64 * _MIB,
+        duplicate_window=600,
+    )
 
 
 class SafeJetStreamBroker(PullBasedJetStreamBroker):
@@ -379,6 +384,7 @@ class Delivery:
     async def _bury(self, reason: str, *, is_garbage: bool = False) -> None:
         await self._connection.bury(
             self.message,
+            letters=task_letters(self.broker.settings),
             subject=f"{self.broker.settings.own_name(TASKS_DLQ_SUBJECT)}.{self.lane}",
             reason=reason,
             attempts=self.attempt,

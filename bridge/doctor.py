@@ -17,10 +17,9 @@ import sqlalchemy as sa
 from nats.js.api import StreamConfig
 
 from bridge.broker import TASKS_DLQ_STREAM, TASKS_STREAM, task_streams
-from bridge.events.envelope import DataImportCompleted
+from bridge.events.envelope import IMPORT_STATUSES, DataImportCompleted
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM
 from bridge.handled_events import handled_up_to
-from bridge.handlers import IMPORT_STATUSES
 from bridge.jetstream import LETTERS_FULL_REMEDY, NEARLY_FULL, JetStreamConnection, StreamUse
 from bridge.listener import CONSUMER, DEAD_LETTERS, consumer_names
 from bridge.settings import LANES, BridgeSettings

@@ -45,7 +45,8 @@ class StreamFullError(BridgeError, TransientError):
     def __init__(self, subject: str) -> None:
         self.subject = subject
         super().__init__(
-            f"the stream of {subject} is full and nothing was stored: let the listener and the workers catch up, or raise its limits"
+            f"the stream of {subject} is full and nothing was stored: let the listener and the workers catch up, "
+            "or raise its limits or its account's"
         )
 
 
@@ -85,8 +86,10 @@ class CodeLocationError(BridgeError, PermanentError):
 class InvalidEventError(BridgeError, PermanentError):
     """事件不合约定：重试没有用，进死信流。"""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, is_garbage: bool = False) -> None:
+        """:param is_garbage: 哪个版本也读不了：不是 JSON 对象，或者太大。"""
         self.reason = reason
+        self.is_garbage = is_garbage
         super().__init__(f"the event is not usable: {reason}; correct its publisher")
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
+from uuid import UUID
 
+from bridge.events.envelope import IMPORT_STATUSES, DataImportCompleted
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM
 from bridge.jetstream import JetStreamConnection
 from bridge.listener import consumer_name
 from bridge.settings import BridgeSettings
-
-_LONG_AGO = datetime.fromtimestamp(0, UTC)
+from bridge.stored_messages import Stretch, read_stored
 
 
 async def handled_up_to(connection: JetStreamConnection, settings: BridgeSettings, subject: str) -> int:
@@ -19,46 +18,59 @@ async def handled_up_to(connection: JetStreamConnection, settings: BridgeSetting
 
     处理了的：要求已经提交，或者记下在等导入，或者进了死信。
     """
-    state = await connection.stream_state(EVENTS_STREAM)
-    consumer = await connection.consumer_info(EVENTS_STREAM, consumer_name(settings, subject))
-    if state is None or consumer is None:
-        return 0
-    if not consumer.num_pending and not consumer.num_ack_pending:
-        return state.last_seq
-    return (consumer.ack_floor and consumer.ack_floor.stream_seq) or 0
+    handled, _ = await _position(connection, settings, subject)
+    return handled
 
 
 async def backlog_begins_at(connection: JetStreamConnection, settings: BridgeSettings) -> datetime | None:
-    """还有导入事件没处理时，已处理的最后一个是何时存下的；没有积压是 None。"""
-    newest = await _newest(connection)
-    handled = await handled_up_to(connection, settings, DATA_IMPORT_COMPLETED)
-    if handled >= newest:
+    """还有导入事件没处理时，其中第一个是何时存下的；没有积压、只剩卡住的是 None。"""
+    handled, are_stuck = await _position(connection, settings, DATA_IMPORT_COMPLETED)
+    first = None if are_stuck else await connection.first_message(EVENTS_STREAM, DATA_IMPORT_COMPLETED, after=handled)
+    return None if first is None else first.stored_at
+
+
+async def newest_unhandled(connection: JetStreamConnection, settings: BridgeSettings, *, import_id: UUID, until: int) -> int | None:
+    """到序号 until 为止，这次导入也许还没处理的最新一个事件；没有是 0，还有没投递过的、做到一半的是 None。
+
+    只剩卡住的时，它们的后面有确认了的：台账记得到它的序号，才说得准。
+    """
+    handled, are_stuck = await _position(connection, settings, DATA_IMPORT_COMPLETED)
+    if handled >= until:
+        return 0
+    if not are_stuck:
         return None
-    return (handled and await connection.stored_at(EVENTS_STREAM, handled)) or _LONG_AGO
+    newest = 0
+    async for messages in read_stored(connection, EVENTS_STREAM, Stretch(handled + 1, until), subjects=[DATA_IMPORT_COMPLETED]):
+        newest = max((message.metadata.sequence.stream for message in messages if _concerns(message.data, import_id)), default=newest)
+    return newest
 
 
-async def newest_import_event(settings: BridgeSettings) -> int:
+def _concerns(data: bytes, import_id: UUID) -> bool:
+    try:
+        event = DataImportCompleted.model_validate_json(data)
+    except ValueError:
+        return False
+    return event.import_id == import_id and event.status in IMPORT_STATUSES
+
+
+async def _position(connection: JetStreamConnection, settings: BridgeSettings, subject: str) -> tuple[int, bool]:
+    """处理到了哪里，后面的是不是都卡住了。
+
+    卡住的：都投递过，没确认的又都投递过不止一次。它们判过一回而做不成（死信流满了，数据库不让它做），哪一天了结说不准。
+    一个主题一个消费者，所以数的只有它的。例外只有一刻：监听器死在一批当中，那一批重投了，还没有判完。
+    """
+    state = await connection.stream_state(EVENTS_STREAM)  # 先问它：问过之后才存下的不算在内
+    consumer = await connection.consumer_info(EVENTS_STREAM, consumer_name(settings, subject))
+    if state is None or consumer is None:
+        return 0, False
+    unsettled = consumer.num_ack_pending or 0
+    if not consumer.num_pending and not unsettled:
+        return state.last_seq, False
+    floor = (consumer.ack_floor and consumer.ack_floor.stream_seq) or 0
+    return floor, not consumer.num_pending and unsettled <= (consumer.num_redelivered or 0)
+
+
+async def newest_import_event(connection: JetStreamConnection) -> int:
     """流里最新的导入事件的序号；没有就是 0。"""
-    async with _connected(settings) as connection:
-        return await _newest(connection)
-
-
-async def has_handled(settings: BridgeSettings, *, sequence: int) -> bool:
-    """这个序号与更早的导入事件，监听器都处理了。"""
-    async with _connected(settings) as connection:
-        return await handled_up_to(connection, settings, DATA_IMPORT_COMPLETED) >= sequence
-
-
-async def _newest(connection: JetStreamConnection) -> int:
     newest = await connection.last_message(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
     return newest.sequence if newest else 0
-
-
-@asynccontextmanager
-async def _connected(settings: BridgeSettings) -> AsyncIterator[JetStreamConnection]:
-    connection = JetStreamConnection(settings, name="wait")
-    await connection.open()
-    try:
-        yield connection
-    finally:
-        await connection.close()

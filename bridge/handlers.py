@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from bridge.events.envelope import DataImportCompleted, EtlCompleted
+from bridge.events.envelope import IMPORT_STATUSES, DataImportCompleted, EtlCompleted
 from bridge.events.event_task_utils import Decision, Done, Ignored, ReceivedEvent, event_task_handler
 from bridge.events.subjects import CUSTOMERS_ETL_COMPLETED, DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
 from bridge.task_names import MATERIALIZE_DUE
@@ -16,9 +16,6 @@ from etl_assets.core.settings import get_settings
 from etl_assets.services.intake import ImportEvent, Outcome, request_imports
 from etl_assets.services.ledger import request_downstream
 from etl_assets.services.outbox import installation_id
-
-IMPORT_STATUSES = ("completed", "failed")
-"""只有这些状态的导入事件要求什么。"""
 
 
 @event_task_handler(subject=DATA_IMPORT_COMPLETED, supported_version="1.0", required_fields=("import_id",), task_name=MATERIALIZE_DUE)

@@ -55,6 +55,8 @@ LETTERS_FULL_REMEDY = "look with `etl dlq list`; retry or drop some, or raise it
 
 # 服务器的错误码：nats-server 的 server/errors.json
 _STORE_FAILED = 10077
+# 账号的、服务器的上限到了
+_NO_ROOM = (10002, 10028, 10047)
 _MESSAGE_TOO_LARGE = 10054
 _SEQUENCE_NOT_FOUND = 10043
 MESSAGE_NOT_FOUND = 10037
@@ -373,6 +375,10 @@ class JetStreamConnection:
         found = await self.stored_message(stream, sequence)
         return None if found is None else found.stored_at
 
+    async def first_message(self, stream: str, subject: str, *, after: int) -> StoredMessage | None:
+        """这个主题在 after 之后的第一条；没有就是 None。"""
+        return await self._message(stream, {"seq": after + 1, "next_by_subj": subject})
+
     async def _message(self, stream: str, which: Mapping[str, Any]) -> StoredMessage | None:
         with self._managing(stream):
             try:
@@ -542,6 +548,7 @@ class JetStreamConnection:
         self,
         message: Msg,
         *,
+        letters: StreamConfig,
         subject: str,
         reason: str,
         attempts: int,
@@ -555,20 +562,23 @@ class JetStreamConnection:
         """
         origin = message.metadata
         stored = StoredMessage(origin.stream, origin.sequence.stream, origin.timestamp, message.subject, message.data)
-        await self.store_letter(stored, subject=subject, reason=reason, attempts=attempts, is_garbage=is_garbage, labels=labels)
+        await self.store_letter(
+            stored, letters=letters, subject=subject, reason=reason, attempts=attempts, is_garbage=is_garbage, labels=labels
+        )
         await self.confirm(message, b"+TERM dead-lettered")
 
     async def store_letter(
         self,
         message: StoredMessage,
         *,
+        letters: StreamConfig,
         subject: str,
         reason: str,
         attempts: int,
         is_garbage: bool = False,
         labels: Mapping[str, str] | None = None,
     ) -> None:
-        """原文存进死信流；再来一次编号相同，所以只存一份。"""
+        """原文存进死信流 letters，它不见了就建回来；再来一次编号相同，所以只存一份。"""
         headers = {
             DeadLetterHeader.REASON: header_text(reason),
             DeadLetterHeader.SUBJECT: message.subject,
@@ -588,7 +598,11 @@ class JetStreamConnection:
         room = self.client.max_payload - header_bytes({"Nats-Msg-Id": message_id, **cut})
         if len(data) > (room := min(room, GARBAGE_HEAD_BYTES) if is_garbage else room):
             data, headers = data[:room], cut
-        await self.publish(subject, data, message_id=message_id, headers=headers)
+        try:
+            await self.publish(subject, data, message_id=message_id, headers=headers)
+        except StreamMissingError:
+            await self.ensure_stream(letters)
+            await self.publish(subject, data, message_id=message_id, headers=headers)
 
 
 class DeadLetterHeader(StrEnum):
@@ -620,7 +634,7 @@ def _is_passing(error: nats.errors.Error) -> bool:
 
 def _refusal(subject: str, size_bytes: int, error: nats.js.errors.APIError) -> BridgeError | None:
     """服务器不肯存的原因；None 表示只是暂时不行。"""
-    if error.err_code == _STORE_FAILED and "exceeded" in (error.description or ""):
+    if error.err_code in _NO_ROOM or (error.err_code == _STORE_FAILED and "exceeded" in (error.description or "")):
         return StreamFullError(subject)
     if error.err_code == _MESSAGE_TOO_LARGE:
         return PayloadTooLargeError(subject, size_bytes=size_bytes, limit="the max_msg_size of its stream")

@@ -38,8 +38,12 @@ REFUSED_PAUSE_SECONDS = 2.0
 """数据库谁也不让做时，隔这么久才取下一批。"""
 REFUSED_DELAY_SECONDS = 5.0
 """不让做的事件至多隔这么久再来：修好之后几秒就接着做。"""
+LETTERS_AT_ONCE = 1_000
+"""同时埋这么多；再多的隔一会儿再来。"""
+FAILURES_KEPT = 10_000
+"""记得这么多事件失败了几次：后来由别的监听器了结的，没有人来告诉我们。"""
 _PROBES = 3
-"""一批被拒之后逐个再试；头几个都被拒，就不必试其余的。"""
+"""一批没做成，逐个再试；头几个都为外面的原因做不成，就不必试其余的。"""
 
 _DAY = 86_400
 _MIB = 1 << 20
@@ -97,7 +101,7 @@ class _Failed:
 
 @dataclass(frozen=True)
 class _Garbage:
-    """根本不是可用的事件：进死信，大的只留开头。"""
+    """哪个版本也读不了它：进死信，大的只留开头。"""
 
     reason: str
 
@@ -115,6 +119,10 @@ class _Verdict:
         return isinstance(self.decision, Done) and self.decision.ring
 
     @property
+    def is_not_its_fault(self) -> bool:
+        return isinstance(self.decision, _Failed) and self.decision.kind != "counted"
+
+    @property
     def wants_database(self) -> bool:
         return isinstance(self.decision, _Failed) and self.decision.kind in ("away", "refused")
 
@@ -130,6 +138,8 @@ class Listener:
         self._connection = JetStreamConnection(settings, name="listener")
         self._puller = Puller(self._connection, EVENTS_STREAM, restore=self._ensure_streams)
         self._settling: asyncio.Task[None] | None = None
+        self._letters: dict[int, asyncio.Task[None]] = {}
+        """事件在流里的序号 → 正在埋它的活。"""
         self._failures: Counter[int] = Counter()
         """事件在流里的序号 → 它自己失败了几次。不用投递次数：数据库不让做的、别人死了重投的，不是它的失败。"""
         self._handler_failed = RepeatedWarning(logger, "handler failed, trying again")
@@ -149,10 +159,14 @@ class Listener:
                 await self._work(stopping)
             if self._settling is not None:
                 await asyncio.wait({self._settling}, timeout=FINISH_SECONDS)
+            if self._letters:
+                await asyncio.wait(self._letters.values(), timeout=FINISH_SECONDS)
         finally:
             stopping.cancel()
             if self._settling is not None:
                 self._settling.cancel()
+            for letter in self._letters.values():
+                letter.cancel()
             await self._connection.close()
 
     async def _ensure_streams(self) -> None:
@@ -222,7 +236,7 @@ class Listener:
             try:
                 valid.append((message, receive(handler, message, max_bytes=self._settings.event_max_bytes)))
             except InvalidEventError as error:
-                verdicts.append(_Verdict(message, _Garbage(error.reason)))
+                verdicts.append(_Verdict(message, _Garbage(error.reason) if error.is_garbage else Rejected(error.reason)))
         return verdicts + await self._call(handler, valid) if valid else verdicts
 
     async def _call(self, handler: EventTaskHandler[Any], events: Sequence[tuple[Msg, ReceivedEvent[Any]]]) -> list[_Verdict]:
@@ -232,11 +246,11 @@ class Listener:
             return [_Verdict(message, decision, handler.task_name) for (message, _), decision in zip(events, decisions, strict=True)]
         except Exception as error:  # noqa: BLE001 处理器抛什么都不能让监听器倒下
             failed = self._blame(error, handler.subject, events)
-        if len(events) == 1 or (isinstance(failed, _Failed) and failed.kind in ("passing", "away")):
+        if len(events) == 1 or (isinstance(failed, _Failed) and failed.kind == "away"):
             return [_Verdict(message, failed) for message, _ in events]
         verdicts: list[_Verdict] = []
         for message, event in random.sample(events, len(events)):  # 每次都从同样几个试起，会一直轮不到别的
-            if len(verdicts) >= _PROBES and all(verdict.wants_database for verdict in verdicts):
+            if len(verdicts) >= _PROBES and all(verdict.is_not_its_fault for verdict in verdicts):
                 verdicts.append(_Verdict(message, failed))
             else:
                 verdicts += await self._call(handler, [(message, event)])
@@ -281,7 +295,10 @@ class Listener:
         )
         errors = [outcome for outcome in outcomes if outcome is not None]
         if errors:
-            self._not_settled.say(type(errors[0]).__name__, events=len(errors), error=header_text(errors[0]))
+            self._say_not_settled(errors[0], events=len(errors))
+
+    def _say_not_settled(self, error: BaseException, *, events: int) -> None:
+        self._not_settled.say(type(error).__name__, events=events, error=header_text(error))
 
     async def _carry_out(self, message: Msg, decision: Decision | _Failed | _Garbage) -> None:
         sequence, deliveries = message.metadata.sequence.stream, message.metadata.num_delivered
@@ -291,7 +308,7 @@ class Listener:
             case Done():
                 await self._connection.confirm(message, b"+ACK")
             case Ignored(reason):
-                logger.info("event ignored", subject=message.subject, sequence=sequence, reason=reason)
+                logger.info("event ignored", subject=message.subject, sequence=sequence, reason=header_text(reason))
                 await self._connection.confirm(message, b"+ACK")
             case Rejected(reason):
                 await self._bury(message, reason)
@@ -310,11 +327,13 @@ class Listener:
         """次数只记在内存里：进程换了就从头数，宁可多试几次。"""
         sequence = message.metadata.sequence.stream
         self._failures[sequence] += 1
+        if len(self._failures) > FAILURES_KEPT:
+            del self._failures[next(iter(self._failures))]
         if self._failures[sequence] < self._settings.event_max_attempts:
             await self._connection.postpone(message, self._delay_seconds(self._failures[sequence]))
             return
+        self._failures.pop(sequence, None)
         await self._bury(message, reason)
-        del self._failures[sequence]
 
     async def _wait_or_bury(self, message: Msg, reason: str) -> None:
         """限期从事件发布算起，不从第一次投递算。"""
@@ -332,14 +351,32 @@ class Listener:
         return min(doubled, self._settings.event_retry_delay_max_seconds)
 
     async def _bury(self, message: Msg, reason: str, *, is_garbage: bool = False) -> None:
+        """在旁边埋：死信流慢了、不见了，好的事件照样收下、确认。"""
+        sequence = message.metadata.sequence.stream
+        if sequence in self._letters:  # 埋得比 ack_wait 还久，又投来了
+            return
+        if len(self._letters) >= LETTERS_AT_ONCE:
+            await self._connection.postpone(message, REFUSED_DELAY_SECONDS)
+            return
+        letter = asyncio.create_task(self._store_letter(message, reason, is_garbage=is_garbage))
+        self._letters[sequence] = letter
+        letter.add_done_callback(lambda _: self._letters.pop(sequence, None))
+
+    async def _store_letter(self, message: Msg, reason: str, *, is_garbage: bool) -> None:
         """死信流满了就留在 EVENTS 里，隔一会儿再来：丢掉哪一封都不由我们。"""
         origin = message.metadata
         dead = dead_letter_subject(message.subject)
         try:
-            await self._connection.bury(message, subject=dead, reason=reason, attempts=origin.num_delivered, is_garbage=is_garbage)
-        except StreamFullError:
-            self._letters_full.say(EVENTS_DLQ_STREAM, stream=EVENTS_DLQ_STREAM, reason=header_text(reason), remedy=LETTERS_FULL_REMEDY)
-            await self._connection.postpone(message, self._settings.event_retry_delay_max_seconds)
+            try:
+                await self._connection.bury(
+                    message, letters=DEAD_LETTERS, subject=dead, reason=reason, attempts=origin.num_delivered, is_garbage=is_garbage
+                )
+            except StreamFullError:
+                self._letters_full.say(EVENTS_DLQ_STREAM, stream=EVENTS_DLQ_STREAM, reason=header_text(reason), remedy=LETTERS_FULL_REMEDY)
+                await self._connection.postpone(message, self._settings.event_retry_delay_max_seconds)
+                return
+        except Exception as error:  # noqa: BLE001  # 没有人看这件活的结局；没埋成的 ack_wait 之后会重投
+            self._say_not_settled(error, events=1)
             return
         logger.error(
             "event dead-lettered",
@@ -357,7 +394,7 @@ def _filters(config: ConsumerConfig, subject: str) -> bool:
 def receive(handler: EventTaskHandler[AnyEvent], message: Msg, *, max_bytes: int) -> ReceivedEvent[AnyEvent]:
     """一条消息变成校验过的事件；不合约定抛 InvalidEventError。"""
     if len(message.data) > max_bytes:
-        raise InvalidEventError(f"{len(message.data)} bytes, ETL_EVENT_MAX_BYTES allows {max_bytes}")
+        raise InvalidEventError(f"{len(message.data)} bytes, ETL_EVENT_MAX_BYTES allows {max_bytes}", is_garbage=True)
     origin = message.metadata
     return ReceivedEvent(
         event=handler.parse(message.data),

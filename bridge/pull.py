@@ -19,6 +19,9 @@ from etl_assets.core.log import RepeatedWarning, get_logger
 
 logger = get_logger(__name__)
 
+_ENOUGH_BYTES = "Message Size Exceeds MaxBytes"
+"""别的也提到 MaxBytes：消费者不许我们要这么多（Exceeded MaxRequestMaxBytes），那要说出来。"""
+
 
 @dataclass
 class _Request:
@@ -173,7 +176,7 @@ class Puller:
             self._unwanted(message)
 
     def _note_status(self, message: Msg) -> None:
-        """100 是空闲心跳，404 与 408 是没有消息，MaxBytes 是字节给够了，别的是出了事；早已不算数的请求说什么都不听。"""
+        """100 是空闲心跳，404 与 408 是没有消息，_ENOUGH_BYTES 是字节给够了，别的是出了事；早已不算数的请求说什么都不听。"""
         consumer = next((name for name, request in self._requests.items() if request.subject == message.subject), None)
         if consumer is None:
             return
@@ -183,7 +186,7 @@ class Puller:
             self._extend(self._requests[consumer])
             return
         del self._requests[consumer]
-        if status not in ("404", "408") and "MaxBytes" not in headers.get("Description", ""):
+        if status not in ("404", "408") and headers.get("Description") != _ENOUGH_BYTES:
             self._trouble = f"{status} {headers.get('Description', '')}".strip()
 
     def _extend(self, request: _Request) -> None:

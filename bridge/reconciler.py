@@ -44,7 +44,7 @@ class DueBell:
         self._crowded_until = 0.0
 
     async def ring(self, task_name: str, lane: Lane) -> None:
-        """监听器收下一批事件。"""
+        """收下了事件，或者自己找到了导入。"""
         if time.monotonic() >= self._crowded_until:
             await self._broker.ring(task_name, lane)
 
@@ -68,8 +68,8 @@ async def reconcile(stop: asyncio.Event, *, bell: DueBell, broker: SafeJetStream
     async def publish() -> None:
         await publish_outbox(engine, broker.connection)
 
-    waiting = WaitingEvents(broker=broker, engine=engine, settings=settings)
-    unannounced = UnannouncedImports(broker=broker, engine=engine, settings=settings)
+    waiting = WaitingEvents(ring=bell.ring, broker=broker, engine=engine, settings=settings)
+    unannounced = UnannouncedImports(ring=bell.ring, broker=broker, engine=engine, settings=settings)
     await asyncio.gather(
         _repeat("ring for due days", bell.remind, stop, INTERVAL_SECONDS),
         _repeat("publish completion events", publish, stop, INTERVAL_SECONDS),

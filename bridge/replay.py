@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from nats.aio.msg import Msg
 
 from bridge.errors import InvalidEventError, StreamMissingError
-from bridge.events.envelope import DataImportCompleted, EtlCompleted
+from bridge.events.envelope import IMPORT_STATUSES, DataImportCompleted, EtlCompleted
 from bridge.events.event_task_utils import EventTaskHandler, ReceivedEvent
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, ETL_COMPLETED, EVENTS_PREFIX, EVENTS_STREAM
-from bridge.handlers import HANDLERS, IMPORT_STATUSES, concerns, import_event
+from bridge.handlers import HANDLERS, concerns, import_event
 from bridge.jetstream import JetStreamConnection
 from bridge.listener import receive
 from bridge.settings import BridgeSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from bridge.broker import SafeJetStreamBroker
 from bridge.handled_events import backlog_begins_at
+from bridge.settings import Lane
 from bridge.task_names import MATERIALIZE_DUE
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.log import RepeatedWarning, get_logger
@@ -29,14 +30,17 @@ _taken_in = RepeatedWarning(logger, "imports that no event announced were taken 
 class UnannouncedImports:
     """监听器里看着它们的那一个；几个监听器时一次只有一个在看。"""
 
-    def __init__(self, *, broker: SafeJetStreamBroker, engine: sa.Engine, settings: EtlSettings) -> None:
+    def __init__(
+        self, *, ring: Callable[[str, Lane], Awaitable[None]], broker: SafeJetStreamBroker, engine: sa.Engine, settings: EtlSettings
+    ) -> None:
+        self._ring = ring
         self._broker = broker
         self._engine = engine
         self._settings = settings
         self._look_at = 0.0
 
     async def look(self) -> None:
-        """看到没有为止；事件还排着队的导入不算。"""
+        """满满一批都要求了就接着看；事件还排着队的导入不算。"""
         if time.monotonic() < self._look_at:
             return
         if not await asyncio.to_thread(self._has_index):
@@ -44,11 +48,11 @@ class UnannouncedImports:
         handled_until = await backlog_begins_at(self._broker.connection, self._broker.settings)
         more = True
         while more:
-            found = await asyncio.to_thread(self._request, handled_until)
-            more = len(found) == BITE
-            if found:
-                _taken_in.say("", imports=len(found), first=str(found[0]), after_seconds=self._settings.unannounced_after_seconds)
-                await self._broker.ring(MATERIALIZE_DUE, "event")
+            requested = await asyncio.to_thread(self._request, handled_until)
+            more = len(requested) == BITE
+            if requested:
+                _taken_in.say("", imports=len(requested), first=str(requested[0]), after_seconds=self._settings.unannounced_after_seconds)
+                await self._ring(MATERIALIZE_DUE, "event")
 
     def _has_index(self) -> bool:
         with translated_errors(), self._engine.connect() as connection:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
 from bridge.broker import SafeJetStreamBroker
+from bridge.errors import StreamFullError
 from bridge.events.envelope import DataImportCompleted
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM, dead_letter_subject
-from bridge.jetstream import JetStreamConnection, StoredMessage
-from bridge.settings import BridgeSettings
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM, dead_letter_subject
+from bridge.jetstream import LETTERS_FULL_REMEDY, JetStreamConnection, StoredMessage
+from bridge.listener import DEAD_LETTERS
+from bridge.settings import BridgeSettings, Lane
 from bridge.task_names import MATERIALIZE_DUE
 from etl_assets.core.database_errors import translated_errors
-from etl_assets.core.log import get_logger
+from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings
+from etl_assets.services.intake import NO_SEQUENCE
 from etl_assets.services.reports import count_waiting_events
 from etl_assets.services.waiting_events import Look, Patience, WaitingEvent, forget, look_after_waiting_events
 
 logger = get_logger(__name__)
+
+_letters_full = RepeatedWarning(logger, "the dead letters are full, events whose imports did not come stay in the ledger")
 
 SPEAK_SECONDS = 60.0
 FRUITLESS_BITES = 2
@@ -32,7 +37,10 @@ _AT_ONCE = 50
 class WaitingEvents:
     """监听器里看着它们的那一个；几个监听器各有一个，到点的在它们之间分。"""
 
-    def __init__(self, *, broker: SafeJetStreamBroker, engine: sa.Engine, settings: EtlSettings) -> None:
+    def __init__(
+        self, *, ring: Callable[[str, Lane], Awaitable[None]], broker: SafeJetStreamBroker, engine: sa.Engine, settings: EtlSettings
+    ) -> None:
+        self._ring = ring
         self._broker = broker
         self._engine = engine
         self._settings = settings
@@ -47,7 +55,7 @@ class WaitingEvents:
             look = await asyncio.to_thread(self._look)
             more = look.more
             if look.requested:
-                await self._broker.ring(MATERIALIZE_DUE, "event")
+                await self._ring(MATERIALIZE_DUE, "event")
             else:
                 fruitless += 1
             if look.waiting:
@@ -85,6 +93,9 @@ class WaitingEvents:
                     reason=_reason(buried[0]),
                 )
             for outcome in outcomes:
+                if isinstance(outcome, StreamFullError):
+                    _letters_full.say("", stream=EVENTS_DLQ_STREAM, events=len(overdue), remedy=LETTERS_FULL_REMEDY)
+                    return
                 if outcome is not None:
                     raise outcome
 
@@ -105,6 +116,7 @@ async def bury(connection: JetStreamConnection, event: WaitingEvent) -> None:
     """流里的原文进死信流；流里已经没有它，就由台账记得的造一封。"""
     await connection.store_letter(
         await _original(connection, event) or _remembered(event),
+        letters=DEAD_LETTERS,
         subject=dead_letter_subject(DATA_IMPORT_COMPLETED),
         reason=_reason(event),
         attempts=event.looks,
@@ -113,6 +125,8 @@ async def bury(connection: JetStreamConnection, event: WaitingEvent) -> None:
 
 async def _original(connection: JetStreamConnection, event: WaitingEvent) -> StoredMessage | None:
     """序号对上了也要看是不是它：流重建之后序号会重来。"""
+    if event.sequence == NO_SEQUENCE:
+        return None
     found = await connection.stored_message(EVENTS_STREAM, event.sequence)
     try:
         is_it = found is not None and DataImportCompleted.model_validate_json(found.data).event_id == event.event_id
@@ -123,6 +137,8 @@ async def _original(connection: JetStreamConnection, event: WaitingEvent) -> Sto
 
 def _remembered(event: WaitingEvent) -> StoredMessage:
     content = DataImportCompleted(event_id=event.event_id, import_id=event.import_id, occurred_at=event.stored_at)
+    if event.allow_deletes:
+        content = content.model_copy(update={"allow_deletes": True})
     return StoredMessage(EVENTS_STREAM, event.sequence, event.stored_at, DATA_IMPORT_COMPLETED, content.model_dump_json().encode())
 
 

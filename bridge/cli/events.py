@@ -6,8 +6,8 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 
 import click
@@ -22,12 +22,14 @@ from etl_assets.core.errors import DatabaseUnavailableError, EtlError
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from bridge.settings import BridgeSettings
     from etl_assets.services.reports import Progress
 
 _EXIT_FAILED = 1
 _EXIT_TIMEOUT = 2
 _POLL_SECONDS = 0.05
+_EAGER_SECONDS = 3.0
+"""等得久的不差这半秒：过了这么久，问得稀一些。"""
+_CALM_POLL_SECONDS = 0.5
 
 Answer = TypeVar("Answer")
 
@@ -76,32 +78,66 @@ def wait_for_import(import_id: UUID, *, timeout_seconds: float) -> int:
     from etl_assets.core.settings import get_settings
     from etl_assets.services.reports import import_progress
 
-    return wait_until_done(
-        f"import {import_id}",
-        lambda connection: import_progress(connection, get_settings(), import_id),
-        timeout_seconds=timeout_seconds,
-        caught_up=_ListenerBehind().has_caught_up,
-    )
+    with _ListenerBehind(import_id) as behind:
+        return wait_until_done(
+            f"import {import_id}",
+            lambda connection: import_progress(connection, get_settings(), import_id),
+            timeout_seconds=timeout_seconds,
+            caught_up=behind.has_caught_up,
+        )
 
 
 class _ListenerBehind:
-    """监听器离流里此刻最新的导入事件还有多远；NATS 不在就说一声，只看台账。"""
+    """监听器离流里此刻最新的导入事件还有多远，始终用一条连接问；NATS 不在就说一声，只看台账。"""
 
-    def __init__(self) -> None:
-        from bridge.handled_events import newest_import_event
-
-        self._newest = self._ask(newest_import_event, otherwise=0)
-
-    def has_caught_up(self) -> bool:
-        from bridge.handled_events import has_handled
-
-        return self._newest == 0 or self._ask(partial(has_handled, sequence=self._newest), otherwise=True)
-
-    def _ask(self, question: Callable[[BridgeSettings], Coroutine[Any, Any, Answer]], *, otherwise: Answer) -> Answer:
+    def __init__(self, import_id: UUID) -> None:
+        from bridge.jetstream import JetStreamConnection
         from bridge.settings import get_bridge_settings
 
+        self._import_id = import_id
+        self._settings = get_bridge_settings()
+        self._connection = JetStreamConnection(self._settings, name="wait")
+        self._runner = asyncio.Runner()
+        self._newest = 0
+
+    def __enter__(self) -> Self:
+        self._newest = self._ask(self._begin(), otherwise=0)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        with self._runner:
+            self._runner.run(self._connection.close())
+
+    def has_caught_up(self) -> bool:
+        """卡在流里、与这次导入无关的不等。"""
+        if self._newest == 0:
+            return True
+        unhandled = self._ask(self._newest_unhandled(), otherwise=0)
+        return unhandled is not None and (unhandled == 0 or self._ledger_knows(unhandled))
+
+    def _ledger_knows(self, sequence: int) -> bool:
+        from etl_assets.core.database_errors import translated_errors
+        from etl_assets.core.database_sync import get_engine
+        from etl_assets.core.settings import get_settings
+        from etl_assets.services.reports import handled_sequence
+
+        with translated_errors(), get_engine().connect() as connection:
+            return handled_sequence(connection, get_settings(), self._import_id) >= sequence
+
+    async def _begin(self) -> int:
+        from bridge.handled_events import newest_import_event
+
+        await self._connection.open()
+        return await newest_import_event(self._connection)
+
+    async def _newest_unhandled(self) -> int | None:
+        from bridge.handled_events import newest_unhandled
+
+        return await newest_unhandled(self._connection, self._settings, import_id=self._import_id, until=self._newest)
+
+    def _ask(self, question: Coroutine[Any, Any, Answer], *, otherwise: Answer) -> Answer:
         try:
-            return asyncio.run(question(get_bridge_settings()))
+            return self._runner.run(question)
         except EtlError as error:
             say(f"warning: cannot see whether events are still to be handled, going by the ledger alone: {error}", err=True)
             self._newest = 0
@@ -122,15 +158,16 @@ def wait_until_done(
     from etl_assets.core.database_errors import translated_errors
     from etl_assets.core.database_sync import get_engine
 
-    deadline = time.monotonic() + timeout_seconds
+    start = time.monotonic()
+    deadline = start + timeout_seconds
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("days"), TimeElapsedColumn())
     problem = "its event has not been handled yet: is the listener running (`etl status`)?"
     with ProgressBar(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=None)
         is_complete = False
         while True:
-            is_complete = is_complete or caught_up()
             try:
+                is_complete = is_complete or caught_up()
                 with translated_errors(), get_engine().connect() as connection:
                     progress = read_progress(connection)
             except DatabaseUnavailableError as error:
@@ -146,7 +183,8 @@ def wait_until_done(
                     return _EXIT_FAILED
                 elif progress.handled:
                     problem = f"{progress.done} of {progress.days} days are materialized"
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline:
                 say(f"error: {what} is not in the tables after {timeout_seconds:g} s: {problem}", err=True)
                 return _EXIT_TIMEOUT
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS if now - start < _EAGER_SECONDS else _CALM_POLL_SECONDS)

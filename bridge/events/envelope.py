@@ -14,6 +14,9 @@ EVENT_VERSION = "1.0"
 ENVELOPE_FIELDS = ("event_id", "event_version", "occurred_at", "status")
 """收到的事件必须带的字段；自己造事件时由默认值补上。"""
 
+IMPORT_STATUSES = ("completed", "failed")
+"""只有这些状态的导入事件要求什么。"""
+
 
 class Event(BaseModel):
     """每个事件都有的字段。"""

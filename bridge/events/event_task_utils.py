@@ -116,7 +116,7 @@ def _json_object(data: bytes) -> dict[str, Any]:
     try:
         content = from_json(data)
     except ValueError as error:
-        raise InvalidEventError(f"not JSON ({error})") from error
+        raise InvalidEventError(f"not JSON ({error})", is_garbage=True) from error
     if not isinstance(content, dict):
-        raise InvalidEventError(f"a JSON {type(content).__name__} instead of an object")
+        raise InvalidEventError(f"a JSON {type(content).__name__} instead of an object", is_garbage=True)
     return content

@@ -34,6 +34,8 @@ from etl_assets.services.ledger import ASSETS, request_days
 from etl_assets.services.locks import lock_days, lock_imports
 
 _PATIENCE = "20ms"
+NO_SEQUENCE = 0
+"""不是流里的事件：没有人宣布的导入要求不了，像事件那样等着。流的序号从 1 起。"""
 
 Outcome = Literal["requested", "known", "irrelevant", "pending", "missing"]
 """requested：已要求受影响的日子；known：同一事件先前已处理；irrelevant：撤回的导入从未入表；
@@ -55,7 +57,7 @@ def request_imports(engine: sa.Engine, settings: EtlSettings, events: Sequence[I
     """在一个事务里处理一批事件，逐个给出结果；导入还没完成的记下来，提交之后就可以确认。"""
     with engine.begin() as connection:
         outcomes = take_in(connection, settings, events)
-        _remember_waiting(
+        remember_waiting(
             connection,
             settings.target_schema,
             [event for event, outcome in zip(events, outcomes, strict=True) if outcome in ("pending", "missing")],
@@ -91,6 +93,8 @@ def decide_outcomes(connection: sa.Connection, settings: EtlSettings, events: Se
                 return "missing"
             case "completed" | "failed" if handled.get(event.import_id) == event.event_id:
                 return "known"
+            case "completed" | "failed" if event.sequence == NO_SEQUENCE and event.import_id in handled:
+                return "known"  # 没有人宣布的，后来有人宣布了
             case "completed":
                 return "requested"
             case "failed":
@@ -178,7 +182,7 @@ def _remember_events(connection: sa.Connection, target: str, events: Sequence[Im
     execute_compiled(connection, _REMEMBER_EVENTS, {"of_target": target, **rows})
 
 
-def _remember_waiting(connection: sa.Connection, target: str, events: Sequence[ImportEvent]) -> None:
+def remember_waiting(connection: sa.Connection, target: str, events: Sequence[ImportEvent]) -> None:
     """记下要等导入的事件；不是从流里来的没有期限可言，不记。"""
     newest = {(event.import_id, event.event_id): event for event in events if event.sequence is not None and event.stored_at is not None}
     if not newest:

@@ -124,6 +124,14 @@ def import_progress(connection: sa.Connection, settings: EtlSettings, import_id:
     return Progress(handled=handled is not None, days=total, done=done, held=held_days, held_reason=held_reason)
 
 
+def handled_sequence(connection: sa.Connection, settings: EtlSettings, import_id: UUID) -> int:
+    """这次导入最新处理的事件在流里的序号；没有就是 0。"""
+    known = sa.select(import_events.c.stream_sequence).where(
+        import_events.c.target == settings.target_schema, import_events.c.import_id == import_id
+    )
+    return connection.scalar(known) or 0
+
+
 def range_progress(connection: sa.Connection, settings: EtlSettings, days: DayRange) -> Progress:
     """一段日子走到哪里：整条链都没有到期的日子算做完。"""
     due = ledger.c.requested > ledger.c.materialized

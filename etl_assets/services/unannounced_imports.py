@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
 from uuid import UUID, uuid5
 
 import sqlalchemy as sa
@@ -16,10 +15,10 @@ from etl_assets.core.errors import EtlError
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_events, import_tasks, import_watches, waiting_events
-from etl_assets.services.intake import ImportEvent, request_affected_days
+from etl_assets.services.intake import NO_SEQUENCE, ImportEvent, remember_waiting, request_affected_days
 from etl_assets.services.locks import lock_imports
 from etl_assets.services.raw_rows import IN_SCOPE
-from etl_assets.services.savepoints import handle_apart
+from etl_assets.services.separate_transactions import handle_apart
 
 BITE = 500
 LOOK_BACK = timedelta(hours=1)
@@ -29,9 +28,11 @@ _NAMESPACE = UUID("6f1b2d5c-52b0-4a0e-9a0e-3f9a5a7c1e11")
 
 
 def request_unannounced(engine: sa.Engine, settings: EtlSettings, *, handled_until: datetime | None) -> Sequence[UUID]:
-    """要求一批没有人宣布的导入，返回它们；正好 BITE 个时还有。别的监听器正看着就什么也不做。
+    """要求一批没有人宣布的导入，返回要求了的；正好 BITE 个时还有。别的监听器正看着就什么也不做。
 
-    :param handled_until: 监听器还有事件没处理时，已处理的最后一个是何时存下的：此后完成的导入，事件可能排着队。
+    要求不了的像早到的事件那样等着（etl.waiting_events）：越来越久地再试，不挡别的，也不会过了 LOOK_BACK 就忘了。
+
+    :param handled_until: 监听器还有事件没处理时，其中最早的一个是何时存下的：此后完成的导入，事件可能排着队。
     """
     target = settings.target_schema
     with engine.begin() as connection:
@@ -41,24 +42,28 @@ def request_unannounced(engine: sa.Engine, settings: EtlSettings, *, handled_unt
             return []
         until = min(watch.now, handled_until or watch.now) - timedelta(seconds=settings.unannounced_after_seconds)
         stretch = {"of_target": target, "after": max(watch.watched_from, watch.watched_until - LOOK_BACK), "until": until}
-        silent = _silent(connection, stretch)
-        if silent:
-            # 等锁的工夫，它的事件可能正好处理了
-            lock_imports(connection, target, silent)
-            still_silent = sorted(set(_silent(connection, stretch)).intersection(silent))
-            handle_apart(connection, still_silent, lambda import_ids: _request(connection, settings, import_ids), complain=_complain)
-        if len(silent) < BITE:
+        silent = connection.scalars(_SILENT, stretch).all()
+
+    def request(connection: sa.Connection, import_ids: Sequence[UUID]) -> Sequence[UUID]:
+        # 等锁的工夫，它的事件可能正好处理了，或者别的监听器要求了
+        lock_imports(connection, target, import_ids)
+        still_silent = connection.scalars(_STILL_SILENT, {**stretch, "import_ids": list(import_ids)}).all()
+        if still_silent:
+            events = [ImportEvent(import_id, event_id_of(import_id)) for import_id in still_silent]
+            request_affected_days(connection, settings, events)
+        return still_silent
+
+    def set_aside(import_id: UUID, error: EtlError) -> None:
+        _cannot_request.say(type(error).__name__, import_id=str(import_id), error=str(error))
+        event = ImportEvent(import_id, event_id_of(import_id), sequence=NO_SEQUENCE, stored_at=watch.now)
+        with engine.begin() as connection:
+            remember_waiting(connection, target, [event])
+
+    requested, tried_all = handle_apart(engine, silent, request, complain=set_aside)
+    if tried_all and len(silent) < BITE:
+        with engine.begin() as connection:
             connection.execute(_ADVANCE, {"of_target": target, "until": until})
-        return silent
-
-
-def _request(connection: sa.Connection, settings: EtlSettings, import_ids: Sequence[UUID]) -> int:
-    request_affected_days(connection, settings, [ImportEvent(import_id, event_id_of(import_id)) for import_id in import_ids])
-    return len(import_ids)
-
-
-def _complain(import_id: UUID, error: EtlError) -> None:
-    _cannot_request.say(type(error).__name__, import_id=str(import_id), error=str(error))
+    return requested
 
 
 def event_id_of(import_id: UUID) -> UUID:
@@ -69,10 +74,6 @@ def event_id_of(import_id: UUID) -> UUID:
 def has_completion_index(connection: sa.Connection) -> bool:
     """import_tasks 有没有以 completed_at 开头的索引；没有，每次都要读整张表。"""
     return bool(connection.scalar(_HAS_INDEX))
-
-
-def _silent(connection: sa.Connection, stretch: dict[str, Any]) -> Sequence[UUID]:
-    return connection.scalars(_SILENT, stretch).all()
 
 
 _TARGET = sa.bindparam("of_target", type_=sa.Text)
@@ -106,6 +107,7 @@ _SILENT = (
     .order_by(import_tasks.c.completed_at)
     .limit(BITE)
 )
+_STILL_SILENT = _SILENT.where(import_tasks.c.import_id == sa.any_(sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid))))
 _HAS_INDEX = sa.text("""
     SELECT EXISTS (
         SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]

@@ -17,7 +17,7 @@ from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import waiting_events
 from etl_assets.services.intake import ImportEvent, take_in
-from etl_assets.services.savepoints import handle_apart
+from etl_assets.services.separate_transactions import handle_apart
 
 logger = get_logger(__name__)
 
@@ -62,24 +62,25 @@ class Look:
 
 
 def look_after_waiting_events(engine: sa.Engine, settings: EtlSettings, patience: Patience) -> Look:
-    """看一批到点的：导入完成或撤回了的处理掉，其余的排到下一次。限期过了的行留着，进了死信再由 forget 删去。"""
-    target = settings.target_schema
+    """看一批到点的：导入完成或撤回了的处理掉，其余的排到下一次。限期过了的行留着，进了死信再由 forget 删去。
+
+    排到下一次先提交：处理要拿导入与日子的锁，收事件的先拿它们再碰这些行，反着拿会死锁。
+    """
     with engine.begin() as connection:
         rows = connection.execute(
             _LOOK,
             {
-                "of_target": target,
+                "of_target": settings.target_schema,
                 "at_most": BITE,
                 "first_delay": patience.first_delay_seconds,
                 "longest_delay": patience.longest_delay_seconds,
                 "limit_seconds": patience.limit_seconds,
             },
         ).all()
-        due = [WaitingEvent(**row._mapping) for row in rows]
-        requested = _take_in(connection, settings, [event for event in due if event.import_status in _SETTLED])
+    due = sorted((WaitingEvent(**row._mapping) for row in rows), key=lambda event: event.sequence)  # 台账记最新的
     waiting = [event for event in due if event.import_status not in _SETTLED]
     return Look(
-        requested=requested,
+        requested=_take_in(engine, settings, [event for event in due if event.import_status in _SETTLED]),
         overdue=[event for event in waiting if event.is_overdue],
         waiting=len(waiting),
         more=len(due) == BITE,
@@ -92,19 +93,19 @@ def forget(engine: sa.Engine, target: str, events: Sequence[WaitingEvent]) -> No
         _forget(connection, target, events)
 
 
-def _take_in(connection: sa.Connection, settings: EtlSettings, events: Sequence[WaitingEvent]) -> int:
+def _take_in(engine: sa.Engine, settings: EtlSettings, events: Sequence[WaitingEvent]) -> int:
     """要求它们的日子；处理不了的留着下次再看，导入既然在，就不进死信。返回要求了几次导入。"""
 
-    def take(ripe: Sequence[WaitingEvent]) -> int:
-        outcomes = take_in(connection, settings, [_import_event(event) for event in ripe])
-        settled = [event for event, outcome in zip(ripe, outcomes, strict=True) if outcome not in ("pending", "missing")]
-        _forget(connection, settings.target_schema, settled)
-        return outcomes.count("requested")
+    def take(connection: sa.Connection, ripe: Sequence[WaitingEvent]) -> list[WaitingEvent]:
+        outcomes = list(zip(ripe, take_in(connection, settings, [_import_event(event) for event in ripe]), strict=True))
+        _forget(connection, settings.target_schema, [event for event, outcome in outcomes if outcome not in ("pending", "missing")])
+        return [event for event, outcome in outcomes if outcome == "requested"]
 
     def complain(event: WaitingEvent, error: EtlError) -> None:
         _cannot_take_in.say(type(error).__name__, import_id=str(event.import_id), error=str(error))
 
-    return handle_apart(connection, events, take, complain=complain)
+    requested, _ = handle_apart(engine, events, take, complain=complain)
+    return len(requested)
 
 
 def _import_event(event: WaitingEvent) -> ImportEvent:

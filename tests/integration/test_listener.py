@@ -303,6 +303,78 @@ async def test_events_wait_while_the_dead_letters_are_full_and_good_ones_pass(be
     assert "`etl dlq list`" in said[0]["remedy"]
 
 
+async def test_event_of_a_newer_version_is_kept_whole(bench: Bench) -> None:
+    """升级之后放得回来。"""
+
+    async def decide(_: Batch) -> Sequence[Decision]:
+        raise AssertionError
+
+    await bench.add_stream()
+    newer = DataImportCompleted.model_validate({"import_id": uuid4(), "event_version": "2.0", "note": "n" * 20_000})
+    await bench.publish(newer.model_dump_json().encode())
+    async with running(bench.listener(decide)):
+        (letter,) = await bench.dead_letters(1)
+    assert letter.data == newer.model_dump_json().encode()
+
+
+async def test_deleted_stream_of_dead_letters_is_made_again_and_good_events_do_not_wait_for_it(bench: Bench) -> None:
+    handled: list[UUID] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        handled.extend(import_ids(events))
+        return [Done()] * len(events)
+
+    await bench.add_stream()
+    async with running(bench.listener(decide)):
+        await bench.eventually_consumer()
+        await bench.publish()
+        await bench.eventually(lambda: handled)
+        await bench.connection.context.delete_stream("EVENTS_DLQ")
+        await bench.publish(b"garbage")
+        start = time.monotonic()
+        for count in range(2, 7):
+            await bench.publish()
+            await bench.eventually(lambda count=count: len(handled) == count)
+        assert time.monotonic() - start < 1.5
+        (letter,) = await bench.dead_letters(1)
+        await bench.all_acknowledged()
+    assert letter.data == b"garbage"
+
+
+async def test_no_more_letters_are_written_at_once_than_allowed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "LETTERS_AT_ONCE", 3)
+    monkeypatch.setattr(listener_module, "REFUSED_DELAY_SECONDS", 0.05)
+
+    async def decide(_: Batch) -> Sequence[Decision]:
+        raise AssertionError
+
+    await bench.add_stream()
+    for number in range(20):
+        await bench.publish(b"garbage %d" % number)
+    async with running(bench.listener(decide)):
+        await bench.dead_letters(20)
+        await bench.all_acknowledged()
+    assert await bench.dead_letter_count() == 20
+
+
+async def test_failures_of_events_that_others_finished_are_forgotten(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "FAILURES_KEPT", 5)
+    bench.settings = bench.settings.model_copy(update={"event_max_attempts": 100, "event_retry_delay_seconds": 30})
+    failed: set[UUID] = set()
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        failed.update(import_ids(events))
+        raise ZeroDivisionError
+
+    await bench.add_stream()
+    for _ in range(12):
+        await bench.publish()
+    listener = bench.listener(decide)
+    async with running(listener):
+        await bench.eventually(lambda: len(failed) == 12)
+    assert len(listener._failures) == 5
+
+
 async def test_stream_that_we_create_refuses_what_is_too_large_to_be_an_event(bench: Bench) -> None:
     """一千条 1 MB 的垃圾占不满它；六十 KB 的消息头还进得来，处理了，也不进死信。"""
     handled: list[UUID] = []
@@ -327,7 +399,7 @@ async def test_stream_that_we_create_refuses_what_is_too_large_to_be_an_event(be
 
 async def test_event_of_another_status_is_acknowledged_with_a_log_line(bench: Bench) -> None:
     async def decide(events: Batch) -> Sequence[Decision]:
-        return [Ignored("status archived is none of ours")] * len(events)
+        return [Ignored("status archived is none of ours" + "!" * 200_000)] * len(events)
 
     await bench.add_stream()
     await bench.publish()
@@ -335,6 +407,8 @@ async def test_event_of_another_status_is_acknowledged_with_a_log_line(bench: Be
         async with running(bench.listener(decide)):
             await bench.eventually(lambda: [line for line in logs if line["event"] == "event ignored"])
             await bench.all_acknowledged()
+    (said,) = [line for line in logs if line["event"] == "event ignored"]
+    assert len(said["reason"]) <= 300
     assert bench.rings == []
 
 
@@ -449,8 +523,15 @@ async def test_attempts_are_not_spent_while_the_database_refuses(bench: Bench, m
     assert await bench.dead_letter_count() == 0
 
 
-async def test_event_that_alone_is_refused_does_not_stop_the_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """坏了的一页、一张表的权限：只有碰到它的事件等着。"""
+@pytest.mark.parametrize(
+    "error",
+    [DatabaseRefusedError("index is corrupted"), TransientError("temporary file size exceeds temp_file_limit")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_event_that_alone_meets_an_error_of_ours_does_not_stop_the_others(
+    bench: Bench, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """坏了的一页、一张表的权限、太小的上限：只有碰到它的事件等着。"""
     monkeypatch.setattr(listener_module, "REFUSED_PAUSE_SECONDS", 0)
     done: list[UUID] = []
     await bench.add_stream()
@@ -460,7 +541,7 @@ async def test_event_that_alone_is_refused_does_not_stop_the_others(bench: Bench
     async def decide(events: Batch) -> Sequence[Decision]:
         wanted = import_ids(events)
         if set(refused) & set(wanted):
-            raise DatabaseRefusedError("index is corrupted")
+            raise error
         done.extend(wanted)
         return [Done()] * len(events)
 

@@ -38,7 +38,7 @@ from etl_assets.core.business_day import DayRange
 from etl_assets.core.errors import SettingsError
 from etl_assets.services.outbox import Completion, add_completion, read_unpublished
 
-from .conftest import NatsServer
+from .conftest import PASSWORD, NatsServer
 
 
 @pytest.fixture
@@ -141,6 +141,24 @@ async def test_full_stream_refuses_new_messages_and_keeps_the_old(connection: Je
     with pytest.raises(StreamFullError, match=r"the stream of q\.a is full"):
         await connection.publish("q.a", b"new", message_id="2")
     assert (await connection.context.get_msg("Q", 1)).data == b"old"
+
+
+async def test_account_without_room_is_a_full_stream_too(tmp_path: Path) -> None:
+    """腾出地方就好：不是流设错了，完成事件也就不会一个个被放在一边。"""
+    users = [{"user": "etl", "password": PASSWORD}]
+    server = NatsServer(tmp_path, config={"accounts": {"A": {"jetstream": {"max_store": 500_000}, "users": users}}})
+    server.start()
+    connection = JetStreamConnection(BridgeSettings(nats_url=server.url), name="test")
+    try:
+        await connection.open()
+        await connection.context.add_stream(StreamConfig(name="Q", subjects=["q.>"]))
+        for number in range(4):
+            await connection.publish("q.a", b"x" * 100_000, message_id=str(number))
+        with pytest.raises(StreamFullError, match=r"the stream of q\.a is full"):
+            await connection.publish("q.a", b"x" * 100_000, message_id="one more")
+    finally:
+        await connection.close()
+        server.kill()
 
 
 async def test_publishing_survives_a_restart_of_the_server(

@@ -110,3 +110,20 @@ async def test_batch_is_bounded_in_bytes_too(
                     await message.ack()
     assert max(sizes) <= 4
     assert not [line for line in logs if line["log_level"] == "warning"]
+
+
+async def test_limit_of_the_consumer_is_said_and_does_not_spin(nats_server: NatsServer, publisher: JetStreamConnection) -> None:
+    """运维给消费者设了 max_bytes：要得比它多的请求立刻被拒，一直不停地再要就占满一个核。"""
+    config = ConsumerConfig(durable_name=CONSUMER, ack_policy=AckPolicy.EXPLICIT, ack_wait=60).as_dict() | {"max_bytes": 1_000}
+    await publisher._ask(f"CONSUMER.DURABLE.CREATE.{STREAM}.{CONSUMER}", {"stream_name": STREAM, "config": config})
+    waits = 0
+    with structlog.testing.capture_logs() as logs:
+        async with connected(nats_server, "reader") as connection:
+            puller = Puller(connection, STREAM, restore=nothing_to_restore)
+            start = asyncio.get_running_loop().time()
+            while asyncio.get_running_loop().time() - start < 1:
+                assert await puller.wait([CONSUMER]) == []
+                waits += 1
+    assert waits < 5
+    (said,) = [line for line in logs if line["event"] == "pull ended"]
+    assert "MaxRequestMaxBytes" in said["status"]

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
 import structlog
-from nats.js.api import StreamConfig
+from nats.js.api import DiscardPolicy, RetentionPolicy, StreamConfig
 
 from bridge import reconciler, unannounced_imports
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
+from bridge.handled_events import backlog_begins_at
 from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
+from etl_assets.services import unannounced_imports as services
 from etl_assets.services.intake import ImportEvent, request_imports
 from etl_assets.services.unannounced_imports import event_id_of, request_unannounced
+from etl_assets.services.waiting_events import Patience, look_after_waiting_events
 from etl_assets.testing.raw_data import RawData
 
 from .conftest import NatsServer
 from .listening import Bridge, open_bridge
+
+PATIENCE = Patience(first_delay_seconds=1, longest_delay_seconds=60, limit_seconds=3_600)
 
 
 @pytest.fixture
@@ -86,13 +93,40 @@ async def test_imports_whose_events_queue_up_are_left_to_them(bridge: Bridge, ra
     events = [first, *[await bridge.publish(raw_data.add_import([{}], completed_at=datetime.now(UTC))) for _ in range(20)]]
     await asyncio.sleep(2)
     # 事件都还没处理时看一眼
-    looking = unannounced_imports.backlog_begins_at
-    begins_at = await looking(bridge.connection, bridge.settings)
+    begins_at = await backlog_begins_at(bridge.connection, bridge.settings)
     assert begins_at is not None
     assert await asyncio.to_thread(request_unannounced, engine, bridge.etl_settings, handled_until=begins_at) == []
     async with bridge.listening():
         await bridge.eventually(lambda: bridge.handled() == {event.import_id: event.event_id for event in events})
-        assert await looking(bridge.connection, bridge.settings) is None
+        assert await backlog_begins_at(bridge.connection, bridge.settings) is None
+
+
+async def test_one_message_that_gets_stuck_does_not_stop_them(bridge: Bridge, raw_data: RawData) -> None:
+    bridge.settings = bridge.settings.model_copy(update={"event_retry_delay_max_seconds": 0.5})
+    async with bridge.listening():
+        await bridge.eventually(lambda: watches(bridge.engine))
+        config = (await bridge.connection.context.stream_info("EVENTS_DLQ")).config
+        await bridge.connection.context.update_stream(config=config, max_bytes=1, discard=DiscardPolicy.NEW)
+        await bridge.connection.publish(DATA_IMPORT_COMPLETED, b"garbage", message_id="garbage")
+        import_id = raw_data.add_import([{}], completed_at=datetime.now(UTC))
+        await bridge.eventually(lambda: import_id in bridge.handled(), seconds=10)
+
+
+async def test_backlog_begins_with_the_first_event_that_is_not_handled(
+    nats_server: NatsServer, engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch, raw_data: RawData
+) -> None:
+    """也在确认了就删的流上：已处理的最后一个不在了。"""
+    async with open_bridge(BridgeSettings(nats_url=nats_server.url), engine, etl_settings, monkeypatch) as bridge:
+        stream = StreamConfig(name="EVENTS", subjects=["events.>"], retention=RetentionPolicy.WORK_QUEUE)
+        await bridge.connection.context.add_stream(stream)
+        async with bridge.listening():
+            done = await bridge.publish(raw_data.add_import([{}]))
+            await bridge.eventually(lambda: done.import_id in bridge.handled())
+        start = datetime.now(UTC)
+        await bridge.publish(raw_data.add_import([{}]))
+        begins_at = await backlog_begins_at(bridge.connection, bridge.settings)
+        assert begins_at is not None
+        assert begins_at > start - timedelta(seconds=1)
 
 
 def test_what_was_completed_before_the_first_look_is_never_asked_for(
@@ -147,6 +181,76 @@ def test_import_that_cannot_be_taken_in_does_not_hold_up_the_others(
         connection.exec_driver_sql(f"ALTER TABLE etl.import_requests ADD CHECK (import_id <> '{bad}')")
     request_unannounced(engine, etl_settings, handled_until=None)
     assert handled(engine).keys() == set(good)
+
+
+@pytest.mark.parametrize("sqlstate", ["23514", "53400"])
+def test_import_that_cannot_be_taken_in_waits_and_is_never_forgotten(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, sqlstate: str
+) -> None:
+    watched_since(engine, etl_settings, 7_200)
+    bad, good = (raw_data.add_import([{}], completed_at=seconds_ago(age)) for age in (3_597, 30))
+    with fails_on(engine, bad, sqlstate):
+        assert request_unannounced(engine, etl_settings, handled_until=None) == [good]
+        assert request_unannounced(engine, etl_settings, handled_until=None) == []
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE etl.import_watches SET watched_until = now() + interval '1 day'")
+    assert look_after_waiting_events(engine, etl_settings, PATIENCE).requested == 1
+    assert handled(engine)[bad] == event_id_of(bad)
+
+
+@contextmanager
+def fails_on(engine: sa.Engine, import_id: UUID, sqlstate: str) -> Iterator[None]:
+    """其间这次导入的日子一要求就错。"""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"""
+            CREATE FUNCTION etl.fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF NEW.import_id = '{import_id}' THEN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END IF;
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER fail BEFORE INSERT ON etl.import_requests FOR EACH ROW EXECUTE FUNCTION etl.fail();
+            """
+        )
+    yield
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP FUNCTION etl.fail CASCADE")
+
+
+def test_event_that_comes_after_all_ends_the_waiting_of_its_import(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+    watched_since(engine, etl_settings, 7_200)
+    import_id = raw_data.add_import([{}], completed_at=seconds_ago(30))
+    with fails_on(engine, import_id, "53400"):
+        assert request_unannounced(engine, etl_settings, handled_until=None) == []
+    late = ImportEvent(import_id, uuid4(), sequence=7, stored_at=seconds_ago(0))
+    assert request_imports(engine, etl_settings, [late]) == ["requested"]
+    look = look_after_waiting_events(engine, etl_settings, PATIENCE)
+    assert (look.requested, look.waiting) == (0, 0)
+    assert handled(engine) == {import_id: late.event_id}
+
+
+async def test_imports_that_cannot_be_taken_in_neither_spin_nor_ring(
+    bridge: Bridge, raw_data: RawData, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "BITE", 2)
+    monkeypatch.setattr(unannounced_imports, "BITE", 2)
+    monkeypatch.setattr(services, "_SILENT", services._SILENT.limit(2))
+    watched_since(engine, bridge.etl_settings, 7_200)
+    looks: list[object] = []
+    asked = unannounced_imports.request_unannounced
+    monkeypatch.setattr(unannounced_imports, "request_unannounced", lambda *of, **given: looks.append(None) or asked(*of, **given))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE etl.import_requests ADD CHECK (false) NOT VALID")
+    for age in (30, 20, 10):
+        raw_data.add_import([{}], completed_at=seconds_ago(age))
+    with structlog.testing.capture_logs() as logs:
+        async with bridge.listening():
+            await asyncio.sleep(1)
+            tasks = await bridge.connection.stream_state("TASKS")
+    assert len(looks) < 15
+    assert bridge.waiting() == 3
+    assert tasks is not None
+    assert tasks.messages == 0
+    assert not [line for line in logs if line["event"] == "imports that no event announced were taken in"]
 
 
 def test_only_one_listener_looks_at_a_time(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:

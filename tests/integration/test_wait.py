@@ -12,8 +12,12 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
+from nats.js.api import DiscardPolicy
 
 from bridge.cli.events import wait_command
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
+from bridge.jetstream import JetStreamConnection
+from bridge.listener import consumer_name
 from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
 from etl_assets.testing.raw_data import RawData
@@ -91,3 +95,68 @@ async def test_event_that_waits_for_its_import_is_not_handled_yet(bridge: Bridge
         await bridge.eventually(lambda: bridge.waiting() == 1)
         result = await wait(import_id, 0.3)
     assert (result.exit_code, "its event has not been handled yet" in result.stderr) == (2, True)
+
+
+async def test_message_that_is_stuck_in_the_stream_is_not_waited_for(bridge: Bridge, wait: Wait, raw_data: RawData) -> None:
+    """判过了，只是死信流没有地方给它。"""
+    bridge.settings = bridge.settings.model_copy(update={"event_retry_delay_max_seconds": 0.5})
+    import_id = await finished_import(bridge, raw_data)
+    async with bridge.listening():
+        config = (await bridge.connection.context.stream_info("EVENTS_DLQ")).config
+        await bridge.connection.context.update_stream(config=config, max_bytes=1, discard=DiscardPolicy.NEW)
+        await bridge.connection.publish(DATA_IMPORT_COMPLETED, b"garbage", message_id="garbage")
+        result = await wait(import_id, 10)
+        assert result.exit_code == 0, result.output
+        # 它后面处理了的也算
+        await bridge.publish(import_id)
+        again = asyncio.create_task(wait(import_id, 20))
+        await bridge.eventually(lambda: Chain(bridge.engine, bridge.etl_settings).due_days())
+        await asyncio.to_thread(Chain(bridge.engine, bridge.etl_settings).run_due)
+        assert (await again).exit_code == 0
+        await bridge.connection.context.update_stream(config=config, max_bytes=-1)
+        await bridge.letters(1)
+        consumer = await bridge.connection.consumer_info("EVENTS", consumer_name(bridge.settings, DATA_IMPORT_COMPLETED))
+    assert consumer is not None
+    # 了结了的不再数作重投的：不然它会替后来的新事件顶数
+    assert (consumer.num_ack_pending, consumer.num_redelivered) == (0, 0)
+
+
+async def test_event_of_the_import_that_is_stuck_itself_is_waited_for(bridge: Bridge, wait: Wait, raw_data: RawData) -> None:
+    bridge.settings = bridge.settings.model_copy(update={"event_retry_delay_max_seconds": 0.3, "event_retry_delay_seconds": 0.1})
+    import_id = await finished_import(bridge, raw_data)
+    with bridge.engine.begin() as connection:
+        connection.exec_driver_sql(
+            """
+            CREATE FUNCTION etl.fail() RETURNS trigger LANGUAGE plpgsql AS $$
+                BEGIN RAISE EXCEPTION 'index is damaged' USING ERRCODE = 'XX001'; END $$;
+            CREATE TRIGGER fail BEFORE INSERT ON etl.import_requests FOR EACH ROW EXECUTE FUNCTION etl.fail();
+            """
+        )
+    async with bridge.listening():
+        await bridge.publish(import_id)
+        assert (await wait(import_id, 3)).exit_code == 2
+        with bridge.engine.begin() as connection:
+            connection.exec_driver_sql("DROP FUNCTION etl.fail CASCADE")
+        waiting = asyncio.create_task(wait(import_id, 20))
+        await bridge.eventually(lambda: Chain(bridge.engine, bridge.etl_settings).due_days())
+        await asyncio.to_thread(Chain(bridge.engine, bridge.etl_settings).run_due)
+        assert (await waiting).exit_code == 0
+
+
+async def test_waiting_keeps_one_connection_and_asks_rarely_after_a_while(
+    bridge: Bridge, wait: Wait, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.cli.events._EAGER_SECONDS", 0.5)
+    import_id = await finished_import(bridge, raw_data)
+    await bridge.publish(import_id)
+    asked: list[str] = []
+    ask = JetStreamConnection._ask_once
+
+    async def counted(self: JetStreamConnection, what: str, content: Any = None) -> dict[str, Any]:
+        asked.append(what)
+        return await ask(self, what, content)
+
+    monkeypatch.setattr(JetStreamConnection, "_ask_once", counted)
+    assert (await wait(import_id, 2.5)).exit_code == 2
+    assert asked.count("INFO") == 1
+    assert sum(what.startswith("CONSUMER.INFO") for what in asked) <= 16

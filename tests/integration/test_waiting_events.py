@@ -6,9 +6,10 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -20,7 +21,8 @@ from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, ledger
-from etl_assets.services.intake import ImportEvent, request_imports
+from etl_assets.services.intake import NO_SEQUENCE, ImportEvent, remember_waiting, request_imports
+from etl_assets.services.locks import lock_imports
 from etl_assets.services.waiting_events import Patience, forget, look_after_waiting_events
 from etl_assets.testing.raw_data import RawData
 
@@ -114,7 +116,7 @@ async def test_event_whose_import_never_comes_is_dead_lettered_as_it_was(bridge:
 async def test_letter_is_made_from_the_ledger_when_the_stream_has_lost_the_event(bridge: Bridge, raw_data: RawData, lost: str) -> None:
     with_limit(bridge, 1)
     async with bridge.listening():
-        event = await bridge.publish(raw_data.add_import([{}], status="pending"))
+        event = await bridge.publish(raw_data.add_import([{}], status="pending"), allow_deletes=True)
         await bridge.eventually(lambda: bridge.waiting() == 1)
         if lost == "deleted":
             await bridge.connection.delete_message("EVENTS", 1)
@@ -125,21 +127,62 @@ async def test_letter_is_made_from_the_ledger_when_the_stream_has_lost_the_event
         (letter,) = await bridge.letters(1)
     content = json.loads(letter.data or b"")
     assert (content["event_id"], content["import_id"]) == (str(event.event_id), str(event.import_id))
+    assert content["allow_deletes"] is True
     assert (letter.headers or {})["Etl-Reason"].startswith(f"import {event.import_id} is not completed in import_tasks; given up 1 s")
 
 
 async def test_event_stays_in_the_ledger_while_the_dead_letters_are_full(bridge: Bridge) -> None:
     with_limit(bridge, 1)
+    with structlog.testing.capture_logs() as logs:
+        async with bridge.listening():
+            await bridge.publish(uuid4())
+            await bridge.eventually(lambda: bridge.waiting() == 1)
+            config = (await bridge.connection.context.stream_info("EVENTS_DLQ")).config
+            await bridge.connection.context.update_stream(config=config, max_bytes=1, discard=DiscardPolicy.NEW)
+            await asyncio.sleep(2)
+            assert (bridge.waiting(), await bridge.letters()) == (1, [])
+            await bridge.connection.context.update_stream(config=config, max_bytes=-1)
+            await bridge.letters(1)
+            await bridge.eventually(lambda: not bridge.waiting())
+    (said,) = [line for line in logs if line["event"].startswith("the dead letters are full")]
+    assert "`etl dlq list`" in said["remedy"]
+    assert not [line for line in logs if line["event"] == "cannot reconcile now"]
+
+
+async def test_deleted_stream_of_dead_letters_is_made_again(bridge: Bridge) -> None:
+    with_limit(bridge, 1)
     async with bridge.listening():
         await bridge.publish(uuid4())
         await bridge.eventually(lambda: bridge.waiting() == 1)
-        config = (await bridge.connection.context.stream_info("EVENTS_DLQ")).config
-        await bridge.connection.context.update_stream(config=config, max_bytes=1, discard=DiscardPolicy.NEW)
-        await asyncio.sleep(2)
-        assert (bridge.waiting(), await bridge.letters()) == (1, [])
-        await bridge.connection.context.update_stream(config=config, max_bytes=-1)
+        await bridge.connection.context.delete_stream("EVENTS_DLQ")
         await bridge.letters(1)
-        await bridge.eventually(lambda: not bridge.waiting())
+
+
+async def test_import_that_nobody_announced_and_that_vanished_ends_as_a_letter(bridge: Bridge) -> None:
+    """流里没有它的原文可找。"""
+    import_id = uuid4()
+    async with bridge.listening():
+        with bridge.engine.begin() as connection:
+            event = ImportEvent(import_id, uuid4(), sequence=NO_SEQUENCE, stored_at=datetime.now(UTC) - timedelta(days=9))
+            remember_waiting(connection, "public", [event])
+        (letter,) = await bridge.letters(1)
+    assert json.loads(letter.data or b"")["import_id"] == str(import_id)
+
+
+async def test_waiting_events_ring_no_more_than_others_when_nobody_takes_the_tasks(
+    bridge: Bridge, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr(reconciler, "CROWD", 3)
+    async with bridge.listening():
+        for _ in range(15):
+            event = await bridge.publish(uuid4())
+            await bridge.eventually(lambda: bridge.waiting() == 1)
+            raw_data.add_import([{}], import_id=event.import_id)
+            await bridge.eventually(lambda: not bridge.waiting())
+        tasks = await bridge.connection.stream_state("TASKS")
+    assert tasks is not None
+    assert tasks.messages < 10
 
 
 async def test_two_listeners_share_the_waiting_events(bridge: Bridge, raw_data: RawData, engine: sa.Engine) -> None:
@@ -210,6 +253,64 @@ def test_event_that_cannot_be_taken_in_does_not_hold_up_the_others(engine: sa.En
     with engine.connect() as connection:
         left = connection.exec_driver_sql("SELECT import_id FROM etl.waiting_events").scalars().all()
     assert left == [events[1].import_id]
+
+
+@pytest.mark.parametrize("sqlstate", ["53400", "XX001", "55P03"])
+def test_error_of_ours_that_one_event_meets_does_not_hold_up_the_others(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, sqlstate: str
+) -> None:
+    """一个上限、坏了的一页、等不到的锁：它自己越来越久地再试，没有留在到点的里面。"""
+    events = [ImportEvent(uuid4(), uuid4(), sequence=number, stored_at=datetime.now(UTC)) for number in range(6)]
+    request_imports(engine, etl_settings, events)
+    for event in events:
+        raw_data.add_import([{}], import_id=event.import_id)
+    fail_on(engine, events[1].import_id, sqlstate)
+    assert look_after_waiting_events(engine, etl_settings, PATIENCE).requested == 5
+    with engine.connect() as connection:
+        left = connection.exec_driver_sql("SELECT import_id, looks, look_at > now() FROM etl.waiting_events").all()
+    assert [tuple(row) for row in left] == [(events[1].import_id, 1, True)]
+
+
+def fail_on(engine: sa.Engine, import_id: UUID, sqlstate: str) -> None:
+    """这次导入的日子一要求就错。"""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"""
+            CREATE FUNCTION etl.fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF NEW.import_id = '{import_id}' THEN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END IF;
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER fail BEFORE INSERT ON etl.import_requests FOR EACH ROW EXECUTE FUNCTION etl.fail();
+            """
+        )
+
+
+def test_when_all_fail_the_first_few_are_enough_for_one_look(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+    events = [ImportEvent(uuid4(), uuid4(), sequence=number, stored_at=datetime.now(UTC)) for number in range(20)]
+    request_imports(engine, etl_settings, events)
+    for event in events:
+        raw_data.add_import([{}], import_id=event.import_id)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE etl.import_requests ADD CHECK (false)")
+    statements: list[str] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    look_after_waiting_events(engine, etl_settings, PATIENCE)
+    assert len(statements) < 60, len(statements)
+
+
+def test_looking_and_redelivery_do_not_deadlock(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+    """看的那一边不能先锁着等待的行再要导入的锁：收事件的拿着导入的锁来碰这些行。"""
+    (early, other) = (ImportEvent(uuid4(), uuid4(), sequence=number, stored_at=datetime.now(UTC)) for number in (1, 2))
+    request_imports(engine, etl_settings, [early, other])
+    raw_data.add_import([{}], import_id=early.import_id)
+    with engine.connect() as intake, ThreadPoolExecutor() as pool:
+        lock_imports(intake, "public", [early.import_id])
+        looking = pool.submit(look_after_waiting_events, engine, etl_settings, PATIENCE)
+        time.sleep(0.5)
+        intake.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
+        intake.exec_driver_sql("UPDATE etl.waiting_events SET looks = looks")
+        intake.commit()
+        assert looking.result(10).requested == 1
 
 
 def test_withdrawn_import_that_never_reached_the_tables_ends_the_waiting(
