@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
+from bridge.errors import StreamConflictError
 from bridge.events.envelope import IMPORT_STATUSES, DataImportCompleted
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM
 from bridge.jetstream import JetStreamConnection
@@ -29,19 +30,21 @@ async def backlog_begins_at(connection: JetStreamConnection, settings: BridgeSet
     return None if first is None else first.stored_at
 
 
-async def newest_unhandled(connection: JetStreamConnection, settings: BridgeSettings, *, import_id: UUID, until: int) -> int | None:
-    """到序号 until 为止，这次导入也许还没处理的最新一个事件；没有是 0，还有没投递过的、做到一半的是 None。
+async def newest_unhandled(connection: JetStreamConnection, settings: BridgeSettings, import_id: UUID) -> int:
+    """流里这次导入最新的、也许还没处理的事件的序号；没有是 0。
 
-    只剩卡住的时，它们的后面有确认了的：台账记得到它的序号，才说得准。
+    从没确认的第一个读起：它可能卡住了，后面的早已处理。
     """
-    handled, are_stuck = await _position(connection, settings, DATA_IMPORT_COMPLETED)
-    if handled >= until:
+    last = await connection.last_message(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
+    handled = await handled_up_to(connection, settings, DATA_IMPORT_COMPLETED)
+    if last is None or handled >= last.sequence:
         return 0
-    if not are_stuck:
-        return None
     newest = 0
-    async for messages in read_stored(connection, EVENTS_STREAM, Stretch(handled + 1, until), subjects=[DATA_IMPORT_COMPLETED]):
-        newest = max((message.metadata.sequence.stream for message in messages if _concerns(message.data, import_id)), default=newest)
+    try:
+        async for messages in read_stored(connection, EVENTS_STREAM, Stretch(handled + 1, last.sequence), subjects=[DATA_IMPORT_COMPLETED]):
+            newest = max((message.metadata.sequence.stream for message in messages if _concerns(message.data, import_id)), default=newest)
+    except StreamConflictError:  # work-queue 的流不许别人来读：哪个都可能是
+        return last.sequence
     return newest
 
 
@@ -68,9 +71,3 @@ async def _position(connection: JetStreamConnection, settings: BridgeSettings, s
         return state.last_seq, False
     floor = (consumer.ack_floor and consumer.ack_floor.stream_seq) or 0
     return floor, not consumer.num_pending and unsettled <= (consumer.num_redelivered or 0)
-
-
-async def newest_import_event(connection: JetStreamConnection) -> int:
-    """流里最新的导入事件的序号；没有就是 0。"""
-    newest = await connection.last_message(EVENTS_STREAM, DATA_IMPORT_COMPLETED)
-    return newest.sequence if newest else 0

@@ -74,7 +74,7 @@ def wait_command(import_id: UUID, timeout_seconds: float) -> None:
 
 
 def wait_for_import(import_id: UUID, *, timeout_seconds: float) -> int:
-    """等到导入进表；返回退出码。流里此刻已有的事件可能是它的又一个，先等监听器都处理了，台账才说了算。"""
+    """等到导入进表；返回退出码。流里可能有它的又一个事件，先等监听器处理了，台账才说了算。"""
     from etl_assets.core.settings import get_settings
     from etl_assets.services.reports import import_progress
 
@@ -88,7 +88,7 @@ def wait_for_import(import_id: UUID, *, timeout_seconds: float) -> int:
 
 
 class _ListenerBehind:
-    """监听器离流里此刻最新的导入事件还有多远，始终用一条连接问；NATS 不在就说一声，只看台账。"""
+    """流里此刻这次导入最新的事件，监听器处理了没有，始终用一条连接问；NATS 不在就说一声，只看台账。"""
 
     def __init__(self, import_id: UUID) -> None:
         from bridge.jetstream import JetStreamConnection
@@ -101,7 +101,7 @@ class _ListenerBehind:
         self._newest = 0
 
     def __enter__(self) -> Self:
-        self._newest = self._ask(self._begin(), otherwise=0)
+        self._newest = self._ask(self._find_newest(), otherwise=0)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -109,31 +109,29 @@ class _ListenerBehind:
             self._runner.run(self._connection.close())
 
     def has_caught_up(self) -> bool:
-        """卡在流里、与这次导入无关的不等。"""
-        if self._newest == 0:
-            return True
-        unhandled = self._ask(self._newest_unhandled(), otherwise=0)
-        return unhandled is not None and (unhandled == 0 or self._ledger_knows(unhandled))
+        """台账记到了它；不必记的（重复的、没有入过表就撤回的）看确认到了哪里。"""
+        return self._newest == 0 or self._ledger_knows() or self._ask(self._has_acknowledged(), otherwise=True)
 
-    def _ledger_knows(self, sequence: int) -> bool:
+    def _ledger_knows(self) -> bool:
         from etl_assets.core.database_errors import translated_errors
         from etl_assets.core.database_sync import get_engine
         from etl_assets.core.settings import get_settings
         from etl_assets.services.reports import handled_sequence
 
         with translated_errors(), get_engine().connect() as connection:
-            return handled_sequence(connection, get_settings(), self._import_id) >= sequence
+            return handled_sequence(connection, get_settings(), self._import_id) >= self._newest
 
-    async def _begin(self) -> int:
-        from bridge.handled_events import newest_import_event
-
-        await self._connection.open()
-        return await newest_import_event(self._connection)
-
-    async def _newest_unhandled(self) -> int | None:
+    async def _find_newest(self) -> int:
         from bridge.handled_events import newest_unhandled
 
-        return await newest_unhandled(self._connection, self._settings, import_id=self._import_id, until=self._newest)
+        await self._connection.open()
+        return await newest_unhandled(self._connection, self._settings, self._import_id)
+
+    async def _has_acknowledged(self) -> bool:
+        from bridge.events.subjects import DATA_IMPORT_COMPLETED
+        from bridge.handled_events import handled_up_to
+
+        return await handled_up_to(self._connection, self._settings, DATA_IMPORT_COMPLETED) >= self._newest
 
     def _ask(self, question: Coroutine[Any, Any, Answer], *, otherwise: Answer) -> Answer:
         try:
@@ -175,7 +173,7 @@ def wait_until_done(
             else:
                 bar.update(task, total=progress.days or None, completed=progress.done)
                 if not is_complete:
-                    problem = "the listener has not handled all events of the stream yet: is it running (`etl status`)?"
+                    problem = "its newest event has not been handled yet: is the listener running (`etl status`)?"
                 elif progress.handled and progress.done == progress.days:
                     return 0
                 elif progress.held:

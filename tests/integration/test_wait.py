@@ -1,4 +1,4 @@
-"""etl wait：流里还有没处理的事件时，台账说做完了也不算。"""
+"""etl wait：流里还有它没处理的事件时，台账说做完了也不算。"""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def test_second_event_of_an_import_is_waited_for_although_the_first_is_don
     await bridge.publish(import_id)
     result = await wait(import_id, 0.5)
     assert result.exit_code == 2, result.output
-    assert "the listener has not handled all events of the stream yet" in result.stderr
+    assert "its newest event has not been handled yet" in result.stderr
     waiting = asyncio.create_task(wait(import_id, 30))
     async with bridge.listening():
         await bridge.eventually(lambda: Chain(bridge.engine, bridge.etl_settings).due_days())
