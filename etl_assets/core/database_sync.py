@@ -134,7 +134,10 @@ def replace_read_only_sessions(engine: sa.Engine) -> None:
     @sa.event.listens_for(engine, "handle_error")
     def _discard(context: sa.engine.ExceptionContext) -> None:
         error = context.original_exception
-        if _READ_ONLY in (getattr(error, "sqlstate", None), getattr(error, "pgcode", None)):  # psycopg 3 与 psycopg2
+        if _READ_ONLY not in (getattr(error, "sqlstate", None), getattr(error, "pgcode", None)):  # psycopg 3 与 psycopg2
+            return
+        # 已经从连接池取走的本来就不还；作废它，反而没有人去关
+        if context.connection is not None and not context.connection.connection.is_detached:
             context.is_disconnect = True
 
 

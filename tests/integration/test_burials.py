@@ -98,7 +98,7 @@ def stalled_burial(worker: RunWorker, monkeypatch: pytest.MonkeyPatch, owner: ob
             assert stalled.wait(10)
             with worker.engine.begin() as connection:
                 connection.exec_driver_sql(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
                     "WHERE datname = current_database() AND state = 'idle in transaction'"
                 )
             yield

@@ -45,6 +45,11 @@ async def bridge(
         yield made
 
 
+async def messages_in(bridge: Bridge, stream: str) -> int:
+    state = await bridge.connection.stream_state(stream)
+    return state.messages if state else 0
+
+
 def seconds_ago(seconds: float) -> datetime:
     return datetime.now(UTC) - timedelta(seconds=seconds)
 
@@ -71,9 +76,10 @@ async def test_import_that_nobody_announced_is_taken_in_after_the_grace_period(b
             await asyncio.sleep(0.5)
             assert bridge.handled() == {}
             await bridge.eventually(lambda: bridge.handled() == {import_id: event_id_of(import_id)})
-            tasks = await bridge.connection.stream_state("TASKS")
-            assert tasks is not None
-            assert tasks.messages == 1
+            async with asyncio.timeout(10):  # 先提交，后敲门
+                while not (tasks := await messages_in(bridge, "TASKS")):
+                    await asyncio.sleep(0.02)
+            assert tasks == 1
             late = await bridge.publish(import_id)
             await bridge.eventually(lambda: bridge.handled() == {import_id: late.event_id})
     (line,) = [line for line in logs if line["event"] == "imports that no event announced were taken in"]
