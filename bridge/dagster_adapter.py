@@ -340,6 +340,7 @@ def open_instance() -> DagsterInstance:
     instance = DagsterInstance.get()
     _share_pool(instance)
     _silence_console()
+    _configure_logging_once(instance)
     instance._subscribers = _NoSubscribers()
     return instance
 
@@ -391,6 +392,12 @@ def _share_pool(instance: DagsterInstance) -> None:
     # 同样的表、同样的状态，只是换上省些语句的写法
     runs.__class__ = LeanRunStorage
     LeanEventLogStorage.take_over(events)
+
+
+def _configure_logging_once(instance: DagsterInstance) -> None:
+    """Dagster 每个运行都重设一遍标准库的日志：拿着日志的锁去等别的运行的处理器，同一进程里两个运行会死锁。"""
+    handlers = instance.get_yaml_python_handlers()
+    instance.get_yaml_python_handlers = lambda: handlers  # type: ignore[method-assign]  # 实例上的，盖住类里的
 
 
 def _silence_console() -> None:

@@ -174,6 +174,12 @@ def short_lived(
     worker.heartbeats.dispose()
 
 
+def test_runs_do_not_configure_logging_anew(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """两个运行同时在一个进程里时，那会死锁。"""
+    monkeypatch.setattr("logging.config.dictConfig", lambda _config: pytest.fail("logging is configured again"))
+    assert len(instance.get_handlers()) == 1
+
+
 @contextmanager
 def locked_event_log(engine: sa.Engine, seconds: float) -> Iterator[None]:
     """CREATE INDEX 拿的锁，过一会儿自己放。"""
