@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import uuid4
 
+import psycopg
 import sqlalchemy as sa
 
 from etl_assets.core.database_sync import build_engine, normalize_url
 from etl_assets.core.settings import EtlSettings
 from etl_assets.migrations.upgrade import upgrade_database
+
+
+_DROP_ATTEMPTS = 300
 
 
 def database_url(server_url: str, name: str) -> str:
@@ -46,4 +51,17 @@ def _administer(server_url: str, *, create: str, drop: str) -> Iterator[None]:
         yield
     finally:
         with server.connect() as connection:
-            connection.exec_driver_sql(f'DROP DATABASE IF EXISTS "{drop}" WITH (FORCE)')
+            _drop(connection, drop)
+
+
+def _drop(connection: sa.Connection, name: str) -> None:
+    """自动清理的进程正在里面时，普通角色赶不走它：等它走。"""
+    for attempt in range(_DROP_ATTEMPTS):
+        try:
+            connection.exec_driver_sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        except sa.exc.ProgrammingError as error:
+            if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege) or attempt == _DROP_ATTEMPTS - 1:
+                raise
+            time.sleep(0.1)
+        else:
+            return
