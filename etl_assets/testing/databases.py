@@ -14,7 +14,6 @@ from etl_assets.core.database_sync import build_engine, normalize_url
 from etl_assets.core.settings import EtlSettings
 from etl_assets.migrations.upgrade import upgrade_database
 
-
 _DROP_ATTEMPTS = 300
 
 
