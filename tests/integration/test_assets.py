@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -21,7 +20,7 @@ from dagster import (
     Failure,
 )
 
-from bridge.code_location import CODE_MODULE, JOB_NAME, LOCATION_NAME
+from bridge.code_location import JOB_NAME
 from bridge.dagster_adapter import CodeLocation, RunResult
 from bridge.dagster_internals import create_execution_plan
 from bridge.run_worker import RunWorker
@@ -245,23 +244,6 @@ def test_lost_row_fails_the_check_of_its_day_and_nothing_follows(
 
 
 # ---- 热的一路 --------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def location() -> CodeLocation:
-    return CodeLocation(module=CODE_MODULE, attribute="defs", location_name=LOCATION_NAME)
-
-
-@pytest.fixture
-def worker(
-    location: CodeLocation, engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[RunWorker]:
-    monkeypatch.setattr("etl_assets.resources.get_engine", lambda: engine)
-    monkeypatch.setattr("etl_assets.resources.get_settings", lambda: etl_settings)
-    with DagsterInstance.local_temp(str(tmp_path)) as instance:
-        worker = RunWorker(instance=instance, location=location, engine=engine, settings=etl_settings, lease_seconds=30)
-        yield worker
-        worker.heartbeats.dispose()
 
 
 @pytest.fixture
