@@ -10,8 +10,10 @@ from benchmarks.burst.bench import bench_burst
 from benchmarks.dagster.bench import bench_dagster
 from benchmarks.dagster.overrides import bench_overrides
 from benchmarks.etl.bench import bench_etl
+from benchmarks.growth.bench import bench_growth
 from benchmarks.latency.bench import bench_latency
 from benchmarks.latency.poison import bench_poison
+from benchmarks.rush.bench import bench_rush
 
 
 @click.group()
@@ -25,6 +27,8 @@ main.add_command(bench_overrides, "overrides")
 main.add_command(bench_latency, "latency")
 main.add_command(bench_burst, "burst")
 main.add_command(bench_poison, "poison")
+main.add_command(bench_growth, "growth")
+main.add_command(bench_rush, "rush")
 
 if __name__ == "__main__":
     sys.exit(main())

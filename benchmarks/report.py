@@ -54,7 +54,7 @@ def print_bars(bars: Sequence[Bar]) -> None:
     table = Table("required", "measured", "limit", "")
     for bar in bars:
         limit = f"at {bar.at} {bar.limit:g} {bar.unit}"
-        table.add_row(bar.name, f"{bar.value:.2f} {bar.unit}", limit, "ok" if bar.ok else f"missed by {_missed_by(bar):.0%}")
+        table.add_row(bar.name, f"{bar.value:.2f} {bar.unit}", limit, "ok" if bar.ok else f"missed by {_missed_by(bar)}")
     Console().print(table)
 
 
@@ -74,8 +74,9 @@ def write_results(name: str, bars: Sequence[Bar], figures: Mapping[str, Any]) ->
     return path
 
 
-def _missed_by(bar: Bar) -> float:
-    return abs(bar.value - bar.limit) / bar.limit
+def _missed_by(bar: Bar) -> str:
+    missed = abs(bar.value - bar.limit)
+    return f"{missed / bar.limit:.0%}" if bar.limit else f"{missed:g}"
 
 
 def _versions() -> dict[str, str]:

@@ -1,12 +1,16 @@
-"""桥的错误：NATS、流、事件、任务队列；每个都说明操作者下一步做什么，并归入暂时或永久。"""
+"""桥的错误：NATS、流、事件、任务队列；每个都说明操作者下一步做什么，并归入暂时或永久。
+
+装错了、设错了的（kind 是 transient 的 PermanentError）：命令遇到就结束，但不是哪个事件、任务、日子的错。
+"""
 
 from __future__ import annotations
 
 import traceback
 from pathlib import Path
+from typing import ClassVar
 
 from etl_assets.core.database_errors import fault_of, say_refused
-from etl_assets.core.errors import DatabaseRefusedError, EtlError, PermanentError, SettingsError, TransientError
+from etl_assets.core.errors import DatabaseRefusedError, EtlError, FailureKind, PermanentError, TransientError
 from etl_assets.core.log import RepeatedWarning
 
 
@@ -21,9 +25,13 @@ class NatsUnavailableError(BridgeError, TransientError):
 class NatsRefusedError(BridgeError, PermanentError):
     """NATS 拒绝了我们：口令不对、没有 JetStream、版本太旧。"""
 
+    kind: ClassVar[FailureKind] = "transient"
+
 
 class StreamMissingError(BridgeError, PermanentError):
     """没有流保存这个主题，消息无处可存。"""
+
+    kind: ClassVar[FailureKind] = "transient"
 
     def __init__(self, subject: str) -> None:
         self.subject = subject
@@ -32,6 +40,8 @@ class StreamMissingError(BridgeError, PermanentError):
 
 class StreamConflictError(BridgeError, PermanentError):
     """流或消费者存在，但不是我们能用的样子。"""
+
+    kind: ClassVar[FailureKind] = "transient"
 
     def __init__(self, stream: str, problem: str, remedy: str) -> None:
         self.stream = stream
@@ -72,6 +82,8 @@ class UnknownLaneError(BridgeError, PermanentError):
 
 class CodeLocationError(BridgeError, PermanentError):
     """工人载入不了代码：没有人执行运行，它们留在队列里。"""
+
+    kind: ClassVar[FailureKind] = "transient"
 
     def __init__(self, module: str, cause: BaseException) -> None:
         self.module = module
@@ -147,10 +159,6 @@ def _place_in_package(module: str, error: BaseException) -> str:
     return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
 
 
-OF_INSTALLATION = SettingsError | NatsRefusedError | StreamMissingError | StreamConflictError | CodeLocationError
-"""装错了、设错了：命令遇到就结束，但不是哪个事件、任务、日子的错。"""
-
-
 def tolerate(error: Exception, warning: RepeatedWarning, **fields: object) -> None:
     """在旁边反复做的活失败了：不是自己的错就说一声、下次再来；别的错原样抛出，由看管它的记下。"""
     if isinstance(fault := fault_of(error), DatabaseRefusedError):
@@ -163,4 +171,5 @@ def tolerate(error: Exception, warning: RepeatedWarning, **fields: object) -> No
 
 def is_transient(error: BaseException) -> bool:
     """不是事件、任务、日子自己的错：原因没了就会成功，一直再试，不计次数。"""
-    return isinstance(fault_of(error), TransientError | OF_INSTALLATION)
+    fault = fault_of(error)
+    return fault is not None and fault.kind in ("transient", "refused")

@@ -1,29 +1,5 @@
-"""运行协调者：网页、定时、感应器、回填提交的运行都进同一个任务队列，留在 QUEUED，直到一个工人接手。
+"""公开的名字：dagster.yaml 的 `module: bridge.run_coordinator`；实现在 bridge.runs.coordinator。"""
 
-由 dagster.yaml 指名，活在网页与守护进程里；从不载入用户代码。
-"""
+from bridge.runs.coordinator import TaskQueueRunCoordinator
 
-from __future__ import annotations
-
-from typing import Any
-
-from dagster import DagsterRun
-
-from bridge.dagster_adapter import enqueue
-from bridge.dagster_internals import RunCoordinator, SubmitRunContext
-from bridge.run_launcher import WarmRunLauncher
-from bridge.run_queue import QueuesRuns
-
-
-class TaskQueueRunCoordinator(QueuesRuns, RunCoordinator[Any]):
-    """没有第二个队列，也没有轮询。"""
-
-    def submit_run(self, context: SubmitRunContext) -> DagsterRun:
-        run = self.tag(self._instance, context.dagster_run)
-        enqueue(self._instance, run)
-        self.ring(run)
-        return self._instance.get_run_by_id(run.run_id) or run
-
-    def cancel_run(self, run_id: str) -> bool:
-        launcher: WarmRunLauncher = self._instance.run_launcher
-        return launcher.terminate(run_id)
+__all__ = ["TaskQueueRunCoordinator"]

@@ -11,11 +11,14 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from etl_assets.core.backoff import Backoff
 from etl_assets.core.settings import read_settings
 
 Lane = Literal["interactive", "event", "bulk"]
 LANES: tuple[Lane, ...] = get_args(Lane)
 """任务的车道，先执行的在前：人的点击、事件、回填。"""
+WorkerLane = Literal["interactive", "small", "event", "bulk"]
+"""工人服务的车道；small 是事件车道里只有几次小导入的日子：留给人点击的工人闲着时顺手做，人不必等。"""
 
 _SCHEMES = ("nats", "tls", "ws", "wss")
 _MAIN_SCHEMA = "public"
@@ -42,7 +45,9 @@ class BridgeSettings(BaseSettings):
 
     task_ack_wait_seconds: float = Field(default=30.0, ge=0.5, le=3_600, description="a silent worker's tasks go to another after this")
     task_max_attempts: int = Field(default=5, ge=1, le=1_000)
-    worker_lanes: Annotated[tuple[Lane, ...], NoDecode] = Field(default=LANES, min_length=1, description="lanes that a worker serves")
+    worker_lanes: Annotated[tuple[WorkerLane, ...], NoDecode] = Field(
+        default=LANES, min_length=1, description="lanes that a worker serves; small: of the events only days that are done in no time"
+    )
     ui_hosts: Annotated[tuple[str, ...], NoDecode] = Field(default=(), description="host names of reverse proxies before the UI")
     lease_seconds: int = Field(default=10, ge=3, le=3_600, description="a silent worker's run goes to another after this")
     cancel_grace_seconds: float = Field(
@@ -85,6 +90,11 @@ class BridgeSettings(BaseSettings):
         allowed = re.sub(r"[^A-Za-z0-9_]", "_", schema)[:40]
         digest = hashlib.sha256(schema.encode()).hexdigest()[:8]
         return f"{name}-{allowed}" if allowed == schema else f"{name}-{allowed}-{digest}"
+
+    @property
+    def event_backoff(self) -> Backoff:
+        """没做成的事件、还没完成的导入，隔多久再看。"""
+        return Backoff(self.event_retry_delay_seconds, self.event_retry_delay_max_seconds)
 
     @property
     def nats_servers(self) -> list[str]:

@@ -10,16 +10,14 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from etl_assets.core.backoff import Backoff, failures_in_a_row
 from etl_assets.core.database_sync import get_engine
 from etl_assets.core.log import RepeatedWarning, get_logger
-from etl_assets.services.troubles import note_trouble
+from etl_assets.ledger.troubles import note_trouble
 
 logger = get_logger(__name__)
 
-FIRST_PAUSE_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 60.0
-_STABLE_SECONDS = 60.0
-"""活过这么久再出错，算第一次。"""
+RESTART = Backoff(first_seconds=1.0, longest_seconds=60.0)
 _NOTE_SECONDS = 5.0
 
 _ended = RepeatedWarning(logger, "a task beside the work ended, starting it again", level="error")
@@ -30,7 +28,7 @@ async def supervised(name: str, work: Callable[[], Awaitable[None]], *, stop: as
 
     :param stop: 要求停下之后它才该自己结束；None 表示只有取消能停下它。
     """
-    pause_seconds = FIRST_PAUSE_SECONDS
+    failures = 0
     while stop is None or not stop.is_set():
         started_at = time.monotonic()
         error: Exception | None = None
@@ -44,13 +42,12 @@ async def supervised(name: str, work: Callable[[], Awaitable[None]], *, stop: as
             error = raised
         if stop is not None and stop.is_set() and error is None:
             return
-        if time.monotonic() - started_at > _STABLE_SECONDS:
-            pause_seconds = FIRST_PAUSE_SECONDS
+        failures = failures_in_a_row(failures, lived_seconds=time.monotonic() - started_at)
+        pause_seconds = RESTART.seconds(failures)
         message = f"{type(error).__name__}: {error}" if error else "it ended without an error"
         _ended.say(f"{name} {type(error).__name__}", task=name, error=message, restart_in_seconds=pause_seconds, exc_info=error)
         await _write_down(name, message)
         await _sleep(pause_seconds, stop)
-        pause_seconds = min(pause_seconds * 2, LONGEST_PAUSE_SECONDS)
 
 
 def start_beside(name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:

@@ -1,20 +1,22 @@
-"""Dagster 代码位置的入口：只做合并。"""
+"""Dagster 代码位置的入口：找到各资产的文件夹，合并。"""
 
 from __future__ import annotations
 
 from dagster import Definitions, in_process_executor
 
-from etl_assets import sources
-from etl_assets.automation import overdue_days, tables_checked, yesterday_again
-from etl_assets.checks import table_checks
-from etl_assets.customers.asset import customers
-from etl_assets.jobs import checks_job, etl_job
-from etl_assets.leads.asset import leads
-from etl_assets.orders.asset import orders
-from etl_assets.resources import EtlDatabase
+from etl_assets.core.asset_folders import asset_folders, import_of
+from etl_assets.orchestration.automation import overdue_days, tables_checked, yesterday_again
+from etl_assets.orchestration.check_step import table_checks
+from etl_assets.orchestration.graph import graph_of
+from etl_assets.orchestration.jobs import checks_job, etl_job
+from etl_assets.orchestration.resources import EtlDatabase
+from etl_assets.orchestration.sources import SOURCES
+
+# 资产的函数与它的文件夹同名
+_assets = [getattr(import_of(folder, "asset"), folder) for folder in asset_folders()]
 
 defs = Definitions(
-    assets=[sources.raw_orders, sources.shop_configs, sources.order_type_mappings, orders, customers, leads],
+    assets=[*SOURCES, *_assets],
     asset_checks=[table_checks],
     jobs=[etl_job, checks_job],
     schedules=[yesterday_again, tables_checked],
@@ -22,3 +24,5 @@ defs = Definitions(
     resources={"database": EtlDatabase()},
     executor=in_process_executor,
 )
+graph = graph_of(defs.assets or ())
+"""台账走的图；不成立的在载入时就说，不等到哪个运行。"""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["etl_assets.testing.fixtures"]
+from etl_assets.testing.databases import template_database
+from tests.the_three import graph
+
+pytest_plugins = ["etl_assets.testing.fixtures", "tests.hung_tests"]
 
 # 平时：每轮都一样的例子，不会偶尔红
 settings.register_profile("normal", max_examples=50, derandomize=True, deadline=None, database=None)
@@ -19,3 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--minutes", type=float, help="how long the chaos lasts, with its full limits [default: one minute, patiently]")
     group.addoption("--seed", type=int, help="seed of the chaos [default: a new one, printed]")
     group.addoption("--cluster", action="store_true", help="NATS is a cluster of three nodes, whose leaders are killed")
+
+
+@pytest.fixture(scope="session")
+def database_template(postgres_url: str) -> Iterator[str]:
+    """像给用户的那个，但台账只走三个资产。"""
+    with template_database(postgres_url, graph) as name:
+        yield name

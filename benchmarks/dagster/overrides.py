@@ -25,15 +25,17 @@ from rich.table import Table
 
 from benchmarks.dagster.bench import FIRST, fill_days
 from benchmarks.report import Bar, print_bars, write_results
-from bridge.code_location import JOB_NAME
-from bridge.lean_storage import LeanEventLogStorage, LeanRunStorage
-from bridge.run_lanes import LANE_TAG
-from bridge.run_worker import RunWorker
+from bridge.runs.lanes import LANE_TAG
+from bridge.runs.worker import RunWorker
 from bridge.settings import BridgeSettings, get_bridge_settings
 from bridge.stack.local import Stack
+from bridge.warm_dagster.code_location_name import JOB_NAME
+from bridge.warm_dagster.lean_events import LeanEventLogStorage
+from bridge.warm_dagster.lean_runs import LeanRunStorage
 from etl_assets.core.business_day import DayRange
+from etl_assets.core.database_sync import build_engine
 from etl_assets.core.settings import EtlSettings
-from etl_assets.services.ledger import ASSETS
+from etl_assets.testing.raw_data import RawData
 
 _ALL = "all overrides"
 _WARM_UP = 3
@@ -57,7 +59,10 @@ def bench_overrides(runs: int) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         stack = Stack(Path(folder), settings=EtlSettings(database_url=""), bridge_settings=BridgeSettings(nats_url=""))
         with stack as addresses:
-            fill_days(addresses, runs)
+            engine = build_engine(EtlSettings(database_url=addresses.database_url))
+            RawData(engine)
+            fill_days(engine, runs)
+            engine.dispose()
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
                 costs = process.submit(measure_costs, {**os.environ, **addresses.environment()}, runs).result()
     full = costs.pop(_ALL)
@@ -79,7 +84,12 @@ def bench_overrides(runs: int) -> None:
 def overrides() -> Mapping[str, type]:
     """方法名与它所在的类：原样的存储里也有的，都在。"""
     pairs = (LeanRunStorage, PostgresRunStorage), (LeanEventLogStorage, PostgresEventLogStorage)
-    return {name: lean for lean, stock in pairs for name, own in vars(lean).items() if hasattr(stock, name) and _is_method(own)}
+    return {
+        name: lean
+        for lean, stock in pairs
+        for name, own in vars(lean).items()
+        if hasattr(stock, name) and _is_method(own) and name != "__init__"
+    }
 
 
 def _is_method(own: object) -> bool:
@@ -109,7 +119,12 @@ def _measure_run(worker: RunWorker, day: date) -> Cost:
     with _counted_statements(worker) as counted:
         started = time.process_time()
         run = worker.location.create_run(
-            worker.instance, job_name=JOB_NAME, run_id=str(uuid4()), assets=ASSETS, days=DayRange(day, day), tags={LANE_TAG: "event"}
+            worker.instance,
+            job_name=JOB_NAME,
+            run_id=str(uuid4()),
+            assets=worker.location.graph.names,
+            days=DayRange(day, day),
+            tags={LANE_TAG: "event"},
         )
         held = worker.take(run.run_id)
         if held is None or not worker.execute(held).succeeded:

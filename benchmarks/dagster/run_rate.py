@@ -11,12 +11,11 @@ from uuid import uuid4
 
 from dagster import DagsterEventType
 
-from bridge.code_location import JOB_NAME
-from bridge.run_lanes import LANE_TAG
-from bridge.run_worker import RunWorker
+from bridge.runs.lanes import LANE_TAG
+from bridge.runs.worker import RunWorker
 from bridge.settings import get_bridge_settings
+from bridge.warm_dagster.code_location_name import JOB_NAME
 from etl_assets.core.business_day import DayRange
-from etl_assets.services.ledger import ASSETS
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,12 @@ def measure_run_rate(environment: Mapping[str, str], days: Sequence[date], warm_
             spent = [0.0, 0.0, 0.0, 0.0]
         times = [time.perf_counter()]
         run = worker.location.create_run(
-            worker.instance, job_name=JOB_NAME, run_id=str(uuid4()), assets=ASSETS, days=DayRange(day, day), tags={LANE_TAG: "event"}
+            worker.instance,
+            job_name=JOB_NAME,
+            run_id=str(uuid4()),
+            assets=worker.location.graph.names,
+            days=DayRange(day, day),
+            tags={LANE_TAG: "event"},
         )
         times.append(time.perf_counter())
         held = worker.take(run.run_id)

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from bridge.code_location import CODE_MODULE, LOCATION_NAME
 from bridge.stack.addresses import StackAddresses
 from bridge.stack.dagster_home import build_dagster_postgres_url, create_dagster_storage, write_workspace
 from bridge.stack.readiness import Attempt, ReadinessCheck, listens_on, started
 from bridge.stack.supervisor import Service, Supervisor
-from etl_assets.core.child_process import launch
+from bridge.warm_dagster.code_location_name import CODE_MODULE, LOCATION_NAME
 from etl_assets.core.database_sync import build_engine
-from etl_assets.core.loopback_port import find_free_port
-from etl_assets.core.private_folder import create_private_folder, write_private_file
 from etl_assets.core.settings import EtlSettings
+from etl_assets.embedded.child_process import launch
+from etl_assets.embedded.loopback_port import find_free_port
+from etl_assets.embedded.private_folder import create_private_folder, write_private_file
 
 SCHEMA = "stock_dagster"
 _READY_SECONDS = 120

@@ -22,8 +22,8 @@ from benchmarks.etl.dataset import fill_database, set_changed
 from benchmarks.measurement import Measurement, Side
 from benchmarks.report import Bar, Spread, print_bars, write_results
 from etl_assets.core.database_sync import build_engine
-from etl_assets.core.embedded_postgres import EmbeddedPostgres
 from etl_assets.core.settings import EtlSettings
+from etl_assets.embedded.embedded_postgres import EmbeddedPostgres
 from etl_assets.testing.databases import cloned_database, template_database
 
 SIZES = {"1k": 1_000, "100k": 100_000, "1M": 1_000_000}

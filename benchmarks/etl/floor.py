@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from benchmarks.etl.dataset import DAYS
+from etl_assets.core.settings import EtlSettings
 from etl_assets.core.text import WHITE_SPACE
 
 SCHEMA = "floor"
@@ -72,8 +73,11 @@ _ORDERS = f"""
     ORDER BY shop_id, order_id, completed_at DESC NULLS LAST, raw_id DESC"""
 
 _TYPES = ("SAMPLE", "PROOF", "BULK")
-_COUNTED = """lower(o.latest_status) NOT IN ('cancelled', 'canceled', 'closed', 'refunded', '已取消', '已关闭', '已退款')"""
-_WON = """o.system_order_type = 'BULK' AND lower(o.latest_status) IN ('completed', 'delivered', '交易成功', '已完成')"""
+_CANCELLED, _COMPLETED = (
+    ", ".join(f"'{status}'" for status in EtlSettings.model_fields[name].default) for name in ("cancelled_statuses", "completed_statuses")
+)
+_COUNTED = f"""lower(o.latest_status) NOT IN ({_CANCELLED})"""
+_WON = f"""o.system_order_type = 'BULK' AND lower(o.latest_status) IN ({_COMPLETED})"""
 _CUSTOMER_ORDERS = """public.orders o JOIN etl.order_index x USING (shop_id, order_id)"""
 
 _CUSTOMERS = f"""

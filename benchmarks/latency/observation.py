@@ -19,9 +19,9 @@ from benchmarks.dagster.stock import SCHEMA as STOCK_SCHEMA
 from bridge.events import DataImportCompleted
 from bridge.events.publish import EventPublisher
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM, LEADS_ETL_COMPLETED
-from bridge.jetstream import JetStreamConnection
+from bridge.jetstream.connection import JetStreamConnection
 from bridge.stack.dagster_home import DAGSTER_SCHEMA
-from etl_assets.core.tables import leases, ledger
+from etl_assets.core.etl_tables import leases, ledger
 
 POLL_SECONDS = 0.01
 _TIMEOUT_SECONDS = 120.0
@@ -30,7 +30,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Observation:
-    """一个事件，时刻是 Unix 秒，按发生的次序；stored 由流记下，rung 与 announced 是门铃、leads 的完成事件到达旁听者。
+    """一个事件，时刻是 Unix 秒，按发生的次序，与做它的工人；stored 由流记下，rung 与 announced 是门铃、leads 的完成事件到达旁听者。
 
     claimed 是租约的 acquired_at，created 是运行的 create_timestamp，requested 与三个 materialized 来自台账（在各自的事务里、
     提交之前），succeeded 是 Dagster 的成功事件；seen 是每 10 毫秒看一眼的客户端看见运行 SUCCESS。
@@ -48,6 +48,7 @@ class Observation:
     succeeded: float
     seen: float
     announced: float
+    worker_pid: int
 
 
 class Bystander:
@@ -82,7 +83,7 @@ async def publish_and_observe(
         published = time.time()
         placed = await publisher.publish(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=import_id))
         await asyncio.to_thread(_until_found, lambda: bystander.first_doorbell_after(published))
-        run_id, claimed = await asyncio.to_thread(_until_found, lambda: _read_lease(connection, day, published))
+        run_id, claimed, worker_pid = await asyncio.to_thread(_until_found, lambda: _read_lease(connection, day, published))
         seen = await asyncio.to_thread(_until_found, lambda: _seen_succeeded(connection, run_id))
         moments = await asyncio.to_thread(_read_moments, connection, run_id, day)
     rung = bystander.first_doorbell_after(moments["requested"])
@@ -95,6 +96,7 @@ async def publish_and_observe(
         claimed=claimed,
         seen=seen,
         announced=await asyncio.to_thread(_until_found, lambda: bystander.announced_at(run_id)),
+        worker_pid=worker_pid,
         **moments,
     )
 
@@ -123,13 +125,13 @@ def _until_found(look: Callable[[], Found | None]) -> Found:
     return found
 
 
-def _read_lease(connection: sa.Connection, day: date, published: float) -> tuple[str, float] | None:
-    """做这一天的租约，在发出之后领的：运行一结束它就不在了，所以要守着看。"""
-    wanted = sa.select(leases.c.run_id, leases.c.acquired_at).where(leases.c.first_day <= day, leases.c.last_day >= day)
+def _read_lease(connection: sa.Connection, day: date, published: float) -> tuple[str, float, int] | None:
+    """做这一天的租约与它的工人，在发出之后领的：运行一结束它就不在了，所以要守着看。"""
+    wanted = sa.select(leases.c.run_id, leases.c.acquired_at, leases.c.owner).where(leases.c.first_day <= day, leases.c.last_day >= day)
     row = connection.execute(wanted).first()
     if row is None or row.acquired_at.timestamp() < published:
         return None
-    return row.run_id, row.acquired_at.timestamp()
+    return row.run_id, row.acquired_at.timestamp(), int(row.owner.rpartition(":")[2])
 
 
 def _seen_succeeded(connection: sa.Connection, run_id: str) -> float | None:

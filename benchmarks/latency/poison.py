@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from uuid import uuid4
 
 import click as cli
@@ -21,18 +19,16 @@ from rich.table import Table
 
 from benchmarks.latency.bench import Timing, observe_block
 from benchmarks.latency.observation import Bystander, milliseconds
-from benchmarks.raw_imports import add_shop
+from benchmarks.own_stack import own_stack
 from benchmarks.report import Bar, print_bars, write_results
 from bridge.events import DataImportCompleted
 from bridge.events.publish import EventPublisher
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM
-from bridge.jetstream import JetStreamConnection
+from bridge.jetstream.connection import JetStreamConnection
 from bridge.settings import BridgeSettings
-from bridge.stack.local import Stack
-from etl_assets.core.database_sync import build_engine
-from etl_assets.core.loopback_port import find_free_port
 from etl_assets.core.settings import EtlSettings
-from etl_assets.services.reports import count_waiting_events
+from etl_assets.reports.reports import count_waiting_events
+from etl_assets.testing.raw_data import RawData
 
 _WARM_UP = 5
 _TICK_SECONDS = 0.05
@@ -68,18 +64,9 @@ class Measured:
 @cli.option("--waiting", default=20_000, show_default=True, type=cli.IntRange(20, 1_000_000), help="Events whose imports are not there.")
 def bench_poison(rate: int, seconds: int, waiting: int) -> None:
     """A flood of unusable events, then one of events that must wait: how much slower do the good ones become?"""
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        stack = Stack(
-            Path(folder), settings=EtlSettings(database_url=""), bridge_settings=BridgeSettings(nats_url=""), port=find_free_port()
-        )
-        with stack as addresses:
-            settings = EtlSettings(database_url=addresses.database_url)
-            engine = build_engine(settings)
-            add_shop(engine)
-            measured = asyncio.run(
-                measure(engine, settings, BridgeSettings(nats_url=addresses.nats_url), rate=rate, seconds=seconds, waiting=waiting)
-            )
-            engine.dispose()
+    with own_stack() as (engine, settings, bridge_settings):
+        RawData(engine)
+        measured = asyncio.run(measure(engine, settings, bridge_settings, rate=rate, seconds=seconds, waiting=waiting))
     table = Table("published -> SUCCESS seen, one good event a second", "median ms", "p99 ms", "min ms")
     for timing in (measured.quiet, measured.in_poison, measured.quiet_again, measured.while_arriving, measured.while_waiting):
         table.add_row(timing.name, f"{timing.median:.1f}", f"{timing.p99:.1f}", f"{timing.min:.1f}")

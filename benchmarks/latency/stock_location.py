@@ -1,4 +1,4 @@
-"""原样的 Dagster 听同一个流的做法：一个感应器，自己的持久消费者，一个事件要一个运行；资产是同样的三个。
+"""原样的 Dagster 听同一个流的做法：一个传感器，自己的持久消费者，一个事件要一个运行；资产是同样的三个。
 
 它写自己的 schema（ETL_TARGET_SCHEMA），听自己的主题，所以两边不做彼此的事件。执行器用进程内的，比缺省的多进程快。
 """
@@ -19,13 +19,13 @@ from nats.aio.msg import Msg
 
 from bridge.events.subjects import EVENTS_STREAM
 from bridge.settings import get_bridge_settings
-from etl_assets import sources
 from etl_assets.core.business_day import local_day
 from etl_assets.core.tables import raw_orders
 from etl_assets.customers.asset import customers
 from etl_assets.leads.asset import leads
+from etl_assets.orchestration.resources import EtlDatabase
+from etl_assets.orchestration.sources import SOURCES
 from etl_assets.orders.asset import orders
-from etl_assets.resources import EtlDatabase
 
 STOCK_SUBJECT = "events.stock.data_import.completed"
 _CONSUMER = "stock-dagster"
@@ -66,7 +66,7 @@ def _days_of(database: EtlDatabase, import_id: UUID) -> list[date]:
 
 
 defs = Definitions(
-    assets=[sources.raw_orders, sources.shop_configs, sources.order_type_mappings, orders, customers, leads],
+    assets=[*SOURCES, orders, customers, leads],
     jobs=[etl_job],
     sensors=[imports_completed],
     resources={"database": EtlDatabase()},

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from datetime import datetime
+from functools import partial
 
 import click
 
 from bridge.cli.events import wait_until_done
 from bridge.cli.options import with_stack
+from etl_assets.core.asset_folders import descriptions
 
 _DAY = click.DateTime(["%Y-%m-%d"])
 
@@ -19,12 +21,14 @@ _DAY = click.DateTime(["%Y-%m-%d"])
 @click.option("--to", "last", type=_DAY, required=True, help="Last business day, included.")
 @click.option(
     "--asset",
-    type=click.Choice(["orders", "customers", "leads"]),
-    default="orders",
-    show_default=True,
-    help="Start at this asset; what follows it is done too.",
+    type=click.Choice(list(descriptions())),
+    help="Start at this asset; what follows it is done too [default: all of them].",
 )
-@click.option("--allow-deletes", is_flag=True, help="Allow more deletes than ETL_MAX_DELETE_SHARE.")
+@click.option(
+    "--allow-deletes",
+    is_flag=True,
+    help="Allow more deletes than ETL_MAX_DELETE_SHARE, and of renamed shops.",
+)
 @click.option(
     "--timeout",
     "timeout_seconds",
@@ -34,27 +38,27 @@ _DAY = click.DateTime(["%Y-%m-%d"])
     help="Stop waiting after this many seconds.",
 )
 @with_stack
-def backfill_command(first: datetime, last: datetime, asset: str, allow_deletes: bool, timeout_seconds: float) -> None:
+def backfill_command(first: datetime, last: datetime, asset: str | None, allow_deletes: bool, timeout_seconds: float) -> None:
     """Materialize a range of days again and wait: exit 0 when done, 1 when it failed, 2 on timeout."""
-    from bridge.doorbell import ring_workers
+    from bridge.queue.doorbell import ring_workers
     from bridge.settings import get_bridge_settings
     from etl_assets.core.business_day import DayRange, partition_range
     from etl_assets.core.database_errors import translated_errors
     from etl_assets.core.database_sync import get_engine
     from etl_assets.core.errors import SettingsError
     from etl_assets.core.settings import get_settings
-    from etl_assets.services import ledger
-    from etl_assets.services.reports import range_progress
+    from etl_assets.ledger.graph import read_graph
+    from etl_assets.ledger.requests import request_days
+    from etl_assets.reports.progress import range_progress
 
     settings = get_settings()
     days, partitions = DayRange(first.date(), last.date()), partition_range(settings)
     if days.first < partitions.first or days.last > partitions.last:
         raise SettingsError(f"{days} is outside the partitions {partitions}: choose days inside, or set ETL_PARTITIONS_START")
     with translated_errors(), get_engine().begin() as connection:
-        upstream = ledger.before(asset)
-        if upstream is None:
-            ledger.request_days(connection, settings.target_schema, days, deletes_allowed_on=days if allow_deletes else ())
-        else:
-            ledger.request_downstream(connection, settings.target_schema, upstream, days)
+        if asset is not None and asset not in (names := read_graph(connection, settings.target_schema).names):
+            raise click.BadParameter(f"{asset!r} is not one of {', '.join(names)}", param_hint="--asset")
+        request_days(connection, settings.target_schema, days, asset=asset, deletes_allowed_on=days if allow_deletes else ())
     asyncio.run(ring_workers(get_bridge_settings(), "bulk"))
-    sys.exit(wait_until_done(str(days), lambda connection: range_progress(connection, settings, days), timeout_seconds=timeout_seconds))
+    progress = partial(range_progress, settings=settings, days=days, asset=asset)
+    sys.exit(wait_until_done(str(days), progress, timeout_seconds=timeout_seconds))

@@ -16,10 +16,11 @@ from rich.table import Table
 from bridge.cli.options import with_stack
 from bridge.cli.output import cell, say_json
 from bridge.errors import BridgeError
+from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.errors import EtlError
 
 if TYPE_CHECKING:
-    from etl_assets.services.comparison import Comparison, TableComparison
+    from etl_assets.comparison.comparing import Comparison, TableComparison
 
 _PIPE_WIDTH = 200
 
@@ -42,11 +43,11 @@ def _parse_tolerance(_ctx: click.Context, _option: click.Parameter, value: str) 
 @click.command("compare")
 @click.option("--left", required=True, metavar="SCHEMA", help="Schema of the one result, the old one say.")
 @click.option("--right", required=True, metavar="SCHEMA", help="Schema of the other result.")
-@click.option("--table", "tables", type=click.Choice(["orders", "customers", "leads"]), multiple=True, help="Only this table; repeatable.")
+@click.option("--table", "tables", type=click.Choice(list(descriptions())), multiple=True, help="Only this table; repeatable.")
 @click.option(
     "--since",
     type=click.DateTime(["%Y-%m-%d"]),
-    help="Only orders of this business day or later, and customers and leads whose last order is.",
+    help="Only orders of this business day or later, customers and leads whose last order is, and so on.",
 )
 @click.option(
     "--tolerance",
@@ -96,12 +97,12 @@ def compare_command(
     customer_key and lead_no), so another id is a difference of a column, not of the row. created_at and
     updated_at are not compared. A schema may hold views instead of tables.
     """
-    from bridge.compare_report import describe, render_html
+    from bridge.operations.compare_report import describe, render_html
+    from etl_assets.comparison.comparing import ComparisonRequest, compare_schemas
     from etl_assets.core.database_sync import get_engine
     from etl_assets.core.settings import get_settings
-    from etl_assets.services.comparison import TABLES, ComparisonRequest, compare_schemas
 
-    chosen = tuple(dict.fromkeys(tables)) or TABLES
+    chosen = tuple(dict.fromkeys(tables)) or tuple(descriptions())
     _check_usage(left, right, chosen, ignored, html_file)
     request = ComparisonRequest(
         left=left,
@@ -128,7 +129,7 @@ def compare_command(
 
 def _check_usage(left: str, right: str, tables: tuple[str, ...], ignored: tuple[str, ...], html_file: Path | None) -> None:
     """比之前就说：白比几分钟以后才发现写不了报告，太晚。"""
-    from etl_assets.services.comparison_sides import compared_columns
+    from etl_assets.comparison.sides import compared_columns
 
     if left == right:
         raise click.BadParameter(f"{left!r} is also --left: name two schemas", param_hint="--right")
@@ -148,7 +149,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def _print(comparison: Comparison) -> None:
-    from bridge.compare_report import show_share, summarize
+    from bridge.operations.compare_report import show_share, summarize
 
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     request = comparison.request
@@ -171,7 +172,7 @@ def _print(comparison: Comparison) -> None:
 
 
 def _print_samples(console: Console, table: TableComparison) -> None:
-    from bridge.compare_report import show_pair, show_value
+    from bridge.operations.compare_report import show_pair, show_value
 
     samples = table.samples
     rows = [

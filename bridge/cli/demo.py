@@ -103,8 +103,10 @@ def _run(folder: Path, file: Path | None, profile: Profile | None) -> bool:
 
 
 def _print_summary(summary: Summary) -> None:
+    from bridge.demo.flow import STAGE_COLUMNS
+
     print_rows(summary.assets, ["asset", "rows", "rejected", "runs", "days", "seconds"], "table", title="Assets")
-    print_rows(summary.lead_stages, ["stage", "leads"], "table", title="Lead stages")
+    print_rows(summary.lead_stages, STAGE_COLUMNS, "table", title="Lead stages")
 
 
 def _check(engine: sa.Engine, settings: EtlSettings) -> bool:

@@ -14,7 +14,7 @@ from bridge.cli.options import confirm, print_rows, readable, with_stack
 from bridge.cli.output import say, say_json
 
 if TYPE_CHECKING:
-    from bridge.dead_letters import DeadLetter, DeadLetters
+    from bridge.operations.dead_letters import DeadLetter, DeadLetters
 
 _COLUMNS = ["letter_id", "stored_at", "subject", "attempts", "reason"]
 _EXIT_FAILED = 1
@@ -45,8 +45,8 @@ def dlq_command() -> None:
 @with_stack
 def list_command(reason_contains: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, newest last."""
-    from bridge.dead_letters import DeadLetters
-    from bridge.jetstream import LETTERS_FULL_REMEDY
+    from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY
+    from bridge.operations.dead_letters import DeadLetters
     from bridge.settings import get_bridge_settings
 
     async def read() -> tuple[Sequence[DeadLetter], list[dict[str, Any]], list[tuple[str, float]]]:
@@ -78,7 +78,7 @@ def show_command(letter_id: str, as_json: bool) -> None:
     """Show one dead letter: its headers and its body."""
     from pydantic_core import from_json
 
-    from bridge.dead_letters import DeadLetters
+    from bridge.operations.dead_letters import DeadLetters
     from bridge.settings import get_bridge_settings
 
     async def read() -> tuple[DeadLetter, str | None]:
@@ -117,8 +117,8 @@ def retry_command(letter_ids: tuple[str, ...], everything: bool, reason_contains
 
     Exit 1 when some could not be put back: those stay.
     """
-    from bridge.dead_letters import DeadLetters
     from bridge.errors import LetterError
+    from bridge.operations.dead_letters import DeadLetters
     from bridge.settings import get_bridge_settings
 
     _check_choice(letter_ids, everything, reason_contains)
@@ -148,7 +148,7 @@ def retry_command(letter_ids: tuple[str, ...], everything: bool, reason_contains
 @with_stack
 def drop_command(letter_ids: tuple[str, ...], everything: bool, reason_contains: str | None, yes: bool) -> None:
     """Delete dead letters for good."""
-    from bridge.dead_letters import DeadLetters
+    from bridge.operations.dead_letters import DeadLetters
     from bridge.settings import get_bridge_settings
 
     _check_choice(letter_ids, everything, reason_contains)

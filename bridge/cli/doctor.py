@@ -20,7 +20,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 @with_stack
 def doctor_command(as_json: bool) -> None:
     """Look at settings, servers, tables, ledger and queues; say what is wrong and what to do. Exit 1 when there is an error."""
-    from bridge.doctor import examine
+    from bridge.operations.doctor import examine
     from bridge.settings import get_bridge_settings
     from bridge.stack.addresses import default_state_dir
     from etl_assets.core.database_sync import get_engine

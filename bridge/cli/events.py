@@ -22,7 +22,7 @@ from etl_assets.core.errors import DatabaseUnavailableError, EtlError
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from etl_assets.services.reports import Progress
+    from etl_assets.reports.progress import Progress
 
 _EXIT_FAILED = 1
 _EXIT_TIMEOUT = 2
@@ -76,7 +76,7 @@ def wait_command(import_id: UUID, timeout_seconds: float) -> None:
 def wait_for_import(import_id: UUID, *, timeout_seconds: float) -> int:
     """等到导入进表；返回退出码。流里可能有它的又一个事件，先等监听器处理了，台账才说了算。"""
     from etl_assets.core.settings import get_settings
-    from etl_assets.services.reports import import_progress
+    from etl_assets.reports.progress import import_progress
 
     with _ListenerBehind(import_id) as behind:
         return wait_until_done(
@@ -91,7 +91,7 @@ class _ListenerBehind:
     """流里此刻这次导入最新的事件，监听器处理了没有，始终用一条连接问；NATS 不在就说一声，只看台账。"""
 
     def __init__(self, import_id: UUID) -> None:
-        from bridge.jetstream import JetStreamConnection
+        from bridge.jetstream.connection import JetStreamConnection
         from bridge.settings import get_bridge_settings
 
         self._import_id = import_id
@@ -116,20 +116,20 @@ class _ListenerBehind:
         from etl_assets.core.database_errors import translated_errors
         from etl_assets.core.database_sync import get_engine
         from etl_assets.core.settings import get_settings
-        from etl_assets.services.reports import handled_sequence
+        from etl_assets.reports.progress import handled_sequence
 
         with translated_errors(), get_engine().connect() as connection:
             return handled_sequence(connection, get_settings(), self._import_id) >= self._newest
 
     async def _find_newest(self) -> int:
-        from bridge.handled_events import newest_unhandled
+        from bridge.events.handled_events import newest_unhandled
 
         await self._connection.open()
         return await newest_unhandled(self._connection, self._settings, self._import_id)
 
     async def _has_acknowledged(self) -> bool:
+        from bridge.events.handled_events import handled_up_to
         from bridge.events.subjects import DATA_IMPORT_COMPLETED
-        from bridge.handled_events import handled_up_to
 
         return await handled_up_to(self._connection, self._settings, DATA_IMPORT_COMPLETED) >= self._newest
 

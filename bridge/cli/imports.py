@@ -132,7 +132,7 @@ def imports_command(limit: int, how: Format) -> None:
     """List the imports: file, time, and how many rows were loaded, superseded, rejected or are still waiting."""
     from etl_assets.core.database_sync import get_engine
     from etl_assets.core.settings import get_settings
-    from etl_assets.services.reports import import_accounting
+    from etl_assets.reports.reports import import_accounting
 
     settings = get_settings()
     with translated_errors(), get_engine().connect() as connection:

@@ -23,7 +23,7 @@ _COMMANDS = {
     "worker": ("bridge.cli.processes", "Run warm workers in the foreground."),
     "import": ("bridge.cli.imports", "Import a CSV or Excel file into raw_orders and announce it."),
     "imports": ("bridge.cli.imports", "List the imports and what became of their rows."),
-    "show": ("bridge.cli.show", "Show rows of orders, customers or leads, or rejected raw rows."),
+    "show": ("bridge.cli.show", "Show rows of the result tables, or rejected raw rows."),
     "publish": ("bridge.cli.events", "Publish one event, validated."),
     "wait": ("bridge.cli.events", "Wait until an import is in the tables."),
     "backfill": ("bridge.cli.backfill", "Materialize a range of days again, through the same queue."),

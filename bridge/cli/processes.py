@@ -13,15 +13,14 @@ import click
 
 from bridge.cli.options import with_stack
 from bridge.settings import LANES, get_bridge_settings
-from etl_assets.core.child_process import with_launcher
+from etl_assets.core.backoff import Backoff, failures_in_a_row
 from etl_assets.core.log import configure_logging, get_logger
+from etl_assets.embedded.child_process import with_launcher
 
 logger = get_logger(__name__)
 
 _LOOK_SECONDS = 0.1
-_RESTART_SECONDS = 2.0
-_LONGEST_RESTART_SECONDS = 60.0  # 代码有错时每个都立刻又死：别让它们占满机器
-_STABLE_SECONDS = 60.0  # 活过这么久再死，算第一次
+_RESTART = Backoff(first_seconds=2.0, longest_seconds=60.0)  # 代码有错时每个都立刻又死：别让它们占满机器
 # 一个运行三十天：每个资产的计划事件合成一个
 _DAGSTER_ENVIRONMENT = {"DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS": "1"}
 
@@ -38,7 +37,10 @@ def listen_command() -> None:
 @click.option(
     "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of worker processes; each runs one run at a time."
 )
-@click.option("--lanes", help=f"Comma-separated lanes to serve, of {', '.join(LANES)} [default: ETL_WORKER_LANES or all].")
+@click.option(
+    "--lanes",
+    help=f"Comma-separated lanes to serve, of {', '.join(LANES)}; small: of the events only small days [default: ETL_WORKER_LANES or all].",
+)
 @with_stack
 def worker_command(processes: int, lanes: str | None) -> None:
     """Run warm workers: the code location is loaded once, then runs start in milliseconds."""
@@ -54,8 +56,8 @@ def worker_command(processes: int, lanes: str | None) -> None:
 def _run_worker() -> None:
     os.environ.update(_DAGSTER_ENVIRONMENT)
     configure_logging("worker")
-    from bridge.broker import serve
-    from bridge.tasks import broker
+    from bridge.queue.receiver import serve
+    from bridge.runs.tasks import broker
 
     asyncio.run(serve(broker, slots=1))
 
@@ -95,8 +97,8 @@ class _WorkerProcess:
             return
         now = time.monotonic()
         if self._restart_at is None:
-            self._failures = 1 if now - self._started_at > _STABLE_SECONDS else self._failures + 1
-            delay = min(_RESTART_SECONDS * 2 ** (self._failures - 1), _LONGEST_RESTART_SECONDS)
+            self._failures = failures_in_a_row(self._failures, lived_seconds=now - self._started_at)
+            delay = _RESTART.seconds(self._failures)
             self._restart_at = now + delay
             logger.warning(
                 "worker stopped, starting it again", pid=self.process.pid, exit_code=self.process.returncode, restart_in_seconds=delay
@@ -113,10 +115,13 @@ class _WorkerProcess:
 
 
 async def _listen() -> None:
-    from bridge.broker import SafeJetStreamBroker
-    from bridge.handlers import HANDLERS
-    from bridge.listener import Listener
-    from bridge.reconciler import DueBell, reconcile
+    from bridge.cancelling import cancel_all
+    from bridge.events.handlers import handlers_once_known
+    from bridge.events.listener import Listener
+    from bridge.events.streams import ensure_event_streams
+    from bridge.events.subjects import DATA_IMPORT_COMPLETED
+    from bridge.queue.broker import SafeJetStreamBroker
+    from bridge.runs.reconciler import DueBell, reconcile
     from etl_assets.core.database_sync import get_engine
     from etl_assets.core.settings import get_settings
 
@@ -130,8 +135,11 @@ async def _listen() -> None:
     bell = DueBell(broker, get_engine(), get_settings())
     reconciling = asyncio.create_task(reconcile(stop, bell=bell, broker=broker, engine=get_engine(), settings=get_settings()))
     try:
-        await Listener(settings, handlers=HANDLERS, ring=bell.ring).run(stop)
+        # 应用这就可以发布了，不论数据库在不在、有没有人写下图
+        await ensure_event_streams(broker.connection, settings, [DATA_IMPORT_COMPLETED])
+        if handlers := await handlers_once_known(stop):
+            await Listener(settings, handlers=handlers, ring=bell.ring).run(stop)
         await reconciling
     finally:
-        reconciling.cancel()
+        await cancel_all(reconciling)
         await broker.shutdown()

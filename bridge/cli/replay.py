@@ -13,7 +13,7 @@ from bridge.cli.options import print_rows, with_stack
 from bridge.cli.output import say, say_json
 
 if TYPE_CHECKING:
-    from bridge.replay import ReplayReport
+    from bridge.operations.replay import ReplayReport
 
 _SHOWN_PROBLEMS = 10
 
@@ -42,13 +42,12 @@ def replay_command(
 
     Does not wait for the runs: `etl status` shows what is due.
     """
-    from bridge.doorbell import ring_workers
-    from bridge.replay import replay_events, replayable_handlers
+    from bridge.operations.replay import replay_events, replayable_subjects
+    from bridge.queue.doorbell import ring_workers
     from bridge.settings import get_bridge_settings
     from etl_assets.core.settings import get_settings
 
-    subjects = [handler.subject for handler in replayable_handlers()]
-    if subject is not None and subject not in subjects:
+    if subject is not None and subject not in (subjects := asyncio.run(replayable_subjects())):
         raise click.BadParameter(f"only events of {', '.join(subjects)} can be replayed", param_hint="--subject")
     if (since is None) == (first_sequence is None):
         raise click.UsageError("say where to begin: --since T or --seq N")

@@ -10,13 +10,12 @@ from uuid import UUID
 import click
 
 from bridge.cli.options import Format, print_rows, with_stack
+from etl_assets.core.asset_folders import descriptions, has_module, import_of
 from etl_assets.core.database_errors import translated_errors
 
 # 表格里给人看的列；CSV 与 JSON 给全部列
 _COLUMNS = {
-    "orders": ["order_date", "order_id", "customer_nickname", "latest_status", "system_order_type", "amount", "quantity"],
-    "customers": ["customer_nickname", "order_count", "total_amount", "sample_count", "proof_count", "bulk_count", "last_order_at"],
-    "leads": ["customer_nickname", "lead_no", "current_stage", "opened_at", "last_order_at", "closed_at", "closed_by", "owner", "lead_id"],
+    **{asset: list(description.shown) for asset, description in descriptions().items()},
     "rejected": ["day", "rule", "raw_id", "order_id", "shop", "customer_name", "amount", "quantity", "ordered_at"],
 }
 _CELL_CHARACTERS = 60
@@ -44,15 +43,15 @@ def show_command(
     limit: int,
     how: Format,
 ) -> None:
-    """Show rows of orders, customers or leads, or the raw rows that were rejected; newest first.
+    """Show rows of one of the result tables, or the raw rows that were rejected; newest first.
 
     The text comes from buyers: CSV has a ' before what a spreadsheet would take for a formula; JSON has the values as they are.
     """
     from etl_assets.core.database_sync import get_engine
     from etl_assets.core.settings import get_settings
-    from etl_assets.services import reports
+    from etl_assets.reports.shown_rows import show_rejected, show_rows
 
-    if lead_id is not None and (table != "orders" or customer is not None or day is not None):
+    if lead_id is not None and (not has_module(table, "of_lead") or customer is not None or day is not None):
         raise click.UsageError("--lead goes with `etl show orders`, without --customer and --day")
     if table != "rejected" and (import_id is not None or rule is not None):
         raise click.UsageError("--import-id and --rule go with `etl show rejected`")
@@ -61,11 +60,11 @@ def show_command(
     rows: Iterable[Mapping[Any, Any]]
     with translated_errors(), get_engine().connect() as connection:
         if table == "rejected":
-            rows = reports.show_rejected(connection, settings, import_id=import_id, rule=rule, customer=customer, day=wanted, limit=limit)
+            rows = show_rejected(connection, settings, import_id=import_id, rule=rule, customer=customer, day=wanted, limit=limit)
         elif lead_id is not None:
-            rows = reports.show_lead_orders(connection, settings, lead_id)[:limit]
+            rows = import_of(table, "of_lead").read_of_lead(connection, settings, lead_id)[:limit]
         else:
-            rows = reports.show_rows(connection, settings, table, customer=customer, day=wanted, limit=limit)
+            rows = show_rows(connection, settings, table, customer=customer, day=wanted, limit=limit)
     records = [dict(row) for row in rows]
     if how == "table":
         print_rows(map(_shorten, records), _COLUMNS[table], how)

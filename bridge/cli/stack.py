@@ -10,6 +10,7 @@ import click
 from bridge.cli.options import with_stack
 from bridge.cli.output import say, say_json
 from bridge.stack.addresses import StackAddresses, default_state_dir, read_addresses
+from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.log import configure_logging
 
@@ -52,24 +53,51 @@ def env_command(state_dir: Path | None, as_json: bool) -> None:
 
 
 @click.command("init-db")
+@click.option("--create-indexes", is_flag=True, help="Build the indexes that are missing on the application's tables, one after the other.")
 @with_stack
-def init_db_command() -> None:
+def init_db_command(create_indexes: bool) -> None:
     """Create or upgrade the schema; tables of the application that exist already are left alone.
 
-    Also creates the result tables in ETL_TARGET_SCHEMA when it has none, and indexes the orders that another system wrote there.
+    Also creates the result tables in ETL_TARGET_SCHEMA when it has none, takes in the orders that another system wrote there, and writes
+    down which assets this code has, and what depends on what.
+
+    The ETL looks up rows in the application's tables. Where no index serves a lookup, every event and run reads the whole table: the
+    statements that mend this are printed, and --create-indexes runs them. They are CREATE INDEX CONCURRENTLY: nobody is locked out. An
+    INVALID index that an interrupted build has left is dropped and built again. Exit 1 when some are still missing, because the role does
+    not own the table, for instance: then the statements for its owner are printed.
     """
     from etl_assets.core.database_sync import get_engine
     from etl_assets.core.settings import get_settings
+    from etl_assets.definitions import graph
+    from etl_assets.ledger.graph import write_graph
     from etl_assets.migrations.upgrade import upgrade_database
+    from etl_assets.reports import index_building
+    from etl_assets.reports.lookups import find_index_work
     from etl_assets.services.target_schema import prepare_target
 
     created = upgrade_database(get_engine())
     say("created the application tables and schema etl" if created else "schema etl is up to date; the application tables were left alone")
     target = prepare_target(get_engine(), get_settings())
+    with translated_errors(), get_engine().begin() as connection:
+        if write_graph(connection, get_settings().target_schema, graph):
+            say(f"wrote down the assets: {', '.join(graph.names)}")
     if target.created_tables:
-        say(f"created orders, customers and business_leads in schema {get_settings().target_schema}")
+        *others, last = target.created_tables
+        say(f"created {', '.join(others) + ' and ' if others else ''}{last} in schema {get_settings().target_schema}")
     if target.adopted_orders:
         say(f"indexed {target.adopted_orders} orders that another system wrote to schema {get_settings().target_schema}")
+    if create_indexes:
+        built = index_building.create_indexes(get_engine(), get_settings(), say)
+        say(f"built {built} indexes" if built else "no index is missing")
+        return
+    with translated_errors(), get_engine().connect() as connection:
+        missing = find_index_work(connection, get_settings())
+    for work in missing:
+        say(work.problem if work.is_buildable else work.says)
+        for statement in work.statements if work.is_buildable else ():
+            say(f"  {statement};")
+    if any(work.is_buildable for work in missing):
+        say("run these one by one as the owner of the tables, or run `etl init-db --create-indexes`; neither locks anybody out")
 
 
 def _running(state_dir: Path) -> StackAddresses:

@@ -42,15 +42,18 @@ def status_command(as_json: bool, watch: bool) -> None:
 
 def _collect() -> dict[str, Any]:
     """database 与 nats 是它们为什么不让做，None 是没有什么不对；一个不在，另一个照看。"""
-    from bridge.queue_depths import read_queue_depths
+    from bridge.operations.queue_depths import read_queue_depths
     from bridge.settings import get_bridge_settings
     from etl_assets.core.database_sync import get_engine
     from etl_assets.core.settings import get_settings
-    from etl_assets.services import readiness, reports
-    from etl_assets.services.troubles import recent_troubles
+    from etl_assets.ledger.troubles import recent_troubles, troubles_of_imports
+    from etl_assets.reports import readiness, reports
+    from etl_assets.reports.lookups import find_index_work
 
     settings = get_settings()
-    report: dict[str, Any] = dict.fromkeys(("database", "nats", *_TABLES, "unpublished_events", "set_aside_events", "waiting_events"))
+    report: dict[str, Any] = dict.fromkeys(
+        ("database", "nats", *_TABLES, "unpublished_events", "set_aside_events", "waiting_events", "scattered_orders", "indexes")
+    )
     try:
         with translated_errors(), get_engine().connect() as connection:
             report |= {
@@ -62,8 +65,10 @@ def _collect() -> dict[str, Any]:
                 "set_aside_events": reports.set_aside_events(connection)._asdict(),
                 "waiting_events": reports.count_waiting_events(connection, settings)._asdict(),
                 "troubles": [dict(row) for row in recent_troubles(connection)],
+                "scattered_orders": list(troubles_of_imports(connection, settings.target_schema)),
             }
             readiness.assert_usable(connection, settings.target_schema)
+            report["indexes"] = [work.says for work in find_index_work(connection, settings)]
     except (DatabaseUnavailableError, DatabaseRefusedError) as error:
         report["database"] = redact(str(error))
     try:
@@ -74,12 +79,16 @@ def _collect() -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from bridge.jetstream import LETTERS_FULL_REMEDY, NEARLY_FULL
+    from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY
+    from bridge.jetstream.streams import NEARLY_FULL
+    from etl_assets.intake.named_orders import SCATTERED_REMEDY
 
     if report["database"]:
         say(f"database: {report['database']}; events and tasks wait until that is mended\n")
     if report["nats"]:
         say(f"nats: {report['nats']}; events and tasks wait until it is back\n")
+    if report["indexes"]:
+        say(f"indexes: {len(report['indexes'])} are missing or INVALID, work grows with the tables; see `etl doctor`\n")
     for title in _TABLES:
         rows = report[title]
         if rows:
@@ -87,6 +96,8 @@ def _print(report: dict[str, Any]) -> None:
     for queue in report["queues"] or ():
         if (queue["full"] or 0) >= NEARLY_FULL * 100:
             say(f"{queue['queue']} is {queue['full']} % full: {LETTERS_FULL_REMEDY}")
+    for said in report["scattered_orders"] or ():
+        say(f"{said}: {SCATTERED_REMEDY}")
     if report["unpublished_events"]:
         say(f"{report['unpublished_events']} completion events are not published yet")
     if report["set_aside_events"] and report["set_aside_events"]["events"]:

@@ -41,8 +41,8 @@ def withdraw_command(import_id: UUID, yes: bool, dry_run: bool, no_wait: bool, t
     from etl_assets.core.database_errors import translated_errors
     from etl_assets.core.database_sync import get_engine
     from etl_assets.core.settings import get_settings
-    from etl_assets.services import withdrawal
-    from etl_assets.services.reports import import_progress
+    from etl_assets.intake import withdrawal
+    from etl_assets.reports.progress import import_progress
 
     engine, settings = get_engine(), get_settings()
     with translated_errors(), engine.begin() as connection:

@@ -16,18 +16,19 @@ from bridge.events import DataImportCompleted, publish_event_sync
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.imports.loading import ImportReport, import_file
 from bridge.imports.profile import Profile
+from etl_assets.core.etl_tables import rejected_rows
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import order_type_mappings, rejected_rows, target_tables
-from etl_assets.services.ledger import ASSETS
-from etl_assets.services.reports import import_progress
+from etl_assets.core.tables import order_type_mappings, target_tables
+from etl_assets.reports.progress import import_progress
 
+STAGE_COLUMNS = ["stage", "leads"]
 _TIMEOUT_SECONDS = 300.0
 _POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Summary:
-    """演示的结果：每个资产一行，商机每个阶段一行。"""
+    """演示的结果：每个资产一行，商机每个阶段一行（stage 与 leads）。"""
 
     assets: Sequence[dict[str, Any]]
     lead_stages: Sequence[dict[str, Any]]
@@ -70,10 +71,9 @@ def wait_for_imports(
 def summarize(engine: sa.Engine, settings: EtlSettings, completions: Sequence[tuple[str, dict[str, Any]]]) -> Summary:
     """表里的行数来自数据库；运行、天数与秒数来自完成事件（资产、事件内容）。"""
     tables = target_tables(settings.target_schema)
-    by_name = dict(zip(ASSETS, (tables.orders, tables.customers, tables.leads), strict=True))
     with engine.connect() as connection:
         rejected = connection.scalar(sa.select(sa.func.count()).select_from(rejected_rows))
-        counts = {name: connection.scalar(sa.select(sa.func.count()).select_from(table)) for name, table in by_name.items()}
+        counts = {name: connection.scalar(sa.select(sa.func.count()).select_from(table)) for name, table in tables.of_asset.items()}
         stages = connection.execute(
             sa.select(tables.leads.c.current_stage.label("stage"), sa.func.count().label("leads"))
             .group_by(tables.leads.c.current_stage)
@@ -81,13 +81,13 @@ def summarize(engine: sa.Engine, settings: EtlSettings, completions: Sequence[tu
         )
         lead_stages = [dict(row) for row in stages.mappings()]
     assets = []
-    for name in ASSETS:
+    for name, rows in counts.items():
         events = [event for asset, event in completions if asset == name and event["status"] != "failed"]
         assets.append(
             {
                 "asset": name,
-                "rows": counts[name],
-                "rejected": rejected if name == ASSETS[0] else 0,
+                "rows": rows,
+                "rejected": rejected if name == "orders" else 0,
                 "runs": len(events),
                 "days": sum(len(event["partitions"]) for event in events),
                 "seconds": round(sum(event["duration_seconds"] for event in events), 2),

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, ETL_COMPLETED
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, completed_asset
 
 EVENT_VERSION = "1.0"
 ENVELOPE_FIELDS = ("event_id", "event_version", "occurred_at", "status")
@@ -34,6 +34,8 @@ class DataImportCompleted(Event):
 
     status: str = "completed"
     import_id: UUID
+    allow_deletes: object = None
+    """只有 true 算数：收事件的从不因为它写成别的就拒收。"""
 
 
 class EtlCompleted(Event):
@@ -48,13 +50,16 @@ class EtlCompleted(Event):
     duration_seconds: float = 0.0
     error: str | None = None
     downstream: Literal["included", "pending"] = "pending"
+    installation: object = None
+    """谁发的：自己那套安装的不再要求一遍。"""
+    target: object = None
+    """写的是哪个 schema；没有的是旧系统的。"""
     part: int | None = None
     parts: int | None = None
 
 
-_TYPES: dict[str, type[Event]] = {DATA_IMPORT_COMPLETED: DataImportCompleted} | dict.fromkeys(ETL_COMPLETED.values(), EtlCompleted)
-
-
 def event_type(subject: str) -> type[Event]:
-    """这个主题的事件类型；不认识的主题只检查公共字段。"""
-    return _TYPES.get(subject, Event)
+    """发布到这个主题的事件类型；不认识的主题只检查公共字段。"""
+    if subject == DATA_IMPORT_COMPLETED:
+        return DataImportCompleted
+    return Event if completed_asset(subject) is None else EtlCompleted

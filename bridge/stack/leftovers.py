@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from etl_assets.core.child_process import ProcessIdentity, identify, send_signal, session_members
 from etl_assets.core.log import get_logger
-from etl_assets.core.private_folder import read_private_file, write_private_file
+from etl_assets.embedded.child_process import ProcessIdentity, identify, send_signal, session_members
+from etl_assets.embedded.private_folder import read_private_file, write_private_file
 
 _FILE_NAME = "pids.json"
 _TIMEOUT_SECONDS = 10

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from bridge.jetstream import JetStreamConnection
+from bridge.jetstream.connection import JetStreamConnection
 from bridge.settings import BridgeSettings
 from bridge.stack.addresses import StackAddresses, remove_addresses, write_addresses
 from bridge.stack.application import ApplicationPlan, ApplicationServices, application_services
@@ -30,14 +30,14 @@ from bridge.stack.dagster_home import (
 )
 from bridge.stack.embedded_nats import EmbeddedNats
 from bridge.stack.supervisor import Service, Supervisor
-from etl_assets.core.child_process import identify
 from etl_assets.core.database_sync import build_engine
-from etl_assets.core.embedded_postgres import EmbeddedPostgres
-from etl_assets.core.embedded_server import EmbeddedServer
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.log import get_logger
-from etl_assets.core.loopback_port import listen_on, reserve_port
 from etl_assets.core.settings import EtlSettings
+from etl_assets.embedded.child_process import identify
+from etl_assets.embedded.embedded_postgres import EmbeddedPostgres
+from etl_assets.embedded.embedded_server import EmbeddedServer
+from etl_assets.embedded.loopback_port import listen_on, reserve_port
 from etl_assets.migrations.upgrade import upgrade_database
 from etl_assets.services.target_schema import prepare_target
 

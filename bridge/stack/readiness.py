@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from etl_assets.core.loopback_port import accepts_connections
+from etl_assets.embedded.loopback_port import accepts_connections
 
 _READY_MESSAGE = "ready"
 

@@ -16,19 +16,19 @@ from typing import IO
 
 from bridge.stack.leftovers import forget_children, kill_leftovers, record_children
 from bridge.stack.readiness import Attempt, ReadinessCheck, started
-from etl_assets.core.child_log import open_log, read_last_line, rotate_log
-from etl_assets.core.child_process import ProcessIdentity, has_exited, identify, send_group_signal, send_signal
+from etl_assets.core.backoff import Backoff, failures_in_a_row
 from etl_assets.core.errors import EtlError, TransientError
 from etl_assets.core.log import get_logger
-from etl_assets.core.private_folder import FolderLock, create_private_folder
+from etl_assets.embedded.child_log import open_log, read_last_line, rotate_log
+from etl_assets.embedded.child_process import ProcessIdentity, has_exited, identify, send_group_signal, send_signal
+from etl_assets.embedded.private_folder import FolderLock, create_private_folder
 
 _TICK_SECONDS = 0.05
-_FIRST_BACKOFF_SECONDS = 0.2
-_LONGEST_BACKOFF_SECONDS = 30.0
-_LONGEST_ONCE_READY_SECONDS = 3.0  # 起来过的，多半是被杀的，或者在等数据库、NATS：久等只会让活儿没人做
+_RESTART = Backoff(first_seconds=0.2, longest_seconds=30.0)
+# 起来过的，多半是被杀的，或者在等数据库、NATS：久等只会让活儿没人做
+_RESTART_ONCE_READY = Backoff(first_seconds=0.2, longest_seconds=3.0)
 _CHECKUP_SECONDS = 2.0
 _SICK_CHECKUPS = 3  # 连着几次都坏才算：正在建一个流的 nats-server 有一瞬也说它坏了
-_STABLE_SECONDS = 60.0  # 活过这么久再死，算第一次
 _CRASH_LOOP = 3
 
 logger = get_logger(__name__)
@@ -135,7 +135,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """停下所有子进程，放开状态文件夹；可以多次调用。"""
-        if not self._lock.is_held:
+        if not self._lock.is_locked:
             return
         self._stopping.set()
         if self._thread.ident is not None:
@@ -201,16 +201,14 @@ class Supervisor:
 
     def _handle_death(self, child: _Child, attempt: Attempt) -> None:
         exit_code = self._bury(child, attempt)
-        if child.ready and time.monotonic() - child.launched_at > _STABLE_SECONDS:
-            child.failures = 0
+        lived_seconds = time.monotonic() - child.launched_at if child.ready else 0.0
         child.ready = False
-        self._back_off(child, read_last_line(attempt.log, attempt.log_start), exit_code=exit_code)
+        self._back_off(child, read_last_line(attempt.log, attempt.log_start), exit_code=exit_code, lived_seconds=lived_seconds)
 
-    def _back_off(self, child: _Child, last_words: str, *, exit_code: int | None) -> None:
-        longest_seconds = _LONGEST_ONCE_READY_SECONDS if child.was_ready else _LONGEST_BACKOFF_SECONDS
-        child.failures += 1
+    def _back_off(self, child: _Child, last_words: str, *, exit_code: int | None, lived_seconds: float = 0.0) -> None:
+        child.failures = failures_in_a_row(child.failures, lived_seconds=lived_seconds)
         child.last_words = last_words
-        delay = min(_FIRST_BACKOFF_SECONDS * 2 ** (child.failures - 1), longest_seconds)
+        delay = (_RESTART_ONCE_READY if child.was_ready else _RESTART).seconds(child.failures)
         child.not_before = time.monotonic() + delay
         report = logger.error if child.failures >= _CRASH_LOOP else logger.warning
         report(

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
+import psycopg
+import psycopg.errors
 import sqlalchemy as sa
 
-from etl_assets.core.errors import PermanentError
+from etl_assets.core.errors import DatabaseRefusedError, PermanentError
 from etl_assets.core.settings import EtlSettings
 
 
@@ -52,6 +54,30 @@ def contiguous_ranges(days: Iterable[date]) -> list[DayRange]:
         else:
             ranges.append(DayRange(day, day))
     return ranges
+
+
+_CLOCKS = "SELECT at, timezone(%s::text, at) FROM generate_series(now() - interval '1 year', now(), interval '1 month') AS at"
+
+
+def assert_same_zone(connection: psycopg.Connection[Any], settings: EtlSettings) -> None:
+    """ETL_TIMEZONE 在服务器与在 Python（Dagster 的分区）是不是同一个时区，看过去一年里各月的钟。
+
+    CET、MET 这样的名字，PostgreSQL 先当缩写，没有夏令时；时区数据太旧的也会不同。
+
+    :raises DatabaseRefusedError: 不是；日子会算错。
+    """
+    remedy = "name it by area and city, such as Europe/Berlin, and make the days again with `etl backfill`"
+    try:
+        clocks = connection.execute(_CLOCKS, [settings.timezone]).fetchall()
+    except psycopg.errors.InvalidParameterValue as error:
+        raise DatabaseRefusedError(f"PostgreSQL does not know ETL_TIMEZONE={settings.timezone}: {remedy}") from error
+    for at, of_server in clocks:
+        ours = at.astimezone(settings.zone).replace(tzinfo=None)
+        if ours != of_server:
+            raise DatabaseRefusedError(
+                f"ETL_TIMEZONE={settings.timezone} is another time zone to PostgreSQL ({at:%Y-%m-%d %H:%M} UTC is {of_server:%H:%M}) "
+                f"than to Python ({ours:%H:%M}): {remedy}; if it is such a name, update the time zone data of the older of the two"
+            )
 
 
 def local_day(timestamp: sa.ColumnElement[Any], timezone: str) -> sa.ColumnElement[Any]:

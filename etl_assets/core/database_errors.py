@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import builtins
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +14,15 @@ import psycopg
 import psycopg.errors
 import sqlalchemy as sa
 
-from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, EtlError, PermanentError, TransientError
+from etl_assets.core.errors import (
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    EtlError,
+    PermanentError,
+    StatementTimeoutError,
+    TransientError,
+)
 from etl_assets.core.log import RepeatedWarning, get_logger
-
-# 别的库里叫 Error、JSONDecodeError 的也从 OSError 来：只认内建的与 socket、ssl 的；SQLAlchemy 的 TimeoutError 也是这个名字
-_OF_SYSTEM = frozenset(name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, OSError))
-_OF_SYSTEM |= {"gaierror", "herror", "SSLError"}
 
 DATABASE_ERRORS = (sa.exc.DBAPIError, sa.exc.TimeoutError, psycopg.Error)
 """没有人翻译过的：SQLAlchemy 的、它的连接池的、驱动的。"""
@@ -53,7 +55,7 @@ _LOST = Decision(
 )
 _UNREACHABLE = Decision(DatabaseUnavailableError, "cannot reach the PostgreSQL of {url}, nothing was written; check that it is up")
 _CONFLICT = Decision(TransientError, "other runs were in the way every time, nothing was written")
-_TOO_LONG = Decision(EtlError, "a statement ran longer than ETL_STATEMENT_TIMEOUT_SECONDS or was cancelled")
+_TOO_LONG = Decision(StatementTimeoutError, "a statement ran longer than ETL_STATEMENT_TIMEOUT_SECONDS or was cancelled")
 _CONTENT = Decision(PermanentError, "PostgreSQL refused the data, nothing was written")
 _EXHAUSTED = Decision(TransientError, "PostgreSQL is out of resources, free some and the run will succeed")
 _TABLES = Decision(DatabaseRefusedError, "the tables differ from the contract, run {init} or correct them")
@@ -74,6 +76,7 @@ READ_ONLY = _READ_ONLY.format(url=_OF_ETL.url)
 DECISIONS: Mapping[str, Decision] = {
     "08": _LOST,
     "22": _CONTENT,
+    "22023": Decision(DatabaseRefusedError, "PostgreSQL does not know a value of our settings (ETL_TIMEZONE?), correct it"),
     "23": _CONTENT,
     "25": Decision(TransientError, "the transaction was not in the state that the statement needs, nothing was written"),
     "25006": Decision(DatabaseRefusedError, _READ_ONLY),
@@ -94,7 +97,7 @@ DECISIONS: Mapping[str, Decision] = {
         PermanentError, "PostgreSQL cannot hold a value that is so large, nothing was written; shorten the value, or drop the index"
     ),
     "55": Decision(TransientError, "something in PostgreSQL is in use or not ready, nothing was written"),
-    "55P03": Decision(TransientError, "another run holds the rows for longer than ETL_LOCK_TIMEOUT_SECONDS"),
+    "55P03": Decision(TransientError, "another run or person holds the rows for longer than ETL_LOCK_TIMEOUT_SECONDS"),
     "57": _LOST,
     "57014": _TOO_LONG,
     "57P04": _NO_DATABASE,
@@ -166,18 +169,6 @@ def fault_of(error: BaseException) -> EtlError | None:
     return fault_of(error.__cause__) if error.__cause__ is not None else None
 
 
-def kind_named(class_name: str, message: str) -> type[EtlError] | None:
-    """只剩类名与消息的错误（Dagster 存下的）归哪一类：它的存储的与操作系统的；别的是 None。"""
-    if class_name in _OF_SYSTEM:
-        return TransientError
-    if class_name not in _names_below(sa.exc.DBAPIError):
-        return None
-    named = re.search(r"\(psycopg2?\.(?:errors\.)?(\w+)\)", message)
-    driver = getattr(psycopg.errors, named[1] if named else class_name, psycopg.Error)
-    kind = _decide(driver(message)).kind
-    return EtlError if kind is PermanentError else kind  # 那些行不是哪一天的内容
-
-
 def say_refused(error: DatabaseRefusedError) -> None:
     """一个进程的各部分都撞上同一堵墙，各说各的表：同一个办法合起来一分钟一句。"""
     _refused.say(str(error).partition(": ")[0], error=str(error))
@@ -210,7 +201,3 @@ def _decide_without_sqlstate(cause: BaseException) -> Decision:
 def _is_of_database(error: BaseException) -> bool:
     """psycopg2 不导入：它的错误都带 pgcode。"""
     return isinstance(error, DATABASE_ERRORS) or hasattr(error, "pgcode")
-
-
-def _names_below(base: type[BaseException]) -> set[str]:
-    return {base.__name__}.union(*(_names_below(kind) for kind in base.__subclasses__()))

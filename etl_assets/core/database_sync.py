@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import sqlalchemy as sa
 
+from etl_assets.core.business_day import assert_same_zone
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.interruption import make_interruptible
 from etl_assets.core.settings import EtlSettings, get_settings
@@ -27,6 +30,14 @@ _STAGED_BYTES = "staged_bytes"
 MAX_IDLE_STAGED_BYTES = 1 << 20
 _engines: dict[int, sa.Engine] = {}
 
+RELIED_ON = {
+    "client_encoding": "UTF8",  # COPY 的字节不经驱动换码
+    "datestyle": "ISO",  # Polars 与驱动只读得懂它
+    "timezone": "UTC",
+    # 先锁后读：更高的级别里快照早在等锁之前，两个工人会领走同样的日子
+    "default_transaction_isolation": "read committed",
+}
+
 
 def normalize_url(url: str) -> sa.URL:
     """接受 postgres://、postgresql://、postgresql+psycopg:// 的写法，统一成 psycopg 3 驱动。"""
@@ -41,23 +52,28 @@ def normalize_url(url: str) -> sa.URL:
 
 
 def build_engine(settings: EtlSettings, *, longest_wait_seconds: float | None = None) -> sa.Engine:
-    """按设置建引擎（不连接）。会话时区固定为 UTC，超时由设置给出。
+    """按设置建引擎（不连接）。超时由设置给出；代码靠着的会话设置都写明，角色或数据库上 ALTER … SET 的别的值不算数。
 
-    :param longest_wait_seconds: 一条语句没有回音，至多等这么久；None 就等到服务器早该放弃了它。
+    头一次连上时问服务器 ETL_TIMEZONE 是什么：监听器、工人、运行与命令，谁也不会按另一个时区写下一天。
+
+    :param longest_wait_seconds: 一条语句至多等这么久，哪怕服务器还在做：只用于做两次也无妨的。None 就看服务器怎么说。
     """
     if not settings.database_url:
         raise SettingsError("ETL_DATABASE_URL is not set: start the stack with `etl up`, or set it to your PostgreSQL")
-    # 值里不能有空格：同一串要能放进 libpq 的 options
-    options = " ".join(
-        f"-c{name}={value}"
-        for name, value in {
-            "timezone": "UTC",
+    options = session_options(
+        RELIED_ON
+        | {
+            "extra_float_digits": "1",  # COPY 读出的浮点数一位不少
+            "array_nulls": "on",  # 驱动写的数组里，NULL 就是 NULL
+            "quote_all_identifiers": "off",  # 表的约定按 format_type 写出的类型名核对
+            "standard_conforming_strings": "on",  # DDL 里引用的文字，反斜杠就是反斜杠
+            "random_page_cost": "1.1",  # 缺省的 4 当每次查找都要转一次磁盘：几百个客户就宁可把整张索引表读一遍
             "work_mem": "64MB",  # 一百万行的排序与散列留在内存里：4MB 时客户 ETL 慢五分之一
             "plan_cache_mode": "force_custom_plan",  # 临时表一次空、一次百万行：照空表定的计划不能留着用
             "statement_timeout": f"{settings.statement_timeout_seconds}s",
             "lock_timeout": f"{settings.lock_timeout_seconds}s",
             "idle_in_transaction_session_timeout": f"{settings.idle_transaction_timeout_seconds}s",
-        }.items()
+        }
     )
     url = normalize_url(settings.database_url)
     engine = sa.create_engine(
@@ -71,12 +87,19 @@ def build_engine(settings: EtlSettings, *, longest_wait_seconds: float | None = 
             "connect_timeout": settings.connect_timeout_seconds,
         },
     )
-    SilenceWatch(engine, limit_seconds=longest_wait_seconds or settings.statement_timeout_seconds + _GRACE_SECONDS)
+    limit_seconds = longest_wait_seconds or settings.statement_timeout_seconds + _GRACE_SECONDS
+    SilenceWatch(engine, limit_seconds=limit_seconds, is_hasty=longest_wait_seconds is not None)
+    _refuse_another_zone(engine, settings)
     ping_idle_connections(engine)
     replace_read_only_sessions(engine)
     make_interruptible(engine)
     _discard_temp_tables(engine)  # 在它之后：归还的连接不再属于哪个运行，取消不会落在这里
     return engine
+
+
+def session_options(values: Mapping[str, str]) -> str:
+    """libpq 的 options：连上时就这样设，盖过角色与数据库上的。"""
+    return " ".join(f"-c{name}={value}".replace(" ", "\\ ") for name, value in values.items())
 
 
 def execute_compiled(connection: sa.Connection, statement: sa.Insert, parameters: Mapping[str, object]) -> sa.CursorResult[Any]:
@@ -88,14 +111,70 @@ def execute_compiled(connection: sa.Connection, statement: sa.Insert, parameters
     return connection.exec_driver_sql(str(compiled), compiled.construct_params(dict(parameters)))
 
 
-@lru_cache(maxsize=32)
-def _compile(statement: sa.Insert, dialect: sa.Dialect) -> sa.Compiled:
+@lru_cache(maxsize=256)
+def _compile(statement: sa.ClauseElement, dialect: sa.Dialect) -> sa.Compiled:
     return statement.compile(dialect=dialect)
+
+
+def autocommitting(engine: sa.Engine) -> AbstractContextManager[sa.Connection]:
+    """给只发一条语句的：它自己就是一个事务，BEGIN 与 COMMIT 各是一次往返。"""
+    return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+
+
+def execute_together(
+    connection: sa.Connection, *statements: sa.ClauseElement | str, parameters: Mapping[str, object]
+) -> list[Sequence[tuple[Any, ...]]]:
+    """几条语句一次往返，各给出自己的行；后一条看得见前一条等锁期间别人提交的。不在事务里时，它们合起来是一个。
+
+    协议里一条消息装几条语句时带不了参数，所以参数由驱动在这一边绑定，与 COPY 一样。
+
+    :param statements: 留着的同样几个对象，只编译一次；文字是没有参数的，照发。
+    """
+    driver: Any = connection.connection.driver_connection
+
+    def bind(statement: sa.ClauseElement | str) -> str:
+        if isinstance(statement, str):
+            return statement
+        compiled = _compile(statement, connection.dialect)
+        return cursor.mogrify(str(compiled), compiled.construct_params(_of(compiled, parameters)))
+
+    with psycopg.ClientCursor(driver) as cursor:
+        message = "; ".join(map(bind, statements))
+        # 像 SQLAlchemy 自己执行时那样：先问听着的（取消、测试），错误由它认出断开与只读的会话
+        for listen in connection.dispatch.before_cursor_execute:
+            listen(connection, cursor, message, {}, None, False)
+        try:
+            cursor.execute(message.encode())
+        except psycopg.Error as error:
+            connection._handle_dbapi_exception(error, message, None, None, None)
+        found = [_rows(cursor)]
+        while cursor.nextset():
+            found.append(_rows(cursor))
+    return found
+
+
+def _of(compiled: sa.Compiled, parameters: Mapping[str, object]) -> dict[str, object]:
+    return {name: parameters[name] for name in compiled.params if name in parameters}
+
+
+def _rows(cursor: psycopg.Cursor[Any]) -> Sequence[tuple[Any, ...]]:
+    return cursor.fetchall() if cursor.description is not None else ()
 
 
 def note_staged(connection: sa.Connection, size_bytes: int) -> None:
     """这个连接的临时表又装了这么多：攒多了，还给连接池时扔掉它们，不让闲着的连接占着磁盘。"""
     connection.info[_STAGED_BYTES] = connection.info.get(_STAGED_BYTES, 0) + size_bytes
+
+
+def _refuse_another_zone(engine: sa.Engine, settings: EtlSettings) -> None:
+    @sa.event.listens_for(engine, "first_connect")
+    def _look(connection: Any, _record: Any) -> None:
+        try:
+            assert_same_zone(connection, settings)
+            connection.rollback()
+        except Exception:
+            connection.close()
+            raise
 
 
 def _discard_temp_tables(engine: sa.Engine) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+FailureKind = Literal["transient", "refused", "permanent", "unknown"]
+"""refused 也是 transient 的一种：数据库在，却不让做。"""
 
 _SHOWN_DEVIATIONS = 5
+_SHOWN_SHOPS = 5
 
 
 class EtlError(Exception):
@@ -14,17 +19,30 @@ class EtlError(Exception):
     不属于下面两类的是说不准的：重试几次，还不成就要人来看。
     """
 
+    kind: ClassVar[FailureKind] = "unknown"
+    """是谁的错、重试有没有用；随着错误走，也写进 Dagster 记下的失败里。"""
+
 
 class TransientError(EtlError):
     """原因在外面，它过去了就会成功：数据库暂时不在、锁等待超时、磁盘满了、缺表缺权限；一直重试，不计次数。"""
+
+    kind: ClassVar[FailureKind] = "transient"
+
+
+class StatementTimeoutError(EtlError):
+    """一条语句超过了时限，或被人取消：可能就是太大了，小一些会成。"""
 
 
 class PermanentError(EtlError):
     """重试没有用，要人来改：设置错、数据违约。"""
 
+    kind: ClassVar[FailureKind] = "permanent"
+
 
 class SettingsError(PermanentError):
-    """某个 ETL_* 设置的值不可用；消息含变量名、收到的值、允许的值。"""
+    """某个 ETL_* 设置的值不可用；消息含变量名、收到的值、允许的值。命令遇到就结束，但不是哪个事件、任务、日子的错。"""
+
+    kind: ClassVar[FailureKind] = "transient"
 
 
 class DatabaseUnavailableError(TransientError):
@@ -33,6 +51,8 @@ class DatabaseUnavailableError(TransientError):
 
 class DatabaseRefusedError(TransientError):
     """PostgreSQL 在，却不让我们做：缺表、缺权限、只读、口令不对、文件坏了。要人来改，改好就自己接着做。"""
+
+    kind: ClassVar[FailureKind] = "refused"
 
 
 @dataclass(frozen=True)
@@ -61,16 +81,24 @@ class TableContractError(DatabaseRefusedError):
 
 
 class TooManyDeletesError(PermanentError):
-    """一次运行要删除的订单超过 ETL_MAX_DELETE_SHARE，而没有人明确允许。"""
+    """一次运行要删除的订单超过 ETL_MAX_DELETE_SHARE，或只因店铺改了名才要删，而没有人明确允许。"""
 
-    def __init__(self, *, deletes: int, orders: int, first_day: str, last_day: str) -> None:
+    def __init__(self, *, deletes: int, orders: int, first_day: str, last_day: str, vanished_shops: Sequence[str] = ()) -> None:
         self.deletes = deletes
         self.orders = orders
         self.first_day = first_day
         self.last_day = last_day
+        self.vanished_shops = tuple(vanished_shops)
+        shown = ", ".join(map(repr, self.vanished_shops[:_SHOWN_SHOPS]))
+        more = len(self.vanished_shops) - _SHOWN_SHOPS
+        why = (
+            f"shop_configs no longer knows {shown}{f' and {more} more shops' if more > 0 else ''}, whose raw rows are still in scope; "
+            "name it there again, or"
+            if self.vanished_shops
+            else "more than ETL_MAX_DELETE_SHARE allows;"
+        )
         super().__init__(
-            f"refusing to delete {deletes} of {orders} orders of {first_day}..{last_day}: more than "
-            "ETL_MAX_DELETE_SHARE allows (was a shop renamed in shop_configs?); if it is meant, run "
+            f"refusing to delete {deletes} of {orders} orders of {first_day}..{last_day}: {why} if it is meant, run "
             f"`etl backfill --from {first_day} --to {last_day} --allow-deletes`"
         )
 

@@ -24,11 +24,19 @@ class EtlSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ETL_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     database_url: str = Field(default="", repr=False, description="SQLAlchemy or libpq URL of the PostgreSQL that holds raw_orders")
-    target_schema: str = Field(default="public", min_length=1, max_length=63, description="schema of orders, customers, business_leads")
+    target_schema: str = Field(
+        default="public",
+        min_length=1,
+        max_length=63,
+        description="schema of the result tables: orders, customers, business_leads and what else there is",
+    )
     rollout: Annotated[int | tuple[str, ...], NoDecode] = Field(default=100, description="percent of the customers, or names of shops")
     timezone: str = Field(default="Asia/Shanghai", description="IANA time zone of the business day")
     partitions_start: date = Field(default=date(2000, 1, 1), ge=date(1900, 1, 1), description="first daily partition")
-    cancelled_statuses: StatusList = ("cancelled", "canceled", "closed", "refunded", "已取消", "已关闭", "已退款")
+    cancelled_statuses: StatusList = (
+        *("cancelled", "canceled", "closed", "refunded", "已取消", "已关闭", "已退款"),
+        *("交易关闭", "交易取消", "退款成功", "voided", "wc-cancelled", "wc-refunded"),  # 各平台自己的叫法
+    )
     completed_statuses: StatusList = ("completed", "delivered", "交易成功", "已完成")
     cold_after_days: int = Field(default=90, ge=1, le=36500)
     max_delete_share: float = Field(default=0.2, ge=0, le=1)

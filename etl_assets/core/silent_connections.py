@@ -52,8 +52,8 @@ FROM unnest(%(pids)s::int[], %(ages)s::float8[]) AS own (pid, age) {join} JOIN p
 """
 # 连自己的 pid 也对不上，就是中间有连接池：它给的 pid 都不是真的，什么也问不出来
 _ASK = f"""
-SELECT own.pid {_SESSIONS.format(join="LEFT")}
-WHERE (session.pid IS NULL OR session.wait_event_type = 'Client') AND pg_backend_pid() = %(own_pid)s
+SELECT own.pid, session.pid IS NULL OR session.wait_event_type = 'Client' {_SESSIONS.format(join="LEFT")}
+WHERE pg_backend_pid() = %(own_pid)s
 """
 # 服务器还在等我们，占着锁，要到 idle_in_transaction_session_timeout 才会自己走
 _END = f"SELECT pg_terminate_backend(own.pid) {_SESSIONS.format(join='')}"
@@ -71,10 +71,13 @@ class WatchedConnection(psycopg.Connection[Any]):
     """看得出有没有线程正等在驱动里：COPY 中途停下来准备下一块的客户端，libpq 也说它忙。"""
 
     is_waiting = False
+    waits = 0
+    """等过几次：没有变，就没有人用过它。"""
 
     def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
         """COPY 读出的每一行都经过这里：抛错时不收尾也不要紧，那时 libpq 不忙了。"""
         self.is_waiting = True
+        self.waits += 1
         result = _wait(self, gen, interval, timeout)
         self.is_waiting = False
         return result
@@ -95,11 +98,15 @@ class _Wait:
 class SilenceWatch:
     """一个引擎的守望者；psycopg 3 与 psycopg2 的引擎都行。有连接时才有它的线程。
 
-    :param limit_seconds: 等了这么久，不问服务器也切断。
+    :param limit_seconds: 等了这么久，这么久什么也问不出来（没有回答，或者中间有连接池），就切断。服务器说在等锁、在做的，等多久
+        都不切断：它照样做下去，再做一次就是两次。
+    :param is_hasty: 等了 limit_seconds 就切断，不管服务器怎么说：里面的语句做两次也无妨。
     """
 
-    def __init__(self, engine: sa.Engine, *, limit_seconds: float) -> None:
+    def __init__(self, engine: sa.Engine, *, limit_seconds: float, is_hasty: bool = False) -> None:
         self._limit_seconds = limit_seconds
+        self._is_hasty = is_hasty
+        self._answered_at = float("-inf")
         self._errors = engine.dialect.loaded_dbapi.Error
         self._connected_at: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         self._waits: dict[Any, _Wait] = {}
@@ -157,9 +164,13 @@ class SilenceWatch:
         }
         late = {record: wait for record, wait in self._waits.items() if now - wait.since > self._limit_seconds}
         quiet = {record: wait for record, wait in self._waits.items() if now - wait.since > PATIENCE_SECONDS and record not in late}
-        self._cut(late.values())
-        if quiet:
-            self._ask(quiet)
+        if self._is_hasty:
+            self._cut(late.values())
+            late = {}
+        if quiet or late:
+            self._ask({**quiet, **late})
+        if time.monotonic() - self._answered_at > self._limit_seconds:
+            self._cut([wait for record, wait in late.items() if self._is_same(record, wait)])
 
     def _wait_on(self, connection: Any, now: float) -> _Wait | None:
         """有线程正等在这条连接上；不是 Linux 的 TCP 连接看不出来，也是 None。"""
@@ -170,6 +181,10 @@ class SilenceWatch:
         with suppress(OSError, self._errors), _socket_of(connection) as own:
             return _Wait(connection, own.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _MOVED.stop)[_MOVED], now)
         return None
+
+    def _is_same(self, record: Any, wait: _Wait) -> bool:
+        """问着的时候它没有动。"""
+        return wait.is_still(self._wait_on(record.dbapi_connection, 0))
 
     def _ask(self, waits: Mapping[Any, _Wait]) -> None:
         """在一条新的连接上问服务器；问不到就下一眼再问。"""
@@ -185,15 +200,13 @@ class SilenceWatch:
         with closing(probe.cursor()) as cursor:
             asked = {"pids": list(pids.values()), "ages": list(ages.values())}
             cursor.execute(_ASK, {"own_pid": probe.info.backend_pid, **asked})
-            silent_pids = {pid for (pid,) in cursor.fetchall()}
-            if not silent_pids:
+            is_silent = dict(cursor.fetchall())
+            if is_silent:
+                self._answered_at = time.monotonic()
+            if not any(is_silent.values()):
                 return
             time.sleep(LAST_CHANCE_SECONDS)
-            silent = {
-                record: wait
-                for record, wait in waits.items()
-                if pids[record] in silent_pids and wait.is_still(self._wait_on(record.dbapi_connection, 0))
-            }
+            silent = {record: wait for record, wait in waits.items() if is_silent[pids[record]] and self._is_same(record, wait)}
             try:
                 cursor.execute(_END, {"pids": [pids[record] for record in silent], "ages": [ages[record] for record in silent]})
             finally:

@@ -10,6 +10,9 @@ WHITE_SPACE = (
     "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
 
+MAX_TEXT_LENGTH = 500
+"""订单号与客户名最长的字数；再长的行拒收。"""
+
 
 def storable(text: str) -> str:
     """PostgreSQL 存得下的文字：NUL 与半个代理对换掉。错误的消息里什么都可能有。"""

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import polars as pl
 import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
-from etl_assets.services.batch import transform_batches, write_batches
+from etl_assets.core.tables import touched
+from etl_assets.services.batch import transform_batches
 from etl_assets.services.customer_keys import nickname_of_key
-from etl_assets.services.customer_orders import lock_customers_at_hand, read_customer_ids, read_customer_orders
+from etl_assets.services.customer_orders import Computed, compute_in_bites, read_customer_ids, read_customer_orders
 from etl_assets.services.figures import FIGURES, aggregate_figures, total_amount, zero_figures
-from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
-from etl_assets.services.order_index import consume_marks
-from etl_assets.services.people import touched
+from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction
+from etl_assets.services.people import give_way
 from etl_assets.services.vectorized_queries import Upsert, WriteCounts, upsert_frame
 
 CUSTOMER_UPSERT = Upsert(key=("customer_key",), insert_only=("customer_global_id",), touch="updated_at")
 
 
-@retry_conflicts
 def materialize_customers(engine: sa.Engine, settings: EtlSettings, days: DayRange, run: RunContext) -> AssetReport:
     """让这些天有订单的客户与全部陈旧的客户都正确。"""
-    with data_transaction(engine, settings, asset="customers", days=days, run=run) as transaction:
-        at_hand = lock_customers_at_hand(transaction)
-        written = write_batches(at_hand.batches, lambda number: write_customers(transaction, at_hand.batch(number)))
-        consume_marks(transaction.connection, transaction.tables, at_hand.marks)
-        return transaction.complete(at_hand.revisions, written=written)
+    begin = partial(data_transaction, engine, settings, asset="customers", days=days, run=run)
+    return compute_in_bites(begin, write=write_customers, complete=complete)
 
 
-def write_customers(transaction: DataTransaction, at_hand: sa.FromClause) -> WriteCounts:
-    """读、算、写一批客户。"""
-    known = read_customer_ids(transaction, at_hand)
+def complete(transaction: DataTransaction, computed: Computed) -> AssetReport:
+    return transaction.complete(computed.revisions, scope=computed.scope, written=computed.written)
+
+
+def write_customers(transaction: DataTransaction, at_hand: sa.Table, known: pl.DataFrame) -> WriteCounts:
+    """读、算、写锁住的客户。"""
     customers = transform_batches(read_customer_orders(transaction, at_hand), lambda orders: transform(orders, known))
     return load(transaction, customers, known, at_hand)
 
@@ -76,7 +77,7 @@ def transform_orderless(known: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def load(transaction: DataTransaction, customers: pl.DataFrame, known: pl.DataFrame, at_hand: sa.FromClause) -> WriteCounts:
+def load(transaction: DataTransaction, customers: pl.DataFrame, known: pl.DataFrame, at_hand: sa.Table) -> WriteCounts:
     """写有订单的客户；没有订单的连同没人碰过的商机一起删去，删不掉的归零。"""
     connection, table = transaction.connection, transaction.tables.customers
     written = upsert_frame(connection, customers, table, CUSTOMER_UPSERT)
@@ -84,6 +85,7 @@ def load(transaction: DataTransaction, customers: pl.DataFrame, known: pl.DataFr
     if orderless.is_empty():
         return written
     deleted = delete_untouched(transaction, orderless)
+    # 删过之后再读一遍：还在的，是人碰过商机、删不掉的
     remaining = read_customer_ids(transaction, at_hand).join(orderless, on="customer_key", how="semi").filter("is_known")
     return written + deleted + upsert_frame(connection, transform_orderless(remaining), table, CUSTOMER_UPSERT)
 
@@ -96,7 +98,9 @@ def delete_untouched(transaction: DataTransaction, orderless: pl.DataFrame) -> W
     customers, leads = transaction.tables.customers, transaction.tables.leads
     ids = sa.cast(orderless["customer_global_id"].to_list(), sa.ARRAY(sa.Uuid))
     theirs = leads.c.customer_global_id == sa.any_(ids)
-    transaction.connection.execute(sa.delete(leads).where(theirs, ~touched(leads)))
+    gone = sa.select(leads.c.lead_id).where(theirs, ~touched(leads)).with_for_update(nowait=True).cte("gone")
+    delete = sa.delete(leads).where(leads.c.lead_id == gone.c.lead_id, ~touched(leads))
+    give_way(transaction.connection, transaction.settings, lambda: transaction.connection.execute(delete))
     has_leads = sa.select(leads.c.lead_id).where(leads.c.customer_global_id == customers.c.customer_global_id).exists()
     deleted = transaction.connection.execute(sa.delete(customers).where(customers.c.customer_global_id == sa.any_(ids), ~has_leads))
     return WriteCounts(deleted=deleted.rowcount)

@@ -1,24 +1,15 @@
 """leads 资产（表 business_leads）。"""
 
-from dagster import AssetExecutionContext, MaterializeResult, ResourceParam, asset
+from dagster import AssetExecutionContext, MaterializeResult, ResourceParam
 
-from etl_assets.asset_runs import materialize, result_of
-from etl_assets.core.settings import get_settings
 from etl_assets.leads.etl import materialize_leads
-from etl_assets.partitions import FRESH_DAILY, OWNER, RANGE_RUNS, daily_partitions
-from etl_assets.resources import EtlDatabase
-from etl_assets.table_metadata import table_metadata
+from etl_assets.orchestration.asset_runs import materialize, result_of
+from etl_assets.orchestration.daily_asset import daily_asset
+from etl_assets.orchestration.resources import EtlDatabase
 
 
-@asset(
-    partitions_def=daily_partitions(get_settings()),
-    backfill_policy=RANGE_RUNS,
+@daily_asset(
     deps=["customers"],
-    group_name="etl",
-    owners=[OWNER],
-    metadata=table_metadata("leads", get_settings().target_schema),
-    freshness_policy=FRESH_DAILY,
-    kinds={"polars", "postgres"},
     description="One row per lead (商机) of the same customers: which orders belong together, and how far the deal has come.",
 )
 def leads(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> MaterializeResult[None]:

@@ -2,75 +2,61 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
-from functools import lru_cache
+from datetime import date
+from functools import lru_cache, partial
 from typing import Any
 
 import polars as pl
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.database_sync import execute_compiled
+from etl_assets.core.etl_tables import order_index
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import TargetTables, cold_sweeps
+from etl_assets.core.tables import TargetTables, closed_by_person, touched
+from etl_assets.leads.cold_sweep import complete_if_swept, lock_sweep, sweep_cold
 from etl_assets.leads.dealing import deal_orders
-from etl_assets.services.batch import transform_batches, write_batches
+from etl_assets.services.batch import transform_batches
 from etl_assets.services.customer_keys import with_lead_ids
-from etl_assets.services.customer_orders import lock_customers_at_hand, read_customer_ids, read_customer_orders
+from etl_assets.services.customer_orders import Computed, compute_in_bites, read_customer_orders
 from etl_assets.services.figures import FIGURES, aggregate_figures
-from etl_assets.services.locks import lock_cold_stages
-from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
-from etl_assets.services.order_index import consume_marks
-from etl_assets.services.people import PROTECTED_COLUMNS, closed_by_person, touched
-from etl_assets.services.rollout import Share
-from etl_assets.services.vectorized_queries import Upsert, WriteCounts, read_frame, release_staging, stage_frame, upsert_staged
+from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction
+from etl_assets.services.order_index import insert_marks, of_customer
+from etl_assets.services.people import PROTECTED_COLUMNS, give_way_together
+from etl_assets.services.vectorized_queries import Upsert, WriteCounts, read_frame, release_staging, sized, stage_frame, upsert_text
 
 LEAD_UPSERT = Upsert(key=("customer_global_id", "lead_no"), insert_only=("lead_id",), protected=PROTECTED_COLUMNS, touch="updated_at")
 
 
-@retry_conflicts
 def materialize_leads(engine: sa.Engine, settings: EtlSettings, days: DayRange, run: RunContext) -> AssetReport:
     """让同样那些客户的商机正确，并按最新的业务日清扫全部未关闭的商机。
 
-    表里的 OPEN 与 COLD 总是按 `etl.cold_sweeps` 里的那一天判的。最新的业务日没有变，一个事务就够；变了，
-    第二个事务独占地改那一天、把全部商机重判一遍。写商机的事务从不等独占的锁，所以不会与清扫互相等。
-    台账与完成事件写在最后的事务，所以两步之间崩溃时这些天仍然到期。
+    写商机时按 `etl.cold_sweeps` 里的那一天判 OPEN 与 COLD。最新的业务日没有变，别人的商机就都还对，台账接着就记下；
+    变了，先清扫，台账记在清扫的最后一个事务，所以死在半途时这些天仍然到期。
     """
-    with data_transaction(engine, settings, asset="leads", days=days, run=run) as transaction:
-        started_at = transaction.started_at
-        at_hand = lock_customers_at_hand(transaction)
-        written = write_batches(at_hand.batches, lambda number: write_leads(transaction, at_hand.batch(number)))
-        consume_marks(transaction.connection, transaction.tables, at_hand.marks)
-        lock_cold_stages(transaction.connection, transaction.target, exclusive=False)
-        last_warm = read_last_warm_day(transaction)
-        if read_sweep(transaction) == (last_warm, str(settings.rollout)):
-            swept = judge_stages(transaction, last_warm, skip_locked=True)
-            return transaction.complete(at_hand.revisions, written=written + WriteCounts(updated=swept))
-    with data_transaction(engine, settings, asset="leads", days=days, run=run, started_at=started_at) as transaction:
-        swept = sweep_cold(transaction)
-        return transaction.complete(at_hand.revisions, written=written + WriteCounts(updated=swept))
+    begin = partial(data_transaction, engine, settings, asset="leads", days=days, run=run)
+    done = compute_in_bites(begin, write=write_leads, complete=complete_if_swept)
+    return sweep_cold(begin, settings, done) if isinstance(done, Computed) else done
 
 
-def write_leads(transaction: DataTransaction, at_hand: sa.FromClause) -> WriteCounts:
-    """读、算、写一批客户的商机。"""
-    customer_ids = read_customer_ids(transaction, at_hand).drop("is_known")
+def write_leads(transaction: DataTransaction, at_hand: sa.Table, known: pl.DataFrame) -> WriteCounts:
+    """读、算、写锁住的客户的商机。"""
+    customer_ids = known.drop("is_known")
     customers = stage_frame(transaction.connection, customer_ids, name="customer_ids", like=transaction.tables.customers)
-    people = read_people(transaction, customers)
-    held = transform_batches(read_customer_orders(transaction, at_hand), lambda orders: hold_orders(orders, people))
-    lock_cold_stages(transaction.connection, transaction.target, exclusive=False)
-    swept_day, _ = read_sweep(transaction)
-    written = load(transaction, transform(held, customer_ids, people, swept_day), customers)
+    people = read_people(transaction, customers, customer_ids.height)
+    summarized = transform_batches(read_customer_orders(transaction, at_hand), lambda orders: summarize_leads(orders, people))
+    # 读完订单才锁：清扫的人等着它，读一个大客户的订单却要很久
+    sweep, _ = lock_sweep(transaction)
+    written = load(transaction, transform(summarized, customer_ids, people, sweep.last_warm_day), customers, customer_ids.height)
     release_staging(transaction.connection, customers)
     return written
 
 
-def read_people(transaction: DataTransaction, customers: sa.Table) -> pl.DataFrame:
-    """一行一个人碰过的商机；people_closed_at 只有人关闭的才有值。
+def read_people(transaction: DataTransaction, customers: sa.Table, customer_count: int) -> pl.DataFrame:
+    """一行一个人碰过的、有编号的商机；people_closed_at 只有人关闭的才有值。
 
     无穷大的 closed_at 夹进 Polars 装得下的年份：与订单时刻比较的结果不变，而它只读不写。
     """
-    return read_frame(transaction.connection, _people(transaction.tables.leads, customers))
+    return read_frame(transaction.connection, _people(transaction.tables.leads, customers), {"rows": customer_count})
 
 
 @lru_cache(maxsize=16)
@@ -78,15 +64,15 @@ def _people(leads: sa.Table, customers: sa.Table) -> sa.Select[Any]:
     earliest = sa.cast("0002-01-01 00:00:00+00", sa.TIMESTAMP(timezone=True))
     latest = sa.cast("9998-01-01 00:00:00+00", sa.TIMESTAMP(timezone=True))
     clamped = sa.func.least(sa.func.greatest(leads.c.closed_at, earliest), latest, type_=leads.c.closed_at.type)
-    closed = closed_by_person(leads)
+    closed, theirs = closed_by_person(leads), sized(customers)
     return (
-        sa.select(customers.c.customer_key, leads.c.lead_no, sa.case((closed, clamped)).label("people_closed_at"))
-        .join(leads, leads.c.customer_global_id == customers.c.customer_global_id)
-        .where(touched(leads))
+        sa.select(theirs.c.customer_key, leads.c.lead_no, sa.case((closed, clamped)).label("people_closed_at"))
+        .join(leads, leads.c.customer_global_id == theirs.c.customer_global_id)
+        .where(touched(leads), leads.c.lead_no.is_not(None))
     )
 
 
-def hold_orders(orders: pl.DataFrame, people: pl.DataFrame) -> pl.DataFrame:
+def summarize_leads(orders: pl.DataFrame, people: pl.DataFrame) -> pl.DataFrame:
     """若干客户的全部订单 → 一行一个有订单的商机：它的订单的时刻与汇总，won_at 是赢下它的那一单。
 
     :param orders: 一行一个订单，按 (customer_key, ordered_at, order_id) 排好；一个客户的订单都在。
@@ -104,19 +90,19 @@ def hold_orders(orders: pl.DataFrame, people: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def transform(held: pl.DataFrame, customer_ids: pl.DataFrame, people: pl.DataFrame, last_warm: date | None) -> pl.DataFrame:
+def transform(summarized: pl.DataFrame, customer_ids: pl.DataFrame, people: pl.DataFrame, last_warm: date | None) -> pl.DataFrame:
     """有订单的商机与人碰过的商机 → 一行一个商机（business_leads 的列，owner 与 notes 除外）。
 
     人关闭的商机在这里当作没有关闭：写入时关闭的各列受保护；人若在读写之间收回了关闭，也不会把它写回去。
 
-    :param held: `hold_orders` 的结果。
+    :param summarized: `summarize_leads` 的结果。
     :param people: `read_people` 的结果。
     :param last_warm: 最后一单早于这一天的商机是 COLD；没有订单时是 None。
     """
     won = pl.col("won_at").is_not_null() & pl.col("people_closed_at").is_null()
     is_cold = (pl.col("last_order_date") < pl.lit(last_warm, pl.Date)).fill_null(value=False)
     leads = (
-        held.join(people, on=["customer_key", "lead_no"], how="full", coalesce=True)
+        summarized.join(people, on=["customer_key", "lead_no"], how="full", coalesce=True)
         .with_columns(pl.col(FIGURES).fill_null(0))
         .join(customer_ids, on="customer_key", how="left")
         .with_columns(
@@ -138,82 +124,48 @@ def transform(held: pl.DataFrame, customer_ids: pl.DataFrame, people: pl.DataFra
     )
 
 
-def load(transaction: DataTransaction, leads: pl.DataFrame, customers: sa.Table) -> WriteCounts:
+def load(transaction: DataTransaction, leads: pl.DataFrame, customers: sa.Table, customer_count: int) -> WriteCounts:
     """写商机；手头客户剩下的、没人碰过的商机没有订单了，删去。"""
     connection, table = transaction.connection, transaction.tables.leads
     staging = stage_frame(connection, leads, name="staged_leads", like=table)
-    written = upsert_staged(connection, staging, table, LEAD_UPSERT)
-    deleted = connection.execute(_delete_orderless(table, customers, staging))
+    rows = {"rows": customer_count}
+
+    upsert = upsert_text(connection, staging, table, LEAD_UPSERT, staged_rows=leads.height)
+    delete = _delete_orderless(table, customers, staging)
+    ((inserted, updated),), ((orderless, deleted),) = give_way_together(connection, transaction.settings, upsert, delete, parameters=rows)
+    if orderless:
+        connection.execute(insert_marks(transaction.target, _to_look_at_again(transaction.tables, customers, staging)), rows)
     release_staging(connection, staging)
-    return written + WriteCounts(rows=leads.height, deleted=deleted.rowcount)
+    return WriteCounts(rows=leads.height, inserted=inserted, updated=updated, deleted=deleted)
 
 
 @lru_cache(maxsize=16)
-def _delete_orderless(leads: sa.Table, customers: sa.Table, staging: sa.Table) -> sa.Delete:
+def _delete_orderless(leads: sa.Table, customers: sa.Table, staging: sa.Table) -> sa.Select[tuple[int, int]]:
+    """语句：没有订单、读的时候也没人碰过的商机有几个，删了几个；其余的是读过之后有人碰的。先全锁住（NOWAIT），见 `give_way`。"""
+    theirs = leads.c.customer_global_id == sized(customers).c.customer_global_id
+    orderless = (
+        sa.select(leads.c.lead_id).where(theirs, _is_orderless(leads, staging)).with_for_update(nowait=True, of=leads).cte("orderless")
+    )
+    delete = sa.delete(leads).where(leads.c.lead_id == orderless.c.lead_id, ~touched(leads)).returning(leads.c.lead_id).cte("deleted")
+    return sa.select(*[sa.select(sa.func.count()).select_from(which).scalar_subquery() for which in (orderless, delete)])
+
+
+def _is_orderless(leads: sa.Table, staging: sa.Table) -> sa.ColumnElement[bool]:
     kept = sa.select(staging.c.lead_no).where(
         staging.c.customer_global_id == leads.c.customer_global_id, staging.c.lead_no == leads.c.lead_no
     )
-    theirs = leads.c.customer_global_id == customers.c.customer_global_id
-    return sa.delete(leads).where(theirs, ~kept.exists(), ~touched(leads))
-
-
-def read_last_warm_day(transaction: DataTransaction) -> date | None:
-    """最新业务日往前 ETL_COLD_AFTER_DAYS 天；最后一单早于它的商机是 COLD。"""
-    newest = transaction.connection.scalar(_newest_day(transaction.tables.orders))
-    return newest - timedelta(days=transaction.settings.cold_after_days) if newest else None
+    return sa.and_(leads.c.lead_no.is_not(None), ~kept.exists())
 
 
 @lru_cache(maxsize=16)
-def _newest_day(orders: sa.Table) -> sa.Select[tuple[date | None]]:
-    return sa.select(sa.func.max(orders.c.order_date))
-
-
-def read_sweep(transaction: DataTransaction) -> tuple[date | None, str | None]:
-    """上一次清扫：表里的 OPEN 与 COLD 是按哪一天、哪个份额判的。共用的锁在手，它就不会变。"""
-    row = transaction.connection.execute(_READ_SWEEP, {"of_target": transaction.target}).first()
-    return (row.last_warm_day, row.rollout) if row else (None, None)
-
-
-_READ_SWEEP = sa.select(cold_sweeps.c.last_warm_day, cold_sweeps.c.rollout).where(cold_sweeps.c.target == sa.bindparam("of_target"))
-
-
-def sweep_cold(transaction: DataTransaction) -> int:
-    """最新业务日会前移也会后退：独占地换成它，份额之内所有没有 closed_at 的商机两个方向都改对。返回改了的行数。"""
-    lock_cold_stages(transaction.connection, transaction.target, exclusive=True)
-    last_warm = read_last_warm_day(transaction)
-    values = {"target": transaction.target, "last_warm_day": last_warm, "rollout": str(transaction.settings.rollout)}
-    execute_compiled(transaction.connection, _REMEMBER_SWEEP, values)
-    return judge_stages(transaction, last_warm, skip_locked=False)
-
-
-_SWEPT = {column.name: sa.bindparam(column.name, type_=column.type) for column in cold_sweeps.c["target", "last_warm_day", "rollout"]}
-_REMEMBER_SWEEP = pg.insert(cold_sweeps).values(_SWEPT).on_conflict_do_update(index_elements=["target"], set_=_SWEPT)
-
-
-def judge_stages(transaction: DataTransaction, last_warm: date | None, *, skip_locked: bool) -> int:
-    """把没有 closed_at 的商机判成 OPEN 或 COLD。
-
-    :param skip_locked: 跳过别人正锁着的行：那是写商机的别的运行，它按同一天判。
-    """
-    statement = _judge_stages(transaction.tables, transaction.settings.timezone, transaction.share, skip_locked)
-    return transaction.connection.execute(statement, {"last_warm": last_warm}).rowcount
-
-
-@lru_cache(maxsize=16)
-def _judge_stages(tables: TargetTables, timezone: str, share: Share, skip_locked: bool) -> sa.Update:
-    leads = tables.leads
-    last_day = sa.cast(sa.func.timezone(timezone, leads.c.last_order_at), sa.Date)
-    is_cold = sa.func.coalesce(last_day < sa.bindparam("last_warm", type_=sa.Date), sa.false())
-    stage = sa.case((is_cold, "COLD"), else_="OPEN")
-    is_wrong = sa.and_(leads.c.closed_at.is_(None), leads.c.current_stage.is_distinct_from(stage), *_leads_of_share(tables, share))
-    wrong = sa.select(leads.c.lead_id).where(is_wrong).with_for_update(skip_locked=skip_locked).cte("wrong")
-    return sa.update(leads).where(leads.c.lead_id == wrong.c.lead_id).values(current_stage=stage, updated_at=sa.func.now())
-
-
-def _leads_of_share(tables: TargetTables, share: Share) -> list[sa.ColumnElement[bool]]:
-    """SQL 条件：商机属于份额之内的客户；全部客户时没有条件，也就不必去找客户。"""
-    if share.is_whole:
-        return []
-    customers = tables.customers
-    in_share = sa.select(customers.c.customer_global_id).where(share.covers_key(customers.c.customer_key))
-    return [tables.leads.c.customer_global_id.in_(in_share)]
+def _to_look_at_again(tables: TargetTables, customer_ids: sa.Table, staging: sa.Table) -> sa.Select[tuple[str]]:
+    """人在我们读过之后才动手的客户：他的商机有人碰了，没有删，也没有归零；或者 customers 因为商机才留下他，商机刚删完。"""
+    customers, leads, at_hand = tables.customers, tables.leads, sized(customer_ids)
+    has_orders = (
+        sa.select(order_index.c.order_id).where(of_customer(at_hand.c.customer_key), order_index.c.target == tables.schema).exists()
+    )
+    theirs = leads.c.customer_global_id == at_hand.c.customer_global_id
+    has_leads = sa.select(leads.c.lead_id).where(theirs).exists()
+    remains = sa.select(customers.c.customer_key).where(customers.c.customer_key == at_hand.c.customer_key).exists()
+    has_orderless = sa.select(leads.c.lead_id).where(theirs, _is_orderless(leads, staging)).exists()
+    return sa.select(at_hand.c.customer_key).where(sa.or_(has_orderless, sa.and_(remains, ~has_orders, ~has_leads)))

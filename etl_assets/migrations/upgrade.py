@@ -16,7 +16,7 @@ from alembic.util import CommandError
 
 from etl_assets.core.database_errors import driver_error, translate
 from etl_assets.core.errors import DatabaseUnavailableError, PermanentError
-from etl_assets.core.tables import APPLICATION_SCHEMA, application
+from etl_assets.core.tables import APPLICATION_SCHEMA, application_tables
 
 MINIMUM_SERVER_VERSION = 140000
 VERSION_TABLE = "schema_version"
@@ -40,7 +40,7 @@ def upgrade_database(engine: sa.Engine) -> bool:
                 )
             connection.execute(sa.select(sa.func.pg_advisory_lock(_UPGRADE_LOCK)))
             connection.detach()  # 会话锁随连接关闭而释放，所以这个连接不回连接池
-            expected = {table.name for table in application.tables.values()}
+            expected = {table.name for table in application_tables()}
             existing = set(sa.inspect(connection).get_table_names(APPLICATION_SCHEMA)) & expected
             missing = expected - existing
             if existing and missing:

@@ -14,13 +14,15 @@ from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange, local_day
 from etl_assets.core.errors import EtlError
+from etl_assets.core.etl_tables import order_index, rejected_rows
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import TIMESTAMP, import_tasks, order_index, raw_orders, rejected_rows, shop_configs, target_tables, trimmed
+from etl_assets.core.tables import TIMESTAMP, import_tasks, raw_orders, shop_configs, target_tables, trimmed
+from etl_assets.services.order_index import same_order
 from etl_assets.services.raw_rows import IN_SCOPE
 from etl_assets.services.rollout import Share
-from etl_assets.services.vectorized_queries import stage_frame
+from etl_assets.services.vectorized_queries import read_frame, sized
 
-_EXAMPLES = 5
+EXAMPLES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +75,13 @@ class AccountingError(EtlError):
         )
 
 
-def count_raw_rows(snapshot: sa.Connection, settings: EtlSettings, days: DayRange) -> Mapping[date, int]:
-    """范围之内的原始行数，按自己的业务日；与数据读在同一个快照里，所以此刻才完成、才撤回的导入两边都不算。"""
-    statement = _count_raw_rows(settings.timezone)
-    return {row.day: row.rows for row in snapshot.execute(statement, _near(days)) if days.first <= row.day <= days.last}
+def count_raw_rows(snapshot: sa.Connection, settings: EtlSettings, days: DayRange) -> pl.DataFrame:
+    """范围之内的原始行数，一行一天的一次导入：day（自己的业务日）、import_id、rows。
+
+    与数据读在同一个快照里，所以此刻才完成、才撤回的导入两边都不算。
+    """
+    counted = read_frame(snapshot, _count_raw_rows(settings.timezone), _near(days))
+    return counted.filter(pl.col("day").is_between(days.first, days.last))
 
 
 def verify_days(
@@ -85,26 +90,31 @@ def verify_days(
     days: DayRange,
     *,
     share: Share,
-    raw: Mapping[date, int],
+    raw: pl.DataFrame,
     superseded: pl.DataFrame,
+    aside: sa.Table | None,
     outside: pl.DataFrame,
 ) -> list[DayAccount]:
     """数据事务里、写完之后：每天一本账，按日子排好。
 
     三张表各数各的：原始行数在读的快照里（`raw`），orders 与拒收记录此刻有业务日的锁护着，所以并发的导入与别的运行改不了这些数。
 
-    :param superseded: 输掉的版本，一行一个：raw_id、shop_id、order_id、order_date；它的订单确实以别的版本在 orders 里才算数。
+    :param raw: `count_raw_rows` 的结果。
+    :param superseded: 输掉的版本，一行一个：raw_id、order_date；它的订单确实以别的版本在 orders 里才算数。
+    :param aside: 同样那些行的暂存表，也有 shop_id、order_id；一行也没有时是 None。
     :param outside: 订单归份额之外的有效版本，一行一个：raw_id、order_date；不是我们写的，没有表可核对。
     :raises AccountingError: 有一天不平。
     """
+    # 数的是表里此刻的行，不是我们以为写下的：触发器吞掉的、别的程序改掉的，才看得见
     counts = connection.execute(_count_written(settings.target_schema, share), {"first": days.first, "last": days.last}).all()
-    losers = _count_superseded(connection, settings, superseded.filter(pl.col("order_date").is_between(days.first, days.last)))
+    losers = _count_superseded(connection, settings, days, aside, rows=superseded.height)
     elsewhere = dict(outside["order_date"].value_counts().iter_rows())
+    arrived = dict(raw.group_by("day").agg(pl.col("rows").sum()).iter_rows())
     accounts = [
         _account(
             [row for row in counts if row.day == day],
             day=day,
-            raw=raw.get(day, 0),
+            raw=arrived.get(day, 0),
             superseded=losers.get(day, 0),
             outside=elsewhere.get(day, 0),
         )
@@ -129,18 +139,21 @@ def _account(counts: Sequence[sa.Row[Any]], *, day: date, raw: int, superseded: 
     )
 
 
-def _count_superseded(connection: sa.Connection, settings: EtlSettings, superseded: pl.DataFrame) -> Mapping[date, int]:
-    if superseded.is_empty():
+def _count_superseded(
+    connection: sa.Connection, settings: EtlSettings, days: DayRange, aside: sa.Table | None, *, rows: int
+) -> Mapping[date, int]:
+    if aside is None:
         return {}
     orders = target_tables(settings.target_schema).orders
-    staging = stage_frame(
-        connection, superseded.select("raw_id", "shop_id", "order_id", "order_date"), name="superseded_versions", like=orders
+    losers = sized(aside)
+    same_order = sa.and_(orders.c.shop_id == losers.c.shop_id, orders.c.order_id == losers.c.order_id)
+    by_day = (
+        sa.select(losers.c.order_date, sa.func.count().label("rows"))
+        .join(orders, sa.and_(same_order, orders.c.raw_id != losers.c.raw_id))
+        .where(days.includes(losers.c.order_date))
+        .group_by(losers.c.order_date)
     )
-    same_order = sa.and_(orders.c.shop_id == staging.c.shop_id, orders.c.order_id == staging.c.order_id)
-    counts = sa.select(staging.c.order_date, sa.func.count().label("rows")).join(
-        orders, sa.and_(same_order, orders.c.raw_id != staging.c.raw_id)
-    )
-    return {row.order_date: row.rows for row in connection.execute(counts.group_by(staging.c.order_date))}
+    return {row.order_date: row.rows for row in connection.execute(by_day, {"rows": rows})}
 
 
 def _find_lost(
@@ -164,7 +177,7 @@ def _find_lost(
         .where(IN_SCOPE, _is_near(), local_day(raw_orders.c.ordered_at, settings.timezone) == day)
         .where(~loaded.exists(), ~rejected.exists(), lost, raw_orders.c.raw_id != sa.all_(of_others))
         .order_by(raw_orders.c.raw_id)
-        .limit(_EXAMPLES)
+        .limit(EXAMPLES)
     )
     return connection.scalars(statement, _near(DayRange(day, day))).all()
 
@@ -176,10 +189,10 @@ def _find_lost(
 def _count_raw_rows(timezone: str) -> sa.Select[Any]:
     day = local_day(raw_orders.c.ordered_at, timezone).label("day")
     return (
-        sa.select(day, sa.func.count().label("rows"))
+        sa.select(day, raw_orders.c.import_id, sa.func.count().label("rows"))
         .join(import_tasks, import_tasks.c.import_id == raw_orders.c.import_id)
         .where(IN_SCOPE, _is_near())
-        .group_by(sa.text("1"))
+        .group_by(sa.text("1, 2"))
     )
 
 
@@ -189,13 +202,12 @@ def _count_written(schema: str, share: Share) -> sa.CompoundSelect[Any]:
     orders, rejected = target_tables(schema).orders.c, rejected_rows.c
     first, last = (sa.bindparam(name, type_=sa.Date) for name in ("first", "last"))
     no_rule, no_examples = sa.cast(sa.null(), sa.Text), sa.cast(sa.null(), sa.ARRAY(sa.BigInteger))
-    smallest = sa.func.array_agg(pg.aggregate_order_by(rejected.raw_id, rejected.raw_id))[1:_EXAMPLES]
+    smallest = sa.func.array_agg(pg.aggregate_order_by(rejected.raw_id, rejected.raw_id))[1:EXAMPLES]
     rows = sa.func.count().label("rows")
     loaded = sa.select(orders.order_date.label("day"), no_rule.label("rule"), rows, no_examples.label("examples"))
     if not share.is_whole:
-        indexed = sa.and_(order_index.c.shop_id == orders.shop_id, order_index.c.order_id == orders.order_id)
         ours = sa.and_(order_index.c.target == schema, share.covers_key(order_index.c.customer_key))
-        loaded = loaded.join(order_index, indexed).where(ours)
+        loaded = loaded.join(order_index, same_order(target_tables(schema).orders)).where(ours)
     return sa.union_all(
         loaded.where(orders.order_date.between(first, last)).group_by(orders.order_date),
         sa.select(rejected.day, rejected.rule, rows, smallest)

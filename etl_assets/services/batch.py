@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import polars as pl
 
-from etl_assets.services.vectorized_queries import WriteCounts
-
-CUSTOMERS_PER_BATCH = 500_000
-"""一批客户的结果要装得进内存；他们的订单一段一段流过。"""
+CUSTOMERS_PER_BITE = 20_000
+"""一口客户一个事务：他们的结果装得进内存，他们的锁几秒就放开，给每口一份的语句又不显多。"""
 
 
 def transform_batches(batches: Iterable[pl.DataFrame], transform: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
@@ -28,8 +26,3 @@ def whole_groups(frames: Iterable[pl.DataFrame], key: str) -> Iterator[pl.DataFr
             yield whole
         pending = pl.concat([pending.filter(is_begun), frame])
     yield pending
-
-
-def write_batches(count: int, write: Callable[[int], WriteCounts]) -> WriteCounts:
-    """依次做第 0 … count-1 批，返回写下行数之和；都在调用者的事务里。"""
-    return sum((write(number) for number in range(count)), WriteCounts())

@@ -2,52 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import polars as pl
 import sqlalchemy as sa
 
-from etl_assets.core.tables import TargetTables, order_index
-from etl_assets.services.batch import CUSTOMERS_PER_BATCH, whole_groups
+from etl_assets.core.asset_folders import descriptions
+from etl_assets.core.business_day import bound
+from etl_assets.core.database_sync import note_staged
+from etl_assets.core.etl_tables import order_index
+from etl_assets.core.tables import TargetTables
+from etl_assets.ledger.locks import lock_customers, stripe_of
+from etl_assets.ledger.marking import Revisions, Scope
+from etl_assets.services.batch import CUSTOMERS_PER_BITE, whole_groups
 from etl_assets.services.customer_keys import customer_id
 from etl_assets.services.figures import has_status, status_spellings
-from etl_assets.services.ledger import Revisions, before
-from etl_assets.services.locks import lock_customers
-from etl_assets.services.materialization import DataTransaction
-from etl_assets.services.order_index import adopt_orders, read_marks, stage_customers
-from etl_assets.services.vectorized_queries import read_frame, reading_ahead
+from etl_assets.services.materialization import Begin, DataTransaction, retry_conflicts
+from etl_assets.services.order_index import CONSUME_MARKS, adopt_orders, marks_of, of_customer, restage_customers, stage_customers
+from etl_assets.services.vectorized_queries import WriteCounts, read_frame, reading_ahead
+
+Write: TypeAlias = Callable[[DataTransaction, sa.Table, pl.DataFrame], WriteCounts]
+"""读、算、写这些锁住的客户；给它的还有 `read_customer_ids` 的结果。"""
+Done = TypeVar("Done")
+
+FEW_CUSTOMERS = 500
+"""这么多的 id 与锁一起读；再多的 COPY。"""
 
 
-@dataclass(frozen=True)
-class CustomersAtHand:
-    """锁住的客户：临时表与批数、读数据之前的台账版本、要消掉的陈旧标记。"""
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """客户都算好、写下了，台账还没有记：选客户之前的台账版本、做多少、写下的行数、物化开始的时刻。"""
 
-    table: sa.Table
-    batches: int
     revisions: Revisions
-    marks: Sequence[int]
-
-    def batch(self, number: int) -> sa.Subquery:
-        """第 number 批的客户（从 0 起）。"""
-        return _batch(self.table, number * CUSTOMERS_PER_BATCH, CUSTOMERS_PER_BATCH)
+    scope: Scope
+    written: WriteCounts
+    started_at: float
 
 
-def lock_customers_at_hand(transaction: DataTransaction) -> CustomersAtHand:
-    """选定并锁住这次要算的客户。先读台账再选客户：选定之后才来的要求由下一次运行做。"""
-    connection, target, asset = transaction.connection, transaction.target, transaction.asset
-    revisions = transaction.read_revisions()
-    if before(asset) not in transaction.run.assets:  # 同一运行里的上游刚写过索引
-        adopt_orders(connection, transaction.tables, transaction.days, transaction.share)
-    table, count = stage_customers(connection, transaction.tables, asset, transaction.days, transaction.share)
-    lock_customers(connection, target, table)
-    batches = -(-count // CUSTOMERS_PER_BATCH)
-    return CustomersAtHand(table=table, batches=batches, revisions=revisions, marks=read_marks(connection, target, asset, table))
+@dataclass(frozen=True, kw_only=True)
+class _Many:
+    """一个事务里做不完的客户：keys 一行一个，同一条锁行上的排在一起。"""
+
+    keys: pl.DataFrame
+    chosen: Computed
 
 
-def read_customer_orders(transaction: DataTransaction, at_hand: sa.FromClause) -> Iterator[pl.DataFrame]:
+def compute_in_bites(begin: Begin, *, write: Write, complete: Callable[[DataTransaction, Computed], Done]) -> Done:
+    """选定这次要算的客户，都算好，最后交给 `complete`，由它记台账。
+
+    一口做得完，全在一个事务里。做不完，一口一个事务：锁住、读标记与订单、写、消标记、提交，别的运行等的只是这一口。
+    台账到最后才记，所以死在半途时这些天仍然到期，再做一遍结果一样；选定之后才变的，由那以后的要求或标记管。
+    """
+    first = retry_conflicts(_choose)(begin, write, complete)
+    if not isinstance(first, _Many):
+        return first
+    computed = first.chosen
+    for keys in first.keys.iter_slices(CUSTOMERS_PER_BITE):
+        written = retry_conflicts(_compute_bite)(begin, computed.started_at, keys, write)
+        computed = replace(computed, written=computed.written + written)
+    return retry_conflicts(_complete)(begin, computed, complete)
+
+
+def _choose(begin: Begin, write: Write, complete: Callable[[DataTransaction, Computed], Done]) -> Done | _Many:
+    """先读台账再选客户：选定之后才来的要求由下一次运行做。只有一口的，就在这里做完。"""
+    with begin() as transaction:
+        connection, tables, asset = transaction.connection, transaction.tables, transaction.asset
+        revisions = transaction.read_revisions()
+        scope = transaction.scope(revisions)
+        if scope == "whole" and not _is_indexed(transaction):  # 别处写的订单没有索引
+            adopt_orders(connection, tables, transaction.days, transaction.share)
+        table, count = stage_customers(connection, tables, asset, transaction.days, transaction.share, scope)
+        chosen = Computed(revisions=revisions, scope=scope, written=WriteCounts(), started_at=transaction.started_at)
+        if count > CUSTOMERS_PER_BITE:
+            keys = read_frame(connection, _by_stripe(table))
+            note_staged(connection, int(keys.estimated_size()))
+            return _Many(keys=keys, chosen=chosen)
+        written = _compute(transaction, table, count, write) if count else WriteCounts()
+        return complete(transaction, replace(chosen, written=written))
+
+
+def _is_indexed(transaction: DataTransaction) -> bool:
+    """这个运行里的上游看过全部订单的索引：写订单的，或者也按客户算的。"""
+    run, tables = transaction.run, transaction.tables
+    indexing = {asset for asset, each in descriptions().items() if each.by_customer or tables.of_asset[asset] is tables.orders}
+    return not indexing.isdisjoint(run.upstreams & run.assets)
+
+
+def _compute_bite(begin: Begin, started_at: float, keys: pl.DataFrame, write: Write) -> WriteCounts:
+    with begin(started_at=started_at) as transaction:
+        return _compute(transaction, restage_customers(transaction.connection, keys), keys.height, write)
+
+
+def _complete(begin: Begin, computed: Computed, complete: Callable[[DataTransaction, Computed], Done]) -> Done:
+    with begin(started_at=computed.started_at) as transaction:
+        return complete(transaction, computed)
+
+
+def _compute(transaction: DataTransaction, at_hand: sa.Table, count: int, write: Write) -> WriteCounts:
+    """锁住了才读；标记在读订单之前读，所以消掉的都确实修好了。"""
+    connection, target = transaction.connection, transaction.target
+    statements: list[sa.ClauseElement] = [marks_of(target, transaction.asset, at_hand)]
+    if is_few := count <= FEW_CUSTOMERS:
+        statements.append(_customer_ids(transaction.tables, at_hand))
+    marks, *known = lock_customers(connection, target, at_hand, then=statements, parameters=bound(transaction.days))
+    written = write(transaction, at_hand, _with_ids(_parse_ids(known[0])) if is_few else read_customer_ids(transaction, at_hand))
+    transaction.defer(CONSUME_MARKS, {"mark_ids": [mark_id for (mark_id,) in marks]})
+    return written
+
+
+def read_customer_orders(transaction: DataTransaction, at_hand: sa.Table) -> Iterator[pl.DataFrame]:
     """手头客户的全部订单，一行一个订单，分成若干帧：一个客户的订单都在同一帧，按 (customer_key, ordered_at, order_id) 排好。
 
     is_counted：状态不在取消之列；is_completed：状态在完成之列而不在取消之列。读完之前连接不能作他用。
@@ -61,9 +127,17 @@ def read_customer_orders(transaction: DataTransaction, at_hand: sa.FromClause) -
             yield marked.sort("customer_key", "ordered_at", "order_id")
 
 
-def read_customer_ids(transaction: DataTransaction, at_hand: sa.FromClause) -> pl.DataFrame:
+def read_customer_ids(transaction: DataTransaction, at_hand: sa.Table) -> pl.DataFrame:
     """手头客户一行一个：customer_key 与 customer_global_id；customers 里已有的 id 优先，is_known 表示已有。"""
-    existing = read_frame(transaction.connection, _customer_ids(transaction.tables, at_hand))
+    return _with_ids(read_frame(transaction.connection, _customer_ids(transaction.tables, at_hand)))
+
+
+def _parse_ids(rows: Sequence[tuple[Any, ...]]) -> pl.DataFrame:
+    found = [(key, None if known is None else str(known)) for key, known in rows]
+    return pl.DataFrame(found, schema={"customer_key": pl.String, "customer_global_id": pl.String}, orient="row")
+
+
+def _with_ids(existing: pl.DataFrame) -> pl.DataFrame:
     known = pl.col("customer_global_id").is_not_null().alias("is_known")
     return existing.with_columns(known, pl.coalesce("customer_global_id", customer_id()).alias("customer_global_id"))
 
@@ -71,14 +145,14 @@ def read_customer_ids(transaction: DataTransaction, at_hand: sa.FromClause) -> p
 # ---- 每个运行都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
 
 
-@lru_cache(maxsize=64)
-def _batch(customers: sa.Table, first: int, size: int) -> sa.Subquery:
-    of_batch = sa.and_(customers.c.position >= first, customers.c.position < first + size)  # 区间：规划器估得准有几行
-    return sa.select(customers.c.customer_key, customers.c.position).where(of_batch).subquery("at_hand")
+@lru_cache(maxsize=16)
+def _by_stripe(customers: sa.Table) -> sa.Select[tuple[str]]:
+    key = customers.c.customer_key
+    return sa.select(key).order_by(stripe_of(key), key)
 
 
 @lru_cache(maxsize=64)
-def _customer_orders(tables: TargetTables, at_hand: sa.FromClause) -> sa.Select[Any]:
+def _customer_orders(tables: TargetTables, at_hand: sa.Table) -> sa.Select[Any]:
     orders = tables.orders
     columns: list[sa.ColumnElement[Any]] = [
         at_hand.c.position,
@@ -91,7 +165,7 @@ def _customer_orders(tables: TargetTables, at_hand: sa.FromClause) -> sa.Select[
     return (
         sa.select(*columns)
         .select_from(at_hand)
-        .join(order_index, order_index.c.customer_key == at_hand.c.customer_key)
+        .join(order_index, of_customer(at_hand.c.customer_key))
         .join(orders, sa.and_(orders.c.shop_id == order_index.c.shop_id, orders.c.order_id == order_index.c.order_id))
         .where(order_index.c.target == tables.schema)
         .order_by(at_hand.c.position)
@@ -99,7 +173,7 @@ def _customer_orders(tables: TargetTables, at_hand: sa.FromClause) -> sa.Select[
 
 
 @lru_cache(maxsize=64)
-def _customer_ids(tables: TargetTables, at_hand: sa.FromClause) -> sa.Select[Any]:
+def _customer_ids(tables: TargetTables, at_hand: sa.Table) -> sa.Select[Any]:
     customers = tables.customers
     return sa.select(at_hand.c.customer_key, customers.c.customer_global_id).outerjoin(
         customers, customers.c.customer_key == at_hand.c.customer_key

@@ -10,6 +10,7 @@ _KINDS = {"sample": "SAMPLE", "proof": "PROOF", "bulk": "BULK"}
 _TOTAL = pl.Decimal(20, 2)
 
 FIGURES = tuple(f"{kind}_{figure}" for figure in ("count", "amount") for kind in _KINDS)
+COUNTS = tuple(f"{kind}_count" for kind in _KINDS)
 
 
 def aggregate_figures() -> list[pl.Expr]:
@@ -45,6 +46,11 @@ def status_spellings(statuses: pl.Series) -> Mapping[str, str]:
 
 def has_status(spellings: Mapping[str, str], wanted: Iterable[str]) -> pl.Expr:
     """latest_status 是否在 `wanted`（已 casefold）里；没有状态的不在。"""
-    folded = set(wanted)
-    matching = pl.Series([status for status, spelling in spellings.items() if spelling in folded], dtype=pl.String)
+    matching = pl.Series(matching_statuses(spellings, wanted), dtype=pl.String)
     return pl.col("latest_status").is_in(pl.lit(matching).implode()).fill_null(value=False)
+
+
+def matching_statuses(spellings: Mapping[str, str], wanted: Iterable[str]) -> list[str]:
+    """这些原文里，哪些在 `wanted`（已 casefold）里；SQL 也按原文比较，它没有 casefold。"""
+    folded = set(wanted)
+    return [status for status, spelling in spellings.items() if spelling in folded]

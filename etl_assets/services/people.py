@@ -1,10 +1,23 @@
-"""人写的列：owner、notes 与关闭。ETL 从不写它们；这里是认出它们的 SQL。"""
+"""人写的列：owner、notes 与关闭；没有编号的商机整行都是人写的。ETL 从不写它们；认出它们的 SQL 与索引共用，在 core/tables.py。
+
+这里是怎样不挡人的路。
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import psycopg.errors
 import sqlalchemy as sa
 
-from etl_assets.core.tables import trimmed
+from etl_assets.core.database_sync import execute_together
+from etl_assets.core.settings import EtlSettings
+
+Result = TypeVar("Result")
+
+_PAUSE_SECONDS = 0.05
 
 _CLOSED_BY_PERSON = "({row}.closed_by IS NOT DISTINCT FROM 'user' AND {row}.closed_at IS NOT NULL)"
 
@@ -12,12 +25,44 @@ PROTECTED_COLUMNS = dict.fromkeys(("current_stage", "closed_at", "closed_by"), _
 """upsert 的保护条件：人关闭的商机，这几列归人。"""
 
 
-def closed_by_person(leads: sa.Table) -> sa.ColumnElement[bool]:
-    """人关闭的商机；只有 closed_by 而没有 closed_at 不算。"""
-    return sa.and_(sa.func.coalesce(leads.c.closed_by, "") == "user", leads.c.closed_at.is_not(None))
+def give_way(connection: sa.Connection, settings: EtlSettings, write: Callable[[], Result]) -> Result:
+    """写商机。有人正改着要写的某一个，就放开这里锁住的，过一会儿再写。
+
+    人的事务按什么次序改，我们不知道：锁着几个去等他手里的，就是死锁，而输的可能是他。所以 `write` 的语句锁商机都用
+    NOWAIT，从不等。
+
+    :raises sa.exc.OperationalError: 等了 ETL_LOCK_TIMEOUT_SECONDS，他还没有提交。
+    """
+
+    def nested() -> Result:
+        with connection.begin_nested():
+            return write()
+
+    return come_back(settings, nested)
 
 
-def touched(leads: sa.Table) -> sa.ColumnElement[bool]:
-    """人碰过的商机：关闭过，或写了 owner、notes。"""
-    written = [sa.func.coalesce(trimmed(leads.c[name]), "") != "" for name in ("owner", "notes")]
-    return sa.or_(closed_by_person(leads), *written)
+def come_back(settings: EtlSettings, transact: Callable[[], Result]) -> Result:
+    """同 give_way，给整个事务：等人的时候手里什么锁也没有。"""
+    deadline = time.monotonic() + settings.lock_timeout_seconds
+    while True:
+        try:
+            return transact()
+        except sa.exc.OperationalError as error:
+            if not isinstance(error.orig, psycopg.errors.LockNotAvailable) or time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE_SECONDS)
+
+
+def give_way_together(
+    connection: sa.Connection, settings: EtlSettings, *statements: sa.ClauseElement | str, parameters: Mapping[str, object]
+) -> list[Sequence[tuple[Any, ...]]]:
+    """同 give_way，这几条语句连同保存点一次往返；返回各自的行。"""
+    deadline = time.monotonic() + settings.lock_timeout_seconds
+    while True:
+        try:
+            return execute_together(connection, "SAVEPOINT gives_way", *statements, "RELEASE gives_way", parameters=parameters)[1:-1]
+        except sa.exc.OperationalError as error:
+            if not isinstance(error.orig, psycopg.errors.LockNotAvailable) or time.monotonic() > deadline:
+                raise
+        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT gives_way")
+        time.sleep(_PAUSE_SECONDS)

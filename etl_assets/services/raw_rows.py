@@ -8,12 +8,14 @@ from typing import Any
 import polars as pl
 import sqlalchemy as sa
 
+from etl_assets.core.arrays import unnest
 from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, DayRange, local_day, may_fall_off_days, may_fall_on_days, partition_range
+from etl_assets.core.etl_tables import rejected_rows
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_tasks, raw_orders, rejected_rows, shop_configs
+from etl_assets.core.tables import import_tasks, order_id_key, raw_orders, shop_configs, trimmed
+from etl_assets.core.text import MAX_TEXT_LENGTH
 from etl_assets.services.vectorized_queries import Upsert, read_frame, release_staging, stage_frame, upsert_staged
 
-MAX_TEXT_LENGTH = 500
 _REJECTED_UPSERT = Upsert(key=("target", "raw_id"))
 
 IN_SCOPE = import_tasks.c.status == "completed"
@@ -21,7 +23,7 @@ _SHOPS = sa.select(shop_configs.c.shop_name.label("shop"), shop_configs.c.shop_i
 
 
 def scope(settings: EtlSettings) -> sa.Subquery:
-    """范围之内的原始行，一行一条记录：附上导入的编号（见 `read_imports`）与业务日。
+    """范围之内的原始行，一行一条记录，附上业务日。
 
     NaN 金额与分区之外的时刻在这里换成 NULL 加规则名，因为 Polars 的 Decimal 与 Datetime 装不下它们。
     """
@@ -30,7 +32,6 @@ def scope(settings: EtlSettings) -> sa.Subquery:
 
 @lru_cache(maxsize=8)
 def _scope(timezone: str, partitions: DayRange) -> sa.Subquery:
-    imports = _numbered_imports().subquery("imports")
     raw = raw_orders.c
     # OFFSET 0：不许规划器把它展开到每个用到的地方，一行只算一次
     of_row = sa.select(local_day(raw.ordered_at, timezone).label("day")).correlate(raw_orders).offset(0).lateral("of_row")
@@ -46,7 +47,6 @@ def _scope(timezone: str, partitions: DayRange) -> sa.Subquery:
         sa.select(
             raw.raw_id,
             raw.import_id,
-            imports.c.import_no,
             raw.order_id,
             raw.shop,
             raw.customer_name,
@@ -60,8 +60,9 @@ def _scope(timezone: str, partitions: DayRange) -> sa.Subquery:
             day.label("day"),
             time_rule.label("time_rule"),
         )
-        .join(imports, imports.c.import_id == raw.import_id)
+        .join(import_tasks, import_tasks.c.import_id == raw.import_id)
         .join(of_row, sa.true())
+        .where(IN_SCOPE)
         .subquery("raw_rows")
     )
 
@@ -69,7 +70,7 @@ def _scope(timezone: str, partitions: DayRange) -> sa.Subquery:
 def frame_columns(rows: sa.FromClause) -> list[sa.ColumnElement[Any]]:
     """`judge` 需要的列。"""
     names = (
-        "raw_id", "order_id", "shop", "customer_name", "order_type", "order_status",
+        "raw_id", "import_id", "order_id", "shop", "customer_name", "order_type", "order_status",
         "amount", "amount_rule", "quantity", "ordered_at", "day", "time_rule",
     )  # fmt: skip
     return [rows.c[name] for name in names]
@@ -85,12 +86,20 @@ def off_days(rows: sa.FromClause) -> sa.ColumnElement[bool]:
     return sa.and_(may_fall_off_days(rows.c.raw_ordered_at), sa.not_(rows.c.day.between(FIRST_DAY, LAST_DAY)))
 
 
-def read_imports(connection: sa.Connection) -> pl.DataFrame:
-    """范围之内的导入，一行一次：编号、id 与先后名次（按 completed_at，NULL 最旧，同时完成的名次相同）。
+def of_orders(rows: sa.FromClause, order_ids: sa.BindParameter[Any], shops: sa.BindParameter[Any]) -> sa.Select[Any]:
+    """语句：这些订单的全部版本，店名与单号一一对应；查找用的表达式与 raw_orders 的索引一致。"""
+    order = unnest("named", order_id=order_ids, shop=shops)
+    is_named = sa.and_(order_id_key(rows.c.order_id) == order.c.order_id, trimmed(rows.c.shop) == order.c.shop)
+    return sa.select(*frame_columns(rows)).join(order, is_named)
 
-    编号只在同一个快照里有意义。
+
+def read_import_ranks(connection: sa.Connection, import_ids: pl.Series) -> pl.DataFrame:
+    """这些导入，一行一次：import_id 与先后名次（按 completed_at，NULL 最旧，同时完成的名次相同）。
+
+    名次只在这些导入之间、在同一个快照里有意义。
     """
-    return read_frame(connection, _numbered_imports())
+    ranks = read_frame(connection, _IMPORT_RANKS, {"import_ids": import_ids.to_list()})
+    return ranks.with_columns(pl.col("import_id").cast(import_ids.dtype))
 
 
 def read_shops(connection: sa.Connection) -> pl.DataFrame:
@@ -131,7 +140,7 @@ def write_rejected(connection: sa.Connection, target: str, rejected: pl.DataFram
     staging = stage_frame(connection, frame, name="staged_rejected", like=rejected_rows)
     kept = sa.select(staging.c.raw_id).where(staging.c.raw_id == rejected_rows.c.raw_id)
     connection.execute(sa.delete(rejected_rows).where(rejected_rows.c.target == target, covered, ~kept.exists()))
-    upsert_staged(connection, staging, rejected_rows, _REJECTED_UPSERT)
+    upsert_staged(connection, staging, rejected_rows, _REJECTED_UPSERT, staged_rows=frame.height)
     release_staging(connection, staging)
 
 
@@ -155,7 +164,7 @@ def reject_rows_without_partition(connection: sa.Connection, settings: EtlSettin
 @lru_cache(maxsize=8)
 def _rows_without_day(rows: sa.Subquery) -> sa.Select[Any]:
     ids = sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid))
-    return sa.select(rows.c.import_id, *frame_columns(rows)).where(rows.c.import_id == sa.any_(ids), rows.c.time_rule.is_not(None))
+    return sa.select(*frame_columns(rows)).where(rows.c.import_id == sa.any_(ids), rows.c.time_rule.is_not(None))
 
 
 def _forget_rejected(connection: sa.Connection, target: str, covered: sa.ColumnElement[bool]) -> None:
@@ -167,11 +176,6 @@ def _clean(name: str) -> pl.Expr:
     return pl.when(stripped != "").then(stripped).alias(name)
 
 
-@lru_cache(maxsize=1)
-def _numbered_imports() -> sa.Select[Any]:
-    newest_last = import_tasks.c.completed_at.nulls_first()
-    return sa.select(
-        import_tasks.c.import_id,
-        sa.func.row_number(type_=sa.Integer()).over(order_by=[newest_last, import_tasks.c.import_id]).label("import_no"),
-        sa.func.rank().over(order_by=newest_last).label("import_rank"),
-    ).where(IN_SCOPE)
+_IMPORT_RANKS = sa.select(
+    import_tasks.c.import_id, sa.func.rank().over(order_by=import_tasks.c.completed_at.nulls_first()).label("import_rank")
+).where(import_tasks.c.import_id == sa.any_(sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -14,33 +14,18 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from etl_assets.core.asset_description import ApplicationTable
+from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.errors import TableContractError, TableDeviation
 from etl_assets.core.tables import APPLICATION_SCHEMA, import_tasks, order_type_mappings, raw_orders, shop_configs, target_tables
-from etl_assets.services.raw_rows import MAX_TEXT_LENGTH
 
 _DIALECT: sa.Dialect = pg.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy 没给它注解
 
-# 只读的表里 ETL 不看的列：是什么都行，没有也行
+# 只读的表里 ETL 不看的列：是什么都行，没有也行；结果表的见各资产的 ApplicationTable
 _NOT_READ = frozenset({"source_name", "row_count", "created_at", "extra", "platform"})
-# 目标表里 INSERT 不给值的列
-_NOT_INSERTED = frozenset({"owner", "notes", "created_at", "updated_at"})
-# 目标表里 ETL 有时写成 NULL 的列（DOMAIN 第 3 至 5 节）
-_WRITTEN_AS_NULL = frozenset({"raw_order_type", "first_order_at", "last_order_at", "opened_at", "closed_at", "closed_by"})
-# ETL 往各文字列写的最长字数；不在其中的只读不写。够长的 varchar(n) 与 text 一样好，太短的会写到半路才失败
-_LONGEST_TEXT: Mapping[str, float] = {
-    "orders.order_id": MAX_TEXT_LENGTH,
-    "orders.customer_nickname": MAX_TEXT_LENGTH,
-    "orders.latest_status": math.inf,
-    "orders.raw_order_type": math.inf,
-    "orders.system_order_type": len("SAMPLE"),
-    "customers.customer_key": math.inf,  # NFKC 会把一个字变成十几个
-    "customers.customer_nickname": math.inf,
-    "business_leads.current_stage": len("OPEN"),
-    "business_leads.closed_by": len("etl"),
-}
-
+_TIMESTAMPS = frozenset({"created_at", "updated_at"})
 # 一张表一行；键是 ON CONFLICT 认得的那些唯一索引各自的列
-_READ_CATALOG = sa.text(
+READ_CATALOG = sa.text(
     """
     SELECT n.nspname || '.' || c.relname, c.relkind IN ('r', 'p'),
            (
@@ -69,10 +54,8 @@ _READ_CATALOG = sa.text(
                      AND i.indpred IS NULL AND i.indexprs IS NULL
            )
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname IN (:target, :application)
-          AND c.relname IN (
-              'orders', 'customers', 'business_leads', 'raw_orders', 'import_tasks', 'shop_configs', 'order_type_mappings'
-          )
+    WHERE n.nspname IN (:contract_target, :application)
+          AND c.relname = ANY (CAST(:contract_tables AS text[]))
     """
 )
 _SOURCES = (raw_orders, import_tasks, shop_configs, order_type_mappings)
@@ -100,14 +83,24 @@ class _Relation:
 
 
 def assert_table_contract(connection: sa.Connection, target: str) -> None:
-    """核对目标 schema 的三张表与 ETL 读的四张表。
+    """核对目标 schema 的结果表与 ETL 读的四张表。
 
     一条语句，一毫秒多，所以每个运行都查：温着的工人活着的时候，表也会被人改。
     目标表里应用自己的列不算不符，除非它逼 INSERT 给值；读的表可以是视图，那就不查键。
 
     :raises TableContractError: 点名每一处不符；什么也没写。
     """
-    rows = connection.execute(_READ_CATALOG, {"target": target, "application": APPLICATION_SCHEMA})
+    judge_catalog(target, connection.execute(READ_CATALOG, catalog_parameters(target)).tuples().all())
+
+
+def catalog_parameters(target: str) -> dict[str, object]:
+    """`READ_CATALOG` 的参数，给要与别的一起发的；它的行交给 `judge_catalog`。"""
+    names = [table.name for table in (*_SOURCES, *target_tables(target).of_asset.values())]
+    return {"contract_target": target, "application": APPLICATION_SCHEMA, "contract_tables": names}
+
+
+def judge_catalog(target: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """:raises TableContractError: 点名每一处不符。"""
     catalog = frozenset(tuple(row) for row in rows)
     if deviations := _find_deviations(target, catalog):
         raise TableContractError(deviations)
@@ -124,31 +117,35 @@ def _find_deviations(target: str, catalog: frozenset[_CatalogRow]) -> tuple[Tabl
         )
         for name, is_table, columns, keys in catalog
     }
-    written = (_deviations_of_target(table, found.get(table.fullname)) for table in _targets(target))
+    tables = target_tables(target).of_asset
+    written = (
+        _deviations_of_target(tables[asset], found.get(tables[asset].fullname), description.application_table)
+        for asset, description in descriptions().items()
+    )
     read = (_deviations_of_source(table, found.get(table.fullname)) for table in _SOURCES)
     return tuple(chain.from_iterable((*written, *read)))
 
 
-def _targets(target: str) -> tuple[sa.Table, sa.Table, sa.Table]:
-    tables = target_tables(target)
-    return tables.orders, tables.customers, tables.leads
-
-
-def _deviations_of_target(table: sa.Table, found: _Relation | None) -> Iterator[TableDeviation]:
+def _deviations_of_target(table: sa.Table, found: _Relation | None, given: ApplicationTable | None) -> Iterator[TableDeviation]:
     """列、键，以及会让 INSERT 失败的列。"""
     if found is None:
-        yield TableDeviation(table.fullname, "missing", "a table")
+        yield TableDeviation(table.fullname, "missing", "a table" if given else "made by `etl init-db`")
         return
-    yield from _wrong_columns(table.columns, found)
+    allowed = given or ApplicationTable()
+    not_inserted = allowed.not_written | _TIMESTAMPS
+    longest = {
+        column.name: 0.0 if column.name in not_inserted else allowed.longest_text.get(column.name, math.inf) for column in table.columns
+    }
+    yield from _wrong_columns(table.columns, found, longest)
     yield from _missing_keys(table, found)
     for name, column in found.columns.items():
         place = f"{table.fullname}.{name}"
-        if name not in table.columns or name in _NOT_INSERTED:
+        if name not in table.columns or name in not_inserted:
             if column.is_not_null and not column.has_default:
                 yield TableDeviation(place, "NOT NULL without a default", "nullable or have a default")
         elif column.is_computed:
             yield TableDeviation(place, "generated by PostgreSQL", "writable")
-        elif column.is_not_null and name in _WRITTEN_AS_NULL:
+        elif column.is_not_null and name in allowed.written_as_null:
             yield TableDeviation(place, "NOT NULL", "nullable")
 
 
@@ -157,18 +154,19 @@ def _deviations_of_source(table: sa.Table, found: _Relation | None) -> Iterator[
     if found is None:
         yield TableDeviation(table.fullname, "missing", "a table or a view")
         return
-    yield from _wrong_columns([column for column in table.columns if column.name not in _NOT_READ], found)
+    yield from _wrong_columns([column for column in table.columns if column.name not in _NOT_READ], found, {})
     if found.is_table:
         yield from _missing_keys(table, found)
 
 
-def _wrong_columns(wanted: Iterable[sa.Column[Any]], found: _Relation) -> Iterator[TableDeviation]:
+def _wrong_columns(wanted: Iterable[sa.Column[Any]], found: _Relation, longest: Mapping[str, float]) -> Iterator[TableDeviation]:
+    """:param longest: 文字列 → ETL 写的最长字数；不在其中的只读不写。够长的 varchar(n) 与 text 一样好，太短的会写到半路才失败。"""
     for column in wanted:
         type_name = _type_name(column.type)
         existing = found.columns.get(column.name)
         if existing is None:
             yield TableDeviation(f"{column.table.fullname}.{column.name}", "missing", type_name)
-        elif existing.type_name != type_name and not _is_roomy_varchar(column, existing.type_name):
+        elif existing.type_name != type_name and not _is_roomy_varchar(column, existing.type_name, longest.get(column.name, 0)):
             yield TableDeviation(f"{column.table.fullname}.{column.name}", existing.type_name, type_name)
 
 
@@ -180,13 +178,13 @@ def _missing_keys(table: sa.Table, found: _Relation) -> Iterator[TableDeviation]
                 yield TableDeviation(f"{table.fullname} ({', '.join(names)})", "not a unique key", "one")
 
 
-def _is_roomy_varchar(column: sa.Column[Any], type_name: str) -> bool:
+def _is_roomy_varchar(column: sa.Column[Any], type_name: str, longest: float) -> bool:
     """能当 text 用的 varchar：装得下 ETL 会写的一切。"""
     varchar = re.fullmatch(r"character varying(?:\((\d+)\))?", type_name)
     if varchar is None or not isinstance(column.type, sa.Text):
         return False
     limit = int(varchar[1]) if varchar[1] else math.inf
-    return limit >= _LONGEST_TEXT.get(f"{column.table.name}.{column.name}", 0)
+    return limit >= longest
 
 
 def _type_name(sql_type: sa.types.TypeEngine[Any]) -> str:

@@ -12,7 +12,11 @@ import sqlalchemy as sa
 
 from etl_assets.core.database_sync import build_engine, normalize_url
 from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import APPLICATION_SCHEMA
+from etl_assets.definitions import graph
+from etl_assets.ledger.graph import AssetGraph, write_graph
 from etl_assets.migrations.upgrade import upgrade_database
+from etl_assets.services.target_schema import prepare_target
 
 _DROP_ATTEMPTS = 300
 
@@ -23,14 +27,25 @@ def database_url(server_url: str, name: str) -> str:
 
 
 @contextmanager
-def template_database(server_url: str) -> Iterator[str]:
-    """建一个迁移到最新的模板数据库，给出它的名字。"""
+def template_database(server_url: str, assets: AssetGraph = graph) -> Iterator[str]:
+    """建一个迁移到最新的模板数据库，给出它的名字。
+
+    :param assets: 台账走的图；缺省是这份代码的。
+    """
     name = f"etl_template_{uuid4().hex[:12]}"
     with _administer(server_url, create=f'CREATE DATABASE "{name}"', drop=name):
         engine = build_engine(EtlSettings(database_url=database_url(server_url, name)))
-        upgrade_database(engine)
+        initialize_database(engine, assets)
         engine.dispose()
         yield name
+
+
+def initialize_database(engine: sa.Engine, assets: AssetGraph = graph) -> None:
+    """像 init-db 那样。"""
+    upgrade_database(engine)
+    prepare_target(engine, EtlSettings())
+    with engine.begin() as connection:
+        write_graph(connection, APPLICATION_SCHEMA, assets)
 
 
 @contextmanager

@@ -16,9 +16,9 @@ import sqlalchemy as sa
 from dagster import AssetsDefinition, DagsterInstance, ExecuteInProcessResult, materialize
 
 from etl_assets.core.database_sync import build_engine
-from etl_assets.core.embedded_postgres import EmbeddedPostgres
 from etl_assets.core.settings import EtlSettings
-from etl_assets.resources import EtlDatabase
+from etl_assets.embedded.embedded_postgres import EmbeddedPostgres
+from etl_assets.orchestration.resources import EtlDatabase
 from etl_assets.services.vectorized_queries import read_frame
 from etl_assets.testing.databases import cloned_database, template_database
 from etl_assets.testing.raw_data import RawData
@@ -93,7 +93,7 @@ def materialize_days(etl_settings: EtlSettings, engine: sa.Engine, dagster_insta
 
 @pytest.fixture
 def read_table(engine: sa.Engine) -> ReadTable:
-    """`read_table("orders")`：一张表的全部行，按主键排序，去掉 created_at 与 updated_at。"""
+    """`read_table(名字)`：一张表的全部行，按主键排序，去掉 created_at 与 updated_at。"""
 
     def read(name: str) -> pl.DataFrame:
         with engine.connect() as connection:

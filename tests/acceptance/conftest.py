@@ -22,10 +22,10 @@ from bridge.stack.addresses import StackAddresses
 from bridge.stack.local import Stack
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import build_engine
-from etl_assets.core.loopback_port import find_free_port
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, shop_configs
-from etl_assets.services.locks import lock_days
+from etl_assets.embedded.loopback_port import find_free_port
+from etl_assets.ledger.locks import lock_days
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 PARTITIONS_START = "1997-01-01"

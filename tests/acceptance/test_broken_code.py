@@ -22,8 +22,8 @@ from structlog.testing import capture_logs
 from bridge.settings import BridgeSettings
 from bridge.stack.addresses import StackAddresses
 from bridge.stack.local import Stack
-from etl_assets.core.loopback_port import find_free_port
 from etl_assets.core.settings import EtlSettings
+from etl_assets.embedded.loopback_port import find_free_port
 from tests.acceptance.conftest import Query, asking
 from tests.acceptance.dagster_ui import DagsterUi
 
@@ -121,7 +121,7 @@ def start_worker(stack: StackAddresses, code: Code, **settings: str) -> subproce
     ("added", "problem"),
     [
         pytest.param(SYNTAX_ERROR, "SyntaxError: invalid syntax", id="syntax"),
-        pytest.param("\nfrom etl_assets.partitions import weekly\n", "ImportError: cannot import name 'weekly'", id="import"),
+        pytest.param("\nfrom etl_assets.orchestration.partitions import weekly\n", "ImportError: cannot import name 'weekly'", id="import"),
         pytest.param("\nraise ValueError('no such stage')\n", "ValueError: no such stage", id="raises"),
     ],
 )

@@ -16,8 +16,9 @@ import pytest
 import sqlalchemy as sa
 
 from bridge.demo.reference import find_differences
+from etl_assets.core.etl_tables import leases
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import leases, order_type_mappings, target_tables
+from etl_assets.core.tables import order_type_mappings, target_tables
 from tests.acceptance.conftest import DATA, Etl, Query
 
 HEADERS = ["order_id", "shop", "customer_name", "order_type", "order_status", "amount", "quantity", "ordered_at"]

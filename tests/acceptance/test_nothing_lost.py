@@ -9,8 +9,9 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 
 from bridge.demo.reference import find_differences
+from etl_assets.core.etl_tables import import_events, import_requests, ledger
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_events, import_requests, import_tasks, ledger, raw_orders, target_tables
+from etl_assets.core.tables import import_tasks, raw_orders, target_tables
 from tests.acceptance.conftest import Etl
 from tests.acceptance.test_main_flow import import_and_wait, write_csv
 

@@ -13,9 +13,10 @@ import sqlalchemy as sa
 
 from bridge.demo.reference import find_differences
 from bridge.stack.addresses import StackAddresses
+from etl_assets.core.etl_tables import leases, ledger
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import leases, ledger, target_tables
-from etl_assets.services.ledger import request_days
+from etl_assets.core.tables import target_tables
+from etl_assets.ledger.requests import request_days
 from tests.acceptance.conftest import AddOrders, Query, held_day
 from tests.acceptance.dagster_ui import ASSETS, DagsterUi
 

@@ -20,13 +20,14 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-from bridge import dagster_adapter
 from bridge.demo.reference import find_differences
-from bridge.run_reconciler import MAX_RETRIES
+from bridge.runs.run_reconciler import MAX_RETRIES
+from bridge.warm_dagster import lean_storage
+from etl_assets.core.etl_tables import leases, ledger
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_tasks, leases, ledger, raw_orders, target_tables
-from etl_assets.services.ledger import request_days
+from etl_assets.core.tables import import_tasks, raw_orders, target_tables
+from etl_assets.ledger.requests import request_days
 from tests.acceptance.conftest import AddOrders, Query, held_day
 from tests.acceptance.dagster_ui import ASSETS, FINAL, DagsterUi
 
@@ -35,7 +36,7 @@ logger = get_logger(__name__)
 FIRST = date(1999, 1, 1)
 DAYS = [FIRST + timedelta(days=offset) for offset in range(20)]
 ORDERS_PER_DAY = 30
-LONGEST_BATCH = 250  # 到期十分钟还没做的日子，感应器会再要一次
+LONGEST_BATCH = 250  # 到期十分钟还没做的日子，传感器会再要一次
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_memory_and_connections_of_a_worker_do_not_grow_with_its_runs(
     assert succeeded_runs(stack_engine) - done_before == runs
     assert growth < (0.1 if is_deep else 0.5)
     assert 0 < connections["etl"] <= stack_settings.pool_size
-    assert connections.total() <= stack_settings.pool_size + dagster_adapter._POOL_SIZE
+    assert connections.total() <= stack_settings.pool_size + lean_storage._POOL_SIZE
     assert find_differences(stack_engine, stack_settings) == []
 
 

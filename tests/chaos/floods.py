@@ -10,11 +10,11 @@ from uuid import UUID, uuid4
 from bridge.errors import BridgeError
 from bridge.events import DataImportCompleted
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
-from bridge.jetstream import JetStreamConnection
+from bridge.jetstream.connection import JetStreamConnection
 from bridge.settings import BridgeSettings
 
 GARBAGE_MARK = b"garbage "
-_LARGEST_GARBAGE_BYTES = 60_000
+_LARGEST_GARBAGE_BYTES = 20_000  # 旧版本整个地存进死信
 _AT_ONCE = 50
 
 
@@ -38,9 +38,9 @@ class Floods:
 
         asyncio.run(self._pour(publish, count))
 
-    def pour_garbage(self, count: int, *, largest_bytes: int = _LARGEST_GARBAGE_BYTES) -> None:
-        """不是 JSON 的字节，从几十个到几万个。"""
-        sizes = iter(range(100, largest_bytes, max(1, (largest_bytes - 100) // count)))
+    def pour_garbage(self, count: int) -> None:
+        """不是 JSON 的字节，从几百个到两万个。"""
+        sizes = iter(range(100, _LARGEST_GARBAGE_BYTES, max(1, (_LARGEST_GARBAGE_BYTES - 100) // count)))
 
         async def publish(connection: JetStreamConnection) -> None:
             mark = str(uuid4())

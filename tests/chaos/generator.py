@@ -20,15 +20,16 @@ from bridge.events import DataImportCompleted
 from bridge.events.publish import EventPublisher
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.settings import BridgeSettings
-from etl_assets.core.tables import import_tasks, order_type_mappings, raw_orders, shop_configs
+from etl_assets.core.tables import import_tasks, raw_orders
+from tests.chaos.house import HISTORY, MAPPED_TYPES, SHOPS, UNMAPPED_TYPE, order_of_history
 
 FIRST_DAY = datetime(2026, 1, 5, tzinfo=UTC)
 DAYS = 25
 EVENTS_PER_SECOND = 40
-SHOPS = ("一店", "二店")
 _CUSTOMERS = 400
 _NAMESPACE = UUID("5f2d1a52-6a0e-4c0f-9a35-0f3f5a3f8c11")
 _LONGEST_BATCH = 120
+_EVENTS_PER_WITHDRAWAL = 60  # 等着的导入撤回了，那些天就整天重做：太密就没有只做变了的
 _RETRY_SECONDS = 0.3
 
 Row = dict[str, Any]
@@ -47,7 +48,8 @@ class Generator:
         self._bridge_settings = bridge_settings
         self._chance = random.Random(f"{seed} generator")  # noqa: S311  # 不关安全
         self._seed = seed
-        self._orders: list[Row] = []
+        self._orders: dict[int, Row] = {}
+        self._orders_of_history: dict[int, Row] = {}
         self._imports: list[UUID] = []
         self._numbered = 0
         self._error: BaseException | None = None
@@ -55,14 +57,12 @@ class Generator:
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
 
     def start(self) -> None:
-        with self._engine.begin() as connection:
-            shops = [{"shop_id": uuid5(_NAMESPACE, shop), "shop_name": shop, "platform": "test"} for shop in SHOPS]
-            connection.execute(sa.insert(shop_configs), shops)
-            types = {"打样订单": "SAMPLE", "产前样订单": "PROOF", "大货订单": "BULK"}
-            connection.execute(
-                sa.insert(order_type_mappings), [{"raw_order_type": raw, "system_order_type": system} for raw, system in types.items()]
-            )
         self._thread.start()
+
+    @property
+    def changed_history(self) -> int:
+        """历史的订单里有了新版本的。"""
+        return len(self._orders_of_history)
 
     def stop(self, *, timeout_seconds: float) -> None:
         self._stopping.set()
@@ -91,7 +91,8 @@ class Generator:
 
     async def _publish_a_batch(self, publisher: EventPublisher, size: int) -> None:
         """几十次导入在一个事务里，然后是它们的事件；撤回的是先前的导入。"""
-        withdrawals = [import_id for import_id in self._imports if self._chance.random() < 1 / (20 * len(self._imports)) * size]
+        odds = size / (_EVENTS_PER_WITHDRAWAL * max(len(self._imports), 1))
+        withdrawals = [import_id for import_id in self._imports if self._chance.random() < odds]
         for import_id in withdrawals:
             self._imports.remove(import_id)
         imports = {self._number(): self._make_rows() for _ in range(size - len(withdrawals))}
@@ -157,18 +158,22 @@ class Generator:
             "order_id": f"C-{len(self._orders):06}",
             "shop": self._chance.choice(SHOPS),
             "customer_name": self._customer(),
-            "order_type": self._chance.choice(["打样订单", "产前样订单", "大货订单", "现货订单"]),
+            "order_type": self._chance.choice([*MAPPED_TYPES, UNMAPPED_TYPE]),
             "order_status": self._chance.choice(["待发货", "已发货", "交易成功"]),
             "amount": self._amount(),
             "quantity": self._pick(1, 50),
             "ordered_at": self._moment(),
         }
-        self._orders.append(order)
+        self._orders[len(self._orders)] = order
         return order
 
     def _new_version(self) -> Row:
-        """改名、挪了日子、退款、取消、改价；偶尔是一行坏数据。"""
-        which = self._pick(0, len(self._orders) - 1)
+        """改名、挪了日子、退款、取消、改价；偶尔是一行坏数据。一半是历史的订单。"""
+        if self._chance.random() < 0.5:
+            orders, which = self._orders_of_history, self._pick(0, HISTORY.orders - 1)
+            orders.setdefault(which, order_of_history(which))
+        else:
+            orders, which = self._orders, self._pick(0, len(self._orders) - 1)
         changes: list[Row] = [
             {"customer_name": self._customer()},
             {"ordered_at": self._moment()},
@@ -177,19 +182,22 @@ class Generator:
             {"order_status": "交易成功", "amount": self._amount()},
             {"quantity": -1},
         ]
-        version = self._orders[which] | self._chance.choices(changes, weights=[4, 4, 3, 3, 5, 1])[0]
+        version = orders[which] | self._chance.choices(changes, weights=[4, 4, 3, 3, 5, 1])[0]
         if version["quantity"] >= 0:
-            self._orders[which] = version
+            orders[which] = version
         return version
 
     def _customer(self) -> str:
-        return f"客户{self._pick(1, _CUSTOMERS)}"
+        """多半是那几百个老主顾，不然是历史的随便哪一个。"""
+        return f"客户{self._pick(1, _CUSTOMERS if self._chance.random() < 0.7 else HISTORY.customers - 1)}"
 
     def _amount(self) -> str:
         return f"{self._pick(1, 500_000) / 100:.2f}"
 
     def _moment(self) -> datetime:
-        return FIRST_DAY + timedelta(days=self._pick(0, DAYS - 1), seconds=self._pick(0, 86_399))
+        """多半是最后的几十天，不然是历史的随便哪一天。"""
+        days = self._pick(0, DAYS - 1) if self._chance.random() < 0.9 else -self._pick(1, HISTORY.days - DAYS)
+        return FIRST_DAY + timedelta(days=days, seconds=self._pick(0, 86_399))
 
     def _pick(self, first: int, last: int) -> int:
         return self._chance.randint(first, last)

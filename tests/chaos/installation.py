@@ -18,13 +18,14 @@ import sqlalchemy as sa
 
 from bridge.events import DataImportCompleted
 from bridge.events.publish import publish_event
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, ETL_COMPLETED, EVENTS_STREAM
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM, etl_completed
 from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
 from etl_assets.core.database_sync import build_engine
+from etl_assets.core.etl_tables import leases, outbox
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import leases, outbox
-from etl_assets.services.reports import import_progress
+from etl_assets.definitions import graph
+from etl_assets.reports.progress import import_progress
 
 REPOSITORY = Path(__file__).parents[2]
 ROLES = ("listen", "worker")
@@ -74,10 +75,8 @@ class Installation:
     def completions(self, day: str) -> dict[str, int]:
         """流里成功的完成事件：资产 → 这一天的个数。"""
         events = asyncio.run(self._stored_events())
-        return {
-            asset: sum(found == subject and event["status"] == "success" and day in event["partitions"] for found, event in events)
-            for asset, subject in ETL_COMPLETED.items()
-        }
+        of_day = [found for found, event in events if event["status"] == "success" and day in event["partitions"]]
+        return {asset: of_day.count(etl_completed(asset)) for asset in graph.names}
 
     async def _stored_events(self) -> list[tuple[str | None, dict[str, object]]]:
         client = await nats.connect(self.nats_url)

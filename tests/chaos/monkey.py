@@ -16,18 +16,21 @@ from functools import partial
 
 import sqlalchemy as sa
 
-from bridge.broker import TASKS_STREAM
 from bridge.errors import BridgeError
 from bridge.events.subjects import EVENTS_STREAM
+from bridge.queue.streams import TASKS_STREAM
 from bridge.settings import BridgeSettings
-from etl_assets.core.child_process import send_group_signal, send_signal
+from etl_assets.embedded.child_process import send_group_signal, send_signal
 from tests.chaos import verdict
 from tests.chaos.disks import Disk
 from tests.chaos.floods import Floods
+from tests.chaos.house import MAPPED_TYPES, SHOPS, UNMAPPED_TYPE
 from tests.chaos.network import Network
 from tests.chaos.processes import StackProcesses
 from tests.chaos.read_only import ReadOnlySwitch
+from tests.chaos.references import References
 from tests.integration.nats_cluster import NatsCluster
+from tests.integration.old_version import OldListener
 
 KILL_PAUSE_SECONDS = (1.2, 3.6)
 FREEZE_PAUSE_SECONDS = (1.0, 8.0)
@@ -38,11 +41,15 @@ READ_ONLY_PAUSE_SECONDS = (10.0, 40.0)
 PURGE_PAUSE_SECONDS = (10.0, 40.0)
 FLOOD_PAUSE_SECONDS = (10.0, 40.0)
 LEADER_PAUSE_SECONDS = (5.0, 25.0)
+OLD_VERSION_PAUSE_SECONDS = (20.0, 60.0)
+REFERENCES_PAUSE_SECONDS = (20.0, 240.0)  # 每改一次，三百天都要整天重做：太密就没有只做变了的
 _LONGEST_FREEZE_SECONDS = 15.0
 _LONGEST_PARTITION_SECONDS = 20.0
 _LONGEST_FULL_DISK_SECONDS = 8.0
 _LONGEST_READ_ONLY_SECONDS = 8.0
 _LONGEST_LEADERLESS_SECONDS = 12.0
+_LONGEST_OLD_VERSION_SECONDS = 30.0
+_LONGEST_RENAMED_SECONDS = 10.0
 _LARGEST_FLOOD = 500  # 十分钟的死信要装得下：满了的 EVENTS_DLQ 拒收，就排不完
 _VICTIMS = {
     "worker": 4,
@@ -68,13 +75,15 @@ class Reach:
     disks: Sequence[Disk]
     read_only: ReadOnlySwitch
     floods: Floods
+    old_listener: OldListener
+    references: References
     bridge_settings: BridgeSettings
     cluster: NatsCluster | None = None
     """NATS 的第二种形式：三个节点，没有内嵌的那一个。"""
 
 
 class Monkey:
-    """一样乱一个线程：杀、冻住、断网、让连接哑掉、占满磁盘、只读、清空任务、两种急流，随时撞在一起。"""
+    """一样乱一个线程：杀、冻住、断网、让连接哑掉、占满磁盘、只读、清空任务、两种急流、旧版本、改店铺与映射，随时撞在一起。"""
 
     def __init__(self, reach: Reach, *, seed: int) -> None:
         self.kills: Counter[str] = Counter()
@@ -83,6 +92,7 @@ class Monkey:
         self._reach = reach
         self._seed = seed
         self._stopping = threading.Event()
+        self._old_or_read_only = threading.Lock()
         self._errors: list[Exception] = []
         deeds = [
             (self._kill, KILL_PAUSE_SECONDS),
@@ -93,6 +103,8 @@ class Monkey:
             (self._purge_tasks, PURGE_PAUSE_SECONDS),
             (self._flood_with_waiting, FLOOD_PAUSE_SECONDS),
             (self._flood_with_garbage, FLOOD_PAUSE_SECONDS),
+            (self._run_old_version, OLD_VERSION_PAUSE_SECONDS),
+            (self._change_references, REFERENCES_PAUSE_SECONDS),
             *([(self._fill, FULL_DISK_PAUSE_SECONDS)] if reach.disks else []),
             *([(partial(self._kill_leader, reach.cluster), LEADER_PAUSE_SECONDS)] if reach.cluster else []),
         ]
@@ -132,7 +144,7 @@ class Monkey:
         victim = _pick(chance, _VICTIMS)
         number = _STOP_SIGNALS.get(victim, signal.SIGTERM) if chance.random() < 0.15 else signal.SIGKILL
         pids = self._reach.processes.backends() if victim == "postgres backend" else self._reach.processes.leaders(victim)
-        if not pids:  # 正在重启：这一回算了
+        if not pids:  # 正在重启，或者 NATS 是集群：这一回算了
             return
         self._send(chance.choice(pids), number, victim)
 
@@ -187,7 +199,7 @@ class Monkey:
     def _make_read_only(self, chance: random.Random) -> None:
         """新旧会话都写不了；窗口里开的会话，关上以后还是只读。"""
         seconds = chance.uniform(1, _LONGEST_READ_ONLY_SECONDS)
-        with self._for_a_while("read-only database", seconds):
+        with self._old_or_read_only, self._for_a_while("read-only database", seconds):
             try:
                 with suppress(sa.exc.DBAPIError):  # 服务器正好不在
                     self._reach.read_only.turn_on()
@@ -200,9 +212,37 @@ class Monkey:
         stream = chance.choice([EVENTS_STREAM, TASKS_STREAM])
         seconds = chance.uniform(1, _LONGEST_LEADERLESS_SECONDS)
         with self._for_a_while(f"leader of {stream} killed", seconds):
+            self.kills[f"nats SIGKILL, leader of {stream}"] += 1
             cluster.kill_leader(stream)
             self._stopping.wait(seconds)
             cluster.restart()
+
+    def _run_old_version(self, chance: random.Random) -> None:
+        """升级到一半：0.1.0 的监听器也在听。只读的窗口里不开：那里它埋掉好事件，正是 0.2 修好的。"""
+        seconds = chance.uniform(5, _LONGEST_OLD_VERSION_SECONDS)
+        with self._old_or_read_only, self._for_a_while("listener of 0.1.0", seconds):
+            self._reach.old_listener.start()
+            try:
+                self._stopping.wait(seconds)
+            finally:
+                self._reach.old_listener.kill()
+
+    def _change_references(self, chance: random.Random) -> None:
+        """映射改了就留着；店铺改了名又改回来，其间整天的运行宁可失败也不删它的订单。"""
+        references, shop = self._reach.references, chance.choice(SHOPS)
+        if chance.random() < 0.5:
+            raw_type, system_type = chance.choice([*MAPPED_TYPES, UNMAPPED_TYPE]), chance.choice(["SAMPLE", "PROOF", "BULK", None])
+            self.troubles["mapping changed"] += 1
+            self._note(f"map {raw_type} to {system_type}")
+            references.map_type(raw_type, system_type)
+        else:
+            seconds = chance.uniform(1, _LONGEST_RENAMED_SECONDS)
+            with self._for_a_while(f"{shop} renamed", seconds):
+                references.rename_shop(shop, f"{shop}（新）")
+                self._stopping.wait(seconds)
+                references.rename_shop(f"{shop}（新）", shop)
+        references.ask_for_whole_days()
+        self._note("whole days are asked for")
 
     def _purge_tasks(self, _chance: random.Random) -> None:
         """门铃都没了；台账还在。"""

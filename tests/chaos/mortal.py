@@ -18,24 +18,24 @@ from typing import Any
 
 STEPS = {
     # 监听器：事件到手 → 台账 → 门铃 → 确认
-    "event received": ("bridge.listener:Listener._handle_batch", "before"),
-    "ledger asked": ("bridge.handlers:request_imports", "after"),
-    "doorbell rung": ("bridge.broker:SafeJetStreamBroker.ring", "after"),
-    "event acknowledged": ("bridge.listener:Listener._settle", "after"),
+    "event received": ("bridge.events.listener:Listener._handle_batch", "before"),
+    "ledger asked": ("bridge.events.handlers:request_imports", "after"),
+    "doorbell rung": ("bridge.queue.broker:SafeJetStreamBroker.ring", "after"),
+    "event acknowledged": ("bridge.events.settling:Settler.settle", "after"),
     # 工人：任务到手 → 领取 → 运行建好 → 三个资产 → 运行结束 → 租约释放 → 完成事件 → 任务了结
-    "task taken": ("bridge.run_worker:RunWorker.claim", "before"),
-    "days claimed": ("bridge.run_worker:RunWorker.claim", "after"),
-    "run created": ("bridge.run_worker:RunWorker.start", "after"),
-    "orders about to commit": ("etl_assets.services.materialization:assert_lease_held", "before"),
+    "task taken": ("bridge.runs.worker:RunWorker.claim", "before"),
+    "days claimed": ("bridge.runs.worker:RunWorker.claim", "after"),
+    "run created": ("bridge.runs.worker:RunWorker.start", "after"),
+    "orders about to commit": ("etl_assets.services.materialization:judge_fence", "before"),
     "orders committed": ("etl_assets.orders.asset:materialize_orders", "after"),
     "customers committed": ("etl_assets.customers.asset:materialize_customers", "after"),
     "leads committed": ("etl_assets.leads.asset:materialize_leads", "after"),
-    "run succeeded": ("bridge.dagster_adapter:CodeLocation.execute_run", "after"),
-    "lease released": ("bridge.run_worker:RunWorker.execute", "after"),
-    "completion events published": ("bridge.outbox_publisher:delete_published", "before"),
-    "completion events deleted": ("bridge.tasks:publish_outbox", "after"),
-    "task about to be settled": ("bridge.broker:Delivery.settle", "before"),
-    "task settled": ("bridge.broker:Delivery.settle", "after"),
+    "run succeeded": ("bridge.warm_dagster.code_location:CodeLocation.execute_run", "after"),
+    "lease released": ("bridge.runs.worker:RunWorker.execute", "after"),
+    "completion events published": ("bridge.events.outbox_publisher:delete_published", "before"),
+    "completion events deleted": ("bridge.runs.tasks:publish_outbox", "after"),
+    "task about to be settled": ("bridge.queue.delivery:Delivery.settle", "before"),
+    "task settled": ("bridge.queue.delivery:Delivery.settle", "after"),
 }
 LISTENER_STEPS = tuple(STEPS)[:4]
 

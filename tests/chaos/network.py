@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from etl_assets.core.loopback_port import find_free_port
+from etl_assets.embedded.loopback_port import find_free_port
 
 
 class Link:

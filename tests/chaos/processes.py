@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from etl_assets.core.child_process import ProcessIdentity, identify, running_pids, session_members
+from etl_assets.embedded.child_process import ProcessIdentity, identify, running_pids, session_members
 
 PARTS = {
     "worker": "bridge.cli.main worker",
     "manager": "bridge.cli.main worker --processes",
     "listener": "bridge.cli.main listen",
-    "webserver": "bridge.webserver",
+    "webserver": "bridge.warm_dagster.webserver",
     "daemon": "dagster._daemon",
     "code-server": "dagster api grpc",
     "nats": "nats-server",

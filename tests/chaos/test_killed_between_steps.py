@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bridge.demo.reference import find_differences
-from etl_assets.services.ledger import ASSETS
+from etl_assets.definitions import graph
 from etl_assets.testing.databases import cloned_database
 from etl_assets.testing.raw_data import RawData
 from tests.chaos.installation import ROLES, Installation, running_installation
@@ -43,6 +43,6 @@ def test_kill_between_any_two_steps_loses_and_doubles_nothing(installation: Inst
         installation.announce(import_id)
         installation.eventually(lambda armed=armed: not armed.exists(), f"nobody came past {step!r}")  # type: ignore[misc]
         installation.eventually(lambda made=import_id: installation.is_done(made), f"killed at {step!r}, not in the tables")  # type: ignore[misc]
-        assert installation.completions(ordered_at.date().isoformat()) == dict.fromkeys(ASSETS, 1), f"killed at {step!r}"
+        assert installation.completions(ordered_at.date().isoformat()) == dict.fromkeys(graph.names, 1), f"killed at {step!r}"
     assert find_differences(installation.engine, installation.settings) == []
     assert installation.unfinished_runs() == []

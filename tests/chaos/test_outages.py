@@ -15,9 +15,9 @@ import pytest
 
 from bridge.demo.reference import find_differences
 from etl_assets.core.database_sync import build_engine
-from etl_assets.core.embedded_postgres import EmbeddedPostgres
 from etl_assets.core.settings import EtlSettings
-from etl_assets.migrations.upgrade import upgrade_database
+from etl_assets.embedded.embedded_postgres import EmbeddedPostgres
+from etl_assets.testing.databases import initialize_database
 from etl_assets.testing.raw_data import RawData
 from tests.chaos.installation import ROLES, Installation, running_installation
 from tests.integration.conftest import NatsServer
@@ -40,7 +40,7 @@ def installation(postgres: EmbeddedPostgres, nats_server: NatsServer, tmp_path: 
     commands = {role: [sys.executable, "-m", "bridge.cli.main", role] for role in ROLES}
     url = postgres.start()
     engine = build_engine(EtlSettings(database_url=url))
-    upgrade_database(engine)
+    initialize_database(engine)
     engine.dispose()
     with running_installation(tmp_path, database_url=url, nats_url=nats_server.url, commands=commands) as installation:
         yield installation

@@ -9,23 +9,31 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 from uuid import UUID
 
 import nats.errors
 import nats.js.errors
 import sqlalchemy as sa
+from dagster import EventLogEntry
+from dagster._serdes import deserialize_value
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from bridge.broker import TASKS_DLQ_STREAM, TASKS_STREAM
 from bridge.errors import BridgeError
+from bridge.events.streams import consumer_names
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM, LEADS_ETL_COMPLETED
-from bridge.jetstream import DeadLetterHeader, JetStreamConnection
-from bridge.listener import consumer_names
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.dead_letters import DeadLetterHeader
+from bridge.jetstream.streams import consumer_info
+from bridge.queue.streams import TASKS_DLQ_STREAM, TASKS_STREAM
 from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import DAGSTER_SCHEMA
-from etl_assets.core.tables import import_events, import_tasks, leases, ledger, outbox, target_tables, waiting_events
+from etl_assets.core.etl_tables import import_events, leases, ledger, outbox, waiting_events
+from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import import_tasks, target_tables
+from etl_assets.services.account_check import find_wrong_days
 from tests.chaos.floods import GARBAGE_MARK, Floods
 
 _FINAL = ("SUCCESS", "FAILURE", "CANCELED")
@@ -97,7 +105,7 @@ async def left_in_queues(settings: BridgeSettings) -> list[str]:
     """没有处理完的事件，没有做完的任务。"""
     async with jetstream(settings) as connection:
         names = await consumer_names(settings, connection)
-        consumers = [info for name in names if (info := await connection.consumer_info(EVENTS_STREAM, name))]
+        consumers = [info for name in names if (info := await consumer_info(connection, EVENTS_STREAM, name))]
         tasks = (await connection.context.stream_info(TASKS_STREAM)).state.messages
     events = sum((info.num_pending or 0) + (info.num_ack_pending or 0) for info in consumers)
     return [f"{count} {what}" for count, what in ((events, "events not handled"), (tasks, "tasks")) if count]
@@ -117,6 +125,26 @@ def held_days(engine: sa.Engine) -> list[str]:
 def runs_by_status(engine: sa.Engine) -> dict[str, int]:
     with engine.connect() as connection:
         return dict(connection.execute(sa.select(_RUNS.c.status, sa.func.count()).group_by(_RUNS.c.status)).all())
+
+
+def assets_by_scope(engine: sa.Engine) -> Counter[str]:
+    """资产、它做了什么（整天的为什么） → 运行的个数；几十天的运行一天一条，只看一条。"""
+    logs = sa.table("event_logs", *map(sa.column, ("run_id", "step_key", "dagster_event_type", "event")), schema=DAGSTER_SCHEMA)
+    key = (logs.c.run_id, logs.c.step_key)
+    materialized = sa.select(logs.c.event).where(logs.c.dagster_event_type == "ASSET_MATERIALIZATION").distinct(*key).order_by(*key)
+    counted = Counter[str]()
+    with engine.connect() as connection:
+        for text in connection.scalars(materialized):
+            found = deserialize_value(text, EventLogEntry).asset_materialization
+            assert found is not None
+            why = found.metadata.get("whole_because")
+            counted[f"{found.asset_key.to_user_string()} {found.metadata['scope'].value}{f' ({why.value})' if why else ''}"] += 1
+    return counted
+
+
+def wrong_accounts(engine: sa.Engine, settings: EtlSettings) -> list[date]:
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as snapshot:
+        return find_wrong_days(snapshot, settings)
 
 
 async def read_events(settings: BridgeSettings) -> list[StoredEvent]:

@@ -17,7 +17,9 @@ from dagster._core import test_utils
 from dagster._core.test_utils import instance_for_test
 from dagster._utils.test.schedule_storage import TestScheduleStorage as ScheduleSuite
 
-from bridge import dagster_adapter, lean_storage
+from bridge.warm_dagster import lean_events
+from bridge.warm_dagster.instance import deferring_events
+from bridge.warm_dagster.lean_storage import LeanStorage
 
 test_utils.ensure_dagster_tests_import = lambda: None  # 它要测试装在 dagster 旁边，我们的在 PYTHONPATH 上
 
@@ -33,10 +35,8 @@ ScheduleSuite.__test__ = False
 def opened_instance(url: str) -> Iterator[DagsterInstance]:
     """空的库；原样的，或者像工人那样换成我们的。"""
     empty_tables(url)
-    with instance_for_test(overrides=overrides(url)) as instance:
-        if STORAGE != "stock":
-            dagster_adapter._share_pool(instance)
-        with dagster_adapter.deferring_events(instance) if STORAGE == "batched" else nullcontext():
+    with instance_for_test(overrides=overrides(url) if STORAGE == "stock" else lean_overrides(url)) as instance:
+        with deferring_events(instance) if STORAGE == "batched" else nullcontext():
             yield instance
         if STORAGE != "stock":
             instance.run_storage._engine.dispose()
@@ -71,11 +71,16 @@ def overrides(url: str) -> dict[str, object]:
     return {"storage": {"postgres": {"postgres_url": url}}}
 
 
+def lean_overrides(url: str) -> dict[str, object]:
+    own = {"module": LeanStorage.__module__, "class": LeanStorage.__name__, "config": {"postgres_url": url}}
+    return {"storage": {"custom": own}}
+
+
 @pytest.fixture(autouse=True)
 def _everything_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """平时只有运行自己会读的才先写下；这里谁来读都先写下。"""
     if STORAGE == "batched":
-        monkeypatch.setattr(lean_storage, "_READ_BACK", {None, *DagsterEventType})
+        monkeypatch.setattr(lean_events, "_READ_BACK", {None, *DagsterEventType})
 
 
 @pytest.fixture

@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from dagster import DagsterInstance
 
-from bridge.code_location import CODE_MODULE, LOCATION_NAME
-from bridge.dagster_adapter import CodeLocation
-from bridge.run_worker import RunWorker
+from bridge.runs.worker import RunWorker, TakenRun
+from bridge.warm_dagster.code_location import CodeLocation
+from bridge.warm_dagster.code_location_name import CODE_MODULE, LOCATION_NAME
 from etl_assets.core.settings import EtlSettings
+from etl_assets.testing.raw_data import RawData
 
 from .nats_cluster import NatsCluster
+from .warm_runs import announce, begin, warm_worker
 
 PASSWORD = "s3cret"
 
@@ -102,12 +103,19 @@ def worker(
     location: CodeLocation, engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[RunWorker]:
     """一个工人：代码位置、Dagster 实例（SQLite）、引擎。"""
-    monkeypatch.setattr("etl_assets.resources.get_engine", lambda: engine)
-    monkeypatch.setattr("etl_assets.resources.get_settings", lambda: etl_settings)
-    with DagsterInstance.local_temp(str(tmp_path)) as instance:
-        worker = RunWorker(instance=instance, location=location, engine=engine, settings=etl_settings, lease_seconds=30)
+    with warm_worker(location, engine, etl_settings, tmp_path, monkeypatch) as worker:
         yield worker
-        worker.heartbeats.dispose()
+
+
+@pytest.fixture
+def of_event(worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings) -> TakenRun:
+    """一个事件要的运行，刚开始做。"""
+    announce(engine, etl_settings, raw_data.add_import([{}]))
+    claim = worker.claim()
+    assert claim is not None
+    held = worker.start(claim)
+    begin(worker, held.run.run_id)
+    return held
 
 
 @pytest.fixture

@@ -11,15 +11,17 @@ import pytest
 import sqlalchemy as sa
 from nats.js.api import RawStreamMsg
 
-from bridge import handlers, reconciler
-from bridge.broker import SafeJetStreamBroker
-from bridge.events import DataImportCompleted
+from bridge.events import DataImportCompleted, handlers
+from bridge.events.listener import Listener
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
-from bridge.jetstream import JetStreamConnection
-from bridge.listener import Listener
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.streams import stream_state
+from bridge.queue.broker import SafeJetStreamBroker
+from bridge.runs import reconciler
 from bridge.settings import BridgeSettings
+from etl_assets.core.etl_tables import import_events
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_events
+from tests.the_three import graph
 
 
 class Bridge:
@@ -41,7 +43,7 @@ class Bridge:
         reconciling = asyncio.create_task(
             reconciler.reconcile(stop, bell=bell, broker=broker, engine=self.engine, settings=self.etl_settings)
         )
-        running = asyncio.create_task(Listener(self.settings, handlers=handlers.HANDLERS, ring=bell.ring).run(stop))
+        running = asyncio.create_task(Listener(self.settings, handlers=handlers.handlers_of(graph), ring=bell.ring).run(stop))
         try:
             yield
         finally:
@@ -80,7 +82,7 @@ class Bridge:
         """等到有 count 封死信。"""
         async with asyncio.timeout(20):
             while True:
-                state = await self.connection.stream_state("EVENTS_DLQ")
+                state = await stream_state(self.connection, "EVENTS_DLQ")
                 found = state.messages if state else 0
                 if found >= count:
                     return [await self.connection.context.get_msg("EVENTS_DLQ", number) for number in range(1, found + 1)]

@@ -7,7 +7,8 @@ import os
 import time
 from pathlib import Path
 
-from bridge.broker import SafeJetStreamBroker, serve
+from bridge.queue.broker import SafeJetStreamBroker
+from bridge.queue.receiver import serve
 
 
 def build_worker() -> SafeJetStreamBroker:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dagster import Definitions, asset
 
+from etl_assets.core.settings import get_settings
 from etl_assets.definitions import defs as current
+from etl_assets.orchestration.partitions import daily_partitions
 
 
-@asset
+@asset(partitions_def=daily_partitions(get_settings()))
 def payments() -> None:
     """工人的代码里没有它。"""
 

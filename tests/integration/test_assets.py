@@ -20,19 +20,19 @@ from dagster import (
     Failure,
 )
 
-from bridge.code_location import JOB_NAME
-from bridge.dagster_adapter import CodeLocation, RunResult
-from bridge.dagster_internals import create_execution_plan
-from bridge.run_worker import RunWorker
-from etl_assets import asset_runs
+from bridge.runs.worker import RunWorker
+from bridge.warm_dagster.code_location import CodeLocation, RunResult
+from bridge.warm_dagster.code_location_name import JOB_NAME
+from bridge.warm_dagster.internals import create_execution_plan
 from etl_assets.core.errors import EtlError
+from etl_assets.core.etl_tables import ledger
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import ledger
 from etl_assets.customers.asset import customers
+from etl_assets.intake.imports import ImportEvent, request_imports
 from etl_assets.leads.asset import leads
+from etl_assets.ledger.failures import MAX_FAILURES
+from etl_assets.orchestration import asset_runs
 from etl_assets.orders.asset import orders
-from etl_assets.services.intake import ImportEvent, request_imports
-from etl_assets.services.ledger import MAX_FAILURES
 from etl_assets.testing.fixtures import MaterializeDays, ReadTable
 from etl_assets.testing.raw_data import RawData
 
@@ -42,6 +42,7 @@ AFTER = date(2026, 1, 7)
 ORDERS = AssetKey("orders")
 ACCOUNTING = AssetCheckKey(ORDERS, "accounting")
 REJECTED_ROWS = AssetCheckKey(ORDERS, "rejected_rows")
+WARNED_ROWS = AssetCheckKey(ORDERS, "warned_rows")
 
 SWALLOW = """
     CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
@@ -168,10 +169,11 @@ def test_preview_counts_rows_of_no_kind_and_its_failure_is_not_the_step_s(
 def test_account_of_a_day_is_a_check_of_its_partition(
     raw_data: RawData, materialize_days: MaterializeDays, dagster_instance: DagsterInstance
 ) -> None:
-    raw_data.add_import([{}, {}, {"order_id": "B"}])
+    raw_data.add_import([{}], completed_at=None)
+    raw_data.add_import([{}, {"order_id": "B"}])
     run_id = materialize_days([orders], DAY).run_id
     found = evaluations(dagster_instance, run_id)
-    assert set(found) == {("accounting", "2026-01-05"), ("rejected_rows", "2026-01-05")}
+    assert set(found) == {("accounting", "2026-01-05"), ("rejected_rows", "2026-01-05"), ("warned_rows", "2026-01-05")}
     assert all(evaluation.passed for evaluation in found.values())
     account = found["accounting", "2026-01-05"]
     assert (account.blocking, account.severity) == (True, AssetCheckSeverity.ERROR)
@@ -217,6 +219,49 @@ def test_repaired_row_clears_the_warning(raw_data: RawData, materialize_days: Ma
     raw_data.add_import([{}])
     materialize_days([orders], DAY)
     assert states(dagster_instance, REJECTED_ROWS) == {"2026-01-05": "SUCCEEDED"}
+
+
+def test_repeated_rows_and_unmapped_types_are_a_warning_with_counts_and_examples(
+    raw_data: RawData, materialize_days: MaterializeDays, dagster_instance: DagsterInstance, read_table: ReadTable
+) -> None:
+    items: list[dict[str, Any]] = [{}, {"order_id": " A-1"}, {"order_id": "B", "order_type": " 定制"}, {}, {"quantity": -1}]
+    raw_data.add_import([*items, {"order_id": "C", "order_type": "改衣", "ordered_at": at(6)}, {"order_id": "D", "order_type": None}])
+    raw_data.map_type("配件", "别的")
+    raw_data.add_import([{"order_id": "E", "order_type": "配件"}])
+    assert materialize_days([orders, customers, leads], DAY, NEXT).success
+    found = evaluations(dagster_instance, latest_run_id(dagster_instance))
+    warning = found["warned_rows", "2026-01-05"]
+    assert (warning.passed, warning.severity, warning.blocking) == (False, AssetCheckSeverity.WARN, False)
+    assert warning.description == (
+        "2 valid rows lost to a later row of the same order in the same import (one row per item? group them when importing); "
+        "1 orders count as BULK because order_type_mappings does not know their type"
+    )
+    assert values(warning.metadata) == {
+        "repeated_in_import": 2,
+        "unmapped_type": 1,
+        "raw_ids": {"repeated_in_import": [1, 2], "unmapped_type": [3]},
+        "unmapped_types": {"定制": 1},
+    }
+    assert values(found["warned_rows", "2026-01-06"].metadata) == {
+        "unmapped_type": 1,
+        "raw_ids": {"unmapped_type": [6]},
+        "unmapped_types": {"改衣": 1},
+    }
+    assert found["accounting", "2026-01-05"].passed
+    assert read_table("business_leads").height == 5
+
+
+def test_warning_goes_when_its_cause_is_mended(
+    raw_data: RawData, materialize_days: MaterializeDays, dagster_instance: DagsterInstance
+) -> None:
+    ungrouped = raw_data.add_import([{"order_type": "定制"}, {"order_type": "定制"}])
+    materialize_days([orders], DAY)
+    assert states(dagster_instance, WARNED_ROWS) == {"2026-01-05": "FAILED"}
+    raw_data.set_status(ungrouped, "failed")
+    raw_data.add_import([{"order_type": "定制"}])
+    raw_data.map_type("定制", "BULK")
+    materialize_days([orders], DAY)
+    assert states(dagster_instance, WARNED_ROWS) == {"2026-01-05": "SUCCEEDED"}
 
 
 def test_lost_row_fails_the_check_of_its_day_and_nothing_follows(
@@ -267,6 +312,8 @@ def test_run_of_a_worker_reports_every_check(worker: RunWorker, run_due: Callabl
         ("accounting", "2026-01-06"): True,
         ("rejected_rows", "2026-01-05"): True,
         ("rejected_rows", "2026-01-06"): False,
+        ("warned_rows", "2026-01-05"): True,
+        ("warned_rows", "2026-01-06"): True,
     }
     assert states(worker.instance, REJECTED_ROWS) == {"2026-01-05": "SUCCEEDED", "2026-01-06": "FAILED"}
 
@@ -277,7 +324,7 @@ def test_worker_that_finds_a_lost_row_leaves_its_day_due_and_says_why(
     with engine.begin() as connection:
         connection.exec_driver_sql(SWALLOW)
     run_id, result = run_due({"order_id": "lost"})
-    assert (result.succeeded, result.failed_step, result.error_class) == (False, "orders", "AccountingError")
+    assert [(failure.asset, failure.kind) for failure in result.failures] == [("orders", "unknown")]
     assert "1 raw rows in scope on 2026-01-05, 0 loaded + 0 superseded + 0 rejected (look at raw_id 1)" in result.error
     run = worker.instance.get_run_by_id(run_id)
     assert run is not None
@@ -318,7 +365,7 @@ def test_day_with_a_lost_row_is_held_after_some_attempts(
 def test_click_on_an_asset_executes_its_checks(worker: RunWorker, location: CodeLocation, raw_data: RawData) -> None:
     """网页点名资产与它的检查；点名了的子集也只算一次。"""
     raw_data.add_import([{}])
-    checks = frozenset({ACCOUNTING, REJECTED_ROWS})
+    checks = frozenset({ACCOUNTING, REJECTED_ROWS, WARNED_ROWS})
     job = location.job(JOB_NAME, frozenset({ORDERS}), checks)
     assert location.job(JOB_NAME, frozenset({ORDERS}), checks) is job
     plan = create_execution_plan(job)  # 缺省的计划是资产的全部检查
@@ -326,4 +373,4 @@ def test_click_on_an_asset_executes_its_checks(worker: RunWorker, location: Code
     clicked = worker.instance.create_run_for_job(job, execution_plan=plan, tags=tags, asset_selection=frozenset({ORDERS}))
     run = clicked._replace(asset_check_selection=checks)
     assert location.execute_run(worker.instance, run).succeeded
-    assert set(evaluations(worker.instance, run.run_id)) == {("accounting", "2026-01-05"), ("rejected_rows", "2026-01-05")}
+    assert set(evaluations(worker.instance, run.run_id)) == {(check.name, "2026-01-05") for check in checks}

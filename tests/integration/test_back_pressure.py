@@ -14,16 +14,19 @@ import pytest
 import sqlalchemy as sa
 from nats.js.api import DiscardPolicy, StreamConfig
 
-from bridge.broker import TASKS_STREAM, SafeJetStreamBroker
 from bridge.events import DataImportCompleted, EventPublisher
+from bridge.events.handlers import handlers_of
+from bridge.events.listener import Listener
+from bridge.events.streams import consumer_names
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM
-from bridge.handlers import HANDLERS
-from bridge.listener import Listener, consumer_names
+from bridge.queue.broker import SafeJetStreamBroker
+from bridge.queue.streams import TASKS_STREAM
+from bridge.queue.task_names import MATERIALIZE_DUE
 from bridge.settings import BridgeSettings
-from bridge.task_names import MATERIALIZE_DUE
+from etl_assets.core.etl_tables import import_events
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_events
 from etl_assets.testing.raw_data import RawData
+from tests.the_three import graph
 
 from .conftest import NatsServer
 
@@ -45,12 +48,12 @@ async def limit_messages(broker: SafeJetStreamBroker, stream: str, count: int) -
 async def test_events_wait_in_their_stream_while_the_tasks_are_full(
     broker: SafeJetStreamBroker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.handlers.get_engine", lambda: engine)
-    monkeypatch.setattr("bridge.handlers.get_settings", lambda: etl_settings)
+    monkeypatch.setattr("bridge.events.handlers.get_engine", lambda: engine)
+    monkeypatch.setattr("bridge.events.handlers.get_settings", lambda: etl_settings)
     await broker.ring(MATERIALIZE_DUE, "event")
     await limit_messages(broker, TASKS_STREAM, 1)
     stop = asyncio.Event()
-    listening = asyncio.create_task(Listener(broker.settings, handlers=HANDLERS, ring=broker.ring).run(stop))
+    listening = asyncio.create_task(Listener(broker.settings, handlers=handlers_of(graph), ring=broker.ring).run(stop))
     async with asyncio.timeout(60), EventPublisher(broker.settings) as publisher:
         while EVENTS_STREAM not in [info.config.name for info in await broker.js.streams_info()]:
             await asyncio.sleep(0.05)

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from benchmarks.etl import dlt_merge, product, read_write_database, row_by_row
 from benchmarks.etl.dataset import Dataset, fill_database, set_changed
+from etl_assets.comparison.comparing import ComparisonRequest, compare_schemas
 from etl_assets.core.settings import EtlSettings
-from etl_assets.services.comparison import ComparisonRequest, compare_schemas
 
 RAW_ROWS = 1_000
 

@@ -16,18 +16,18 @@ import sqlalchemy as sa
 import structlog
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
-from bridge import run_reconciler, tasks
-from bridge.dagster_adapter import CodeLocation, RunResult
-from bridge.run_reconciler import Ring, reconcile_runs
-from bridge.run_worker import HeldRun, RunWorker
-from bridge.task_names import EXECUTE_RUN
+from bridge.queue.task_names import EXECUTE_RUN
+from bridge.runs import run_reconciler, tasks
+from bridge.runs.run_reconciler import Ring, reconcile_runs
+from bridge.runs.worker import RunWorker, TakenRun
+from bridge.warm_dagster.code_location import CodeLocation, RunResult
 from etl_assets.core.database_sync import build_engine
 from etl_assets.core.errors import DatabaseUnavailableError, EtlError, TransientError
+from etl_assets.core.etl_tables import ledger, outbox
 from etl_assets.core.log import RepeatedWarning
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import ledger, outbox
 from etl_assets.customers import etl as customers_etl
-from etl_assets.services import leases
+from etl_assets.ledger import leases
 from etl_assets.testing.raw_data import RawData
 
 from .warm_runs import announce, begin, expire_leases, status, submit, take_and_begin
@@ -39,18 +39,7 @@ def no_quiet_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def of_event(worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings) -> HeldRun:
-    """一个事件要的运行，刚开始做。"""
-    announce(engine, etl_settings, raw_data.add_import([{}]))
-    claim = worker.claim()
-    assert claim is not None
-    held = worker.start(claim)
-    begin(worker, held.run.run_id)
-    return held
-
-
-@pytest.fixture
-def of_person(worker: RunWorker, raw_data: RawData) -> HeldRun:
+def of_person(worker: RunWorker, raw_data: RawData) -> TakenRun:
     raw_data.add_import([{}])
     held = worker.take(submit(worker, "orders", "customers", "leads"))
     assert held is not None
@@ -58,8 +47,8 @@ def of_person(worker: RunWorker, raw_data: RawData) -> HeldRun:
 
 
 @pytest.fixture(params=["of_event", "of_person"])
-def held(request: pytest.FixtureRequest) -> HeldRun:
-    found: HeldRun = request.getfixturevalue(request.param)
+def held(request: pytest.FixtureRequest) -> TakenRun:
+    found: TakenRun = request.getfixturevalue(request.param)
     return found
 
 
@@ -111,7 +100,7 @@ def stalled_burial(worker: RunWorker, monkeypatch: pytest.MonkeyPatch, owner: ob
 
 @pytest.mark.parametrize("is_held", [True, False], ids=["leased", "without a lease"])
 def test_death_counts_once_though_a_stalled_burial_was_taken_over(
-    worker: RunWorker, of_event: HeldRun, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, is_held: bool
+    worker: RunWorker, of_event: TakenRun, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, is_held: bool
 ) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE etl.leases SET expires_at = clock_timestamp()" if is_held else "DELETE FROM etl.leases")
@@ -125,7 +114,7 @@ def test_death_counts_once_though_a_stalled_burial_was_taken_over(
 @pytest.mark.parametrize("is_held", [True, False], ids=["leased", "without a lease"])
 def test_stalled_burial_of_a_cancelled_run_holds_no_day_that_something_asked_for_meanwhile(
     worker: RunWorker,
-    of_event: HeldRun,
+    of_event: TakenRun,
     raw_data: RawData,
     engine: sa.Engine,
     etl_settings: EtlSettings,
@@ -163,7 +152,7 @@ async def freeze_process(_engine: sa.Engine, seconds: float) -> None:
 
 @pytest.mark.parametrize("freeze", [freeze_database, freeze_process])
 async def test_first_look_after_a_pause_buries_nobody(
-    worker: RunWorker, of_event: HeldRun, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, freeze: Callable[..., Any]
+    worker: RunWorker, of_event: TakenRun, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, freeze: Callable[..., Any]
 ) -> None:
     """停得比租约久：所有租约都过期了，活着的还来不及收尾。"""
     looks: list[str] = []
@@ -189,7 +178,7 @@ async def test_first_look_after_a_pause_buries_nobody(
         async with asyncio.timeout(20):
             while not looks:
                 await asyncio.sleep(0.01)
-            assert short.heartbeat(of_event.lease) is leases.LeaseState.HELD
+            assert short.heartbeat(of_event.lease) is leases.LeaseState.VALID
             looks.clear()
             await freeze(engine, 2.2)
             while "buried 1" not in looks:
@@ -199,6 +188,64 @@ async def test_first_look_after_a_pause_buries_nobody(
         short.heartbeats.dispose()
     assert "too late" in looks
     assert due(engine) == [(1, None)]
+
+
+# ---- 醒来的 ----------------------------------------------------------------------------
+
+
+def take_over(worker: RunWorker, engine: sa.Engine, run_id: str) -> TakenRun:
+    """做它的停得比租约久，别人接手了。"""
+    expire_leases(engine)
+    reconcile_runs(worker)
+    other = worker.take(run_id)
+    assert other is not None
+    return other
+
+
+def test_worker_that_thaws_before_it_began_writes_nothing_about_a_run_that_another_has_done(
+    worker: RunWorker, of_person: TakenRun, engine: sa.Engine
+) -> None:
+    run_id = of_person.run.run_id
+    assert worker.execute(take_over(worker, engine, run_id)).succeeded
+    written = worker.instance.all_logs(run_id)
+    thawed = replace(of_person, lease=replace(of_person.lease, asked_at=of_person.lease.asked_at - worker.lease_seconds))
+    assert not worker.execute(thawed).succeeded
+    assert worker.instance.all_logs(run_id) == written
+    assert status(worker, run_id) is DagsterRunStatus.SUCCESS
+    assert announced(engine) == ["success"] * 3
+
+
+def test_error_of_a_thawed_worker_does_not_end_the_run_that_another_is_executing(
+    worker: RunWorker, of_person: TakenRun, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = of_person.run.run_id
+
+    def freeze(*_: object) -> RunResult:
+        take_over(worker, engine, run_id)
+        begin(worker, run_id)
+        raise DatabaseUnavailableError("its connection was cut while it was frozen")
+
+    monkeypatch.setattr(CodeLocation, "execute_run", freeze)
+    assert not worker.execute(of_person).succeeded
+    assert status(worker, run_id) is DagsterRunStatus.STARTED
+
+
+def test_run_that_was_created_after_its_lease_was_buried_does_not_stay_unfinished(
+    worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings
+) -> None:
+    """领了日子就停住：收尾的人来的时候还没有运行，别人领走了日子。"""
+    announce(engine, etl_settings, raw_data.add_import([{}]))
+    claim = worker.claim()
+    assert claim is not None
+    expire_leases(engine)
+    reconcile_runs(worker)
+    again = worker.claim()
+    assert again is not None
+    frozen = worker.start(claim)
+    assert not worker.execute(frozen).succeeded
+    assert status(worker, frozen.run.run_id) is DagsterRunStatus.FAILURE
+    assert worker.execute(worker.start(again)).succeeded
+    assert announced(engine) == ["success"] * 3
 
 
 # ---- 还没开始的 ------------------------------------------------------------------------
@@ -214,7 +261,7 @@ def test_click_is_not_lost_though_its_run_cannot_be_begun_again_and_again(
         raise DatabaseUnavailableError("away for a moment")
 
     with monkeypatch.context() as patch:
-        patch.setattr("bridge.run_worker.report_starting", away)
+        patch.setattr("bridge.runs.worker.report_starting", away)
         for _ in range(run_reconciler.MAX_RETRIES + 1):
             with pytest.raises(DatabaseUnavailableError):
                 worker.take(run_id)
@@ -241,7 +288,7 @@ def test_run_whose_worker_died_before_it_began_waits_in_the_queue_again(worker: 
 
 
 def test_run_cut_off_after_its_last_commit_announces_no_failure(
-    worker: RunWorker, held: HeldRun, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+    worker: RunWorker, held: TakenRun, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute = CodeLocation.execute_run
 
@@ -256,7 +303,7 @@ def test_run_cut_off_after_its_last_commit_announces_no_failure(
 
 
 def test_burial_of_a_run_that_had_committed_everything_announces_no_failure(
-    worker: RunWorker, held: HeldRun, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+    worker: RunWorker, held: TakenRun, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_: object) -> None:
         raise SystemExit
@@ -274,7 +321,7 @@ def test_burial_of_a_run_that_had_committed_everything_announces_no_failure(
 
 
 def test_burial_announces_the_failure_of_the_first_asset_that_was_not_committed(
-    worker: RunWorker, held: HeldRun, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+    worker: RunWorker, held: TakenRun, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_: object) -> None:
         raise SystemExit

@@ -12,13 +12,15 @@ import pytest
 import structlog
 from nats.js.api import StreamConfig
 
-from bridge.broker import SafeJetStreamBroker, SafeReceiver
 from bridge.errors import NatsUnavailableError, StreamMissingError
 from bridge.events import DataImportCompleted, EventPublisher
 from bridge.events.event_task_utils import Decision, Done, ReceivedEvent, event_task_handler
+from bridge.events.listener import Listener
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM
-from bridge.jetstream import JetStreamConnection
-from bridge.listener import Listener
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.streams import ensure_stream, stream_config, stream_state, stream_use
+from bridge.queue.broker import SafeJetStreamBroker
+from bridge.queue.receiver import SafeReceiver
 from bridge.settings import BridgeSettings
 
 from .nats_cluster import NatsCluster
@@ -47,7 +49,7 @@ class Listened:
     def __init__(self, settings: BridgeSettings) -> None:
         self.import_ids: set[UUID] = set()
 
-        @event_task_handler(subject=DATA_IMPORT_COMPLETED, task_name="task")
+        @event_task_handler(subject=DATA_IMPORT_COMPLETED, event_type=DataImportCompleted, task_name="task")
         async def remember(events: Sequence[ReceivedEvent[DataImportCompleted]]) -> Sequence[Decision]:
             self.import_ids |= {received.event.import_id for received in events}
             return [Done() for _ in events]
@@ -84,7 +86,7 @@ async def connected(settings: BridgeSettings) -> AsyncIterator[JetStreamConnecti
 
 async def letters(settings: BridgeSettings) -> int:
     async with connected(settings) as connection:
-        states = [await connection.stream_state(name) for name in ("EVENTS_DLQ", "TASKS_DLQ")]
+        states = [await stream_state(connection, name) for name in ("EVENTS_DLQ", "TASKS_DLQ")]
     return sum(state.messages for state in states if state)
 
 
@@ -106,7 +108,7 @@ async def test_publisher_and_listener_live_through_the_death_of_the_streams_lead
             await listened.has_all(published)
             await asyncio.to_thread(nats_cluster.restart)
     async with connected(settings) as connection:
-        assert (await connection.stream_config(EVENTS_STREAM) or {})["num_replicas"] == 3
+        assert (await stream_config(connection, EVENTS_STREAM) or {})["num_replicas"] == 3
     assert await letters(settings) == 0
     assert not [line for line in logs if "does not exist" in str(line) or "stores subject" in str(line)]
 
@@ -139,7 +141,7 @@ async def test_task_lives_through_the_death_of_the_streams_leader(nats_cluster: 
             await asyncio.sleep(0.05)
         while True:
             try:
-                state = await client.connection.stream_state("TASKS")
+                state = await stream_state(client.connection, "TASKS")
             except NatsUnavailableError:
                 continue
             if state is not None and state.messages == 0:
@@ -160,22 +162,22 @@ async def test_missing_stream_is_said_only_when_the_servers_say_so(
     async with connected(settings) as connection:
         await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"], num_replicas=3))
         await connection.context.add_stream(StreamConfig(name="ALONE", subjects=["alone.>"]))
-        uses = [await connection.stream_use(name) for name in ("EVENTS", "ALONE")]
+        uses = [await stream_use(connection, name) for name in ("EVENTS", "ALONE")]
         assert [use.has_one_copy for use in uses if use] == [False, True]  # etl doctor 说的就是这个
         with pytest.raises(StreamMissingError):
             await connection.publish("nobody.stores.this", b"{}", message_id="1")
         victim = await asyncio.to_thread(nats_cluster.kill_leader, "EVENTS")
         second = next(name for name in ("n0", "n1", "n2") if name != victim)
         await asyncio.to_thread(nats_cluster.kill, second)
-        monkeypatch.setattr("bridge.jetstream.PUBLISH_SECONDS", 2.5)
-        monkeypatch.setattr("bridge.jetstream.MANAGE_SECONDS", 1.0)
+        monkeypatch.setattr("bridge.jetstream.connection.PUBLISH_SECONDS", 2.5)
+        monkeypatch.setattr("bridge.jetstream.connection.MANAGE_SECONDS", 1.0)
         start = time.monotonic()
         with pytest.raises(NatsUnavailableError):
             await connection.publish(DATA_IMPORT_COMPLETED, b"{}", message_id="2")
         assert time.monotonic() - start < 20
         asks: tuple[Callable[[], Awaitable[object]], ...] = (
-            lambda: connection.stream_config("NEW"),
-            lambda: connection.ensure_stream(StreamConfig(name="NEW", subjects=["new.>"])),
+            lambda: stream_config(connection, "NEW"),
+            lambda: ensure_stream(connection, StreamConfig(name="NEW", subjects=["new.>"])),
         )
         for ask in asks:
             await no_answer(ask)

@@ -17,22 +17,25 @@ import pytest
 import sqlalchemy as sa
 from nats.js.api import StreamConfig
 
-from bridge.broker import task_streams
 from bridge.events import DataImportCompleted
+from bridge.events.handlers import handlers_of
+from bridge.events.listener import Listener
 from bridge.events.publish import publish_event
+from bridge.events.streams import DEAD_LETTERS
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
-from bridge.handlers import HANDLERS
-from bridge.jetstream import JetStreamConnection
-from bridge.listener import DEAD_LETTERS, Listener
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.streams import ensure_stream
+from bridge.queue.streams import task_streams
 from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks
 from etl_assets.customers.asset import customers
+from etl_assets.intake.imports import ImportEvent, request_imports
 from etl_assets.leads.asset import leads
 from etl_assets.orders.asset import orders
-from etl_assets.services.intake import ImportEvent, request_imports
 from etl_assets.testing.fixtures import MaterializeDays
 from etl_assets.testing.raw_data import RawData
+from tests.the_three import graph
 
 from .conftest import NatsServer
 
@@ -76,7 +79,7 @@ def imported(raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings, ma
 @pytest.mark.usefixtures("imported")
 def test_what_is_right_is_ok_and_what_nobody_serves_is_a_warning(doctor: Doctor, nats_server: NatsServer) -> None:
     found = doctor(nats_server.url, exit_code=1)
-    assert {found[check][0] for check in ("disk", "postgres", "nats", "schema", "ledger", "table checks")} == {"ok"}
+    assert {found[check][0] for check in ("disk", "postgres", "nats", "schema", "indexes", "ledger", "table checks")} == {"ok"}
     assert found["stream EVENTS"] == ("error", "it does not exist: start `etl up` or `etl listen` and `etl worker` once")
     assert found["TASKS.event"][0] == "warning"
 
@@ -90,7 +93,7 @@ def test_what_is_right_is_ok_and_what_nobody_serves_is_a_warning(doctor: Doctor,
         ("DELETE FROM orders", "tables", "`etl backfill --from 2026-01-05 --to 2026-01-05`"),
         ("UPDATE customers SET total_amount = total_amount + 1", "table checks", "`etl backfill`"),
         ("ALTER TABLE orders ALTER COLUMN quantity TYPE bigint", "schema", "quantity"),
-        ("UPDATE etl.schema_version SET version_num = '0003'", "schema", "0004, 0005): run `etl init-db`"),
+        ("UPDATE etl.schema_version SET version_num = '0003'", "schema", "0004, 0005, 0006, 0007, 0008, 0009, 0010): run `etl init-db`"),
     ],
 )
 def test_what_disagrees_is_said_with_what_to_do(
@@ -125,7 +128,7 @@ def test_what_disagrees_is_said_with_what_to_do(
         ),
         (
             "DROP INDEX ix_import_tasks_completed_at",
-            "import_tasks",
+            "index ix_import_tasks_completed_at",
             "CREATE INDEX CONCURRENTLY ix_import_tasks_completed_at ON public.import_tasks (completed_at)",
         ),
     ],
@@ -167,15 +170,15 @@ async def test_event_that_was_handled_but_is_not_in_the_ledger_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
 
-    monkeypatch.setattr("bridge.handlers.get_engine", lambda: engine)
-    monkeypatch.setattr("bridge.handlers.get_settings", lambda: etl_settings)
+    monkeypatch.setattr("bridge.events.handlers.get_engine", lambda: engine)
+    monkeypatch.setattr("bridge.events.handlers.get_settings", lambda: etl_settings)
     settings = BridgeSettings(nats_url=nats_server.url)
     stop = asyncio.Event()
 
     async def ring(_task: str, _lane: str) -> None:
         """没有工人。"""
 
-    listening = asyncio.create_task(Listener(settings, handlers=HANDLERS, ring=ring).run(stop))
+    listening = asyncio.create_task(Listener(settings, handlers=handlers_of(graph), ring=ring).run(stop))
     import_id = raw_data.add_import([{}])
     async with asyncio.timeout(30):
         await publish_event(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=import_id), settings=settings)
@@ -224,7 +227,7 @@ async def connection(nats_server: NatsServer) -> AsyncIterator[JetStreamConnecti
     link = JetStreamConnection(BridgeSettings(nats_url=nats_server.url), name="test")
     await link.open()
     for config in (DEAD_LETTERS, *task_streams(BridgeSettings())):
-        await link.ensure_stream(config)
+        await ensure_stream(link, config)
     yield link
     await link.close()
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from bridge.doorbell import Doorbell
-from bridge.jetstream import JetStreamConnection
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.streams import stream_state
+from bridge.queue.doorbell import Doorbell
 from bridge.settings import BridgeSettings
 
 from .conftest import NatsServer
@@ -62,7 +63,7 @@ def waiting_tasks(nats_server: NatsServer) -> int:
     async def ask() -> int:
         connection = JetStreamConnection(BridgeSettings(nats_url=nats_server.url), name="test")
         await connection.open()
-        state = await connection.stream_state("TASKS")
+        state = await stream_state(connection, "TASKS")
         await connection.close()
         return state.messages if state else 0
 

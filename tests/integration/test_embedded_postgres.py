@@ -21,18 +21,18 @@ from typing import IO
 import psycopg
 import pytest
 
-from etl_assets.core.child_process import identify
-from etl_assets.core.embedded_postgres import EmbeddedPostgres
-from etl_assets.core.embedded_server import EmbeddedServerError
 from etl_assets.core.errors import SettingsError
-from etl_assets.core.loopback_port import listen_on
+from etl_assets.embedded.child_process import identify
+from etl_assets.embedded.embedded_postgres import EmbeddedPostgres
+from etl_assets.embedded.embedded_server import EmbeddedServerError
+from etl_assets.embedded.loopback_port import listen_on
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes to another account")
 
 START_AND_HOLD = """
 import sys, time
 from pathlib import Path
-from etl_assets.core.embedded_postgres import EmbeddedPostgres
+from etl_assets.embedded.embedded_postgres import EmbeddedPostgres
 print(EmbeddedPostgres(Path(sys.argv[1]), durable=False).start(), flush=True)
 time.sleep(600)
 """
@@ -297,7 +297,7 @@ def started_by_version_0_1(folder: Path, elsewhere: Path) -> Iterator[tuple[str,
     with zipfile.ZipFile(next((Path(__file__).parent / "wheels").glob("dayline-0.1*.whl"))) as wheel:
         wheel.extractall(elsewhere / "old")
     python_path = os.pathsep.join(filter(None, [str(elsewhere / "old"), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-c", START_AND_HOLD, str(folder)]
+    command = [sys.executable, "-c", START_AND_HOLD.replace("etl_assets.embedded.", "etl_assets.core."), str(folder)]  # 那时它在那里
     environment = {**os.environ, "PYTHONPATH": python_path}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=elsewhere) as process:
         yield read_line(process), process
@@ -323,7 +323,7 @@ def test_conversion_that_was_interrupted_leaves_the_old_version_running_and_is_d
     old_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("etl_assets.core.embedded_postgres.GIVE_OBJECTS", "SELECT 1 / 0")
+        patch.setattr("etl_assets.embedded.embedded_postgres.GIVE_OBJECTS", "SELECT 1 / 0")
         with pytest.raises(EmbeddedServerError, match="division by zero"):
             EmbeddedPostgres(old_folder, durable=False).start()
     with started_by_version_0_1(old_folder, tmp_path) as (url, _), psycopg.connect(url, autocommit=True) as connection:
@@ -383,7 +383,7 @@ def private_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def find_binaries_in_new_process() -> Path:
-    code = "from etl_assets.core.postgres_binaries import *; print(find_binaries(unprivileged_account()))"
+    code = "from etl_assets.embedded.postgres_binaries import *; print(find_binaries(unprivileged_account()))"
     return Path(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip())
 
 

@@ -8,11 +8,16 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import pytest
 import sqlalchemy as sa
 
+from etl_assets.core.business_day import DayRange
+from etl_assets.core.etl_tables import ledger, rejected_rows
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_tasks, ledger, raw_orders, rejected_rows
-from etl_assets.services.intake import ImportEvent, read_affected_days, request_imports
+from etl_assets.core.tables import import_tasks, raw_orders
+from etl_assets.intake.imports import ImportEvent, read_affected_days, request_imports
+from etl_assets.orders.etl import materialize_orders
+from etl_assets.services.materialization import RunContext
 from etl_assets.testing.raw_data import SAMPLE_ORDER, RawData
 
 
@@ -41,6 +46,15 @@ def test_same_event_again_asks_for_nothing_new(engine: sa.Engine, etl_settings: 
     assert requested_days(engine) == {date(2026, 1, 5): 1}
 
 
+def test_event_that_is_delivered_again_does_not_hide_a_newer_one(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+    """`etl wait` 看的是处理过的最新的那个。"""
+    import_id = raw_data.add_import([{}])
+    for sequence in (12, 10):
+        request_imports(engine, etl_settings, [ImportEvent(import_id, uuid4(), sequence=sequence)])
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT stream_sequence FROM etl.import_events").scalar() == 12
+
+
 def test_pending_and_missing_imports_are_told_apart(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
     pending = raw_data.add_import([{}], status="pending")
     events = [ImportEvent(pending, uuid4()), ImportEvent(uuid4(), uuid4())]
@@ -58,6 +72,22 @@ def test_withdrawn_import_counts_its_own_days_only_if_it_was_requested(
     events = [ImportEvent(never_seen, uuid4()), ImportEvent(seen, uuid4())]
     assert request_imports(engine, etl_settings, events) == ["irrelevant", "requested"]
     assert requested_days(engine) == {date(2026, 1, 7): 2}
+
+
+@pytest.mark.parametrize("change", ["UPDATE shop_configs SET shop_name = '改了名'", "DELETE FROM shop_configs"])
+def test_withdrawn_import_that_nobody_announced_counts_if_its_rows_are_in_orders_whatever_became_of_the_shop(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, change: str
+) -> None:
+    loaded = raw_data.add_import([{"order_id": " A-1 "}])
+    superseded = raw_data.add_import([{}], completed_at=datetime(2026, 5, 1, tzinfo=UTC))
+    days = DayRange(date(2026, 1, 5), date(2026, 1, 5))
+    materialize_orders(engine, etl_settings, days, RunContext(run_id="run", assets=frozenset()))
+    for import_id in (loaded, superseded):
+        raw_data.set_status(import_id, "failed")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(change)
+    events = [ImportEvent(import_id, uuid4()) for import_id in (loaded, superseded)]
+    assert request_imports(engine, etl_settings, events) == ["requested", "irrelevant"]
 
 
 def test_import_of_ten_years_asks_for_every_day_and_rejects_what_has_no_partition(
@@ -126,3 +156,13 @@ def test_rows_without_a_partition_are_rejected_at_once(engine: sa.Engine, etl_se
         ("missing_order_id", None),
     ]
     assert requested_days(engine) == {}
+
+
+def test_rows_without_an_order_id_or_shop_name_no_order(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+    """空白的号不是同一个订单：不要求别的空白号的日子；自己的日子要，坏行也要上账。"""
+    blank = [{"order_id": "　"}, {"shop": "  "}, {"order_id": None}, {"order_id": ""}]
+    for day in range(5, 10):
+        raw_data.add_import([row | {"ordered_at": at(day)} for row in blank])
+    newest = raw_data.add_import([row | {"ordered_at": at(20)} for row in blank])
+    assert request_imports(engine, etl_settings, [ImportEvent(newest, uuid4())]) == ["requested"]
+    assert requested_days(engine) == {date(2026, 1, 20): 1}

@@ -19,14 +19,16 @@ import structlog
 from nats.js.api import DiscardPolicy, RawStreamMsg, RetentionPolicy, StreamConfig
 from nats.js.errors import NotFoundError
 
-from bridge import listener as listener_module
 from bridge.errors import PayloadTooLargeError, StreamConflictError, StreamMissingError
-from bridge.events import DataImportCompleted
+from bridge.events import DataImportCompleted, EtlCompleted, settling
+from bridge.events import listener as listener_module
 from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, Ignored, NotYet, ReceivedEvent, Rejected, event_task_handler
+from bridge.events.listener import Listener
+from bridge.events.streams import consumer_names
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
-from bridge.jetstream import JetStreamConnection
-from bridge.listener import Listener, consumer_names
-from bridge.pull import Puller
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.pull import Puller
+from bridge.jetstream.streams import ensure_stream
 from bridge.settings import BridgeSettings, Lane
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, PermanentError, SettingsError, TransientError
 
@@ -115,7 +117,9 @@ async def bench(settings: BridgeSettings) -> AsyncIterator[Bench]:
 
 
 def handler_of(decide: Decide) -> EventTaskHandler[DataImportCompleted]:
-    return event_task_handler(subject=DATA_IMPORT_COMPLETED, required_fields=("import_id",), task_name="materialize")(decide)
+    return event_task_handler(
+        subject=DATA_IMPORT_COMPLETED, event_type=DataImportCompleted, required_fields=("import_id",), task_name="materialize"
+    )(decide)
 
 
 @asynccontextmanager
@@ -342,8 +346,8 @@ async def test_deleted_stream_of_dead_letters_is_made_again_and_good_events_do_n
 
 
 async def test_no_more_letters_are_written_at_once_than_allowed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener_module, "LETTERS_AT_ONCE", 3)
-    monkeypatch.setattr(listener_module, "REFUSED_DELAY_SECONDS", 0.05)
+    monkeypatch.setattr(settling, "LETTERS_AT_ONCE", 3)
+    monkeypatch.setattr(settling, "REFUSED_DELAY_SECONDS", 0.05)
 
     async def decide(_: Batch) -> Sequence[Decision]:
         raise AssertionError
@@ -358,7 +362,7 @@ async def test_no_more_letters_are_written_at_once_than_allowed(bench: Bench, mo
 
 
 async def test_failures_of_events_that_others_finished_are_forgotten(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener_module, "FAILURES_KEPT", 5)
+    monkeypatch.setattr(settling, "FAILURES_KEPT", 5)
     bench.settings = bench.settings.model_copy(update={"event_max_attempts": 100, "event_retry_delay_seconds": 30})
     failed: set[UUID] = set()
 
@@ -372,7 +376,7 @@ async def test_failures_of_events_that_others_finished_are_forgotten(bench: Benc
     listener = bench.listener(decide)
     async with running(listener):
         await bench.eventually(lambda: len(failed) == 12)
-    assert len(listener._failures) == 5
+    assert len(listener._settler._failures) == 5
 
 
 async def test_stream_that_we_create_refuses_what_is_too_large_to_be_an_event(bench: Bench) -> None:
@@ -552,6 +556,34 @@ async def test_event_that_alone_meets_an_error_of_ours_does_not_stop_the_others(
     assert await bench.dead_letter_count() == 0
 
 
+@pytest.mark.parametrize("of_batch", [PermanentError("one row is bad"), ValueError("a bug")], ids=lambda error: type(error).__name__)
+async def test_events_that_were_not_tried_alone_are_not_judged_by_what_the_batch_met(bench: Bench, of_batch: Exception) -> None:
+    """一批里有一个毒的，逐个再来时数据库正好不让做：没轮到的不替它进死信，也不各等一回。"""
+    tried: list[UUID] = []
+    done: list[UUID] = []
+    is_locked = True
+    await bench.add_stream()
+    wanted = [await bench.publish() for _ in range(20)]
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        if is_locked and len(events) > 1:
+            raise of_batch
+        if is_locked:
+            tried.extend(import_ids(events))
+            raise TransientError("another run holds the rows")
+        done.extend(import_ids(events))
+        return [Done()] * len(events)
+
+    bench.settings = bench.settings.model_copy(update={"event_retry_delay_seconds": 1.0})
+    async with running(bench.listener(decide)):
+        await bench.eventually(lambda: len(tried) >= 3)
+        await asyncio.sleep(0.3)
+        assert len(tried) == 3
+        is_locked = False
+        await bench.eventually(lambda: len(done) == len(wanted))
+    assert await bench.dead_letter_count() == 0
+
+
 async def test_listener_asks_a_database_that_refuses_every_few_seconds_not_all_the_time(bench: Bench) -> None:
     calls: list[int] = []
 
@@ -618,7 +650,7 @@ async def test_rejected_event_is_dead_lettered_once_also_when_it_comes_again(ben
     await bench.add_stream()
     await bench.publish()
     listener = bench.listener(decide)
-    await bench.connection.ensure_stream(StreamConfig(name="EVENTS_DLQ", subjects=["events_dlq.>"], duplicate_window=600))
+    await ensure_stream(bench.connection, StreamConfig(name="EVENTS_DLQ", subjects=["events_dlq.>"], duplicate_window=600))
     async with running(listener):
         (letter,) = await bench.dead_letters(1)
         await bench.all_acknowledged()
@@ -846,7 +878,10 @@ async def test_two_handlers_get_their_own_events(bench: Bench) -> None:
             seen[event.subject] = seen.get(event.subject, 0) + 1
         return [Done()] * len(events)
 
-    handlers = [handler_of(decide), event_task_handler(subject=ORDERS_ETL_COMPLETED, task_name="downstream")(decide)]
+    handlers = [
+        handler_of(decide),
+        event_task_handler(subject=ORDERS_ETL_COMPLETED, event_type=EtlCompleted, task_name="downstream")(decide),
+    ]
     completion = {"event_id": str(uuid4()), "event_version": "1.0", "occurred_at": "2026-01-05T00:00:00Z", "status": "success"}
     await bench.add_stream()
     await bench.publish()

@@ -14,7 +14,7 @@ from nats.js.api import StreamConfig
 
 from bridge.errors import InvalidSubjectError
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
-from bridge.jetstream import GARBAGE_HEAD_BYTES
+from bridge.jetstream.dead_letters import GARBAGE_HEAD_BYTES
 from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
 from etl_assets.testing.raw_data import RawData

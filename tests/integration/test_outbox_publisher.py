@@ -17,16 +17,18 @@ from nats.js.api import DiscardPolicy, StreamConfig
 
 from bridge.errors import StreamFullError
 from bridge.events.envelope import EtlCompleted
+from bridge.events.outbox_publisher import publish_outbox
 from bridge.events.subjects import CUSTOMERS_ETL_COMPLETED, LEADS_ETL_COMPLETED, ORDERS_ETL_COMPLETED
-from bridge.jetstream import JetStreamConnection
-from bridge.outbox_publisher import publish_outbox
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.stored_messages import stored_message
+from bridge.jetstream.streams import stream_state
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange
+from etl_assets.core.etl_tables import outbox
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import outbox
-from etl_assets.services.ledger import request_days
-from etl_assets.services.outbox import Completion, add_completion
-from etl_assets.services.reports import set_aside_events, unpublished_events
+from etl_assets.ledger.outbox import Completion, add_completion
+from etl_assets.ledger.requests import request_days
+from etl_assets.reports.reports import set_aside_events, unpublished_events
 from etl_assets.testing.raw_data import RawData
 from tests.integration.engine.chain import Chain
 
@@ -61,9 +63,9 @@ def complete(engine: sa.Engine, asset: str = "orders", **fields: Any) -> None:
 
 
 async def stored(connection: JetStreamConnection) -> list[tuple[str, dict[str, Any]]]:
-    state = await connection.stream_state("EVENTS")
+    state = await stream_state(connection, "EVENTS")
     assert state is not None
-    messages = [await connection.stored_message("EVENTS", number) for number in range(1, state.last_seq + 1)]
+    messages = [await stored_message(connection, "EVENTS", number) for number in range(1, state.last_seq + 1)]
     return [(message.subject, json.loads(message.data)) for message in messages if message is not None]
 
 
@@ -113,7 +115,7 @@ async def test_longest_part_fits_into_the_smallest_allowed_event(connection: Jet
     with engine.begin() as transaction:
         add_completion(transaction, "影" * 63, longest)
     assert await publish_outbox(engine, connection) == 2
-    sizes = [len(message.data) for number in (1, 2) if (message := await connection.stored_message("EVENTS", number))]
+    sizes = [len(message.data) for number in (1, 2) if (message := await stored_message(connection, "EVENTS", number))]
     assert max(sizes) <= MIN_EVENT_BYTES
     for _, event in await stored(connection):
         assert len(EtlCompleted.model_validate_json(json.dumps(event), strict=True).partitions) == 1_000
@@ -146,17 +148,18 @@ async def test_event_that_cannot_be_sent_is_set_aside_and_the_rest_goes_on(conne
             grown = outbox.c.payload.concat(sa.func.jsonb_build_object("note", sa.literal(note)))
             transaction.execute(sa.update(outbox).where(outbox.c.outbox_id == newest).values(payload=grown))
     with structlog.testing.capture_logs() as logs:
-        assert await publish_outbox(engine, connection) == 2
+        assert await publish_outbox(engine, connection) == 3
         assert await publish_outbox(engine, connection) == 0
-    assert [subject for subject, _ in await stored(connection)] == [ORDERS_ETL_COMPLETED, LEADS_ETL_COMPLETED]
+    subjects = [subject for subject, _ in await stored(connection)]
+    assert subjects == [ORDERS_ETL_COMPLETED, "events.etl.stock.completed", LEADS_ETL_COMPLETED]
     unpublished, aside, problem = counts(engine)
-    assert (unpublished, aside) == (2, 2)
+    assert (unpublished, aside) == (1, 1)
     assert problem is not None
     assert "exceeds max_payload of NATS" in problem
-    assert {line["asset"] for line in logs} == {"orders", "stock"}
+    assert {line["asset"] for line in logs} == {"orders"}
     with engine.begin() as transaction:
         transaction.execute(sa.update(outbox).values(retry_at=sa.func.now(), asset="customers", payload={}))
-    assert await publish_outbox(engine, connection) == 2
+    assert await publish_outbox(engine, connection) == 1
     assert counts(engine) == (0, 0, None)
 
 

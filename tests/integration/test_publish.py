@@ -17,8 +17,6 @@ import structlog
 from nats.js.api import DiscardPolicy, StreamConfig
 from taskiq import TaskiqState
 
-from bridge import jetstream, tasks
-from bridge.broker import SafeJetStreamBroker, task_streams
 from bridge.errors import (
     InvalidEventError,
     InvalidSubjectError,
@@ -31,12 +29,17 @@ from bridge.errors import (
 )
 from bridge.events import DataImportCompleted, Event, EventPublisher, publish_event, publish_event_sync
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
-from bridge.jetstream import JetStreamConnection
-from bridge.run_worker import RunWorker
+from bridge.jetstream import connection as jetstream
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.streams import ensure_stream, stream_config, stream_use
+from bridge.queue.broker import SafeJetStreamBroker
+from bridge.queue.streams import task_streams
+from bridge.runs import tasks
+from bridge.runs.worker import RunWorker
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.errors import SettingsError
-from etl_assets.services.outbox import Completion, add_completion, read_unpublished
+from etl_assets.ledger.outbox import Completion, add_completion, read_unpublished
 
 from .conftest import PASSWORD, NatsServer
 
@@ -245,17 +248,17 @@ async def test_missing_url_is_a_settings_error() -> None:
 async def test_limits_that_an_operator_changed_stay(connection: JetStreamConnection, settings: BridgeSettings) -> None:
     """每次启动都会再看一遍流：放大的、缩小的、我们不管的，都照运维改的那样。"""
     for stream in task_streams(settings):
-        await connection.ensure_stream(stream)
+        await ensure_stream(connection, stream)
     changed = {
         "TASKS": {"max_bytes": 1 << 30, "max_msgs": 5_000_000, "compression": "s2", "metadata": {"owner": "ops"}, "allow_direct": True},
         "TASKS_DLQ": {"max_bytes": 1 << 20, "max_msg_size": 500_000},
     }
     for name, fields in changed.items():
         await update_raw(connection, name, fields)
-    before = {name: await connection.stream_config(name) for name in changed}
+    before = {name: await stream_config(connection, name) for name in changed}
     for stream in task_streams(settings):
-        await connection.ensure_stream(stream)
-    assert {name: await connection.stream_config(name) for name in changed} == before
+        await ensure_stream(connection, stream)
+    assert {name: await stream_config(connection, name) for name in changed} == before
     assert all((before[name] or {})[field] == value for name in changed for field, value in changed[name].items() if field != "metadata")
     assert (before["TASKS"] or {})["metadata"]["owner"] == "ops"
 
@@ -267,8 +270,8 @@ async def test_what_correctness_needs_is_set_right(connection: JetStreamConnecti
     )
     await connection.publish("tasks_dlq.bulk", b"letter", message_id="1")
     for stream in task_streams(settings):
-        await connection.ensure_stream(stream)
-    config = await connection.stream_config("TASKS_DLQ") or {}
+        await ensure_stream(connection, stream)
+    config = await stream_config(connection, "TASKS_DLQ") or {}
     assert (config["subjects"], config["discard"], config["max_age"]) == (["tasks_dlq.>"], "new", 0)
     assert (config["max_bytes"], config["duplicate_window"]) == (1 << 20, 600_000_000_000)
     assert (await connection.context.stream_info("TASKS_DLQ")).state.messages == 1
@@ -278,7 +281,7 @@ async def test_stream_that_two_processes_create_at_once_is_there_for_both(settin
     async def create(max_bytes: int) -> None:
         link = JetStreamConnection(settings, name="test")
         await link.open()
-        await link.ensure_stream(StreamConfig(name="MINE", subjects=["mine.>"], max_bytes=max_bytes))
+        await ensure_stream(link, StreamConfig(name="MINE", subjects=["mine.>"], max_bytes=max_bytes))
         await link.close()
 
     await asyncio.gather(*(create(1_000_000 + number) for number in range(5)))
@@ -286,7 +289,7 @@ async def test_stream_that_two_processes_create_at_once_is_there_for_both(settin
 
 async def update_raw(connection: JetStreamConnection, name: str, fields: dict[str, object]) -> None:
     """像运维的工具那样改流：没提到的照旧。"""
-    config = (await connection.stream_config(name) or {}) | fields
+    config = (await stream_config(connection, name) or {}) | fields
     answer = json.loads((await connection.client.request(f"$JS.API.STREAM.UPDATE.{name}", json.dumps(config).encode())).data)
     assert "error" not in answer, answer
 
@@ -295,9 +298,9 @@ async def test_replicas_without_a_cluster_are_refused_with_what_to_do(settings: 
     link = JetStreamConnection(settings.model_copy(update={"nats_replicas": 3}), name="test")
     await link.open()
     with pytest.raises(StreamConflictError, match="set ETL_NATS_REPLICAS to 1"):
-        await link.ensure_stream(StreamConfig(name="MINE", subjects=["mine.>"]))
+        await ensure_stream(link, StreamConfig(name="MINE", subjects=["mine.>"]))
     await link.context.add_stream(StreamConfig(name="MINE", subjects=["mine.>"]))
-    use = await link.stream_use("MINE")
+    use = await stream_use(link, "MINE")
     assert use is not None
     assert not use.has_one_copy
     await link.close()
@@ -318,7 +321,7 @@ async def test_account_without_jetstream_is_refused_at_once(tmp_path: Path) -> N
 async def test_stream_in_the_way_is_named(connection: JetStreamConnection) -> None:
     await connection.context.add_stream(StreamConfig(name="THEIRS", subjects=["mine.>"]))
     with pytest.raises(StreamConflictError, match="stream MINE cannot be used: subjects overlap with an existing stream"):
-        await connection.ensure_stream(StreamConfig(name="MINE", subjects=["mine.>"]))
+        await ensure_stream(connection, StreamConfig(name="MINE", subjects=["mine.>"]))
 
 
 # ---- 完成事件 --------------------------------------------------------------------
@@ -329,7 +332,7 @@ async def idle_worker(engine: sa.Engine, settings: BridgeSettings, monkeypatch: 
     """装好了、没有任务的工人：发件箱里有一个事件。"""
     broker = SafeJetStreamBroker(settings)
     await broker.startup()
-    await broker.connection.ensure_stream(StreamConfig(name="EVENTS", subjects=["events.>"]))
+    await ensure_stream(broker.connection, StreamConfig(name="EVENTS", subjects=["events.>"]))
     monkeypatch.setattr(tasks, "broker", broker)
     monkeypatch.setattr(RunWorker, "load", lambda _settings: SimpleNamespace(engine=engine))
     add_to_outbox(engine)

@@ -11,8 +11,9 @@ import structlog
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
-from bridge.jetstream import JetStreamConnection
-from bridge.pull import Puller
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.pull import Puller
+from bridge.jetstream.streams import ensure_consumer, ensure_stream
 from bridge.settings import BridgeSettings
 
 from .conftest import NatsServer
@@ -31,8 +32,8 @@ async def connected(nats_server: NatsServer, name: str) -> AsyncIterator[JetStre
 @pytest.fixture
 async def publisher(nats_server: NatsServer) -> AsyncIterator[JetStreamConnection]:
     async with connected(nats_server, "publisher") as connection:
-        await connection.ensure_stream(StreamConfig(name=STREAM, subjects=["number"]))
-        await connection.ensure_consumer(STREAM, ConsumerConfig(durable_name=CONSUMER, ack_policy=AckPolicy.EXPLICIT, ack_wait=60))
+        await ensure_stream(connection, StreamConfig(name=STREAM, subjects=["number"]))
+        await ensure_consumer(connection, STREAM, ConsumerConfig(durable_name=CONSUMER, ack_policy=AckPolicy.EXPLICIT, ack_wait=60))
         yield connection
 
 
@@ -115,7 +116,7 @@ async def test_batch_is_bounded_in_bytes_too(
 async def test_limit_of_the_consumer_is_said_and_does_not_spin(nats_server: NatsServer, publisher: JetStreamConnection) -> None:
     """运维给消费者设了 max_bytes：要得比它多的请求立刻被拒，一直不停地再要就占满一个核。"""
     config = ConsumerConfig(durable_name=CONSUMER, ack_policy=AckPolicy.EXPLICIT, ack_wait=60).as_dict() | {"max_bytes": 1_000}
-    await publisher._ask(f"CONSUMER.DURABLE.CREATE.{STREAM}.{CONSUMER}", {"stream_name": STREAM, "config": config})
+    await publisher.ask(f"CONSUMER.DURABLE.CREATE.{STREAM}.{CONSUMER}", {"stream_name": STREAM, "config": config})
     waits = 0
     with structlog.testing.capture_logs() as logs:
         async with connected(nats_server, "reader") as connection:

@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -20,21 +21,29 @@ import structlog
 from dagster_postgres import PostgresRunStorage
 from nats.js.errors import NotFoundError
 
-from bridge.dagster_adapter import open_instance
 from bridge.events import DataImportCompleted
+from bridge.events.handlers import handlers_of
+from bridge.events.listener import Listener
 from bridge.events.publish import publish_event
+from bridge.events.streams import consumer_name
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
-from bridge.handlers import HANDLERS
-from bridge.jetstream import JetStreamConnection
-from bridge.listener import Listener, consumer_name
+from bridge.jetstream.connection import JetStreamConnection
 from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
+from bridge.warm_dagster.instance import open_instance
+from etl_assets.core import database_sync
+from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import build_engine, normalize_url
 from etl_assets.core.errors import DatabaseRefusedError
 from etl_assets.core.settings import EtlSettings
-from etl_assets.migrations.upgrade import upgrade_database
-from etl_assets.services.readiness import assert_writable
+from etl_assets.intake.imports import ImportEvent, request_imports
+from etl_assets.orders.etl import materialize_orders
+from etl_assets.reports.readiness import assert_writable
+from etl_assets.services.materialization import RunContext
+from etl_assets.services.target_schema import prepare_target
+from etl_assets.testing.databases import initialize_database
 from etl_assets.testing.raw_data import RawData
+from tests.the_three import graph
 
 from .conftest import NatsServer
 
@@ -51,15 +60,15 @@ async def listening(
     settings: BridgeSettings, engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Logs]:
     """真的处理器，写到 engine；给出期间的日志。"""
-    monkeypatch.setattr("bridge.handlers.get_engine", lambda: engine)
-    monkeypatch.setattr("bridge.handlers.get_settings", lambda: etl_settings)
+    monkeypatch.setattr("bridge.events.handlers.get_engine", lambda: engine)
+    monkeypatch.setattr("bridge.events.handlers.get_settings", lambda: etl_settings)
 
     async def ring(_task: str, _lane: str) -> None:
         """没有工人。"""
 
     stop = asyncio.Event()
     with structlog.testing.capture_logs() as logs:
-        task = asyncio.create_task(Listener(settings, handlers=HANDLERS, ring=ring).run(stop))
+        task = asyncio.create_task(Listener(settings, handlers=handlers_of(graph), ring=ring).run(stop))
         try:
             await eventually(lambda: said(logs, "ready"))
             yield logs  # type: ignore[misc]  # structlog 自己的字典
@@ -170,7 +179,7 @@ def give_rights(engine: sa.Engine, role: str) -> None:
 
 
 def initialize(engine: sa.Engine, role: str) -> None:
-    upgrade_database(engine)
+    initialize_database(engine, graph)
     give_rights(engine, role)
 
 
@@ -315,11 +324,11 @@ def test_worker_that_waits_for_the_database_ends_when_it_is_asked_to(
 # ---- 命令说得出来 --------------------------------------------------------------------
 
 
-def etl(command: str, settings: EtlSettings, nats_url: str) -> subprocess.CompletedProcess[str]:
+def etl(command: str, settings: EtlSettings, nats_url: str, **given: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETL_", "DAGSTER_"))}
     return subprocess.run(
         [sys.executable, "-m", "bridge.cli.main", *command.split()],
-        env={**environment, "ETL_DATABASE_URL": settings.database_url, "ETL_NATS_URL": nats_url},
+        env={**environment, "ETL_DATABASE_URL": settings.database_url, "ETL_NATS_URL": nats_url, **given},
         capture_output=True,
         text=True,
         timeout=60,
@@ -418,3 +427,65 @@ def normal_session(settings: EtlSettings) -> Iterator[sa.Connection]:
     operator = sa.create_engine(normalize_url(settings.database_url), connect_args=options, poolclass=sa.pool.NullPool)
     with operator.begin() as connection:
         yield connection
+
+
+# ---- 时区两边不一样 ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zone", ["CET", "EET", "MET", "WET"])
+def test_zone_that_means_another_to_the_server_is_refused_before_anything_is_written(
+    zone: str, owner: sa.Engine, raw_data: RawData, etl_settings: EtlSettings
+) -> None:
+    """名字在 PostgreSQL 是没有夏令时的缩写：七月二日的零点半会算成一日。"""
+    import_id = raw_data.add_import([{"ordered_at": datetime(2026, 7, 1, 22, 30, tzinfo=UTC)}])
+    settings = etl_settings.model_copy(update={"timezone": zone})
+    day, run = DayRange(date(2026, 7, 1), date(2026, 7, 2)), RunContext(run_id="r", assets=frozenset(graph.names))
+    with own_engine(settings) as engine:
+        for act in (
+            lambda: request_imports(engine, settings, [ImportEvent(import_id, uuid4())]),
+            lambda: materialize_orders(engine, settings, day, run),
+            lambda: prepare_target(engine, settings),
+        ):
+            with pytest.raises(DatabaseRefusedError, match=f"ETL_TIMEZONE={zone} .* such as Europe/Berlin"):
+                act()
+    with owner.connect() as connection:
+        written = "SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM etl.ledger), (SELECT count(*) FROM etl.import_events)"
+        assert connection.exec_driver_sql(written).one() == (0, 0, 0)
+
+
+def test_zone_that_the_server_does_not_know_is_refused(etl_settings: EtlSettings) -> None:
+    settings = etl_settings.model_copy(update={"timezone": "Mars/Olympus"})
+    with own_engine(settings) as engine, pytest.raises(DatabaseRefusedError, match="does not know ETL_TIMEZONE=Mars/Olympus"):
+        engine.connect()
+
+
+def test_zone_is_asked_about_once_per_process(etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """不是每个运行、也不是每个连接一句。"""
+    looks: list[str] = []
+    look = database_sync.assert_same_zone
+    monkeypatch.setattr(database_sync, "assert_same_zone", lambda *given: (looks.append(given[1].timezone), look(*given)))
+    for zone in ("Asia/Shanghai", "Europe/Berlin", "America/New_York", "UTC"):
+        with own_engine(etl_settings.model_copy(update={"timezone": zone})) as engine, engine.connect(), engine.connect():
+            pass
+    assert looks == ["Asia/Shanghai", "Europe/Berlin", "America/New_York", "UTC"]
+
+
+def test_worker_waits_where_the_zone_is_another(
+    etl_settings: EtlSettings, nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ETL_TIMEZONE", "CET")
+    with worker_process(tmp_path, etl_settings, nats_server.url) as read_log:
+        wait_for_line(read_log, "ETL_TIMEZONE=CET is another time zone to PostgreSQL")
+
+
+def test_commands_say_what_to_write_for_a_zone_that_is_another(etl_settings: EtlSettings, nats_server: NatsServer) -> None:
+    doctor = etl("doctor --json", etl_settings, nats_server.url, ETL_TIMEZONE="CET")
+    found = {finding["check"]: finding for finding in json.loads(doctor.stdout)}
+    assert found["postgres"]["state"] == "error"
+    assert "such as Europe/Berlin" in found["postgres"]["says"]
+    status = etl("status", etl_settings, nats_server.url, ETL_TIMEZONE="CET")
+    assert status.stdout.startswith("database: ETL_TIMEZONE=CET is another time zone")
+    created = etl("init-db", etl_settings, nats_server.url, ETL_TIMEZONE="CET")
+    assert created.returncode == 2
+    assert len(created.stderr.splitlines()) == 1
+    assert "such as Europe/Berlin" in created.stderr

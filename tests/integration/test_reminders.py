@@ -14,13 +14,16 @@ import sqlalchemy as sa
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster_shared.record import copy
 
-from bridge import broker as broker_module
-from bridge import reconciler, run_reconciler, tasks
-from bridge.broker import SPARE_REMINDERS, TASKS_STREAM, SafeJetStreamBroker, SafeReceiver
-from bridge.reconciler import DueBell
-from bridge.run_worker import RunWorker
+from bridge.cancelling import cancel_all
+from bridge.queue import broker as broker_module
+from bridge.queue.broker import SPARE_REMINDERS, SafeJetStreamBroker
+from bridge.queue.receiver import SafeReceiver
+from bridge.queue.streams import TASKS_STREAM
+from bridge.queue.task_names import EXECUTE_RUN, MATERIALIZE_DUE
+from bridge.runs import reconciler, run_reconciler, tasks
+from bridge.runs.reconciler import DueBell
+from bridge.runs.worker import RunWorker
 from bridge.settings import BridgeSettings
-from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from etl_assets.core.settings import EtlSettings
 from etl_assets.testing.raw_data import RawData
 
@@ -60,9 +63,7 @@ async def looking_after_runs(worker: RunWorker, workers: int = 3) -> AsyncIterat
     try:
         yield
     finally:
-        for task in looking:
-            task.cancel()
-        await asyncio.wait(looking)
+        await cancel_all(*looking)
 
 
 async def depth(broker: SafeJetStreamBroker) -> int:
@@ -138,7 +139,7 @@ async def working(worker: RunWorker, nats_server: NatsServer, monkeypatch: pytes
     stop = asyncio.Event()
     serving = asyncio.create_task(SafeReceiver(broker, wait_tasks_timeout=10).listen(stop))
     try:
-        while not hasattr(broker, "puller"):
+        while broker._puller is None:
             await asyncio.sleep(0.02)
         yield
     finally:

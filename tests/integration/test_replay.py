@@ -15,19 +15,24 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 from nats.js.api import StreamConfig
 
-from bridge import handlers, stored_messages
 from bridge.cli.replay import replay_command
-from bridge.events import DataImportCompleted, EtlCompleted, Event
+from bridge.events import DataImportCompleted, EtlCompleted, Event, handlers
 from bridge.events.event_task_utils import Decision, Done, ReceivedEvent, event_task_handler
+from bridge.events.listener import Listener
+from bridge.events.streams import consumer_name
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, LEADS_ETL_COMPLETED, ORDERS_ETL_COMPLETED
-from bridge.jetstream import JetStreamConnection
-from bridge.listener import Listener, consumer_name
+from bridge.jetstream import stored_messages
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.stored_messages import stored_at
+from bridge.jetstream.streams import consumer_info, stream_state
 from bridge.settings import BridgeSettings
+from etl_assets.core.etl_tables import etl, import_events, import_requests, ledger, order_index
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import etl, import_events, import_requests, ledger, order_index, target_tables
-from etl_assets.services.outbox import installation_id
+from etl_assets.core.tables import target_tables
+from etl_assets.ledger.outbox import installation_id
 from etl_assets.testing.raw_data import RawData
 from tests.integration.engine.chain import Chain
+from tests.the_three import graph
 
 from .conftest import NatsServer
 
@@ -61,7 +66,7 @@ class World:
             return
 
         stop = asyncio.Event()
-        running = asyncio.create_task(Listener(self.settings, handlers=handlers.HANDLERS, ring=ring).run(stop))
+        running = asyncio.create_task(Listener(self.settings, handlers=handlers.handlers_of(graph), ring=ring).run(stop))
         async with asyncio.timeout(30):
             while await unhandled(self.connection) != 0:
                 await asyncio.sleep(0.02)
@@ -74,8 +79,8 @@ class World:
 
 async def unhandled(connection: JetStreamConnection) -> int | None:
     """还没确认的；监听器还没把消费者都建好就是 None。"""
-    names = [consumer_name(BridgeSettings(), handler.subject) for handler in handlers.HANDLERS]
-    infos = [info for name in names if (info := await connection.consumer_info("EVENTS", name))]
+    names = [consumer_name(BridgeSettings(), handler.subject) for handler in handlers.handlers_of(graph)]
+    infos = [info for name in names if (info := await consumer_info(connection, "EVENTS", name))]
     return sum((info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos) if len(infos) == len(names) else None
 
 
@@ -83,7 +88,7 @@ async def unhandled(connection: JetStreamConnection) -> int | None:
 async def world(
     nats_server: NatsServer, engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[World]:
-    for module in ("bridge.handlers", "bridge.replay"):
+    for module in ("bridge.events.handlers", "bridge.operations.replay"):
         monkeypatch.setattr(f"{module}.get_engine", lambda: engine)
         monkeypatch.setattr(f"{module}.get_settings", lambda: etl_settings)
     made = World(BridgeSettings(nats_url=nats_server.url), Chain(engine, etl_settings))
@@ -121,7 +126,7 @@ def verdicts(report: dict[str, Any]) -> dict[str, int]:
 
 
 async def doorbells(world: World) -> int:
-    state = await world.connection.stream_state("TASKS")
+    state = await stream_state(world.connection, "TASKS")
     return state.messages if state else 0
 
 
@@ -277,7 +282,7 @@ async def test_only_the_chosen_stretch_and_subject_is_replayed(world: World, run
         ranges: list[str] = (await replay(*arguments, "--dry-run"))["partitions"]["orders"]
         return ranges
 
-    second = await world.connection.stored_at("EVENTS", 2)
+    second = await stored_at(world.connection, "EVENTS", 2)
     assert second is not None
     assert await orders("--seq", "2", "--to-seq", "2") == ["2026-01-06"]
     assert await orders("--since", second.isoformat()) == ["2026-01-06..2026-01-07"]
@@ -312,12 +317,11 @@ async def test_unclear_choice_is_refused(run: Run, arguments: list[str], problem
 async def test_events_of_a_handler_that_the_ledger_does_not_know_are_left_out(
     world: World, run: Run, replay: Replay, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @event_task_handler(subject="events.other", task_name="task")
+    @event_task_handler(subject="events.other", event_type=Event, task_name="task")
     async def on_other(events: Sequence[ReceivedEvent[Event]]) -> Sequence[Decision]:
         return [Done() for _ in events]
 
-    monkeypatch.setattr("bridge.replay.HANDLERS", (*handlers.HANDLERS, on_other))
-    monkeypatch.setattr("bridge.handlers.HANDLERS", (*handlers.HANDLERS, on_other))
+    monkeypatch.setattr("bridge.operations.replay.handlers_of", lambda graph: (*handlers.handlers_of(graph), on_other))
     await world.publish(Event(status="x"), "events.other")
     await world.announce(raw_data.add_import([{}]))
     assert verdicts(await replay("--seq", "1")) == {"requested": 1}

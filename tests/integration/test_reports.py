@@ -11,7 +11,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -24,14 +24,17 @@ from bridge.cli.show import show_command
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.errors import PermanentError
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import target_tables
+from etl_assets.core.tables import import_tasks, target_tables
 from etl_assets.customers.etl import materialize_customers
+from etl_assets.intake.imports import ImportEvent, request_imports
 from etl_assets.leads.etl import materialize_leads
 from etl_assets.orders.etl import materialize_orders
-from etl_assets.services.intake import ImportEvent, request_imports
+from etl_assets.orders.of_lead import read_of_lead
+from etl_assets.reports.progress import Progress, import_progress
+from etl_assets.reports.reports import import_accounting
+from etl_assets.reports.shown_rows import show_rejected, show_rows
 from etl_assets.services.materialization import RunContext
 from etl_assets.services.raw_rows import reject_rows_without_partition
-from etl_assets.services.reports import Progress, import_accounting, import_progress, show_lead_orders, show_rejected
 from etl_assets.testing.raw_data import RawData
 
 DAY = DayRange(date(2026, 1, 5), date(2026, 1, 5))
@@ -197,6 +200,50 @@ def test_option_that_does_not_fit_the_table_is_refused(show: Show, arguments: tu
     assert "etl show" in result.output
 
 
+@pytest.mark.parametrize("limit", [1, 3, 20, 100])
+@pytest.mark.parametrize("table", ["orders", "customers", "leads"])
+def test_newest_rows_are_those_of_a_sort_of_the_whole_table(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, table: str, limit: int
+) -> None:
+    """不排整张表找出来的，还是那几行：最新的订单取消了的、一个人下了许多单的、没有时刻的都在内。"""
+    morning = datetime(2026, 1, 5, 4, tzinfo=UTC)
+    once = [{"order_id": f"A-{n}", "customer_name": f"客户{n}", "ordered_at": morning + timedelta(seconds=n)} for n in range(60)]
+    again = [{"order_id": f"B-{n}", "customer_name": "客户9", "ordered_at": morning + timedelta(hours=1, seconds=n)} for n in range(60)]
+    cancelled = [{"order_id": f"C-{n}", "customer_name": f"客户{n}", "order_status": "cancelled"} for n in range(50, 62)]
+    raw_data.add_import([*once, *again, *cancelled])
+    for materialize in (materialize_orders, materialize_customers, materialize_leads):
+        materialize(engine, etl_settings, DAY, RUN)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO orders (shop_id, order_id) VALUES ('00000000-0000-4000-8000-000000000001', 'of others')")
+        source, at = {
+            "orders": ("orders", "ordered_at"),
+            "customers": ("customers", "last_order_at"),
+            "leads": ("business_leads", "last_order_at"),
+        }[table]
+        wanted = connection.exec_driver_sql(f"SELECT {at} FROM {source} ORDER BY 1 DESC NULLS LAST LIMIT {limit}").scalars().all()  # noqa: S608  # 都是本测试的常量
+        rows = show_rows(connection, etl_settings, table, customer=None, day=None, limit=limit)
+        assert [row[at] for row in rows] == wanted
+        of_day = show_rows(connection, etl_settings, table, customer=None, day=DAY.first, limit=limit)
+        assert [row[at] for row in of_day] == [moment for moment in wanted if moment is not None]
+        assert not show_rows(connection, etl_settings, table, customer=None, day=date(2026, 1, 6), limit=limit)
+        named = show_rows(connection, etl_settings, table, customer="户9", day=None, limit=limit)
+        assert {row["customer_nickname"] for row in named} == {"客户9"}
+
+
+def test_imports_that_did_not_complete_are_listed_by_when_they_were_made(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
+    at = [datetime(2026, 6, day, tzinfo=UTC) for day in range(1, 6)]
+    done = [raw_data.add_import([], completed_at=moment) for moment in at]
+    pending = [raw_data.add_import([], status="pending", completed_at=None) for _ in range(2)]
+    with engine.begin() as connection:
+        for import_id, moment in zip(pending, (at[2] + timedelta(hours=1), None), strict=True):
+            connection.execute(sa.update(import_tasks).where(import_tasks.c.import_id == import_id).values(created_at=moment))
+        newest = [done[4], done[3], pending[0], done[2], done[1], done[0], pending[1]]
+        for limit in (1, 3, None):
+            assert [row["import_id"] for row in import_accounting(connection, etl_settings, limit=limit)] == newest[:limit]
+
+
 # ---- 一个商机的订单 --------------------------------------------------------------
 
 
@@ -229,10 +276,10 @@ def build_leads(engine: sa.Engine, settings: EtlSettings, raw_data: RawData) -> 
 def test_orders_of_a_lead_are_those_it_was_dealt(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
     leads = build_leads(engine, etl_settings, raw_data)
     with engine.connect() as connection:
-        dealt = {no: [row["order_id"] for row in show_lead_orders(connection, etl_settings, lead_id)] for no, lead_id in leads.items()}
+        dealt = {no: [row["order_id"] for row in read_of_lead(connection, etl_settings, lead_id)] for no, lead_id in leads.items()}
     assert dealt == {1: ["C", "a"], 2: ["D"]}
     with engine.connect() as connection, pytest.raises(PermanentError, match="there is no lead 00000000"):
-        show_lead_orders(connection, etl_settings, UUID(int=0))
+        read_of_lead(connection, etl_settings, UUID(int=0))
 
 
 def test_show_orders_of_a_lead(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, show: Show) -> None:

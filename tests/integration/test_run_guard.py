@@ -7,34 +7,39 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import structlog
-from dagster import DagsterInstance, DagsterRunStatus
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
-from bridge import dagster_adapter, tasks
-from bridge.broker import SafeJetStreamBroker
-from bridge.dagster_adapter import CodeLocation, open_instance
-from bridge.dagster_internals import context_creation_job
-from bridge.run_reconciler import reconcile_runs
-from bridge.run_worker import HeldRun, RunWorker
+from bridge.queue.broker import SafeJetStreamBroker
+from bridge.runs import run_reconciler, tasks
+from bridge.runs.run_reconciler import reconcile_runs
+from bridge.runs.worker import RunWorker, TakenRun
 from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
+from bridge.warm_dagster import instance as dagster_instance
+from bridge.warm_dagster.instance import open_instance
+from bridge.warm_dagster.internals import context_creation_job
+from bridge.warm_dagster.runs import report_starting
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.interruption import Interruption
 from etl_assets.core.log import RepeatedWarning
 from etl_assets.core.settings import EtlSettings
-from etl_assets.services import leases
-from etl_assets.services.locks import lock_days
+from etl_assets.customers import etl as customers_etl
+from etl_assets.ledger import leases
+from etl_assets.ledger.locks import lock_days
 from etl_assets.testing.fixtures import ReadTable
 from etl_assets.testing.raw_data import RawData
 
-from .warm_runs import announce, status, submit, wait_until_blocked
+from .warm_runs import announce, expire_leases, status, submit, wait_until_blocked
 
 DAY = DayRange(date(2026, 1, 5), date(2026, 1, 5))
 
@@ -49,7 +54,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> SafeJetStreamBroker:
 
 
 @asynccontextmanager
-async def blocked(worker: RunWorker) -> AsyncIterator[tuple[HeldRun, asyncio.Task[None]]]:
+async def blocked(worker: RunWorker) -> AsyncIterator[tuple[TakenRun, asyncio.Task[None]]]:
     """一个正在执行的运行，等着别人占着的一天。"""
     with worker.engine.connect() as other, other.begin():
         lock_days(other, "public", DAY)
@@ -71,7 +76,7 @@ async def test_cancel_and_lost_lease_are_seen_though_events_cannot_be_written(
     worker: RunWorker, broker: SafeJetStreamBroker, raw_data: RawData, monkeypatch: pytest.MonkeyPatch, statement: str
 ) -> None:
     raw_data.add_import([{}])
-    monkeypatch.setattr("bridge.run_worker.flush_events", fail)
+    monkeypatch.setattr("bridge.runs.worker.flush_events", fail)
     async with blocked(worker) as (_, executing):
         with worker.engine.begin() as connection:
             connection.exec_driver_sql(statement)
@@ -87,7 +92,7 @@ async def test_cancel_that_cannot_be_noted_at_first_stops_the_run_with_its_grace
     attempts: list[int] = []
     note_cancel = RunWorker.note_cancel
 
-    def note(self: RunWorker, held: HeldRun) -> None:
+    def note(self: RunWorker, held: TakenRun) -> None:
         attempts.append(1)
         if len(attempts) == 1:
             fail()
@@ -146,14 +151,14 @@ async def test_process_is_replaced_whatever_becomes_of_abandoning_its_run(
         assert broker.replacing
 
 
-# ---- 锁着的 event_logs ---------------------------------------------------------------
+# ---- 真的存储 --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def instance(engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
     """真的存储，像工人那样打开。"""
     write_dagster_home(tmp_path / "home")
-    silenced = dagster_adapter._CONSOLE_LOGGERS  # 打开实例会换掉它，整个进程都受影响：之后换回来
+    silenced = dagster_instance._CONSOLE_LOGGERS  # 打开实例会换掉它，整个进程都受影响：之后换回来
     monkeypatch.setattr(context_creation_job, silenced, getattr(context_creation_job, silenced))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", build_dagster_postgres_url(engine.url.render_as_string(hide_password=False)))
@@ -163,21 +168,103 @@ def instance(engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def short_lived(
-    instance: DagsterInstance, location: CodeLocation, engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[RunWorker]:
+def real(worker: RunWorker, instance: DagsterInstance) -> Iterator[RunWorker]:
+    """真的存储上的工人。"""
+    real = replace(worker, instance=instance)
+    yield real
+    real.heartbeats.dispose()
+
+
+@pytest.fixture
+def short_lived(real: RunWorker) -> Iterator[RunWorker]:
     """租约只有一秒的工人。"""
-    monkeypatch.setattr("etl_assets.resources.get_engine", lambda: engine)
-    monkeypatch.setattr("etl_assets.resources.get_settings", lambda: etl_settings)
-    worker = RunWorker(instance=instance, location=location, engine=engine, settings=etl_settings, lease_seconds=1)
-    yield worker
-    worker.heartbeats.dispose()
+    short_lived = replace(real, lease_seconds=1)
+    yield short_lived
+    short_lived.heartbeats.dispose()
 
 
 def test_runs_do_not_configure_logging_anew(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     """两个运行同时在一个进程里时，那会死锁。"""
     monkeypatch.setattr("logging.config.dictConfig", lambda _config: pytest.fail("logging is configured again"))
     assert len(instance.get_handlers()) == 1
+
+
+# ---- 停得比租约久的，醒来 ------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def stopped_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """测试里停的那一下不到一秒：当它更久。"""
+    monkeypatch.setattr(leases, "_FRESH_SECONDS", 0.0)
+
+
+def cancel_and_bury(worker: RunWorker, engine: sa.Engine, run_id: str) -> None:
+    """做它的停住了：人取消了它，别人收了尾。"""
+    run = worker.instance.get_run_by_id(run_id)
+    assert run is not None
+    worker.instance.report_run_canceling(run)
+    with engine.begin() as connection:
+        assert leases.request_cancel(connection, run_id)
+    expire_leases(engine)
+    reconcile_runs(worker)
+    assert status(worker, run_id) is DagsterRunStatus.CANCELED
+
+
+def let_another_do_it(worker: RunWorker, engine: sa.Engine, run_id: str) -> None:
+    expire_leases(engine)
+    reconcile_runs(worker)
+    other = worker.take(run_id)
+    assert other is not None
+    assert worker.execute(other).succeeded
+
+
+def test_run_that_was_cancelled_and_buried_while_its_worker_was_frozen_stays_cancelled(
+    real: RunWorker, raw_data: RawData, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw_data.add_import([{}])
+    held = real.take(submit(real, "orders", "customers"))
+    assert held is not None
+    write = customers_etl.write_customers
+
+    def freeze(*arguments: Any, **named: Any) -> Any:
+        cancel_and_bury(real, engine, held.run.run_id)
+        return write(*arguments, **named)
+
+    monkeypatch.setattr(customers_etl, "write_customers", freeze)
+    assert not real.execute(held).succeeded
+    assert status(real, held.run.run_id) is DagsterRunStatus.CANCELED
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "end"),
+    [(cancel_and_bury, DagsterRunStatus.CANCELED), (let_another_do_it, DagsterRunStatus.SUCCESS)],
+    ids=["cancelled", "done by another"],
+)
+def test_run_that_ended_while_a_worker_was_about_to_begin_it_is_not_begun_again(
+    real: RunWorker,
+    raw_data: RawData,
+    engine: sa.Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: Callable[[RunWorker, sa.Engine, str], None],
+    end: DagsterRunStatus,
+) -> None:
+    """它停在读状态与标 STARTING 之间；标了就死的话，对账者会敲门，谁都可能再做一遍。"""
+    raw_data.add_import([{}])
+    run_id = submit(real, "orders")
+
+    def freeze(instance: DagsterInstance, run: DagsterRun) -> DagsterRun:
+        monkeypatch.setattr("bridge.runs.worker.report_starting", report_starting)
+        meanwhile(real, engine, run_id)
+        return report_starting(instance, run)
+
+    monkeypatch.setattr(run_reconciler, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("bridge.runs.worker.report_starting", freeze)
+    assert real.take(run_id) is None
+    assert status(real, run_id) is end
+    assert reconcile_runs(real) == []
+
+
+# ---- 锁着的 event_logs -----------------------------------------------------------------
 
 
 @contextmanager
@@ -209,14 +296,14 @@ async def test_lock_on_the_event_log_for_longer_than_the_lease_buries_no_run(
     raw_data.add_import([{}])
     clicked = submit(short_lived, "orders", day="2026-01-06")
 
-    async def start_one() -> HeldRun:
+    async def start_one() -> TakenRun:
         claim = await asyncio.to_thread(short_lived.claim)
         assert claim is not None
         held = await asyncio.to_thread(short_lived.start, claim)
         await tasks._execute(short_lived, held)
         return held
 
-    async def take_one() -> HeldRun:
+    async def take_one() -> TakenRun:
         held = await asyncio.to_thread(short_lived.take, clicked)
         assert held is not None
         await tasks._execute(short_lived, held)

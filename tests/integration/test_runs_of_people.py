@@ -8,37 +8,27 @@ import pytest
 import sqlalchemy as sa
 from dagster import DagsterRun, DagsterRunStatus
 
-from bridge import run_reconciler
-from bridge.dagster_internals import RETRY_NUMBER_TAG, SubmitRunContext
-from bridge.doorbell import Doorbell
-from bridge.run_coordinator import TaskQueueRunCoordinator
-from bridge.run_lanes import EVENT, LANE_TAG, TRIGGER_TAG
-from bridge.run_reconciler import reconcile_runs
-from bridge.run_worker import HeldRun, RunWorker
+from bridge.queue.doorbell import Doorbell
+from bridge.queue.task_names import EXECUTE_RUN, MATERIALIZE_DUE
+from bridge.runs import run_reconciler
+from bridge.runs.coordinator import TaskQueueRunCoordinator
+from bridge.runs.lanes import LANE_TAG
+from bridge.runs.run_reconciler import reconcile_runs
+from bridge.runs.worker import RunWorker, TakenRun
 from bridge.settings import Lane
-from bridge.task_names import EXECUTE_RUN, MATERIALIZE_DUE
+from bridge.warm_dagster.internals import RETRY_NUMBER_TAG, SubmitRunContext
+from etl_assets.core.etl_tables import ledger
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import ledger
-from etl_assets.services import leases
+from etl_assets.ledger import leases
+from etl_assets.orchestration.asset_runs import EVENT, TRIGGER_TAG
 from etl_assets.testing.raw_data import RawData
 
-from .warm_runs import announce, begin, expire_leases, status, submit, take_and_begin
+from .warm_runs import announce, expire_leases, status, submit, take_and_begin
 
 
 @pytest.fixture(autouse=True)
 def no_quiet_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_reconciler, "QUIET_SECONDS", 0.0)
-
-
-@pytest.fixture
-def of_event(worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings) -> HeldRun:
-    """一个事件要的运行，刚开始做。"""
-    announce(engine, etl_settings, raw_data.add_import([{}]))
-    claim = worker.claim()
-    assert claim is not None
-    held = worker.start(claim)
-    begin(worker, held.run.run_id)
-    return held
 
 
 # ---- 取消 ------------------------------------------------------------------------
@@ -51,7 +41,7 @@ def held_reasons(engine: sa.Engine) -> set[str | None]:
 
 @pytest.mark.parametrize("seen_as", ["CANCELING", "STARTED", "CANCELED"])
 def test_days_of_a_cancelled_run_are_held_though_its_worker_died(
-    worker: RunWorker, of_event: HeldRun, engine: sa.Engine, seen_as: str
+    worker: RunWorker, of_event: TakenRun, engine: sa.Engine, seen_as: str
 ) -> None:
     """工人死的时候，Dagster 里是正在取消、取消的标记被盖掉了、或者已经标好了。"""
     with engine.begin() as connection:
@@ -68,7 +58,7 @@ def test_days_of_a_cancelled_run_are_held_though_its_worker_died(
     assert reconcile_runs(worker) == []
 
 
-def test_days_of_a_cancelled_run_without_a_lease_are_held(worker: RunWorker, of_event: HeldRun, engine: sa.Engine) -> None:
+def test_days_of_a_cancelled_run_without_a_lease_are_held(worker: RunWorker, of_event: TakenRun, engine: sa.Engine) -> None:
     worker.instance.report_run_canceling(of_event.run)
     with engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM etl.leases")
@@ -113,7 +103,7 @@ def rung(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Lane]]:
     return rung
 
 
-def run_again(worker: RunWorker, of_event: HeldRun, **tags: str) -> DagsterRun:
+def run_again(worker: RunWorker, of_event: TakenRun, **tags: str) -> DagsterRun:
     """像网页与 Dagster 的重试那样：标签照抄，经协调者提交。"""
     assert worker.execute(of_event).succeeded
     assert of_event.days is not None
@@ -135,7 +125,7 @@ def run_again(worker: RunWorker, of_event: HeldRun, **tags: str) -> DagsterRun:
 
 
 def test_person_who_runs_an_events_run_again_is_served_first_and_the_run_is_retried(
-    worker: RunWorker, of_event: HeldRun, engine: sa.Engine, rung: list[tuple[str, Lane]]
+    worker: RunWorker, of_event: TakenRun, engine: sa.Engine, rung: list[tuple[str, Lane]]
 ) -> None:
     run = run_again(worker, of_event)
     assert rung == [(run.run_id, "interactive")]
@@ -151,12 +141,12 @@ def test_person_who_runs_an_events_run_again_is_served_first_and_the_run_is_retr
     assert worker.execute(retry).succeeded
 
 
-def test_lane_that_the_person_chose_is_kept(worker: RunWorker, of_event: HeldRun, rung: list[tuple[str, Lane]]) -> None:
+def test_lane_that_the_person_chose_is_kept(worker: RunWorker, of_event: TakenRun, rung: list[tuple[str, Lane]]) -> None:
     run = run_again(worker, of_event, **{LANE_TAG: "bulk"})
     assert rung == [(run.run_id, "bulk")]
 
 
-def test_retry_of_the_machine_keeps_its_origin(worker: RunWorker, of_event: HeldRun, rung: list[tuple[str, Lane]]) -> None:
+def test_retry_of_the_machine_keeps_its_origin(worker: RunWorker, of_event: TakenRun, rung: list[tuple[str, Lane]]) -> None:
     run = run_again(worker, of_event, **{RETRY_NUMBER_TAG: "1"})
     assert rung == [(run.run_id, "event")]
     assert run.tags[TRIGGER_TAG] == EVENT

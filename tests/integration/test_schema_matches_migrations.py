@@ -1,10 +1,10 @@
-"""迁移得到的 schema 与 core/tables.py 里的定义一致。"""
+"""迁移得到的 schema 与 core/tables.py 与各资产的文件夹里的定义一致。"""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
-from etl_assets.core import tables
+from etl_assets.core import etl_tables, tables
 from etl_assets.core.database_sync import build_engine
 from etl_assets.core.settings import EtlSettings
 from etl_assets.testing.databases import cloned_database
@@ -36,7 +36,8 @@ def test_migrated_schema_equals_the_table_definitions(engine: sa.Engine, postgre
         with defined.begin() as connection:
             connection.execute(sa.schema.CreateSchema("etl"))
             tables.application.create_all(connection)
-            tables.etl.create_all(connection)
+            tables.target_tables(tables.APPLICATION_SCHEMA).metadata.create_all(connection)
+            etl_tables.etl.create_all(connection)
         wanted = read_catalog(defined)
         defined.dispose()
     assert wanted

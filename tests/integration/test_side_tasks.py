@@ -12,16 +12,18 @@ import sqlalchemy as sa
 import structlog
 from click.testing import CliRunner
 
-from bridge import reconciler, side_tasks
-from bridge.broker import SafeJetStreamBroker
+from bridge import side_tasks
 from bridge.cli.status import status_command
-from bridge.doctor import _side_tasks
-from bridge.reconciler import DueBell, reconcile
+from bridge.operations.doctor import _side_tasks
+from bridge.queue.broker import SafeJetStreamBroker
+from bridge.runs import reconciler
+from bridge.runs.reconciler import DueBell, reconcile
 from bridge.settings import BridgeSettings
 from bridge.side_tasks import supervised
+from etl_assets.core.backoff import Backoff
+from etl_assets.core.etl_tables import troubles
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import troubles
-from etl_assets.services.troubles import note_trouble, recent_troubles
+from etl_assets.ledger.troubles import note_trouble, recent_troubles
 from etl_assets.testing.raw_data import RawData
 
 from .conftest import NatsServer
@@ -30,7 +32,7 @@ from .warm_runs import announce
 
 @pytest.fixture(autouse=True)
 def short_pauses(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(side_tasks, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(side_tasks, "RESTART", Backoff(first_seconds=0.01, longest_seconds=60))
     monkeypatch.setattr(side_tasks, "get_engine", lambda: engine)
 
 

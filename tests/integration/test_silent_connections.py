@@ -19,33 +19,36 @@ import pytest
 import sqlalchemy as sa
 from dagster import DagsterInstance, DagsterRunStatus
 
-from bridge import dagster_adapter, handlers
-from bridge.code_location import CODE_MODULE, LOCATION_NAME
-from bridge.dagster_adapter import CodeLocation, open_instance
-from bridge.dagster_internals import context_creation_job
-from bridge.events import DataImportCompleted
+from bridge.events import DataImportCompleted, handlers
+from bridge.events.handlers import handlers_of
+from bridge.events.listener import Listener
 from bridge.events.publish import publish_event
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
-from bridge.handlers import HANDLERS
-from bridge.listener import Listener
-from bridge.run_worker import RunWorker
+from bridge.runs.worker import RunWorker
 from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
+from bridge.warm_dagster import instance as dagster_instance
+from bridge.warm_dagster.code_location import CodeLocation
+from bridge.warm_dagster.instance import open_instance
+from bridge.warm_dagster.internals import context_creation_job
 from etl_assets.core import silent_connections
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.database_sync import build_engine
 from etl_assets.core.errors import DatabaseUnavailableError
+from etl_assets.core.etl_tables import ledger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.silent_connections import SilenceWatch
-from etl_assets.core.tables import ledger
-from etl_assets.services.intake import ImportEvent, request_imports
-from etl_assets.services.leases import Claim, LeaseState
-from etl_assets.services.locks import lock_days, lock_imports
+from etl_assets.intake.imports import ImportEvent, request_imports
+from etl_assets.ledger.claims import Claim
+from etl_assets.ledger.leases import LeaseState
+from etl_assets.ledger.locks import lock_days, lock_imports
 from etl_assets.testing.fixtures import ReadTable
 from etl_assets.testing.raw_data import RawData
 from tests.chaos.network import Link, Network
+from tests.the_three import graph
 
 from .conftest import NatsServer
+from .warm_runs import warm_worker
 
 LOCK = sa.text("SELECT pg_advisory_xact_lock(7)")
 CUT_SECONDS = 10.0
@@ -227,10 +230,9 @@ def test_server_that_answers_nobody_for_a_while_loses_no_statement(
         assert word.result(CUT_SECONDS) == "kept"
 
 
-def test_statement_behind_a_pooler_that_makes_up_session_numbers_is_left_alone(
-    far: sa.Engine, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """这样的会话服务器当然说没有；由此切断的话，长的语句永远做不完。"""
+@pytest.fixture
+def pooler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """网线上像有一个连接池：会话的编号是它编的。"""
 
     async def pump(_link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -240,6 +242,11 @@ def test_statement_behind_a_pooler_that_makes_up_session_numbers_is_left_alone(
         writer.close()
 
     monkeypatch.setattr(Link, "_pump", pump)
+
+
+@pytest.mark.usefixtures("pooler")
+def test_statement_behind_a_pooler_that_makes_up_session_numbers_is_left_alone(far: sa.Engine, pool: ThreadPoolExecutor) -> None:
+    """这样的会话服务器当然说没有；由此切断的话，长的语句永远做不完。"""
     with far.connect() as connection:
         driver: Any = connection.connection.driver_connection
         assert driver.info.backend_pid == 0x7FFFFFFF
@@ -256,6 +263,50 @@ def test_engine_with_a_limit_waits_no_longer_whatever_the_server_does(
         with pytest.raises(DatabaseUnavailableError):
             pool.submit(ask, impatient).result(CUT_SECONDS)
     impatient.dispose()
+
+
+@pytest.fixture
+def limited(far_settings: EtlSettings) -> Iterator[sa.Engine]:
+    """问不出什么的，等半秒多就切断。"""
+    engine = sa.create_engine(sa.make_url(far_settings.database_url).set(drivername="postgresql+psycopg"))
+    SilenceWatch(engine, limit_seconds=0.6)
+    yield engine
+    engine.dispose()
+
+
+def test_statement_that_waits_for_a_lock_beyond_the_limit_is_left_alone_in_a_server_that_can_be_asked(
+    engine: sa.Engine, limited: sa.Engine, pool: ThreadPoolExecutor
+) -> None:
+    """切断了，服务器照样等下去、做下去；再做一次就是两次。"""
+    with engine.begin() as connection:
+        connection.execute(LOCK)
+        waiting = pool.submit(ask, limited)
+        time.sleep(2 * LONG_SECONDS)
+        assert not waiting.done()
+    waiting.result(CUT_SECONDS)
+
+
+@pytest.mark.usefixtures("pooler")
+def test_statement_behind_a_pooler_is_not_waited_for_beyond_the_limit(
+    engine: sa.Engine, limited: sa.Engine, pool: ThreadPoolExecutor
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(LOCK)
+        with pytest.raises(DatabaseUnavailableError):
+            pool.submit(ask, limited).result(CUT_SECONDS)
+
+
+def test_server_that_cannot_be_asked_beyond_the_limit_is_not_waited_for(
+    network: Network, link: Link, limited: sa.Engine, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silent_connections, "_PROBE_SECONDS", 2)
+    with limited.connect() as connection:
+        connection.scalar(sa.text("SELECT 1"))
+        network.cut(link)
+        silent = pool.submit(connection.scalar, sa.text("SELECT 2"))
+        with pytest.raises(sa.exc.OperationalError):
+            silent.result(2 * CUT_SECONDS)
+    network.heal(link, is_reset=True)
 
 
 def test_engine_of_dagster_is_watched_in_the_same_way(
@@ -303,22 +354,13 @@ def test_watch_ends_with_the_last_connection_and_begins_again_with_the_next(far:
 # ---- 监听器与工人 -----------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def location() -> CodeLocation:
-    return CodeLocation(module=CODE_MODULE, attribute="defs", location_name=LOCATION_NAME)
-
-
 @pytest.fixture
 def worker(
     location: CodeLocation, far: sa.Engine, far_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[RunWorker]:
     """隔着网线的工人。"""
-    monkeypatch.setattr("etl_assets.resources.get_engine", lambda: far)
-    monkeypatch.setattr("etl_assets.resources.get_settings", lambda: far_settings)
-    with DagsterInstance.local_temp(str(tmp_path)) as instance:
-        worker = RunWorker(instance=instance, location=location, engine=far, settings=far_settings, lease_seconds=30)
+    with warm_worker(location, far, far_settings, tmp_path, monkeypatch) as worker:
         yield worker
-        worker.heartbeats.dispose()
 
 
 @pytest.fixture
@@ -349,7 +391,7 @@ async def test_event_whose_intake_falls_silent_is_handled_by_the_next_delivery(
     async def ring(_task_name: str, _lane: str) -> None:
         rung.set()
 
-    listening = asyncio.create_task(Listener(settings, handlers=HANDLERS, ring=ring).run(stop))
+    listening = asyncio.create_task(Listener(settings, handlers=handlers_of(graph), ring=ring).run(stop))
     try:
         with engine.begin() as connection:
             lock_imports(connection, far_settings.target_schema, [import_id])
@@ -378,7 +420,7 @@ def test_run_whose_data_connection_falls_silent_fails_and_another_run_does_its_d
         lock=lambda connection: lock_days(connection, worker.settings.target_schema, [claim.days.first]),
     )
     result = silent.result(3 * CUT_SECONDS)
-    assert (result.succeeded, result.error_class) == (False, "DatabaseUnavailableError")
+    assert {failure.kind for failure in result.failures} == {"transient"}
     with engine.begin() as connection:
         connection.execute(sa.update(ledger).values(retry_at=None))
     again = worker.claim()
@@ -393,12 +435,12 @@ def test_heartbeat_that_falls_silent_is_repeated_on_a_new_connection_before_the_
 ) -> None:
     held = worker.start(claim)
     hasty = replace(worker, lease_seconds=6)
-    assert hasty.heartbeat(held.lease) is LeaseState.HELD
+    assert hasty.heartbeat(held.lease) is LeaseState.VALID
     network.drop(link)
     started = time.monotonic()
     with pytest.raises(DatabaseUnavailableError):
         pool.submit(hasty.heartbeat, held.lease).result(CUT_SECONDS)
-    assert pool.submit(hasty.heartbeat, held.lease).result(CUT_SECONDS) is LeaseState.HELD
+    assert pool.submit(hasty.heartbeat, held.lease).result(CUT_SECONDS) is LeaseState.VALID
     assert time.monotonic() - started < hasty.lease_seconds
     hasty.heartbeats.dispose()
 
@@ -408,7 +450,7 @@ def test_heartbeat_does_not_wait_for_a_connection_of_the_runs(worker: RunWorker,
     with ExitStack() as used:
         for _ in range(2 * worker.settings.pool_size):
             used.enter_context(worker.engine.connect())
-        assert pool.submit(worker.heartbeat, held.lease).result(CUT_SECONDS) is LeaseState.HELD
+        assert pool.submit(worker.heartbeat, held.lease).result(CUT_SECONDS) is LeaseState.VALID
 
 
 def test_run_ends_though_the_storage_of_dagster_falls_silent(
@@ -449,7 +491,7 @@ def test_run_ends_though_the_storage_of_dagster_falls_silent(
 def real_instance(engine: sa.Engine, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
     """Dagster 的存储在 PostgreSQL 里，像工人那样打开。"""
     write_dagster_home(folder / "home")
-    silenced = dagster_adapter._CONSOLE_LOGGERS  # 打开实例会换掉它：之后换回来
+    silenced = dagster_instance._CONSOLE_LOGGERS  # 打开实例会换掉它：之后换回来
     monkeypatch.setattr(context_creation_job, silenced, getattr(context_creation_job, silenced))
     monkeypatch.setenv("DAGSTER_HOME", str(folder / "home"))
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", build_dagster_postgres_url(url))

@@ -9,13 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import IO, Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import nats
 import psycopg
@@ -30,10 +34,10 @@ from bridge.stack.embedded_nats import EmbeddedNats
 from bridge.stack.local import Stack
 from bridge.stack.readiness import logged_ready
 from bridge.stack.supervisor import Service, ServiceStartError
-from etl_assets.core.child_process import identify, launch
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, SettingsError
-from etl_assets.core.loopback_port import find_free_port, listen_on
 from etl_assets.core.settings import EtlSettings
+from etl_assets.embedded.child_process import identify, launch
+from etl_assets.embedded.loopback_port import find_free_port, listen_on
 from etl_assets.testing.databases import cloned_database
 from tests.chaos.disks import small_disks
 
@@ -51,7 +55,7 @@ from pathlib import Path
 from bridge.settings import BridgeSettings
 from bridge.stack.local import Stack
 from bridge.stack.supervisor import Service
-from etl_assets.core.child_process import launch
+from etl_assets.embedded.child_process import launch
 from etl_assets.core.log import configure_logging
 from etl_assets.core.settings import EtlSettings
 configure_logging("stack")
@@ -143,6 +147,29 @@ def test_nats_password_is_in_private_files_and_on_no_command_line(tmp_path: Path
         server = (tmp_path / "nats" / "nats.log").read_bytes()
         pid = int(server.partition(b"]")[0].removeprefix(b"["))
         assert password not in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_nats_tells_nothing_to_pages_and_takes_no_proxy_for_its_own_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """监控口不问口令，也答别处来的网页；http_proxy 说的 503 不是它病了。"""
+    server = EmbeddedNats(tmp_path / "nats", durable=False)
+    with HTTPServer(("127.0.0.1", 0), _Unavailable) as proxy, server:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert not server.is_sick()
+        proxy.shutdown()
+        monkeypatch.delenv("http_proxy")
+        monitor = json.loads((tmp_path / "nats" / "nats.conf").read_text())["http"]
+        for page in ("varz", "jsz?streams=true", "healthz"):
+            with pytest.raises(HTTPError, match="404"):
+                urlopen(f"http://{monitor}/{page}", timeout=5)
+
+
+class _Unavailable(BaseHTTPRequestHandler):
+    """够不着目标的代理。"""
+
+    def do_GET(self) -> None:
+        self.send_error(503)
 
 
 def test_durable_nats_writes_through_to_the_disk(tmp_path: Path) -> None:

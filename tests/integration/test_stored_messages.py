@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from nats.js.api import StreamConfig
 
-from bridge import stored_messages
 from bridge.errors import NatsUnavailableError
-from bridge.jetstream import JetStreamConnection
+from bridge.jetstream import stored_messages
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.stored_messages import Stretch, delete_message, read_stored, stored_at
 from bridge.settings import BridgeSettings
-from bridge.stored_messages import Stretch, read_stored
 
 from .conftest import NatsServer
 
@@ -38,8 +38,8 @@ async def read(connection: JetStreamConnection, stretch: Stretch, *, subjects: t
 
 async def test_stretch_is_read_in_order_without_its_deleted_messages(connection: JetStreamConnection) -> None:
     for number in (1, 8, 9, 10, 40):
-        await connection.delete_message("S", number)
-    await connection.delete_message("S", 8)
+        await delete_message(connection, "S", number)
+    await delete_message(connection, "S", 8)
     left = [number for number in range(1, 41) if number not in (1, 8, 9, 10, 40)]
     assert await read(connection, Stretch(1, 40)) == left
     assert await read(connection, Stretch(7, 12)) == [7, 11, 12]
@@ -51,7 +51,7 @@ async def test_stretch_is_read_in_order_without_its_deleted_messages(connection:
 async def test_only_the_wanted_subjects_and_from_the_wanted_time_on(connection: JetStreamConnection) -> None:
     assert await read(connection, Stretch(30, 40), subjects=("s.b",)) == [30, 32, 34, 36, 38, 40]
     assert await read(connection, Stretch(38, 40), subjects=("s.a", "s.b")) == [38, 39, 40]
-    at = await connection.stored_at("S", 36)
+    at = await stored_at(connection, "S", 36)
     assert at is not None
     assert await read(connection, Stretch(at, 40)) == [36, 37, 38, 39, 40]
     assert await read(connection, Stretch(datetime.now(UTC) + timedelta(hours=1), 40)) == []

@@ -19,9 +19,9 @@ from structlog.testing import capture_logs
 from bridge.stack.leftovers import record_children
 from bridge.stack.readiness import logged_ready
 from bridge.stack.supervisor import Service, ServiceStartError, Supervisor
-from etl_assets.core.child_log import ROTATE_BYTES
-from etl_assets.core.child_process import ProcessIdentity, identify, launch
 from etl_assets.core.errors import SettingsError
+from etl_assets.embedded.child_log import ROTATE_BYTES
+from etl_assets.embedded.child_process import ProcessIdentity, identify, launch
 
 READY = "import json, sys; print(json.dumps({'message': 'ready'}), file=sys.stderr, flush=True);"
 SLEEP = "import time; time.sleep(600)"
@@ -42,7 +42,7 @@ from functools import partial
 from pathlib import Path
 from bridge.stack.readiness import logged_ready
 from bridge.stack.supervisor import Service, Supervisor
-from etl_assets.core.child_process import launch
+from etl_assets.embedded.child_process import launch
 from etl_assets.core.log import configure_logging
 configure_logging("stack")
 state_dir, code = Path(sys.argv[1]), sys.argv[2]
@@ -261,7 +261,7 @@ def test_large_log_is_rotated_at_start(tmp_path: Path, supervisor: Supervisor) -
 def test_log_of_a_running_child_is_rotated_and_its_last_words_stay_right(
     tmp_path: Path, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("etl_assets.core.child_log.ROTATE_BYTES", 100_000)
+    monkeypatch.setattr("etl_assets.embedded.child_log.ROTATE_BYTES", 100_000)
     log, go_on = tmp_path / "state" / "logs" / "talker.log", tmp_path / "go_on"
     talk = "[print('x' * 99) for _ in range(5000)]; sys.stdout.flush();"
     end = (

@@ -9,17 +9,18 @@ from uuid import UUID, uuid4
 import pytest
 import sqlalchemy as sa
 
-from bridge import handlers
-from bridge.broker import SafeJetStreamBroker
-from bridge.events import DataImportCompleted, EtlCompleted, EventPublisher
+from bridge.events import DataImportCompleted, EtlCompleted, EventPublisher, handlers
 from bridge.events.event_task_utils import Decision, Done, ReceivedEvent, event_task_handler
+from bridge.events.listener import Listener
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
-from bridge.listener import Listener
-from bridge.queue_depths import read_queue_depths
+from bridge.operations.queue_depths import read_queue_depths
+from bridge.queue.broker import SafeJetStreamBroker
 from bridge.settings import BridgeSettings
+from etl_assets.core.etl_tables import ledger
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import ledger
-from etl_assets.services.outbox import installation_id
+from etl_assets.ledger.graph import write_graph
+from etl_assets.ledger.outbox import installation_id
+from tests.the_three import graph
 
 from .conftest import NatsServer
 
@@ -33,7 +34,7 @@ class Installation:
         self.received: list[UUID] = []
         self.stop = asyncio.Event()
 
-        @event_task_handler(subject=DATA_IMPORT_COMPLETED, task_name="task")
+        @event_task_handler(subject=DATA_IMPORT_COMPLETED, event_type=DataImportCompleted, task_name="task")
         async def remember(events: Sequence[ReceivedEvent[DataImportCompleted]]) -> Sequence[Decision]:
             self.received += [received.event.import_id for received in events]
             return [Done() for _ in events]
@@ -113,11 +114,13 @@ async def test_completion_asks_only_those_whose_schema_it_wrote(
     if "installation" in extra:
         with engine.connect() as connection:
             extra = extra | {"installation": str(installation_id(connection))}
+    with engine.begin() as transaction:
+        write_graph(transaction, own, graph)
     monkeypatch.setattr(handlers, "get_engine", lambda: engine)
     monkeypatch.setattr(handlers, "get_settings", lambda: etl_settings.model_copy(update={"target_schema": own}))
     event = EtlCompleted.model_validate({"status": "success", "partitions": ["2026-01-05"], "run_id": "r"} | extra)
     received = ReceivedEvent(event, ORDERS_ETL_COMPLETED, 1, event.occurred_at, 1)
-    assert await handlers.on_orders_etl_completed([received]) == [Done(ring=asks)]
+    assert await handlers.on_etl_completed("orders")([received]) == [Done(ring=asks)]
     with engine.connect() as connection:
         due = connection.scalars(sa.select(ledger.c.target).where(ledger.c.requested > ledger.c.materialized)).all()
     assert due == ([own] if asks else [])

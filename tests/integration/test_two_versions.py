@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
-import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,58 +14,27 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from bridge.events import DataImportCompleted, Event, EventPublisher
 from bridge.events.event_task_utils import Decision, Done, ReceivedEvent, event_task_handler
+from bridge.events.handlers import handlers_of
+from bridge.events.listener import Listener
+from bridge.events.streams import CONSUMER, OLD_CONSUMER_SECONDS, consumer_name
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
-from bridge.handlers import HANDLERS
-from bridge.jetstream import JetStreamConnection
-from bridge.listener import CONSUMER, OLD_CONSUMER_SECONDS, Listener, consumer_name
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.streams import consumer_info, ensure_consumer, stream_state
 from bridge.settings import BridgeSettings
+from etl_assets.core.etl_tables import import_events
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_events
 from etl_assets.testing.raw_data import RawData
+from tests.the_three import graph
 
 from .conftest import NatsServer
+from .old_version import OldListener
 
-WHEEL = Path(__file__).parent / "wheels" / "dayline-0.1.0-py3-none-any.whl"
 NEW_SUBJECT = "events.inventory.completed"
-
-
-class OldListener:
-    """`etl listen` 的 0.1.0。"""
-
-    def __init__(self, package: Path, settings: EtlSettings, nats_url: str) -> None:
-        self._log = package / "listen.log"
-        self._environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("ETL_", "PYTHON"))},
-            "PYTHONPATH": str(package),
-            "ETL_DATABASE_URL": settings.database_url,
-            "ETL_NATS_URL": nats_url,
-        }
-        self._process: subprocess.Popen[bytes] | None = None
-
-    async def start(self) -> None:
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "bridge.cli.main", "listen"],
-                env=self._environment,
-                cwd=self._log.parent,
-                stdout=log,
-                stderr=log,
-            )
-        await eventually(lambda: '"ready"' in self._log.read_text())
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
 
 
 @pytest.fixture
 def old(tmp_path: Path, etl_settings: EtlSettings, nats_server: NatsServer) -> Iterator[OldListener]:
-    package = tmp_path / "old"
-    with zipfile.ZipFile(WHEEL) as wheel:
-        wheel.extractall(package)
-    listener = OldListener(package, etl_settings, nats_server.url)
+    listener = OldListener(tmp_path / "old", database_url=etl_settings.database_url, nats_url=nats_server.url)
     yield listener
     listener.kill()
 
@@ -106,7 +71,7 @@ class Scene:
     async def new_listener(self) -> AsyncIterator[None]:
         """认识一个旧的不认识的主题。"""
 
-        @event_task_handler(subject=NEW_SUBJECT, task_name="task")
+        @event_task_handler(subject=NEW_SUBJECT, event_type=Event, task_name="task")
         async def remember(events: Sequence[ReceivedEvent[Event]]) -> Sequence[Decision]:
             self.seen |= {received.event.event_id for received in events}
             return [Done(ring=False) for _ in events]
@@ -115,7 +80,7 @@ class Scene:
             """没有工人。"""
 
         stop = asyncio.Event()
-        running = asyncio.create_task(Listener(self.settings, handlers=[*HANDLERS, remember], ring=ring).run(stop))
+        running = asyncio.create_task(Listener(self.settings, handlers=[*handlers_of(graph), remember], ring=ring).run(stop))
         try:
             yield
         finally:
@@ -127,8 +92,8 @@ class Scene:
 def scene(
     nats_server: NatsServer, engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
 ) -> Scene:
-    monkeypatch.setattr("bridge.handlers.get_engine", lambda: engine)
-    monkeypatch.setattr("bridge.handlers.get_settings", lambda: etl_settings)
+    monkeypatch.setattr("bridge.events.handlers.get_engine", lambda: engine)
+    monkeypatch.setattr("bridge.events.handlers.get_settings", lambda: etl_settings)
     return Scene(BridgeSettings(nats_url=nats_server.url, event_ack_wait_seconds=2), engine, raw_data)
 
 
@@ -147,7 +112,8 @@ async def eventually(condition: Callable[[], object]) -> None:
 
 
 async def test_old_and_new_listener_side_by_side_lose_nothing(old: OldListener, scene: Scene, connection: JetStreamConnection) -> None:
-    await old.start()
+    old.start()
+    await eventually(lambda: old.is_ready)
     await scene.publish(3)
     await eventually(lambda: scene.handled() == scene.imports)
     handled_by_old = 6
@@ -155,11 +121,12 @@ async def test_old_and_new_listener_side_by_side_lose_nothing(old: OldListener, 
         await scene.publish(10)
         await scene.nothing_is_left()
         # 旧的已经确认过的不再来一遍
-        imports = await connection.consumer_info("EVENTS", consumer_name(scene.settings, DATA_IMPORT_COMPLETED))
+        imports = await consumer_info(connection, "EVENTS", consumer_name(scene.settings, DATA_IMPORT_COMPLETED))
         assert imports is not None
         assert imports.config.opt_start_seq in range(handled_by_old - 1, handled_by_old + 1)
         old.kill()
-        await old.start()  # 重启会把共用的消费者改回它自己的过滤
+        old.start()  # 重启会把共用的消费者改回它自己的过滤
+        await eventually(lambda: old.is_ready)
         await scene.publish(10)
         await scene.nothing_is_left()
     await scene.publish(5)  # 退回 0.1.0：它认识的照常处理，不认识的留着
@@ -167,10 +134,10 @@ async def test_old_and_new_listener_side_by_side_lose_nothing(old: OldListener, 
     old.kill()
     async with scene.new_listener():
         await scene.nothing_is_left()
-        retired = await connection.consumer_info("EVENTS", CONSUMER)
+        retired = await consumer_info(connection, "EVENTS", CONSUMER)
         assert retired is not None
         assert retired.config.inactive_threshold == OLD_CONSUMER_SECONDS
-    letters = await connection.stream_state("EVENTS_DLQ")
+    letters = await stream_state(connection, "EVENTS_DLQ")
     assert letters is not None
     assert letters.messages == 0
 
@@ -184,5 +151,5 @@ async def test_consumer_that_several_listeners_create_at_once_starts_where_the_f
         )
         for sequence in range(1, 6)
     ]
-    made = await asyncio.gather(*(connection.ensure_consumer("EVENTS", config) for config in wanted))
+    made = await asyncio.gather(*(ensure_consumer(connection, "EVENTS", config) for config in wanted))
     assert len({info.config.opt_start_seq for info in made}) == 1

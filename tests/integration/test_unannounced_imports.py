@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -13,21 +12,25 @@ import sqlalchemy as sa
 import structlog
 from nats.js.api import DiscardPolicy, RetentionPolicy, StreamConfig
 
-from bridge import reconciler, unannounced_imports
+from bridge.events import unannounced_imports
+from bridge.events.handled_events import backlog_begins_at
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
-from bridge.handled_events import backlog_begins_at
+from bridge.jetstream.streams import stream_state
+from bridge.runs import reconciler
 from bridge.settings import BridgeSettings
+from etl_assets.core.backoff import Backoff
 from etl_assets.core.settings import EtlSettings
-from etl_assets.services import unannounced_imports as services
-from etl_assets.services.intake import ImportEvent, request_imports
-from etl_assets.services.unannounced_imports import event_id_of, request_unannounced
-from etl_assets.services.waiting_events import Patience, look_after_waiting_events
+from etl_assets.intake import unannounced_imports as services
+from etl_assets.intake.imports import ImportEvent, request_imports
+from etl_assets.intake.unannounced_imports import event_id_of, request_unannounced
+from etl_assets.intake.waiting_events import Patience, look_after_waiting_events
 from etl_assets.testing.raw_data import RawData
 
 from .conftest import NatsServer
+from .failing_imports import fails_on
 from .listening import Bridge, open_bridge
 
-PATIENCE = Patience(first_delay_seconds=1, longest_delay_seconds=60, limit_seconds=3_600)
+PATIENCE = Patience(Backoff(1, 60), limit_seconds=3_600)
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ async def bridge(
 
 
 async def messages_in(bridge: Bridge, stream: str) -> int:
-    state = await bridge.connection.stream_state(stream)
+    state = await stream_state(bridge.connection, stream)
     return state.messages if state else 0
 
 
@@ -204,24 +207,6 @@ def test_import_that_cannot_be_taken_in_waits_and_is_never_forgotten(
     assert handled(engine)[bad] == event_id_of(bad)
 
 
-@contextmanager
-def fails_on(engine: sa.Engine, import_id: UUID, sqlstate: str) -> Iterator[None]:
-    """其间这次导入的日子一要求就错。"""
-    with engine.begin() as connection:
-        connection.exec_driver_sql(
-            f"""
-            CREATE FUNCTION etl.fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                IF NEW.import_id = '{import_id}' THEN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END IF;
-                RETURN NEW;
-            END $$;
-            CREATE TRIGGER fail BEFORE INSERT ON etl.import_requests FOR EACH ROW EXECUTE FUNCTION etl.fail();
-            """
-        )
-    yield
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP FUNCTION etl.fail CASCADE")
-
-
 def test_event_that_comes_after_all_ends_the_waiting_of_its_import(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
     watched_since(engine, etl_settings, 7_200)
     import_id = raw_data.add_import([{}], completed_at=seconds_ago(30))
@@ -251,7 +236,7 @@ async def test_imports_that_cannot_be_taken_in_neither_spin_nor_ring(
     with structlog.testing.capture_logs() as logs:
         async with bridge.listening():
             await asyncio.sleep(1)
-            tasks = await bridge.connection.stream_state("TASKS")
+            tasks = await stream_state(bridge.connection, "TASKS")
     assert len(looks) < 15
     assert bridge.waiting() == 3
     assert tasks is not None

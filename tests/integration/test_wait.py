@@ -15,9 +15,10 @@ from click.testing import CliRunner, Result
 from nats.js.api import DiscardPolicy
 
 from bridge.cli.events import wait_command
+from bridge.events.streams import consumer_name
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
-from bridge.jetstream import JetStreamConnection
-from bridge.listener import consumer_name
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.streams import consumer_info
 from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
 from etl_assets.testing.raw_data import RawData
@@ -115,7 +116,7 @@ async def test_message_that_is_stuck_in_the_stream_is_not_waited_for(bridge: Bri
         assert (await again).exit_code == 0
         await bridge.connection.context.update_stream(config=config, max_bytes=-1)
         await bridge.letters(1)
-        consumer = await bridge.connection.consumer_info("EVENTS", consumer_name(bridge.settings, DATA_IMPORT_COMPLETED))
+        consumer = await consumer_info(bridge.connection, "EVENTS", consumer_name(bridge.settings, DATA_IMPORT_COMPLETED))
     assert consumer is not None
     # 了结了的不再数作重投的：不然它会替后来的新事件顶数
     assert (consumer.num_ack_pending, consumer.num_redelivered) == (0, 0)

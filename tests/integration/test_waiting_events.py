@@ -16,20 +16,26 @@ import sqlalchemy as sa
 import structlog
 from nats.js.api import DiscardPolicy, StreamConfig
 
-from bridge import reconciler
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
+from bridge.jetstream.stored_messages import delete_message
+from bridge.jetstream.streams import stream_state
+from bridge.runs import reconciler
 from bridge.settings import BridgeSettings
+from etl_assets.core.backoff import Backoff
+from etl_assets.core.etl_tables import ledger
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_tasks, ledger
-from etl_assets.services.intake import NO_SEQUENCE, ImportEvent, remember_waiting, request_imports
-from etl_assets.services.locks import lock_imports
-from etl_assets.services.waiting_events import Patience, forget, look_after_waiting_events
+from etl_assets.core.tables import import_tasks
+from etl_assets.intake.imports import NO_SEQUENCE, ImportEvent, remember_waiting, request_imports
+from etl_assets.intake.waiting_events import Patience, forget, look_after_waiting_events
+from etl_assets.ledger.locks import lock_imports
+from etl_assets.services.raw_rows import reject_rows_without_partition
 from etl_assets.testing.raw_data import RawData
 
 from .conftest import NatsServer
+from .failing_imports import fails_on
 from .listening import Bridge, open_bridge
 
-PATIENCE = Patience(first_delay_seconds=1, longest_delay_seconds=60, limit_seconds=3_600)
+PATIENCE = Patience(Backoff(1, 60), limit_seconds=3_600)
 
 
 @pytest.fixture
@@ -50,7 +56,7 @@ def with_limit(bridge: Bridge, seconds: int) -> None:
 async def test_flood_of_waiting_events_neither_stops_the_others_nor_floods_the_log(
     bridge: Bridge, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.listener.MAX_ACK_PENDING", 100, raising=False)
+    monkeypatch.setattr("bridge.events.streams.MAX_ACK_PENDING", 100)
     with structlog.testing.capture_logs() as logs:
         async with bridge.listening():
             await bridge.publish_missing(400)
@@ -80,7 +86,7 @@ async def test_event_is_taken_in_once_its_import_is_completed(
             raw_data.add_import([{}], import_id=import_id)
         await bridge.eventually(lambda: bridge.handled().get(import_id) == event.event_id)
         await bridge.eventually(lambda: not bridge.waiting())
-        tasks = await bridge.connection.stream_state("TASKS")
+        tasks = await stream_state(bridge.connection, "TASKS")
     with engine.connect() as reading:
         due = reading.execute(sa.select(ledger.c.requested, ledger.c.allow_deletes).where(ledger.c.asset == "orders")).one()
     assert tuple(due) == (1, True)
@@ -119,7 +125,7 @@ async def test_letter_is_made_from_the_ledger_when_the_stream_has_lost_the_event
         event = await bridge.publish(raw_data.add_import([{}], status="pending"), allow_deletes=True)
         await bridge.eventually(lambda: bridge.waiting() == 1)
         if lost == "deleted":
-            await bridge.connection.delete_message("EVENTS", 1)
+            await delete_message(bridge.connection, "EVENTS", 1)
         else:
             await bridge.connection.publish("events.other", b"{}", message_id="other")
             with bridge.engine.begin() as connection:
@@ -159,14 +165,14 @@ async def test_deleted_stream_of_dead_letters_is_made_again(bridge: Bridge) -> N
 
 
 async def test_import_that_nobody_announced_and_that_vanished_ends_as_a_letter(bridge: Bridge) -> None:
-    """流里没有它的原文可找。"""
-    import_id = uuid4()
+    """流里没有它的原文可找；一眼看到的几个记的是同一时刻，也各有一封。"""
+    stored_at = datetime.now(UTC) - timedelta(days=9)
+    events = [ImportEvent(uuid4(), uuid4(), sequence=NO_SEQUENCE, stored_at=stored_at) for _ in range(3)]
     async with bridge.listening():
         with bridge.engine.begin() as connection:
-            event = ImportEvent(import_id, uuid4(), sequence=NO_SEQUENCE, stored_at=datetime.now(UTC) - timedelta(days=9))
-            remember_waiting(connection, "public", [event])
-        (letter,) = await bridge.letters(1)
-    assert json.loads(letter.data or b"")["import_id"] == str(import_id)
+            remember_waiting(connection, "public", events)
+        letters = await bridge.letters(3)
+    assert {json.loads(letter.data or b"")["import_id"] for letter in letters} == {str(event.import_id) for event in events}
 
 
 async def test_waiting_events_ring_no_more_than_others_when_nobody_takes_the_tasks(
@@ -180,7 +186,7 @@ async def test_waiting_events_ring_no_more_than_others_when_nobody_takes_the_tas
             await bridge.eventually(lambda: bridge.waiting() == 1)
             raw_data.add_import([{}], import_id=event.import_id)
             await bridge.eventually(lambda: not bridge.waiting())
-        tasks = await bridge.connection.stream_state("TASKS")
+        tasks = await stream_state(bridge.connection, "TASKS")
     assert tasks is not None
     assert tasks.messages < 10
 
@@ -232,7 +238,7 @@ def test_looks_grow_rarer_up_to_the_deadline(engine: sa.Engine, etl_settings: Et
     for _ in range(6):
         with engine.begin() as connection:
             connection.exec_driver_sql("UPDATE etl.waiting_events SET look_at = now()")
-        look_after_waiting_events(engine, etl_settings, Patience(1, 60, 100))
+        look_after_waiting_events(engine, etl_settings, Patience(Backoff(1, 60), 100))
         with engine.begin() as connection:
             pause = connection.exec_driver_sql("SELECT extract(epoch FROM look_at - now()) FROM etl.waiting_events").scalar_one()
             pauses.append(round(pause))
@@ -264,25 +270,29 @@ def test_error_of_ours_that_one_event_meets_does_not_hold_up_the_others(
     request_imports(engine, etl_settings, events)
     for event in events:
         raw_data.add_import([{}], import_id=event.import_id)
-    fail_on(engine, events[1].import_id, sqlstate)
-    assert look_after_waiting_events(engine, etl_settings, PATIENCE).requested == 5
+    with fails_on(engine, events[1].import_id, sqlstate):
+        assert look_after_waiting_events(engine, etl_settings, PATIENCE).requested == 5
     with engine.connect() as connection:
         left = connection.exec_driver_sql("SELECT import_id, looks, look_at > now() FROM etl.waiting_events").all()
     assert [tuple(row) for row in left] == [(events[1].import_id, 1, True)]
 
 
-def fail_on(engine: sa.Engine, import_id: UUID, sqlstate: str) -> None:
-    """这次导入的日子一要求就错。"""
-    with engine.begin() as connection:
-        connection.exec_driver_sql(
-            f"""
-            CREATE FUNCTION etl.fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                IF NEW.import_id = '{import_id}' THEN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END IF;
-                RETURN NEW;
-            END $$;
-            CREATE TRIGGER fail BEFORE INSERT ON etl.import_requests FOR EACH ROW EXECUTE FUNCTION etl.fail();
-            """
-        )
+def test_any_error_of_one_event_does_not_hold_up_the_others(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """不是数据库说的错，比方说我们自己的毛病。"""
+    events = [ImportEvent(uuid4(), uuid4(), sequence=number, stored_at=datetime.now(UTC)) for number in range(6)]
+    request_imports(engine, etl_settings, events)
+    for event in events:
+        raw_data.add_import([{}], import_id=event.import_id)
+
+    def judge(connection: sa.Connection, settings: EtlSettings, import_ids: list[UUID]) -> int:
+        if events[1].import_id in import_ids:
+            raise ZeroDivisionError
+        return reject_rows_without_partition(connection, settings, import_ids)
+
+    monkeypatch.setattr("etl_assets.services.raw_rows.reject_rows_without_partition", judge)
+    assert look_after_waiting_events(engine, etl_settings, PATIENCE).requested == 5
 
 
 def test_when_all_fail_the_first_few_are_enough_for_one_look(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
@@ -337,7 +347,7 @@ def test_looking_is_quick_among_many_imports_and_many_waiting_events(engine: sa.
         )
     start = time.monotonic()
     looks = 0
-    while look_after_waiting_events(engine, etl_settings, Patience(30, 60, 3_600)).more:
+    while look_after_waiting_events(engine, etl_settings, Patience(Backoff(30, 60), 3_600)).more:
         looks += 1
     assert looks == 20
     assert time.monotonic() - start < 10

@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from bridge.broker import SafeJetStreamBroker
-from bridge.doorbell import ring_workers
-from bridge.run_reconciler import reconcile_runs
-from bridge.run_worker import RunWorker
+from bridge.queue.broker import SafeJetStreamBroker
+from bridge.queue.doorbell import ring_workers
+from bridge.runs.run_reconciler import reconcile_runs
+from bridge.runs.worker import RunWorker
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.child_process import ProcessIdentity, identify, running_pids
 from etl_assets.core.settings import EtlSettings
-from etl_assets.services.locks import lock_days
+from etl_assets.embedded.child_process import ProcessIdentity, identify, running_pids
+from etl_assets.ledger.locks import lock_days
 from etl_assets.testing.fixtures import ReadTable
 from etl_assets.testing.raw_data import RawData
 
@@ -78,9 +78,8 @@ def eventually(condition: Callable[[], object], what: str, seconds: float = 60) 
 
 async def given_back(settings: BridgeSettings) -> int:
     """队列里现在就能取的那个任务，投递过几次；看过照样还回去。"""
-    broker = SafeJetStreamBroker(settings)
+    broker = SafeJetStreamBroker(settings.model_copy(update={"worker_lanes": ("event",)}))
     broker.is_worker_process = True
-    broker.serve_only(("event",))
     await broker.startup()
     try:
         message = await broker.puller.take("event")

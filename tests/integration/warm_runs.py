@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import date
+from pathlib import Path
 from uuid import uuid4
 
+import pytest
 import sqlalchemy as sa
-from dagster import DagsterEvent, DagsterEventType, DagsterRunStatus
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunStatus
 
-from bridge.dagster_adapter import enqueue
-from bridge.run_lanes import LANE_TAG
-from bridge.run_worker import RunWorker
+from bridge.queue.broker import SafeJetStreamBroker
+from bridge.runs import tasks
+from bridge.runs.lanes import LANE_TAG
+from bridge.runs.worker import RunWorker
+from bridge.settings import BridgeSettings
+from bridge.warm_dagster.code_location import CodeLocation
+from bridge.warm_dagster.runs import enqueue
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
-from etl_assets.services.intake import ImportEvent, request_imports
+from etl_assets.intake.imports import ImportEvent, request_imports
+
+
+@contextmanager
+def warm_worker(
+    location: CodeLocation, engine: sa.Engine, settings: EtlSettings, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RunWorker]:
+    """一个工人，它的 Dagster 实例在 folder 里（SQLite）。"""
+    monkeypatch.setattr("etl_assets.orchestration.resources.get_engine", lambda: engine)
+    monkeypatch.setattr("etl_assets.orchestration.resources.get_settings", lambda: settings)
+    with DagsterInstance.local_temp(str(folder)) as instance:
+        worker = RunWorker(instance=instance, location=location, engine=engine, settings=settings, lease_seconds=30)
+        yield worker
+        worker.heartbeats.dispose()
+
+
+@asynccontextmanager
+async def connected_tasks(
+    worker: RunWorker, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[SafeJetStreamBroker]:
+    """`bridge.runs.tasks` 的任务在测试里直接调用，它们的 broker 连着 NATS，工人是这一个。"""
+    broker = SafeJetStreamBroker(settings)
+    broker.state.run_worker, broker.state.unpublished, broker.state.ringing_later = worker, asyncio.Event(), None
+    monkeypatch.setattr(tasks, "broker", broker)
+    await broker.startup()
+    try:
+        yield broker
+    finally:
+        await broker.shutdown()
 
 
 def announce(engine: sa.Engine, settings: EtlSettings, import_id: object) -> None:

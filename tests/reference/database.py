@@ -1,10 +1,11 @@
-"""参照实现的全部查询：都只读；查找一律一行一次。
+"""参照实现的全部查询：都只读；查找一个店名、一个类型一次，客户与商机一次读全：库里有十万个订单也核对得完。
 
 时刻以 epoch 秒读出：无穷大与公元前的 timestamptz，psycopg 装不进 datetime。
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
@@ -50,23 +51,23 @@ def _target(schema: str, name: str, columns: Sequence[str]) -> sa.TableClause:
 
 
 def read_raw_rows(connection: sa.Connection) -> Iterator[RawRow]:
-    """已完成的各次导入的行，一次导入一个查询。"""
-    imports = connection.execute(
-        sa.select(_IMPORT_TASKS.c.import_id, _epoch(_IMPORT_TASKS.c.completed_at)).where(_IMPORT_TASKS.c.status == "completed")
-    ).all()
+    """已完成的各次导入的行。"""
     raw = _RAW_ORDERS.c
-    for import_id, completed_at in imports:
-        rows = connection.execute(
-            sa.select(
-                raw.raw_id,
-                *(raw[name] for name in _RAW_TEXTS),
-                raw.amount,
-                raw.quantity,
-                _epoch(raw.ordered_at).label("ordered_at"),
-            ).where(raw.import_id == import_id)
-        ).all()
-        for row in rows:
-            yield RawRow(import_id=import_id, completed_at=completed_at, **row._mapping)
+    rows = connection.execute(
+        sa.select(
+            raw.raw_id,
+            raw.import_id,
+            *(raw[name] for name in _RAW_TEXTS),
+            raw.amount,
+            raw.quantity,
+            _epoch(raw.ordered_at).label("ordered_at"),
+            _epoch(_IMPORT_TASKS.c.completed_at).label("completed_at"),
+        )
+        .join_from(_RAW_ORDERS, _IMPORT_TASKS, raw.import_id == _IMPORT_TASKS.c.import_id)
+        .where(_IMPORT_TASKS.c.status == "completed")
+    )
+    for row in rows:
+        yield RawRow(**row._mapping)
 
 
 def find_shop_id(connection: sa.Connection, shop_name: str) -> UUID | None:
@@ -78,19 +79,24 @@ def find_mapped_type(connection: sa.Connection, raw_type: str) -> str | None:
     return connection.scalar(sa.select(_TYPE_MAPPINGS.c.system_order_type).where(_TYPE_MAPPINGS.c.raw_order_type == raw_type))
 
 
-def find_customer_id(connection: sa.Connection, schema: str, customer_key: str) -> UUID | None:
-    customers = _target(schema, "customers", _CUSTOMER_COLUMNS)
-    return connection.scalar(sa.select(customers.c.customer_global_id).where(customers.c.customer_key == customer_key))
-
-
 def read_stored_customers(connection: sa.Connection, schema: str) -> list[StoredCustomer]:
     customers = _target(schema, "customers", ("customer_global_id", "customer_key", "shop_id"))
     return [StoredCustomer(**row._mapping) for row in connection.execute(sa.select(customers))]
 
 
 def find_stored_leads(connection: sa.Connection, schema: str, customer_id: UUID) -> list[StoredLead]:
+    """一个客户的；逐行的基准用它。"""
     leads = _target(schema, "business_leads", _LEAD_COLUMNS)
     return _read_stored_leads(connection, leads, leads.c.customer_global_id == customer_id)
+
+
+def read_stored_leads(connection: sa.Connection, schema: str) -> dict[UUID, list[StoredLead]]:
+    """客户 → 他的有编号的商机。"""
+    leads = _target(schema, "business_leads", _LEAD_COLUMNS)
+    by_customer: defaultdict[UUID, list[StoredLead]] = defaultdict(list)
+    for lead in _read_stored_leads(connection, leads, sa.true()):
+        by_customer[lead.customer_global_id].append(lead)
+    return by_customer
 
 
 def read_ownerless_leads(connection: sa.Connection, schema: str) -> list[StoredLead]:
@@ -103,7 +109,7 @@ def read_ownerless_leads(connection: sa.Connection, schema: str) -> list[StoredL
 
 def _read_stored_leads(connection: sa.Connection, leads: sa.TableClause, condition: sa.ColumnElement[bool]) -> list[StoredLead]:
     columns = (leads.c[name] for name in ("lead_id", "customer_global_id", "lead_no", "current_stage", "closed_by", "owner", "notes"))
-    query = sa.select(*columns, _epoch(leads.c.closed_at).label("closed_at")).where(condition)
+    query = sa.select(*columns, _epoch(leads.c.closed_at).label("closed_at")).where(condition, leads.c.lead_no.is_not(None))
     return [StoredLead(**row._mapping) for row in connection.execute(query)]
 
 
@@ -117,6 +123,11 @@ def read_customers(connection: sa.Connection, schema: str) -> list[Row]:
 
 def read_leads(connection: sa.Connection, schema: str) -> list[Row]:
     return _read_rows(connection, _target(schema, "business_leads", _LEAD_COLUMNS))
+
+
+def read_unnumbered_leads(connection: sa.Connection, schema: str) -> list[Row]:
+    """没有编号的商机，照现在的样子。"""
+    return [row for row in read_leads(connection, schema) if row["lead_no"] is None]
 
 
 def read_rejected(connection: sa.Connection, schema: str) -> list[Row]:

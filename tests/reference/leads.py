@@ -17,11 +17,11 @@ from tests.reference.text import is_blank
 
 @dataclass(frozen=True, kw_only=True)
 class StoredLead:
-    """business_leads 里已有的一行：它的编号与人的列。"""
+    """business_leads 里已有的、有编号的一行：它的编号与人的列。"""
 
     lead_id: UUID
     customer_global_id: UUID | None
-    lead_no: int | None
+    lead_no: int
     current_stage: str | None
     closed_at: Instant | None
     closed_by: str | None
@@ -69,7 +69,7 @@ def build_leads(
     settings: ReferenceSettings,
 ) -> list[Row]:
     """一个客户的全部商机：发到了订单的，和没有订单但有人动过的。"""
-    by_number = {lead.lead_no: lead for lead in stored if lead.lead_no is not None}
+    by_number = {lead.lead_no: lead for lead in stored}
     closings = {number: lead.closed_at for number, lead in by_number.items() if lead.has_closing and lead.closed_at is not None}
     dealt = deal(counted, closings, settings)
     rows = [

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cache, partial
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -45,7 +46,8 @@ class Accounting:
 def expected(connection: sa.Connection, settings: ReferenceSettings, *, target_schema: str = "public") -> Result:
     """三张表与被拒的行收敛以后必须是什么；只读。"""
     judged = _judge_rows(connection, settings)
-    orders = [_build_order(connection, winner) for winner in pick_winners(judged)]
+    find_mapped_type = cache(partial(database.find_mapped_type, connection))
+    orders = [_build_order(winner, find_mapped_type) for winner in pick_winners(judged)]
     customers, leads = _build_customers_and_leads(connection, settings, target_schema, orders)
     return Result(
         orders=[build_order_row(order) for order in orders],
@@ -90,15 +92,16 @@ def accounting(connection: sa.Connection, settings: ReferenceSettings) -> Accoun
 
 def _judge_rows(connection: sa.Connection, settings: ReferenceSettings) -> list[JudgedRow]:
     judged = []
+    find_shop_id = cache(partial(database.find_shop_id, connection))
     for raw in map(clean, database.read_raw_rows(connection)):
-        shop_id = database.find_shop_id(connection, raw.shop) if raw.shop is not None else None
+        shop_id = find_shop_id(raw.shop) if raw.shop is not None else None
         judged.append(judge(raw, shop_id, settings))
     return judged
 
 
-def _build_order(connection: sa.Connection, winner: JudgedRow) -> Order:
+def _build_order(winner: JudgedRow, find_mapped_type: Callable[[str], str | None]) -> Order:
     raw_type = winner.raw.order_type
-    return build_order(winner, database.find_mapped_type(connection, raw_type) if raw_type is not None else None)
+    return build_order(winner, find_mapped_type(raw_type) if raw_type is not None else None)
 
 
 def _group_by_customer(orders: Iterable[Order]) -> dict[str, list[Order]]:
@@ -114,18 +117,25 @@ def _build_customers_and_leads(
     customers: list[Row] = []
     leads: list[Row] = []
     named = _group_by_customer(orders)
+    stored_customers = database.read_stored_customers(connection, schema)
+    ids = {customer.customer_key: customer.customer_global_id for customer in stored_customers}
+    stored_leads = database.read_stored_leads(connection, schema)
     newest_day = max((order.order_date for order in orders), default=date.min)
     for customer_key, own_orders in named.items():
-        customer_id = database.find_customer_id(connection, schema, customer_key) or new_customer_id(customer_key)
-        stored = database.find_stored_leads(connection, schema, customer_id)
+        customer_id = ids.get(customer_key) or new_customer_id(customer_key)
+        stored = stored_leads.get(customer_id, [])
         customers.append(build_customer(customer_id, customer_key, own_orders, settings))
         leads += build_leads(customer_id, customer_key, count_in(own_orders, settings), stored, newest_day, settings)
+    # 没有编号的商机是人放进来的：整行不动，他的客户也留着
+    unnumbered = database.read_unnumbered_leads(connection, schema)
+    leads += unnumbered
+    holders = {row["customer_global_id"] for row in unnumbered}
     # 没有订单提到的客户：只在有人动过他的商机时留下
-    for customer in database.read_stored_customers(connection, schema):
+    for customer in stored_customers:
         if customer.customer_key in named:
             continue
-        kept = [lead for lead in database.find_stored_leads(connection, schema, customer.customer_global_id) if lead.is_touched]
-        if kept:
+        kept = [lead for lead in stored_leads.get(customer.customer_global_id, []) if lead.is_touched]
+        if kept or customer.customer_global_id in holders:
             customers.append(build_left_customer(customer))
             leads += map(build_empty_lead, kept)
     # 客户那一行已经不在的商机：有人动过的留下，别的清掉；客户此刻重新出现的，上面已经算过

@@ -20,7 +20,10 @@ class ReferenceSettings:
     timezone: str = "Asia/Shanghai"
     partitions_start: date = date(2000, 1, 1)
     today: date | None = None
-    cancelled_statuses: Collection[str] = ("cancelled", "canceled", "closed", "refunded", "已取消", "已关闭", "已退款")
+    cancelled_statuses: Collection[str] = (
+        *("cancelled", "canceled", "closed", "refunded", "已取消", "已关闭", "已退款"),
+        *("交易关闭", "交易取消", "退款成功", "voided", "wc-cancelled", "wc-refunded"),
+    )
     completed_statuses: Collection[str] = ("completed", "delivered", "交易成功", "已完成")
     cold_after_days: int = 90
 

@@ -16,7 +16,7 @@ from bridge.cli.compare import compare_command
     [
         ([], "Missing option '--left'"),
         (["--left", "old", "--right", "old"], "'old' is also --left: name two schemas"),
-        (["--left", "old", "--right", "new", "--table", "raw_orders"], "'raw_orders' is not one of 'orders', 'customers', 'leads'"),
+        (["--left", "old", "--right", "new", "--table", "raw_orders"], "'raw_orders' is not one of 'orders', 'customers'"),
         (["--left", "old", "--right", "new", "--ignore", "order_id"], "'order_id' is not compared anyway; choose from customer_nickname,"),
         (["--left", "old", "--right", "new", "--table", "orders", "--ignore", "notes"], "'notes' is not compared anyway"),
         (["--left", "old", "--right", "new", "--tolerance", "NaN"], "'NaN' is not a number of 0 or more"),

@@ -10,8 +10,8 @@ from uuid import UUID
 
 import pytest
 
-from bridge.compare_report import describe, render_html, show_pair, show_share, show_value, summarize
-from etl_assets.services.comparison import ColumnDifferences, Comparison, ComparisonRequest, Samples, TableComparison, ValueSample
+from bridge.operations.compare_report import describe, render_html, show_pair, show_share, show_value, summarize
+from etl_assets.comparison.comparing import ColumnDifferences, Comparison, ComparisonRequest, Samples, TableComparison, ValueSample
 
 SHOP = UUID("00000000-0000-4000-8000-000000000001")
 EQUAL = TableComparison(

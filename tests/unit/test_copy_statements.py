@@ -7,7 +7,7 @@ from typing import cast
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from etl_assets.services import vectorized_queries
+from etl_assets.services import copy_out
 
 
 class FakeConnection:
@@ -19,15 +19,15 @@ TABLE = sa.table("t", sa.column("a", sa.Integer))
 
 
 def test_statement_is_compiled_once_and_its_values_are_given_each_time() -> None:
-    vectorized_queries._compiled.clear()
+    copy_out._compiled.clear()
     statement = sa.select(TABLE.c.a).where(TABLE.c.a > sa.bindparam("least", type_=sa.Integer), TABLE.c.a != 7)
-    compiled = [vectorized_queries._compile(CONNECTION, statement, {"least": least}) for least in (1, 2)]
+    compiled = [copy_out._compile(CONNECTION, statement, {"least": least}) for least in (1, 2)]
     assert compiled[0][0] == compiled[1][0]
     assert [parameters for _, parameters in compiled] == [{"least": 1, "a_1": 7}, {"least": 2, "a_1": 7}]
-    assert len(vectorized_queries._compiled) == 1
+    assert len(copy_out._compiled) == 1
 
 
 def test_percent_is_undoubled_only_without_parameters() -> None:
     half = TABLE.c.a % sa.literal_column("2")
-    assert "t.a % 2" in vectorized_queries._compile(CONNECTION, sa.select(half), {})[0]
-    assert "t.a %% 2" in vectorized_queries._compile(CONNECTION, sa.select(half).where(TABLE.c.a > 1), {})[0]
+    assert "t.a % 2" in copy_out._compile(CONNECTION, sa.select(half), {})[0]
+    assert "t.a %% 2" in copy_out._compile(CONNECTION, sa.select(half).where(TABLE.c.a > 1), {})[0]

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import json
 import re
+from pathlib import Path
 
-from dagster import DagsterInstance, asset, materialize
+import pytest
+from dagster import DagsterInstance, _loggers, asset, materialize
 from dagster._core.execution import api as execution_api
 from dagster._core.execution.context.data_version_cache import DataVersionCache
+from dagster._core.instance.methods.event_methods import EventMethods
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.runs import SqlRunStorage
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from dagster_webserver import cli as webserver_cli
 
-from bridge import dagster_adapter, webserver
-from bridge.dagster_internals import (
+from bridge.runs.coordinator import TaskQueueRunCoordinator
+from bridge.runs.launcher import WarmRunLauncher
+from bridge.warm_dagster import instance as dagster_instance
+from bridge.warm_dagster import webserver
+from bridge.warm_dagster.internals import (
     IJob,
+    InstanceRef,
     RunCoordinator,
     RunLauncher,
     context_creation_job,
@@ -24,9 +32,9 @@ from bridge.dagster_internals import (
     create_pg_engine,
     execute_run_iterator,
 )
-from bridge.lean_storage import LeanEventLogStorage, LeanRunStorage
-from bridge.run_coordinator import TaskQueueRunCoordinator
-from bridge.run_launcher import WarmRunLauncher
+from bridge.warm_dagster.lean_events import LeanEventLogStorage
+from bridge.warm_dagster.lean_runs import LeanRunStorage
+from bridge.warm_dagster.lean_storage import LeanStorage
 
 
 def parameters(function: object) -> set[str]:
@@ -58,7 +66,9 @@ def test_runs_are_planned_and_executed_through_these_functions() -> None:
 
 
 def test_console_loggers_come_from_the_function_that_is_replaced() -> None:
-    assert parameters(getattr(context_creation_job, dagster_adapter._CONSOLE_LOGGERS)) == {"instance"}
+    """看定义它的模块：用它的模块里那个，别的测试也许已经换掉了。"""
+    assert parameters(getattr(_loggers, dagster_instance._CONSOLE_LOGGERS)) == {"instance"}
+    assert dagster_instance._CONSOLE_LOGGERS in context_creation_job.create_log_manager.__code__.co_names
 
 
 def test_coordinator_and_launcher_implement_exactly_what_dagster_asks_for() -> None:
@@ -77,14 +87,39 @@ def test_a_cancelled_run_ends_canceled_when_its_status_says_so() -> None:
 
 def test_lean_storages_override_what_exists() -> None:
     for lean, stock in ((LeanRunStorage, PostgresRunStorage), (LeanEventLogStorage, PostgresEventLogStorage)):
-        own = {name for name, value in vars(lean).items() if inspect.isfunction(value)}
+        own = {name for name, value in vars(lean).items() if inspect.isfunction(value)} - {"__init__"}
         of_events = {
             "deferring", "flush", "_give_up", "_insert_waiting", "_record_waiting", "_replace", "_leave_unrecorded", "_insert", "_record",
             "_update_assets", "_flush_made", "_remember", "_joined", "_with_observation", "_with_observations",
         }  # fmt: skip
-        assert own - set(dir(stock)) == (of_events if lean is LeanEventLogStorage else set())
+        assert own - set(dir(stock)) == (of_events if lean is LeanEventLogStorage else {"_read_run"})
         for name in own & set(dir(stock)):
             assert parameters(getattr(lean, name)) == parameters(getattr(stock, name))
+
+
+_IN_ONE = {"storage": {"postgres": {"postgres_url": "postgresql://host/in_one"}}}
+_IN_THREE = {
+    f"{part}_storage": {
+        "module": f"dagster_postgres.{part}_storage" if part != "event_log" else "dagster_postgres.event_log",
+        "class": f"Postgres{kind}Storage",
+        "config": {"postgres_url": "postgresql://host/in_three"},
+    }
+    for part, kind in (("run", "Run"), ("event_log", "EventLog"), ("schedule", "Schedule"))
+}
+
+
+@pytest.mark.parametrize(("document", "url"), [(_IN_ONE, "postgresql://host/in_one"), (_IN_THREE, "postgresql://host/in_three")])
+def test_worker_takes_its_own_storage_wherever_dagster_yaml_names_postgres(tmp_path: Path, document: dict[str, object], url: str) -> None:
+    (tmp_path / "dagster.yaml").write_text(json.dumps(document | {"telemetry": {"enabled": False}}))
+    data = dagster_instance._with_lean_storage(InstanceRef.from_dir(str(tmp_path))).storage_data
+    assert data is not None
+    assert (data.module_name, data.class_name, data.config_dict) == (LeanStorage.__module__, LeanStorage.__name__, {"postgres_url": url})
+
+
+def test_worker_leaves_another_storage_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_text(json.dumps({"storage": {"sqlite": {"base_dir": str(tmp_path)}}}))
+    ref = InstanceRef.from_dir(str(tmp_path))
+    assert dagster_instance._with_lean_storage(ref) == ref
 
 
 def test_versions_of_upstream_assets_are_all_that_a_step_reads_of_them() -> None:
@@ -118,6 +153,22 @@ def test_stock_run_storage_keeps_the_status_of_a_run_like_this() -> None:
     assert {column or value for column, value in written} == {"start_time", "end_time", "run_body", "status", "update_timestamp"}
 
 
+def test_stock_run_storage_adds_a_run_like_this() -> None:
+    """LeanRunStorage._core_add_run：运行，再是它的标签；已经有了的抛同样的错。"""
+    source = inspect.getsource(SqlRunStorage._core_add_run)
+    for step in ("RunsTable.insert().values(**col_values)", "raise DagsterRunAlreadyExists", "dict(run_id=run_id, key=k, value=v)"):
+        assert step in source
+    assert "_has_snapshot_id(" in inspect.getsource(SqlRunStorage.has_job_snapshot)
+    assert "get_execution_plan_snapshot(" in inspect.getsource(SqlRunStorage.has_execution_plan_snapshot)
+
+
+def test_dagster_reads_a_run_as_soon_as_it_has_moved_it() -> None:
+    """LeanRunStorage 把改状态的语句读出的那一行留给紧接着的这一次。"""
+    source = inspect.getsource(EventMethods.handle_new_event)
+    moved, read = source.index("self._run_storage_impl.handle_run_event("), source.index("run = self._instance.get_run_by_id(run_id)")
+    assert 0 < read - moved < 200
+
+
 def test_everything_that_reads_events_connects_in_one_place() -> None:
     """LeanEventLogStorage._connect 在读之前写下攒着的物化。"""
     for connection in (PostgresEventLogStorage.run_connection, PostgresEventLogStorage.index_connection):
@@ -132,9 +183,12 @@ def test_stock_run_storage_finds_a_run_with_these_columns() -> None:
 
 
 def test_stock_event_log_writes_the_records_of_checks_on_the_index_connection() -> None:
-    """LeanEventLogStorage 让它们借用写事件的那个事务。"""
+    """LeanEventLogStorage 把它们与别的攒成一条消息：结果只看改到了没有，而计划的那一行总在。"""
     for write in (SqlEventLogStorage._store_asset_check_evaluation_planned, SqlEventLogStorage._update_asset_check_evaluation):
         assert "with self.index_connection() as conn:" in inspect.getsource(write)
+    source = inspect.getsource(SqlEventLogStorage._update_asset_check_evaluation)
+    assert source.count("conn.execute(") == source.count(").rowcount") == 2
+    assert "if rows_updated == 0:" in source
 
 
 def test_dagster_remembers_every_run_that_wrote_an_event_and_a_worker_does_not() -> None:
@@ -144,7 +198,7 @@ def test_dagster_remembers_every_run_that_wrote_an_event_and_a_worker_does_not()
     with DagsterInstance.ephemeral() as instance:
         assert materialize([thing], instance=instance).success
         assert len(instance._subscribers) == 1
-        instance._subscribers = dagster_adapter._NoSubscribers()
+        instance._subscribers = dagster_instance._NoSubscribers()
         assert materialize([thing], instance=instance).success
         assert instance._subscribers == {}
 
@@ -167,7 +221,7 @@ def test_storages_keep_their_engine_where_the_pool_is_put() -> None:
 
 
 def test_our_webserver_does_what_the_command_of_dagster_does() -> None:
-    """bridge.webserver 照着 dagster_webserver.cli 的 dagster_webserver 写：缺省值、先后、每一步的参数。"""
+    """bridge.warm_dagster.webserver 照着 dagster_webserver.cli 的 dagster_webserver 写：缺省值、先后、每一步的参数。"""
     defaults = {parameter.name: parameter.default for parameter in webserver_cli.dagster_webserver.params}
     assert defaults["db_statement_timeout"] == webserver._STATEMENT_TIMEOUT_MILLISECONDS
     assert defaults["db_pool_recycle"] == webserver._POOL_RECYCLE_SECONDS

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-INTERNALS = ("bridge/dagster_internals.py", "bridge/webserver_internals.py", "etl_assets/dagster_internals.py")
+INTERNALS = ("bridge/warm_dagster/internals.py", "bridge/warm_dagster/webserver_internals.py", "etl_assets/orchestration/internals.py")
 OTHERS = sorted({str(path.relative_to(ROOT)) for side in ("bridge", "etl_assets", "benchmarks") for path in (ROOT / side).rglob("*.py")})
 PUBLIC = {"dagster", "dagster_postgres"}
 

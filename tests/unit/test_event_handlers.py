@@ -18,12 +18,18 @@ from bridge.events.subjects import DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
 IMPORT_ID = "4ff1ed26-34ee-4a3a-a9bb-5a9ef2a3c1d6"
 
 
-@event_task_handler(subject=DATA_IMPORT_COMPLETED, supported_version="1.0", required_fields=("import_id",), task_name="materialize")
+@event_task_handler(
+    subject=DATA_IMPORT_COMPLETED,
+    event_type=DataImportCompleted,
+    supported_version="1.0",
+    required_fields=("import_id",),
+    task_name="materialize",
+)
 async def on_import(events: Sequence[ReceivedEvent[DataImportCompleted]]) -> Sequence[Decision]:
     return [Done()] * len(events)
 
 
-@event_task_handler(subject=ORDERS_ETL_COMPLETED, required_fields=("partitions",), task_name="materialize")
+@event_task_handler(subject=ORDERS_ETL_COMPLETED, event_type=EtlCompleted, required_fields=("partitions",), task_name="materialize")
 async def on_orders(events: Sequence[ReceivedEvent[EtlCompleted]]) -> Sequence[Decision]:
     return [Done(ring=False)] * len(events)
 
@@ -119,7 +125,7 @@ def test_wrong_type_in_a_completion_names_the_field(changes: dict[str, Any], rea
 
 
 def test_subject_without_a_type_of_its_own_is_checked_for_the_envelope() -> None:
-    @event_task_handler(subject="events.other", task_name="other")
+    @event_task_handler(subject="events.other", event_type=Event, task_name="other")
     async def on_other(events: Sequence[ReceivedEvent[Event]]) -> Sequence[Decision]:
         return [Done()] * len(events)
 

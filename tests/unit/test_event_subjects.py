@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from bridge.events import subjects
-from bridge.jetstream import header_bytes, header_text, subject_covers
+from bridge.jetstream.headers import header_bytes, header_text
+from bridge.jetstream.streams import subject_covers
 
 
 def test_subjects_are_those_of_the_contract() -> None:
     assert subjects.DATA_IMPORT_COMPLETED == "events.data_import.completed"
-    assert subjects.ETL_COMPLETED == {
-        "orders": "events.etl.orders.completed",
-        "customers": "events.etl.customers.completed",
-        "leads": "events.etl.leads.completed",
-    }
+    assert subjects.etl_completed("orders") == subjects.ORDERS_ETL_COMPLETED == "events.etl.orders.completed"
+    assert subjects.etl_completed("customers") == subjects.CUSTOMERS_ETL_COMPLETED == "events.etl.customers.completed"
+    assert subjects.etl_completed("leads") == subjects.LEADS_ETL_COMPLETED == "events.etl.leads.completed"
+
+
+@pytest.mark.parametrize("asset", ["orders", "daily_report", "sales/products"])
+def test_asset_of_a_completion_is_in_its_subject(asset: str) -> None:
+    assert subjects.completed_asset(subjects.etl_completed(asset)) == asset
+
+
+@pytest.mark.parametrize("subject", [subjects.DATA_IMPORT_COMPLETED, "events.etl.orders.failed", "events_dlq.etl.orders.completed"])
+def test_other_subjects_are_of_no_asset(subject: str) -> None:
+    assert subjects.completed_asset(subject) is None
+
+
+def test_prefix_of_events_is_written_once() -> None:
+    package = Path(subjects.__file__).parents[1]
+    written = [
+        (path.name, line)
+        for folder in (package, package.parent / "etl_assets")
+        for path in folder.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"""["']events\.""", line)
+    ]
+    assert written == [("subjects.py", 'EVENTS_PREFIX = "events."')]
 
 
 def test_dead_letter_keeps_the_rest_of_the_subject() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from etl_assets.leads.dealing import deal_orders
-from etl_assets.leads.etl import hold_orders, transform
+from etl_assets.leads.etl import summarize_leads, transform
 from tests.reference.instants import to_instant
 from tests.reference.leads import deal
 from tests.reference.orders import Order
@@ -130,6 +130,31 @@ def test_nothing_is_dealt_from_nothing() -> None:
     assert dealt([], [("a", 1, 2)]) == {}
 
 
+def test_rows_are_not_gone_through_once_per_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """一个客户关闭了一百次，别人没有：经手的行数与关闭一次时差不多。"""
+    orders = [("a", day, False) for day in range(1000)] + [("b", day, True) for day in range(1000)]
+    handled = 0
+
+    def counted(name: str) -> Any:
+        original = getattr(pl.DataFrame, name)
+
+        def call(frame: pl.DataFrame, *arguments: Any, **options: Any) -> Any:
+            nonlocal handled
+            handled += frame.height
+            return original(frame, *arguments, **options)
+
+        return call
+
+    for name in ("with_columns", "filter", "join", "select"):
+        monkeypatch.setattr(pl.DataFrame, name, counted(name))
+    dealt(orders, [("a", 1, 500)])
+    once, handled = handled, 0
+    dealt(orders, [("a", number, number * 5) for number in range(1, 101)])
+    in_between, handled = handled, 0
+    dealt(orders, [("a", number, -1) for number in range(1, 101)])
+    assert max(in_between, handled) < 2 * once
+
+
 MOMENTS = st.integers(0, 6)
 HISTORIES = st.lists(st.tuples(st.sampled_from("ab"), MOMENTS, st.booleans()), max_size=12)
 CLOSING_SETS = st.dictionaries(st.tuples(st.sampled_from("ab"), st.integers(1, 4)), MOMENTS, max_size=5)
@@ -214,7 +239,7 @@ def transformed(
 ) -> pl.DataFrame:
     customers = pl.DataFrame({"customer_key": [ZHANG, LI], "customer_global_id": [ZHANG_ID, "11111111-1111-4111-8111-111111111111"]})
     touched = pl.DataFrame(list(people), schema=PEOPLE, orient="row")
-    return transform(hold_orders(pl.DataFrame(list(orders), schema=ORDERS), touched), customers, touched, last_warm)
+    return transform(summarize_leads(pl.DataFrame(list(orders), schema=ORDERS), touched), customers, touched, last_warm)
 
 
 def assert_leads(result: pl.DataFrame, *leads: dict[str, Any]) -> None:

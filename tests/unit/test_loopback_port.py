@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from etl_assets.core.loopback_port import accepts_connections, find_free_port, is_free, listen_on, reserve_port
+from etl_assets.embedded.loopback_port import accepts_connections, find_free_port, is_free, listen_on, reserve_port
 
 
 def port_of(held: socket.socket) -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from bridge.stack.addresses import read_addresses
-from etl_assets.core.child_log import open_log
 from etl_assets.core.errors import SettingsError
-from etl_assets.core.private_folder import FolderLock, create_private_folder, read_or_create_secret, read_private_file
+from etl_assets.embedded.child_log import open_log
+from etl_assets.embedded.private_folder import FolderLock, create_private_folder, read_or_create_secret, read_private_file
 
 STRANGER = 65534
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files that belong to another account")

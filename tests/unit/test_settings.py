@@ -35,7 +35,10 @@ def refusal(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> SettingsE
 def test_defaults_are_those_of_the_contract() -> None:
     settings = read_settings(EtlSettings)
     assert (settings.timezone, settings.partitions_start) == ("Asia/Shanghai", date(2000, 1, 1))
-    assert settings.cancelled_statuses == ("cancelled", "canceled", "closed", "refunded", "已取消", "已关闭", "已退款")
+    assert settings.cancelled_statuses == (
+        *("cancelled", "canceled", "closed", "refunded", "已取消", "已关闭", "已退款"),
+        *("交易关闭", "交易取消", "退款成功", "voided", "wc-cancelled", "wc-refunded"),
+    )
     assert settings.completed_statuses == ("completed", "delivered", "交易成功", "已完成")
     assert (settings.cold_after_days, settings.max_delete_share, settings.target_schema) == (90, 0.2, "public")
 

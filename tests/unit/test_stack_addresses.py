@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bridge.stack.addresses import StackAddresses, default_state_dir, read_addresses, remove_addresses, write_addresses
-from etl_assets.core.child_process import identify
+from etl_assets.embedded.child_process import identify
 
 
 @pytest.fixture

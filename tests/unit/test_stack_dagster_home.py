@@ -37,17 +37,18 @@ def test_readme_gives_operators_the_settings_of_the_stack(tmp_path: Path, readme
 
 
 @pytest.mark.parametrize(
-    ("given", "options"),
+    ("given", "kept"),
     [
-        ("postgres://etl:p%40ss@db:5432/shop", '-csearch_path="dagster"'),
-        ("postgresql+psycopg://etl:p%40ss@db:5432/shop?options=-cwork_mem%3D8MB", '-cwork_mem=8MB -csearch_path="dagster"'),
+        ("postgres://etl:p%40ss@db:5432/shop", ""),
+        ("postgresql+psycopg://etl:p%40ss@db:5432/shop?options=-cwork_mem%3D8MB", "-cwork_mem=8MB "),
     ],
 )
-def test_dagster_uses_its_own_schema_of_the_same_database(given: str, options: str) -> None:
+def test_dagster_uses_its_own_schema_of_the_same_database(given: str, kept: str) -> None:
     url = sa.make_url(build_dagster_postgres_url(given))
 
     assert (url.drivername, url.password, url.host, url.database) == ("postgresql+psycopg2", "p@ss", "db", "shop")
-    assert url.query["options"] == options
+    own = r'-cclient_encoding=UTF8 -cdatestyle=ISO -ctimezone=UTC -cdefault_transaction_isolation=read\ committed -csearch_path="dagster"'
+    assert url.query["options"] == kept + own
 
 
 def test_dagster_processes_give_up_a_silent_server_as_the_address_says_or_by_our_patience() -> None:

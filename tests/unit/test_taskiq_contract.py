@@ -1,4 +1,4 @@
-"""bridge.broker 依赖的 TaskIQ 内部行为：升级移动了其中任何一处，这里说明是哪一处。"""
+"""bridge.queue 依赖的 TaskIQ 内部行为：升级移动了其中任何一处，这里说明是哪一处。"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taskiq.receiver import Receiver
 from taskiq.serializers import JSONSerializer
 from taskiq_nats import PullBasedJetStreamBroker
 
-from bridge.broker import SafeJetStreamBroker
+from bridge.queue.broker import SafeJetStreamBroker
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,17 @@ import polars as pl
 from polars.testing import assert_frame_equal
 
 from etl_assets.core.business_day import DayRange
-from etl_assets.orders.etl import References, TransformedRows, pick_winners, transform
+from etl_assets.orders.transform import References, TransformedRows, transform
+from etl_assets.orders.winners import pick_repeated, pick_winners
 
 SHOP = "00000000-0000-4000-8000-000000000001"
 OTHER_SHOP = "00000000-0000-4000-8000-000000000002"
 IMPORT = "10000000-0000-4000-8000-000000000001"
-OTHER_IMPORT = "10000000-0000-4000-8000-000000000002"
 DAYS = DayRange(date(2026, 1, 5), date(2026, 1, 6))
 
 RAW: dict[str, pl.DataType] = {
-    "import_no": pl.Int32(),
     "raw_id": pl.Int64(),
+    "import_id": pl.String(),
     "order_id": pl.String(),
     "shop": pl.String(),
     "customer_name": pl.String(),
@@ -46,15 +46,12 @@ ORDERS: dict[str, pl.DataType] = {
     "order_date": pl.Date(),
     "import_id": pl.String(),
     "raw_id": pl.Int64(),
-    "import_rank": pl.Int32(),
+    "is_unmapped": pl.Boolean(),
     "customer_key": pl.String(),
 }
 VERSIONS = {"shop_id": pl.String(), "order_id": pl.String(), "import_rank": pl.Int32(), "raw_id": pl.Int64()}
 REJECTED: dict[str, pl.DataType] = {"raw_id": pl.Int64(), "import_id": pl.String(), "day": pl.Date(), "rule": pl.String()}
 REFERENCES = References(
-    imports=pl.DataFrame(
-        {"import_no": [1, 2], "import_id": [IMPORT, OTHER_IMPORT], "import_rank": [1, 7]}, schema_overrides={"import_no": pl.Int32}
-    ),
     shops=pl.DataFrame({"shop": ["旗舰店", "二店"], "shop_id": [SHOP, OTHER_SHOP]}),
     type_mappings=pl.DataFrame(
         [("打样", "SAMPLE"), ("产前样", "PROOF"), ("大货", "BULK")],
@@ -66,8 +63,8 @@ REFERENCES = References(
 
 def raw(raw_id: int, **changes: Any) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "import_no": 1,
         "raw_id": raw_id,
+        "import_id": IMPORT,
         "order_id": "A-1",
         "shop": "旗舰店",
         "customer_name": "张三",
@@ -97,7 +94,7 @@ def order(raw_id: int, **changes: Any) -> dict[str, Any]:
         "order_date": date(2026, 1, 5),
         "import_id": IMPORT,
         "raw_id": raw_id,
-        "import_rank": 1,
+        "is_unmapped": False,
         "customer_key": f"{SHOP}:张三",
     }
     return row | changes
@@ -137,14 +134,10 @@ def test_types_are_mapped_exactly_and_all_others_are_bulk() -> None:
     mapped = ["SAMPLE", "PROOF", "BULK", "BULK", "BULK"]
     rows = [raw(number, order_id=str(number), order_type=kind) for number, kind in enumerate(types)]
     expected = [
-        order(number, order_id=str(number), raw_order_type=kind, system_order_type=system)
+        order(number, order_id=str(number), raw_order_type=kind, system_order_type=system, is_unmapped=kind == "没有映射")
         for number, (kind, system) in enumerate(zip(types, mapped, strict=True))
     ]
     assert_versions(transformed(*rows), *expected)
-
-
-def test_import_number_becomes_the_import_and_its_rank() -> None:
-    assert_versions(transformed(raw(7, import_no=2)), order(7, import_id=OTHER_IMPORT, import_rank=7))
 
 
 def test_customer_key_is_normalized_and_the_nickname_is_not() -> None:
@@ -181,6 +174,17 @@ def test_among_imports_of_the_same_moment_the_highest_raw_id_wins() -> None:
 
 def test_same_order_id_in_two_shops_is_two_orders() -> None:
     assert winners((SHOP, "A", 1, 1), (OTHER_SHOP, "A", 1, 2)) == [1, 2]
+
+
+def test_rows_of_one_order_in_one_import_are_repeated_but_for_the_last() -> None:
+    versions = [
+        *((SHOP, "A", "1", raw_id) for raw_id in (3, 1, 2)),
+        (SHOP, "A", "2", 4),
+        (OTHER_SHOP, "A", "1", 5),
+        *((SHOP, "B", "2", raw_id) for raw_id in (7, 6)),
+    ]
+    schema = {"shop_id": pl.String(), "order_id": pl.String(), "import_id": pl.Categorical(), "raw_id": pl.Int64()}
+    assert sorted(pick_repeated(pl.DataFrame(versions, schema=schema, orient="row"))["raw_id"]) == [1, 2, 6]
 
 
 def test_order_ids_that_differ_in_case_are_two_orders() -> None:

@@ -10,7 +10,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Message
 
-from bridge.ui_guard import UiGuard
+from bridge.warm_dagster.ui_guard import UiGuard
 
 HOST = {"host": "127.0.0.1:3000"}
 JSON = {"content-type": "application/json"}

@@ -8,20 +8,15 @@ from concurrent.futures import Executor
 import pytest
 import sqlalchemy as sa
 
-from etl_assets.core.database_sync import build_engine
 from etl_assets.core.settings import EtlSettings
-from etl_assets.testing.databases import cloned_database
-from tests.integration.engine.chain import Chain
+from tests.integration.engine.chain import Chain, cloned_chain
 from tests.integration.engine.workers import start_workers
 
 
 @pytest.fixture(scope="session")
 def shared_chain(postgres_url: str, database_template: str) -> Iterator[Chain]:
-    with cloned_database(postgres_url, database_template) as url:
-        settings = EtlSettings(database_url=url)
-        engine = build_engine(settings)
-        yield Chain(engine, settings)
-        engine.dispose()
+    with cloned_chain(postgres_url, database_template) as chain:
+        yield chain
 
 
 @pytest.fixture

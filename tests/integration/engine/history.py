@@ -10,8 +10,9 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from etl_assets.services.ledger import ASSETS
+from etl_assets.ledger.graph import Asset
 from etl_assets.testing.raw_data import SAMPLE_SHOP_NAME
+from tests.integration.engine.chain import ASSETS
 
 FIRST_DAY = date(2026, 1, 5)
 DAYS = 4
@@ -57,15 +58,10 @@ class Touch:
     which: int
     change: Mapping[str, Any]
 
-    @property
-    def takes_back(self) -> bool:
-        """收回关闭。"""
-        return "closed_at" in self.change and self.change["closed_at"] is None
-
 
 @dataclass(frozen=True)
 class Configure:
-    """店铺改了名，或类型映射变了：受影响的日子由人重跑。"""
+    """店铺改了名，或类型映射变了：受影响的日子要整天重跑。"""
 
     statement: str
 
@@ -116,19 +112,21 @@ Change: TypeAlias = Event | Overtake | Together
 
 @dataclass(frozen=True)
 class Finish:
-    """最后把到期的做完：一天一天的（按这个次序），还是一整段。"""
+    """最后把到期的做完：一天一天的（按这个次序），还是一整段。店铺、映射变过的，由人重跑，还是由事件发现。"""
 
+    by_person: bool
     day_by_day: bool
     order: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class History:
-    """第一次导入做完之后，发生几件事，最后把到期的做完。"""
+    """第一次导入做完之后，发生几件事，最后把到期的做完；extras 是三个真的资产之外，图里还有的。"""
 
     first: Import
     changes: tuple[Change, ...]
     finish: Finish
+    extras: tuple[Asset, ...] = ()
 
 
 # ---- 怎样生成 --------------------------------------------------------------------
@@ -196,7 +194,10 @@ _CONFIGURATIONS = st.sampled_from(
         "DELETE FROM shop_configs WHERE shop_name = '二店'",
     ]
 ).map(Configure)
-_ASSETS = st.sampled_from([frozenset(ASSETS), *[frozenset([name]) for name in ASSETS]])
+EXTRAS = ("extra_1", "extra_2", "extra_3")
+_ASSETS = st.sampled_from(
+    [frozenset(ASSETS + EXTRAS), *[frozenset([name]) for name in ASSETS], frozenset(EXTRAS[:1]), frozenset(EXTRAS[1:])]
+)
 _MATERIALIZATIONS = st.builds(Materialize, st.integers(0, DAYS - 1), st.integers(1, DAYS), _ASSETS)
 _WORK = st.just(Work())
 _DATA_CHANGES = _weighted((5, _IMPORTS), (2, _WITHDRAWALS), (1, _ANNOUNCEMENTS), (3, _TOUCHES), (1, _CONFIGURATIONS))
@@ -224,9 +225,18 @@ _ANYWHERE = st.builds(
 _OVERTAKES = _weighted((1, _READERS), (1, _ANYWHERE))
 _TOGETHER = st.builds(Together, st.lists(_weighted((1, _DATA_CHANGES), (2, _RUNS)), min_size=2, max_size=3).map(tuple), st.booleans())
 
+
+def _extras(count: int) -> st.SearchStrategy[tuple[Asset, ...]]:
+    """每一个的上游，是它前面的几个。"""
+    above = [[*ASSETS, *EXTRAS[:number]] for number in range(count)]
+    upstreams = st.tuples(*(st.frozensets(st.sampled_from(names), min_size=1, max_size=3) for names in above))
+    return upstreams.map(lambda drawn: tuple(Asset(name, of) for name, of in zip(EXTRAS, drawn, strict=False)))
+
+
 HISTORIES = st.builds(
     History,
     _imports(st.just(True)),
     st.lists(_weighted((3, _OVERTAKES), (5, _DATA_CHANGES), (1, _MATERIALIZATIONS), (1, _TOGETHER)), min_size=2, max_size=3).map(tuple),
-    st.builds(Finish, st.sampled_from([False, False, True]), st.permutations(range(DAYS)).map(tuple)),
+    st.builds(Finish, st.booleans(), st.sampled_from([False, False, True]), st.permutations(range(DAYS)).map(tuple)),
+    st.sampled_from([0, 0, 1, 2, 3, 3]).flatmap(_extras),
 )

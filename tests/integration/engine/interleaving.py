@@ -13,6 +13,7 @@ from threading import Event, get_ident
 from time import monotonic, sleep
 from typing import Any
 
+import psycopg.errors
 import sqlalchemy as sa
 
 TIMEOUT_SECONDS = 60
@@ -124,3 +125,19 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert monotonic() < deadline, "nothing happened"
         sleep(0.002)
+
+
+@contextmanager
+def giving_way(engine: sa.Engine) -> Iterator[Callable[[], bool]]:
+    """给出一个函数：块里有没有语句因为别人锁着而不等就放弃过。"""
+    given = Event()
+
+    def look(context: sa.engine.ExceptionContext) -> None:
+        if isinstance(context.original_exception, psycopg.errors.LockNotAvailable):
+            given.set()
+
+    sa.event.listen(engine, "handle_error", look)
+    try:
+        yield given.is_set
+    finally:
+        sa.event.remove(engine, "handle_error", look)

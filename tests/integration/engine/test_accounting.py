@@ -11,10 +11,12 @@ import polars as pl
 import pytest
 import sqlalchemy as sa
 
-from etl_assets.core.tables import ledger, rejected_rows, target_tables
+from etl_assets.core.etl_tables import ledger, rejected_rows
+from etl_assets.core.tables import target_tables
 from etl_assets.orders import etl as orders_etl
+from etl_assets.orders import versions, winners
+from etl_assets.reports.reports import import_accounting
 from etl_assets.services.accounting import AccountingError, DayAccount
-from etl_assets.services.reports import import_accounting
 from etl_assets.testing.raw_data import SAMPLE_SHOP, SAMPLE_SHOP_NAME, RawData
 from tests.integration.engine.chain import Chain
 from tests.reference.oracle import Split, accounting
@@ -103,6 +105,41 @@ def test_accounts_agree_with_the_reference(chain: Chain, raw_data: RawData) -> N
     assert len(found) == 2
 
 
+# ---- 警告 ------------------------------------------------------------------------
+
+
+def warnings_of(chain: Chain, first: date, last: date | None = None) -> dict[date, dict[str, list[int]]]:
+    """有警告的日子 → 缘由 → raw_id；数目总是与例子一样多，除非超过五个。"""
+    (report,) = chain.run(first, last, assets=["orders"])
+    for warnings in report.warnings.values():
+        assert {rule: min(rows, 5) for rule, rows in warnings.rows.items()} == {rule: len(ids) for rule, ids in warnings.examples.items()}
+    return {day: {rule: list(ids) for rule, ids in warnings.examples.items()} for day, warnings in report.warnings.items()}
+
+
+def test_repeated_row_is_warned_of_on_its_own_day_whatever_day_is_run(chain: Chain, raw_data: RawData) -> None:
+    raw_data.add_import(
+        [{"ordered_at": at(5)}, {"order_id": PADDED, "ordered_at": at(6)}, {"ordered_at": at(7)}], completed_at=completed(1)
+    )
+    raw_data.add_import([{"ordered_at": at(7)}], completed_at=completed(2))
+    first, second = {"repeated_in_import": [1]}, {"repeated_in_import": [2]}
+    assert warnings_of(chain, DAY, AFTER) == {DAY: first, NEXT: second}
+    assert warnings_of(chain, NEXT) == {NEXT: second}
+    assert warnings_of(chain, AFTER) == {}
+
+
+def test_imports_of_one_moment_do_not_repeat_each_other(chain: Chain, raw_data: RawData) -> None:
+    for moment in (None, completed(1)):
+        for _ in range(2):
+            raw_data.add_import([{}], completed_at=moment)
+    assert warnings_of(chain, DAY) == {}
+
+
+def test_rejected_row_repeats_nothing_and_only_loaded_rows_have_unmapped_types(chain: Chain, raw_data: RawData) -> None:
+    raw_data.add_import([{"order_type": "旧的"}, {"order_type": "旧的", "quantity": -1}], completed_at=completed(1))
+    raw_data.add_import([{}, *[{"order_id": f"B-{number}", "order_type": "定制"} for number in range(7)]], completed_at=completed(2))
+    assert warnings_of(chain, DAY) == {DAY: {"unmapped_type": [4, 5, 6, 7, 8]}}
+
+
 # ---- 不平的账 --------------------------------------------------------------------
 
 
@@ -175,8 +212,8 @@ def test_order_whose_versions_are_all_superseded_is_lost(chain: Chain, raw_data:
     for hour in (1, 2):
         raw_data.add_import([{}], completed_at=completed(hour))
     raw_data.add_import([{"order_id": "B"}], completed_at=completed(1))
-    pick_winners = orders_etl.pick_winners
-    monkeypatch.setattr(orders_etl, "pick_winners", lambda versions: pick_winners(versions).filter(pl.col("order_id") != "A-1"))
+    pick_winners = winners.pick_winners
+    monkeypatch.setattr(winners, "pick_winners", lambda versions: pick_winners(versions).filter(pl.col("order_id") != "A-1"))
     with pytest.raises(
         AccountingError, match=r"3 raw rows in scope on 2026-01-05, 1 loaded \+ 0 superseded \+ 0 rejected \(look at raw_id 1, 2\)"
     ):
@@ -188,8 +225,8 @@ def test_row_that_never_reached_the_transform_is_lost(chain: Chain, raw_data: Ra
     """读的时候丢了一整次导入的行。"""
     raw_data.add_import([{}])
     raw_data.add_import([{"order_id": "B"}])
-    transform = orders_etl.transform
-    monkeypatch.setattr(orders_etl, "transform", lambda rows, *arguments: transform(rows.filter(pl.col("order_id") != "B"), *arguments))
+    transform = versions.transform
+    monkeypatch.setattr(versions, "transform", lambda rows, *arguments: transform(rows.filter(pl.col("order_id") != "B"), *arguments))
     with pytest.raises(AccountingError, match=r"2 raw rows in scope on 2026-01-05, 1 loaded .* \(look at raw_id 2\)"):
         chain.run(DAY)
 
@@ -289,6 +326,7 @@ def test_view_covers_every_target_schema_and_leaves_the_application_its_columns(
     with chain.engine.begin() as connection:
         target_tables("Shadow 1").orders.metadata.create_all(connection)
     shadow = Chain(chain.engine, chain.settings.model_copy(update={"target_schema": "Shadow 1"}))
+    shadow.use_graph(chain.graph)
     try:
         import_id = raw_data.add_import([{}])
         shadow.run(DAY)

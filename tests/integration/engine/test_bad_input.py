@@ -14,7 +14,8 @@ import pytest
 import sqlalchemy as sa
 from polars.exceptions import InvalidOperationError
 
-from etl_assets.core.tables import rejected_rows, target_tables
+from etl_assets.core.etl_tables import rejected_rows
+from etl_assets.core.tables import target_tables
 from etl_assets.services.figures import total_amount
 from etl_assets.testing.raw_data import RawData
 from tests.integration.engine.chain import Chain

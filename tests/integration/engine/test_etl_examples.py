@@ -11,12 +11,14 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from etl_assets.core.tables import raw_orders, rejected_rows, target_tables
+from etl_assets.core.etl_tables import rejected_rows
+from etl_assets.core.tables import raw_orders, target_tables
 from etl_assets.core.text import WHITE_SPACE
-from etl_assets.services.reports import import_accounting
+from etl_assets.reports.reports import import_accounting
 from etl_assets.testing.fixtures import ReadTable
 from etl_assets.testing.raw_data import SAMPLE_SHOP, SAMPLE_SHOP_NAME, RawData
 from tests.integration.engine.chain import Chain
+from tests.reference.oracle import ReferenceSettings
 
 DAY = date(2026, 1, 5)
 OTHER_SHOP = UUID("00000000-0000-4000-8000-000000000002")
@@ -296,6 +298,13 @@ def test_status_in_both_lists_counts_as_cancelled(chain: Chain, raw_data: RawDat
     assert chain.rows(sa.select(CUSTOMERS.c.order_count)) == [(3,)]
     assert leads_of(chain, "current_stage", "bulk_count") == [(1, "WON", 2), (2, "OPEN", 1)]
     both.assert_converged()
+
+
+def test_what_platforms_call_a_cancelled_order_does_not_count(chain: Chain, raw_data: RawData) -> None:
+    names = ["交易关闭", "交易取消", "退款成功", "VOIDED", "wc-cancelled", "Wc-Refunded\u3000", "已取消", "交易成功"]
+    load(chain, raw_data, [{"order_id": str(number), "order_status": name} for number, name in enumerate(names)])
+    assert chain.rows(sa.select(CUSTOMERS.c.order_count)) == [(1,)]
+    assert ReferenceSettings().cancelled_statuses == chain.settings.cancelled_statuses
 
 
 def test_customer_whose_orders_are_all_cancelled_keeps_zeros_and_has_no_lead(chain: Chain, raw_data: RawData) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from time import monotonic, sleep
+from types import ModuleType
 from typing import Any
 
 import psycopg
@@ -19,16 +20,18 @@ import sqlalchemy as sa
 from psycopg.rows import TupleRow
 
 from etl_assets.core.database_sync import build_engine, normalize_url
-from etl_assets.core.embedded_postgres import EmbeddedPostgres
 from etl_assets.core.errors import DatabaseUnavailableError, EtlError, TransientError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks
-from etl_assets.migrations.upgrade import upgrade_database
-from etl_assets.services.ledger import ASSETS
+from etl_assets.customers import etl as customers_etl
+from etl_assets.embedded.embedded_postgres import EmbeddedPostgres
+from etl_assets.leads import etl as leads_etl
 from etl_assets.services.materialization import AssetReport
+from etl_assets.testing.databases import initialize_database
 from etl_assets.testing.raw_data import RawData
-from tests.integration.engine.chain import Chain
+from tests.integration.engine.chain import ASSETS, Chain
 from tests.integration.engine.snapshot import database_contents
+from tests.the_three import graph
 
 DAY = date(2026, 1, 5)
 TIMEOUT_SECONDS = 30
@@ -60,7 +63,7 @@ def chain(server: EmbeddedPostgres) -> Iterator[Chain]:
     """一次导入已经做完；各个测试接着往下导入，不必每次从头来。"""
     settings = EtlSettings(database_url=server.start())
     engine = build_engine(settings)
-    upgrade_database(engine)
+    initialize_database(engine, graph)
     yield Chain(engine, settings)
     engine.dispose()
 
@@ -169,19 +172,68 @@ def test_run_that_pauses_too_long_is_cut_off(chain: Chain, impatient: Chain, raw
         sa.event.remove(impatient.engine, "before_cursor_execute", pause_until_cut_off)
 
 
-def test_run_that_waits_for_its_own_read_does_not_pause(chain: Chain, raw_data: RawData) -> None:
-    """读得慢不是闲着：读的语句有自己的时限。"""
+@pytest.fixture(scope="module")
+def hurried(chain: Chain) -> Iterator[Chain]:
+    """同一个数据库，事务闲一秒就被切断。"""
     settings = chain.settings.model_copy(update={"idle_transaction_timeout_seconds": 1})
     engine = build_engine(settings)
-    slow = Chain(engine, settings)
-    announce_changes(slow, raw_data, "orders")
+    yield Chain(engine, settings)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("table", ["public.raw_orders", "public.orders"], ids=["its snapshot", "its transaction"])
+def test_run_that_waits_for_one_of_its_connections_does_not_pause_on_the_other(
+    chain: Chain, hurried: Chain, raw_data: RawData, table: str
+) -> None:
+    """读得慢不是闲着：读的语句有自己的时限。快照等着写的连接时也一样。"""
+    announce_changes(hurried, raw_data, "orders")
     try:
-        with stopped_in_mid_load(slow, *READING_ORDERS) as (running, _):
+        with stopped_in_mid_load(hurried, "orders", table, "ACCESS EXCLUSIVE") as (running, _):
             wait_until(lambda: bool(chain.rows(LONG_BLOCKED)))
         running.result(TIMEOUT_SECONDS)
     finally:
-        engine.dispose()
         chain.run_due()
+
+
+@contextmanager
+def slow_imports(chain: Chain, statement: str) -> Iterator[None]:
+    """import_tasks 是一个视图，文字里有 `statement` 的语句读它要一秒半。"""
+    sleeping = f"SELECT pg_sleep(CASE WHEN current_query() LIKE '{statement}' THEN 1.5 ELSE 0 END)"
+    slow = f"CREATE VIEW public.import_tasks AS SELECT * FROM tasks_of_app WHERE ({sleeping}) IS NOT NULL"  # noqa: S608  # 两段都是这里写的
+    chain.execute(sa.text(f"ALTER TABLE import_tasks RENAME TO tasks_of_app; {slow}"))
+    try:
+        yield
+    finally:
+        chain.execute(sa.text("DROP VIEW public.import_tasks; ALTER TABLE tasks_of_app RENAME TO import_tasks"))
+
+
+@pytest.mark.parametrize(
+    "statement", ["COPY (SELECT public.import_tasks.%", "COPY (SELECT CASE%count(*)%"], ids=["numbering imports", "counting rows"]
+)
+def test_run_whose_snapshot_takes_long_does_not_pause(chain: Chain, hurried: Chain, raw_data: RawData, statement: str) -> None:
+    announce_changes(hurried, raw_data, "orders")
+    wanted = chain.expected()
+    with slow_imports(chain, statement):
+        began = monotonic()
+        hurried.run(DAY)
+        assert monotonic() - began > 1.5
+    chain.assert_converged(wanted)
+
+
+@pytest.mark.parametrize("etl", [customers_etl, leads_etl], ids=["customers", "leads"])
+def test_run_that_computes_for_long_does_not_pause(
+    hurried: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch, etl: ModuleType
+) -> None:
+    announce_changes(hurried, raw_data, "orders")
+    compute = etl.transform
+
+    def compute_slowly(*frames: object) -> object:
+        sleep(1.5)
+        return compute(*frames)
+
+    monkeypatch.setattr(etl, "transform", compute_slowly)
+    hurried.run(DAY)
+    hurried.assert_converged()
 
 
 # ---- 断线与重启 ------------------------------------------------------------------

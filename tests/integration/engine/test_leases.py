@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from threading import Barrier
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,35 +14,40 @@ import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.errors import LeaseLostError
+from etl_assets.core.etl_tables import leases, ledger, outbox
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import leases, ledger, outbox
-from etl_assets.orders import etl as orders_etl
-from etl_assets.services import materialization
-from etl_assets.services.intake import ImportEvent, request_imports
-from etl_assets.services.leases import (
+from etl_assets.core.tables import import_tasks
+from etl_assets.intake.imports import ImportEvent, request_imports
+from etl_assets.ledger.claims import (
     MAX_DAYS_PER_RUN,
     RUSH_IMPORTS,
     RUSH_PATIENCE_SECONDS,
     RUSH_QUIET_SECONDS,
+    RUSH_ROWS,
+    SMALL_ROWS,
     Claim,
+    claim_due_days,
+    has_claimable_days,
+    has_days_in_a_rush,
+)
+from etl_assets.ledger.leases import (
     Lease,
     LeaseState,
     acquire_lease,
-    assert_lease_held,
-    claim_due_days,
     current_lease,
     delete_expired_lease,
     extend_lease,
-    has_claimable_days,
-    has_days_in_a_rush,
+    judge_fence,
     read_expired_leases,
     release_lease,
     request_cancel,
 )
-from etl_assets.services.ledger import ASSETS, mark_materialized, read_revisions, request_days
+from etl_assets.ledger.requests import request_days
+from etl_assets.orders import etl as orders_etl
+from etl_assets.services import materialization
 from etl_assets.testing.fixtures import ReadTable
 from etl_assets.testing.raw_data import RawData
-from tests.integration.engine.chain import Chain
+from tests.integration.engine.chain import ASSETS, Chain, read_and_mark
 
 DAY = date(2026, 1, 5)
 TARGET = "public"
@@ -57,9 +62,9 @@ def request(engine: sa.Engine, days: Sequence[date]) -> None:
         request_days(connection, TARGET, days)
 
 
-def claim(engine: sa.Engine, run_id: str, *, lease_seconds: float = 60) -> Claim | None:
+def claim(engine: sa.Engine, run_id: str, *, lease_seconds: float = 60, small: bool = False) -> Claim | None:
     with engine.begin() as connection:
-        return claim_due_days(connection, TARGET, run_id=run_id, owner="test", lease_seconds=lease_seconds)
+        return claim_due_days(connection, TARGET, run_id=run_id, owner="test", lease_seconds=lease_seconds, small=small)
 
 
 def claim_all(engine: sa.Engine, name: str) -> list[Claim]:
@@ -78,7 +83,7 @@ def expire(engine: sa.Engine, run_id: str) -> None:
 
 def done(engine: sa.Engine, asset: str, days: DayRange) -> None:
     with engine.begin() as connection:
-        mark_materialized(connection, TARGET, asset, days, read_revisions(connection, TARGET, asset, days), run_id="run")
+        read_and_mark(connection, TARGET, asset, days)
 
 
 def held_leases(engine: sa.Engine) -> list[str]:
@@ -200,7 +205,7 @@ def test_heartbeat_extends_a_lease_that_is_held(engine: sa.Engine) -> None:
     assert claimed is not None
     with engine.begin() as connection:
         before = connection.scalar(sa.select(leases.c.expires_at))
-        assert extend_lease(connection, claimed.lease, lease_seconds=300) is LeaseState.HELD
+        assert extend_lease(connection, claimed.lease, lease_seconds=300) is LeaseState.VALID
         after = connection.scalar(sa.select(leases.c.expires_at))
     assert before is not None
     assert after is not None
@@ -221,7 +226,7 @@ def test_cancel_is_seen_by_the_next_heartbeat_and_by_the_release(engine: sa.Engi
         assert not request_cancel(connection, "run")
         lease = acquire_lease(connection, TARGET, None, run_id="run", owner="test", lease_seconds=60)
         assert lease is not None
-        assert extend_lease(connection, lease, lease_seconds=60) is LeaseState.HELD
+        assert extend_lease(connection, lease, lease_seconds=60) is LeaseState.VALID
         assert request_cancel(connection, "run")
         assert extend_lease(connection, lease, lease_seconds=60) is LeaseState.CANCEL_REQUESTED
         assert release_lease(connection, lease) is LeaseState.CANCEL_REQUESTED
@@ -317,8 +322,8 @@ def test_lease_stays_in_place_until_the_data_is_committed(chain: Chain, claimed:
     """查过租约之后到提交之前，收租约的人要等：不会两个人都以为自己是主人。"""
     blocked: list[str] = []
 
-    def commit_after_the_fence(connection: sa.Connection) -> None:
-        assert_lease_held(connection)
+    def commit_after_the_fence(held: Sequence[object]) -> None:
+        judge_fence(held)
         with chain.engine.begin() as other:
             other.exec_driver_sql("SET LOCAL lock_timeout = '100ms'")
             try:
@@ -327,7 +332,7 @@ def test_lease_stays_in_place_until_the_data_is_committed(chain: Chain, claimed:
                 blocked.append(type(error.orig).__name__)
                 other.rollback()
 
-    monkeypatch.setattr(materialization, "assert_lease_held", commit_after_the_fence)
+    monkeypatch.setattr(materialization, "judge_fence", commit_after_the_fence)
     run_orders_under(claimed.lease, chain)
     assert blocked == ["LockNotAvailable"]
     assert written(chain) == (1, 1, 1)
@@ -393,6 +398,42 @@ def test_day_in_an_endless_rush_is_claimed_in_the_end(rush: Rush) -> None:
 def test_few_imports_do_not_wait(rush: Rush) -> None:
     rush.bring(RUSH_IMPORTS)
     assert rush.is_claimable()
+
+
+def test_day_in_a_rush_with_rows_enough_for_a_run_does_not_wait(rush: Rush, chain: Chain) -> None:
+    rush.bring(RUSH_IMPORTS + 1)
+    chain.execute(sa.update(import_tasks).values(row_count=RUSH_ROWS // RUSH_IMPORTS))
+    assert rush.is_claimable()
+
+
+def test_small_day_is_a_few_small_imports(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+    request_imports(engine, etl_settings, [ImportEvent(raw_data.add_import([{}]), uuid4())])
+    claimed = claim(engine, "small", small=True)
+    assert claimed is not None
+    assert claimed.days == DayRange(DAY, DAY)
+    assert claimed.assets == ASSETS
+
+
+@pytest.mark.parametrize("row_count", [SMALL_ROWS, None])
+def test_large_import_and_one_of_unknown_size_are_not_small(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, chain: Chain, row_count: int | None
+) -> None:
+    import_id = raw_data.add_import([{}])
+    chain.execute(sa.update(import_tasks).values(row_count=row_count))
+    request_imports(engine, etl_settings, [ImportEvent(import_id, uuid4())])
+    assert claim(engine, "small", small=True) is None
+    assert claim(engine, "one") is not None
+
+
+def test_whole_day_and_many_imports_are_not_small(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+    request(engine, [DAY])
+    later = datetime(2026, 1, 6, 4, tzinfo=UTC)
+    events = [
+        ImportEvent(raw_data.add_import([{"order_id": f"M-{number}", "ordered_at": later}]), uuid4()) for number in range(RUSH_IMPORTS + 1)
+    ]
+    request_imports(engine, etl_settings, events)
+    assert claim(engine, "small", small=True) is None
+    assert claim(engine, "one") is not None
 
 
 def test_day_that_was_never_materialized_does_not_wait(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:

@@ -11,25 +11,20 @@ import pytest
 import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
+from etl_assets.core.errors import DatabaseRefusedError
+from etl_assets.core.etl_tables import ledger
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import ledger
-from etl_assets.services.intake import ImportEvent, request_imports
-from etl_assets.services.leases import claim_due_days, has_claimable_days
-from etl_assets.services.ledger import (
-    ASSETS,
-    MAX_FAILURES,
-    Failure,
-    days_allowing_deletes,
-    mark_materialized,
-    read_revisions,
-    record_failure,
-    request_days,
-    request_downstream,
-    waiting_imports,
-)
-from etl_assets.services.reports import import_progress
+from etl_assets.intake.imports import ImportEvent, request_imports
+from etl_assets.ledger.claims import claim_due_days, has_claimable_days
+from etl_assets.ledger.failures import MAX_FAILURES, Failure, record_failure
+from etl_assets.ledger.graph import write_graph
+from etl_assets.ledger.marking import read_revisions, waiting_imports
+from etl_assets.ledger.requests import days_allowing_deletes, request_days, request_downstream
+from etl_assets.reports.progress import import_progress
+from etl_assets.services.fingerprints import fingerprint
 from etl_assets.testing.raw_data import RawData
-from tests.integration.engine.chain import Chain
+from tests.integration.engine.chain import ASSETS, Chain, mark_materialized, read_and_mark
+from tests.the_three import graph
 
 DAY = date(2026, 1, 5)
 NEXT = date(2026, 1, 6)
@@ -56,7 +51,7 @@ def entry(connection: sa.Connection, asset: str, day: date = DAY) -> sa.Row[Any]
 def materialize(connection: sa.Connection, asset: str, *days: date) -> list[UUID]:
     """读台账，马上做完：两步之间没有别的事。"""
     span = DayRange(min(days, default=DAY), max(days, default=DAY))
-    return mark_materialized(connection, TARGET, asset, span, read_revisions(connection, TARGET, asset, span), run_id="run")
+    return read_and_mark(connection, TARGET, asset, span)
 
 
 def fail(connection: sa.Connection, kind: Failure = "unknown", *, times: int = 1) -> None:
@@ -86,9 +81,9 @@ def test_only_the_days_of_the_run_are_marked(connection: sa.Connection) -> None:
 
 def test_request_that_comes_during_a_run_keeps_the_day_due(connection: sa.Connection) -> None:
     request_days(connection, TARGET, [DAY])
-    revisions = read_revisions(connection, TARGET, "orders", DayRange(DAY, DAY))
+    revisions = read_revisions(connection, TARGET, "orders", DayRange(DAY, DAY), fingerprint(EtlSettings()))
     request_days(connection, TARGET, [DAY])
-    mark_materialized(connection, TARGET, "orders", DayRange(DAY, DAY), revisions, run_id="run")
+    mark_materialized(connection, TARGET, "orders", DayRange(DAY, DAY), revisions, run_id="run", scope="whole")
     assert due(connection) == {"orders", "customers"}
     materialize(connection, "orders")
     assert due(connection) == {"customers"}
@@ -96,10 +91,10 @@ def test_request_that_comes_during_a_run_keeps_the_day_due(connection: sa.Connec
 
 def test_slow_run_does_not_take_back_what_a_later_one_has_done(connection: sa.Connection) -> None:
     request_days(connection, TARGET, [DAY])
-    old = read_revisions(connection, TARGET, "orders", DayRange(DAY, DAY))
+    old = read_revisions(connection, TARGET, "orders", DayRange(DAY, DAY), fingerprint(EtlSettings()))
     request_days(connection, TARGET, [DAY])
     materialize(connection, "orders")
-    mark_materialized(connection, TARGET, "orders", DayRange(DAY, DAY), old, run_id="slow")
+    mark_materialized(connection, TARGET, "orders", DayRange(DAY, DAY), old, run_id="slow", scope="whole")
     assert due(connection) == {"customers"}
 
 
@@ -138,7 +133,11 @@ def test_run_and_moment_are_recorded(connection: sa.Connection) -> None:
     assert row.requested_at <= row.materialized_at <= datetime.now(UTC)
 
 
-def test_targets_have_ledgers_of_their_own(connection: sa.Connection) -> None:
+def test_targets_have_ledgers_of_their_own(connection: sa.Connection, engine: sa.Engine) -> None:
+    with pytest.raises(DatabaseRefusedError, match="no worker has written down the assets of target schema shadow yet"):
+        request_days(connection, "shadow", [DAY])
+    with engine.begin() as transaction:
+        write_graph(transaction, "shadow", graph)
     request_days(connection, "shadow", [DAY])
     request_days(connection, TARGET, [DAY])
     materialize(connection, "orders")
@@ -257,7 +256,7 @@ def test_success_clears_earlier_failures(connection: sa.Connection) -> None:
 def test_permission_to_delete_lasts_until_the_request_is_done(connection: sa.Connection) -> None:
     request_days(connection, TARGET, [DAY], deletes_allowed_on=[DAY])
     request_days(connection, TARGET, [DAY, NEXT])
-    allowed = days_allowing_deletes(TARGET, DayRange(DAY, NEXT))
+    allowed = days_allowing_deletes(TARGET, "orders", DayRange(DAY, NEXT))
     assert connection.scalars(allowed).all() == [DAY]
     materialize(connection, "orders")
     assert connection.scalars(allowed).all() == []
@@ -286,10 +285,10 @@ def test_import_is_finished_by_the_run_that_reaches_its_revision(
 def test_import_that_comes_during_a_run_is_not_finished_by_it(connection: sa.Connection, chain: Chain, raw_data: RawData) -> None:
     first = raw_data.add_import([{}])
     chain.announce(first)
-    revisions = read_revisions(connection, TARGET, "orders", DayRange(DAY, DAY))
+    revisions = read_revisions(connection, TARGET, "orders", DayRange(DAY, DAY), fingerprint(EtlSettings()))
     second = raw_data.add_import([{}])
     chain.announce(second)
-    assert mark_materialized(connection, TARGET, "orders", DayRange(DAY, DAY), revisions, run_id="run") == [first]
+    assert mark_materialized(connection, TARGET, "orders", DayRange(DAY, DAY), revisions, run_id="run", scope="whole") == [first]
     assert materialize(connection, "orders") == [second]
 
 

@@ -17,17 +17,20 @@ import sqlalchemy as sa
 
 from etl_assets.core.database_sync import build_engine
 from etl_assets.core.errors import PermanentError, TooManyDeletesError, TransientError
+from etl_assets.core.etl_tables import ledger, order_index, rejected_rows, stale_customers
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import TIMESTAMP, ledger, order_index, raw_orders, rejected_rows, stale_customers, target_tables
+from etl_assets.core.tables import TIMESTAMP, raw_orders, shop_configs, target_tables
 from etl_assets.customers import etl as customers_etl
 from etl_assets.leads import etl as leads_etl
+from etl_assets.ledger.requests import request_days
 from etl_assets.orders import etl as orders_etl
+from etl_assets.orders import versions as orders_versions
 from etl_assets.services import customer_orders
 from etl_assets.services.customer_orders import read_customer_orders
-from etl_assets.services.ledger import request_days
 from etl_assets.services.vectorized_queries import WriteCounts
 from etl_assets.testing.raw_data import SAMPLE_SHOP, SAMPLE_SHOP_NAME, RawData
 from tests.integration.engine.chain import Chain
+from tests.integration.engine.interleaving import giving_way, wait_until
 
 DAY = date(2026, 1, 5)
 NEXT = date(2026, 1, 6)
@@ -142,25 +145,27 @@ def versions(*, orders: int, completed_hour: int) -> list[dict[str, Any]]:
 
 @contextmanager
 def counted_statements(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], object]], int]]:
-    """数 SQLAlchemy 执行的语句，与绕过它的 COPY。"""
+    """数 SQLAlchemy 执行的语句，与绕过它的：COPY，与几行的暂存。"""
     executed = 0
 
     def count(*_: Any) -> None:
         nonlocal executed
         executed += 1
 
-    copy = psycopg.Cursor.copy
+    def counted(execute: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*arguments: Any, **options: Any) -> Any:
+            count()
+            return execute(*arguments, **options)
 
-    def counted_copy(*arguments: Any, **options: Any) -> Any:
-        count()
-        return copy(*arguments, **options)
+        return counting
 
     def during(action: Callable[[], object]) -> int:
         before = executed
         action()
         return executed - before
 
-    monkeypatch.setattr(psycopg.Cursor, "copy", counted_copy)
+    monkeypatch.setattr(psycopg.Cursor, "copy", counted(psycopg.Cursor.copy))
+    monkeypatch.setattr(psycopg.ClientCursor, "execute", counted(psycopg.ClientCursor.execute))
     sa.event.listen(engine, "before_cursor_execute", count)
     yield during
     sa.event.remove(engine, "before_cursor_execute", count)
@@ -175,7 +180,7 @@ def test_customers_are_done_in_batches_that_fit_in_memory(chain: Chain, raw_data
         sizes.append(result.rows)
         return result
 
-    monkeypatch.setattr(customer_orders, "CUSTOMERS_PER_BATCH", 3)
+    monkeypatch.setattr(customer_orders, "CUSTOMERS_PER_BITE", 3)
     monkeypatch.setattr(customers_etl, "write_customers", observed)
     raw_data.add_import([{"order_id": str(number), "customer_name": f"客户{number // 2}"} for number in range(14)])
     chain.run(DAY)
@@ -279,7 +284,7 @@ def test_failed_run_gives_its_marks_back(chain: Chain, raw_data: RawData, monkey
         raise RuntimeError("no")
 
     with monkeypatch.context() as patched:
-        patched.setattr("etl_assets.services.materialization.add_completion", refuse)
+        patched.setattr("etl_assets.services.materialization.judge_fence", refuse)
         with pytest.raises(RuntimeError, match="no"):
             chain.run(DAY, assets=["customers"])
     assert marks(chain) == [("customers", "张三"), ("leads", "张三")]
@@ -382,6 +387,134 @@ def test_twenty_deletes_or_a_fifth_of_the_range_pass(chain: Chain, raw_data: Raw
     else:
         chain.run(DAY)
         chain.assert_converged()
+
+
+# ---- 店铺改了名 ------------------------------------------------------------------
+
+
+def test_one_order_of_a_renamed_shop_is_not_deleted_and_the_sentence_names_the_shop(chain: Chain, raw_data: RawData) -> None:
+    raw_data.add_import([{"shop": f"{SAMPLE_SHOP_NAME}\u3000"}], completed_at=later(1))
+    chain.run(DAY)
+    before = row_versions_of_orders(chain)
+    rename_shop(chain)
+    with pytest.raises(TooManyDeletesError) as caught:
+        chain.run(DAY)
+    assert str(caught.value) == (
+        "refusing to delete 1 of 1 orders of 2026-01-05..2026-01-05: shop_configs no longer knows '旗舰店', "
+        "whose raw rows are still in scope; name it there again, or if it is meant, run "
+        "`etl backfill --from 2026-01-05 --to 2026-01-05 --allow-deletes`"
+    )
+    assert isinstance(caught.value, PermanentError)
+    assert row_versions_of_orders(chain) == before
+
+
+def test_both_ways_out_of_a_renamed_shop(chain: Chain, raw_data: RawData) -> None:
+    raw_data.add_import([{}, {"order_id": "B", "ordered_at": at(6)}], completed_at=later(1))
+    chain.run(DAY, NEXT)
+    rename_shop(chain)
+    with chain.engine.begin() as connection:
+        request_days(connection, "public", [DAY], deletes_allowed_on=[DAY])
+    chain.run(DAY)
+    assert chain.rows(sa.select(ORDERS.c.order_id)) == [("B",)]
+    with pytest.raises(TooManyDeletesError, match="'旗舰店'"):
+        chain.run(NEXT)
+    chain.execute(sa.update(shop_configs).values(shop_name=SAMPLE_SHOP_NAME))
+    chain.run(DAY, NEXT)
+    assert sorted(chain.rows(sa.select(ORDERS.c.order_id))) == [("A-1",), ("B",)]
+    chain.assert_converged()
+
+
+def test_older_version_that_is_still_in_scope_protects_the_order_of_a_renamed_shop(chain: Chain, raw_data: RawData) -> None:
+    """赢家那次导入撤回了，早先的版本还在，只是店名不认得了。"""
+    raw_data.add_import([{"order_id": " A-1", "ordered_at": at(9)}], completed_at=later(1))
+    newest = raw_data.add_import([{}], completed_at=later(2))
+    chain.run(DAY)
+    rename_shop(chain)
+    raw_data.set_status(newest, "failed")
+    with pytest.raises(TooManyDeletesError, match="'旗舰店'"):
+        chain.run(DAY)
+
+
+def test_withdrawn_order_of_a_renamed_shop_is_deleted(chain: Chain, raw_data: RawData) -> None:
+    """同一个订单号在一家从来不认得的店里，不是它的版本。"""
+    withdrawn = raw_data.add_import([{}], completed_at=later(1))
+    raw_data.add_import([{"shop": "没有这家"}], completed_at=later(2))
+    chain.run(DAY)
+    rename_shop(chain)
+    raw_data.set_status(withdrawn, "failed")
+    chain.run(DAY)
+    assert chain.rows(sa.select(ORDERS.c.order_id)) == []
+    chain.assert_converged()
+
+
+# ---- 赢家在区间之外 --------------------------------------------------------------
+
+
+def test_new_order_whose_winner_lies_outside_the_range_reaches_its_customer(chain: Chain, raw_data: RawData) -> None:
+    raw_data.add_import([{}], completed_at=later(1))
+    raw_data.add_import([{"ordered_at": at(9)}], completed_at=later(2))
+    chain.run(DAY)
+    assert chain.rows(sa.select(CUSTOMERS.c.customer_nickname, CUSTOMERS.c.order_count)) == [("张三", 1)]
+    assert len(lead_rows(chain, "lead_no")) == 1
+    chain.assert_converged()
+
+
+@pytest.mark.parametrize("name", ["李四", "张 三"])
+def test_order_that_moves_to_a_customer_outside_the_range_reaches_him(chain: Chain, raw_data: RawData, name: str) -> None:
+    raw_data.add_import([{}, {"order_id": "B", "customer_name": "张\u3000三", "ordered_at": at(8)}], completed_at=later(1))
+    raw_data.add_import([{"ordered_at": at(9)}], completed_at=later(2))
+    chain.run(DAY, date(2026, 1, 9))
+    raw_data.add_import([{"ordered_at": at(9), "customer_name": name}], completed_at=later(3))
+    chain.run(DAY)
+    chain.assert_converged()
+
+
+def test_order_that_only_changes_the_spelling_of_its_name_outside_the_range_reaches_its_customer(chain: Chain, raw_data: RawData) -> None:
+    raw_data.add_import([{}], completed_at=later(1))
+    raw_data.add_import([{"ordered_at": at(9), "customer_name": "ABC"}], completed_at=later(2))
+    chain.run(DAY, date(2026, 1, 9))
+    raw_data.add_import([{"ordered_at": at(9), "customer_name": "ＡＢＣ"}], completed_at=later(3))
+    chain.run(DAY)
+    assert nicknames(chain) == ["ＡＢＣ"]
+    chain.assert_converged()
+
+
+# ---- 没有编号的商机 --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [{"owner": "王五"}, {"closed_by": "user", "closed_at": at(4), "current_stage": "LOST"}, {}])
+def test_lead_that_a_person_inserted_without_a_number_is_left_alone(chain: Chain, raw_data: RawData, values: dict[str, Any]) -> None:
+    raw_data.add_import([{}, {"order_id": "B", "ordered_at": at(6)}], completed_at=later(1))
+    chain.run(DAY, NEXT)
+    (customer_id,) = chain.rows(sa.select(CUSTOMERS.c.customer_global_id))[0]
+    for number in (1, 2):
+        lead = {"lead_id": UUID(int=number), "customer_global_id": customer_id, "current_stage": "mine", "bulk_count": 7, **values}
+        chain.execute(sa.insert(LEADS).values(**lead))
+    before = unnumbered_leads(chain)
+    raw_data.add_import([{"order_id": "C", "ordered_at": at(7), "order_status": "new"}], completed_at=later(2))
+    wanted = chain.expected()
+    chain.run(DAY, date(2026, 1, 7))
+    assert unnumbered_leads(chain) == before
+    assert [lead_no for (lead_no,) in lead_rows(chain, "lead_no") if lead_no] == [1, 2, 3]
+    chain.assert_converged(wanted)
+
+
+def test_customer_with_a_lead_without_a_number_stays_when_the_orders_go(chain: Chain, raw_data: RawData) -> None:
+    import_id = raw_data.add_import([{}], completed_at=later(1))
+    chain.run(DAY)
+    (customer_id,) = chain.rows(sa.select(CUSTOMERS.c.customer_global_id))[0]
+    chain.execute(sa.insert(LEADS).values(lead_id=UUID(int=1), customer_global_id=customer_id, current_stage="mine"))
+    before = unnumbered_leads(chain)
+    raw_data.set_status(import_id, "failed")
+    wanted = chain.expected()
+    chain.run(DAY)
+    assert unnumbered_leads(chain) == before
+    assert nicknames(chain) == ["张三"]
+    chain.assert_converged(wanted)
+
+
+def unnumbered_leads(chain: Chain) -> list[tuple[Any, ...]]:
+    return chain.rows(sa.select(*LEADS.c).where(LEADS.c.lead_no.is_(None)).order_by(LEADS.c.lead_id))
 
 
 def test_customer_without_orders_is_deleted_with_its_leads(chain: Chain, raw_data: RawData) -> None:
@@ -491,15 +624,17 @@ def test_closing_that_is_taken_back_between_read_and_write_does_not_return(
 
 @pytest.mark.parametrize("change", [{"customer_name": "李四"}, {"order_status": "cancelled"}], ids=["customer goes", "orders go"])
 def test_lead_that_a_person_is_touching_while_it_is_deleted_stays(chain: Chain, raw_data: RawData, change: dict[str, Any]) -> None:
-    """人先改了还没提交，运行的 DELETE 等他；他提交之后，条件要对新的那一行再看一遍。"""
+    """人先改了还没提交，运行的 DELETE 让着他；他提交之后，条件要对新的那一行再看一遍。"""
     raw_data.add_import([{"order_status": "new"}], completed_at=later(1))
     chain.run(DAY)
     raw_data.add_import([change], completed_at=later(2))
     with ThreadPoolExecutor(1) as pool:
         with chain.engine.begin() as person:
             person.execute(sa.update(LEADS).where(LEADS.c.lead_no == 1).values(owner="王五"))
-            running = pool.submit(chain.run, DAY)
-            wait_until_blocked(chain, running)
+            with giving_way(chain.engine) as has_given_way:
+                running = pool.submit(chain.run, DAY)
+                wait_until(lambda: running.done() or has_given_way())
+            assert not running.done()
         running.result(timeout=30)
     assert ("王五",) in lead_rows(chain, "owner")
     wanted = chain.expected()
@@ -620,7 +755,7 @@ def test_older_snapshot_never_overwrites_a_newer_one(
     """第一个运行读完就停；新导入来了，第二个运行要么等它，要么看到它写的。"""
     raw_data.add_import([{"ordered_at": at(5)}], completed_at=later(1))
     raw_data.add_import([{"ordered_at": at(6)}], completed_at=later(2))
-    pause = Pause(monkeypatch, orders_etl, "transform")
+    pause = Pause(monkeypatch, orders_versions, "transform")
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(chain.run, DAY, assets=["orders"])
         pause.wait_until_reached()
@@ -633,6 +768,27 @@ def test_older_snapshot_never_overwrites_a_newer_one(
         first.result(timeout=30)
         second.result(timeout=30)
     assert chain.rows(sa.select(ORDERS.c.amount)) == [(3,)]
+
+
+def test_event_does_not_wait_for_a_run_over_days_that_the_ledger_does_not_know(
+    chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """一批事件里有一个正好说到其中一天，等到期限的是整批。"""
+    raw_data.add_import([{"ordered_at": at(5)}], completed_at=later(1))
+    pause = Pause(monkeypatch, orders_versions, "transform")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(chain.run, DAY, NEXT)
+        pause.wait_until_reached()
+        try:
+            with chain.engine.begin() as connection:
+                connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
+                request_days(connection, "public", [DAY])
+        finally:
+            pause.release()
+        running.result(timeout=30)
+    assert chain.due_days("orders") == [DAY]
+    chain.run_due()
+    chain.assert_converged()
 
 
 @pytest.mark.parametrize("asset", ["customers", "leads"])
@@ -735,7 +891,9 @@ def shadow(chain: Chain) -> Iterator[Chain]:
     chain.execute(sa.schema.CreateSchema("shadow"))
     with chain.engine.begin() as connection:
         target_tables("shadow").orders.metadata.create_all(connection)
-    yield Chain(chain.engine, chain.settings.model_copy(update={"target_schema": "shadow"}))
+    shadow = Chain(chain.engine, chain.settings.model_copy(update={"target_schema": "shadow"}))
+    shadow.use_graph(chain.graph)
+    yield shadow
     chain.execute(sa.schema.DropSchema("shadow", cascade=True))
 
 

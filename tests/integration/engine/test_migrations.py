@@ -6,24 +6,33 @@ import os
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 
+from etl_assets.core.backoff import Backoff
 from etl_assets.core.database_sync import build_engine, normalize_url
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, PermanentError
-from etl_assets.core.postgres_binaries import find_binaries
+from etl_assets.core.etl_tables import etl, installation, order_index
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import application, etl, installation
+from etl_assets.core.tables import application_tables, import_tasks
+from etl_assets.embedded.postgres_binaries import find_binaries
+from etl_assets.intake.waiting_events import Patience, look_after_waiting_events
 from etl_assets.migrations import upgrade
 from etl_assets.migrations.upgrade import missing_migrations, upgrade_database
+from etl_assets.reports.progress import import_progress
+from etl_assets.services.target_schema import prepare_target
 from etl_assets.testing.databases import cloned_database
+from tests.integration.engine.chain import Chain
+from tests.integration.engine.extra_assets import extras
+from tests.the_three import graph
 
-APPLICATION_TABLES = {table.name for table in application.tables.values()}
+APPLICATION_TABLES = {table.name for table in application_tables()}
 ETL_TABLES = {table.name for table in etl.tables.values()} | {"schema_version"}
 
 
@@ -63,8 +72,9 @@ def installations(engine: sa.Engine) -> list[Any]:
 
 def create_application(engine: sa.Engine) -> None:
     """外围应用自己的库：有数据，比契约多一列、少一个索引，还有自己的表、视图、触发器与注释。"""
-    application.create_all(engine)
     with engine.begin() as connection:
+        for table in application_tables():
+            table.create(connection)
         connection.exec_driver_sql("""
             DROP INDEX ix_raw_orders_ordered_at;
             ALTER TABLE orders ADD COLUMN colour text DEFAULT 'red';
@@ -93,6 +103,78 @@ def test_second_time_changes_nothing(empty_database: sa.Engine) -> None:
     assert upgrade_database(empty_database) is False
     assert (dump(empty_database), installations(empty_database)) == before
     assert table_names(empty_database, "etl") == ETL_TABLES
+
+
+def test_database_of_version_0005_gets_the_new_indexes_where_the_tables_are_its_own(
+    empty_database: sa.Engine, etl_settings: EtlSettings
+) -> None:
+    """结果表是应用自己的 public 与 init-db 建的影子：只有影子加索引。客户的名字再长也换得成。"""
+    engine = empty_database
+    upgrade_database(engine)
+    prepare_target(engine, etl_settings.model_copy(update={"target_schema": "trial"}))
+    wanted = index_definitions(engine, "etl"), index_definitions(engine, "trial")
+    insert = sa.insert(order_index).values(target="public", shop_id=uuid4(), order_id="A", customer_key="客" * 9000)
+    with engine.begin() as connection:
+        connection.execute(insert)
+        connection.exec_driver_sql("""
+            DROP INDEX etl.ix_order_index_customer, public.ix_public_orders_order_date;
+            DROP INDEX public.ix_business_leads_unclosed, public.ix_business_leads_left_behind;
+            DROP INDEX etl.ix_ledger_materialized_at, etl.ix_order_index_order_date;
+            DROP INDEX trial.ix_business_leads_unclosed, trial.ix_business_leads_left_behind;
+            CREATE INDEX ix_order_index_customer ON etl.order_index USING hash (customer_key);
+            ALTER TABLE etl.ledger DROP COLUMN changed_since, DROP COLUMN changed_until, DROP COLUMN fingerprint, DROP COLUMN scope;
+            ALTER TABLE etl.stale_customers DROP COLUMN day;
+            CREATE INDEX ix_stale_customers ON etl.stale_customers (target, asset);
+            DROP TABLE etl.day_accounts, etl.counted_imports, etl.assets, etl.graphs;
+            UPDATE etl.schema_version SET version_num = '0005';
+        """)
+    own = index_definitions(engine, "public")
+    upgrade_database(engine)
+    assert (index_definitions(engine, "etl"), index_definitions(engine, "trial")) == wanted
+    assert index_definitions(engine, "public") == own
+
+
+def test_database_of_the_version_before_goes_on_where_it_was(empty_database: sa.Engine, etl_settings: EtlSettings) -> None:
+    """0009.sql 是那一版真的写下的：1 月 6 日的客户、7 日的订单到期，一个事件等着它的导入。还没有工人载入过新的代码。"""
+    engine = empty_database
+    written = (Path(__file__).parent / "versions" / "0009.sql").read_bytes()  # 里面有 CR，一个也不能换
+    with psycopg.connect(engine.url.set(drivername="postgresql").render_as_string(hide_password=False)) as connection:
+        connection.execute(written)
+    upgrade_database(engine)
+    extras.create(engine)
+    chain = Chain(engine, etl_settings)
+    assert chain.graph == graph
+    chain.execute(sa.update(import_tasks).where(import_tasks.c.import_id == UUID(int=4)).values(status="completed"))
+    look = look_after_waiting_events(engine, etl_settings, Patience(Backoff(1, 1), limit_seconds=1e9))
+    assert (look.requested, look.waiting) == (1, 0)
+    chain.use_graph(graph)  # 这时一个工人载入了代码
+    chain.run_due()
+    made = sorted((report.days.first.day, report.days.last.day, report.asset) for report in chain.reports)
+    assert made == [
+        (5, 5, "customers"),
+        (5, 5, "leads"),
+        (5, 5, "orders"),
+        (6, 6, "customers"),
+        (6, 6, "leads"),
+        (7, 8, "customers"),
+        (7, 8, "leads"),
+        (7, 8, "orders"),
+    ]
+    chain.assert_converged()
+    with engine.connect() as reading:
+        progress = [import_progress(reading, etl_settings, UUID(int=number)) for number in (1, 2, 3, 4)]
+    assert [(one.handled, one.days, one.done, one.held) for one in progress] == [
+        (True, 2, 2, 0),
+        (True, 1, 1, 0),
+        (True, 1, 1, 0),
+        (True, 2, 2, 0),
+    ]
+
+
+def index_definitions(engine: sa.Engine, schema: str) -> list[str]:
+    definitions = sa.text("SELECT indexdef FROM pg_indexes WHERE schemaname = :schema ORDER BY indexdef")
+    with engine.connect() as connection:
+        return list(connection.scalars(definitions, {"schema": schema}))
 
 
 def test_database_of_a_newer_version_is_one_sentence(engine: sa.Engine) -> None:

@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.tables import outbox
+from etl_assets.core.etl_tables import outbox
 from etl_assets.customers import etl as customers_etl
-from etl_assets.services.outbox import Completion, add_completion, delete_published, installation_id, read_unpublished
+from etl_assets.ledger.outbox import Completion, add_completion, delete_published, installation_id, read_unpublished
 from etl_assets.testing.raw_data import RawData
 from tests.integration.engine.chain import Chain
 
@@ -80,7 +80,7 @@ def test_completion_vanishes_with_a_rolled_back_run(
     def fail_after_everything(*_: Any) -> None:
         raise RuntimeError("killed before the commit")
 
-    monkeypatch.setattr("etl_assets.services.materialization.assert_lease_held", fail_after_everything)
+    monkeypatch.setattr("etl_assets.services.materialization.judge_fence", fail_after_everything)
     with pytest.raises(RuntimeError, match="killed before the commit"):
         chain.run(DAY, assets=["orders"])
     assert events(connection) == []

@@ -13,8 +13,12 @@ import pytest
 import sqlalchemy as sa
 
 from etl_assets.core.errors import SettingsError, TooManyDeletesError
-from etl_assets.core.tables import order_index, rejected_rows, stale_customers, target_tables
+from etl_assets.core.etl_tables import order_index, rejected_rows, stale_customers
+from etl_assets.core.tables import target_tables
+from etl_assets.ledger.graph import Asset, AssetGraph
+from etl_assets.services import customer_orders
 from etl_assets.services.accounting import AccountingError
+from etl_assets.services.order_index import adopt_orders
 from etl_assets.services.rollout import Share
 from etl_assets.services.target_schema import prepare_target
 from etl_assets.services.vectorized_queries import read_frame, stage_frame
@@ -26,6 +30,14 @@ FIRST, LAST = date(2026, 1, 1), date(2026, 1, 6)
 OTHER_SHOP = UUID("00000000-0000-4000-8000-0000000000ff")
 TABLES = target_tables("public")
 ORDERS, CUSTOMERS, LEADS = TABLES.orders, TABLES.customers, TABLES.leads
+AFTER_PRODUCTS = AssetGraph.of(
+    [
+        Asset("orders"),
+        Asset("products", frozenset(["orders"])),
+        Asset("customers", frozenset(["orders", "products"]), by_customer=True),
+        Asset("leads", frozenset(["customers"]), by_customer=True),
+    ]
+)
 LONG_AGO = datetime(2020, 2, 2, tzinfo=UTC)
 
 Key = tuple[Any, ...]
@@ -368,7 +380,7 @@ def test_stale_marks_of_others_wait_until_the_share_grows(chain: Chain, raw_data
     with_rollout(chain, 10).run(date(2026, 1, 5))
     assert figures(chain)[OUT][0] == 2
     assert {key for (key,) in chain.rows(sa.select(stale_customers.c.customer_key))} == {key_of(OUT)}
-    chain.run(date(2026, 1, 20))
+    chain.run(date(2026, 1, 5), assets=["customers", "leads"])
     assert figures(chain)[OUT][0] == 1
     assert not chain.rows(sa.select(stale_customers.c.mark_id))
     chain.assert_converged()
@@ -388,6 +400,33 @@ def test_order_that_the_old_system_writes_is_adopted_in_the_share_only(chain: Ch
     assert indexed == {"A": key_of(OUT), "B": key_of(IN), "C": key_of(IN)}
 
 
+@pytest.mark.parametrize(
+    ("made", "adopts"),
+    [
+        ({"products", "customers"}, 1),
+        ({"customers", "leads"}, 1),
+        ({"products", "customers", "leads"}, 1),
+        ({"orders", "customers", "leads"}, 0),
+    ],
+    ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else str(value),
+)
+def test_orders_that_no_upstream_in_the_run_has_indexed_are_adopted(
+    chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch, made: set[str], adopts: int
+) -> None:
+    """跟在一个不碰索引的资产后面，不等于上游已经收进来了；写订单的、按客户算的上游才是，那就不再看一遍。"""
+    raw_data.add_import([order("A", IN)])
+    chain.run(date(2026, 1, 5))
+    chain.use_graph(AFTER_PRODUCTS)
+    (row,) = read_rows(chain, ORDERS).values()
+    insert(chain, ORDERS, [{**row, "order_id": "B"}])
+    adopted: list[int] = []
+    monkeypatch.setattr(customer_orders, "adopt_orders", lambda *arguments: adopted.append(adopt_orders(*arguments)))
+    chain.run(date(2026, 1, 5), assets=made)
+    assert adopted == [1] * adopts
+    if adopts:
+        assert figures(chain)[IN][0] == 2
+
+
 # ---- 账 --------------------------------------------------------------------------
 
 
@@ -399,6 +438,12 @@ def test_rows_of_others_have_their_own_place_in_the_account(chain: Chain, raw_da
     assert splits == [(7, 1, 2, 1, 3), (1, 1, 0, 0, 0)]
     assert str(report.accounts[0]) == "7 raw rows in scope on 2026-01-05, 1 loaded + 2 superseded + 1 rejected + 3 outside the share"
     assert report.written.rows == 2
+
+
+def test_rows_outside_the_share_are_not_warned_of(chain: Chain, raw_data: RawData) -> None:
+    raw_data.add_import([order(name, who, order_type="定制") for name, who in (("A", IN), ("A", IN), ("B", OUT), ("B", OUT))])
+    (report, *_) = with_rollout(chain, 10).run(date(2026, 1, 5))
+    assert report.warnings[date(2026, 1, 5)].rows == {"repeated_in_import": 1, "unmapped_type": 1}
 
 
 def test_lost_order_of_the_share_is_found(chain: Chain, raw_data: RawData) -> None:

@@ -10,14 +10,16 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
+from etl_assets.comparison.comparing import ComparisonRequest, compare_schemas
 from etl_assets.core.database_sync import build_engine, normalize_url
 from etl_assets.core.errors import PermanentError, TableContractError
-from etl_assets.core.tables import ledger, order_index, target_tables
-from etl_assets.services.comparison import ComparisonRequest, compare_schemas
+from etl_assets.core.etl_tables import ledger, order_index
+from etl_assets.core.tables import target_tables
 from etl_assets.services.target_schema import prepare_target
 from etl_assets.testing.raw_data import RawData
 from tests.integration.engine.chain import Chain
 from tests.reference.oracle import actual, differences, expected
+from tests.the_three import graph
 
 FIRST, LAST = date(2026, 1, 1), date(2026, 1, 6)
 SHADOW = "Shadow 影"
@@ -25,7 +27,9 @@ SHADOW = "Shadow 影"
 
 @pytest.fixture
 def shadow(chain: Chain) -> Iterator[Chain]:
-    yield Chain(chain.engine, chain.settings.model_copy(update={"target_schema": SHADOW}))
+    shadow = Chain(chain.engine, chain.settings.model_copy(update={"target_schema": SHADOW}))
+    shadow.use_graph(graph)
+    yield shadow
     chain.execute(sa.schema.DropSchema(SHADOW, cascade=True, if_exists=True))
 
 

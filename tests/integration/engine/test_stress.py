@@ -38,7 +38,7 @@ def test_eight_workers_on_the_same_customers_never_fail_and_converge(chain: Chai
     total = sum(labours, Labour())
     logging.getLogger(__name__).info("%s runs, %s conflicts tried again", total.runs, total.conflicts)
     assert min(each.runs for each in labours) > 0
-    world.settle_and_compare(Finish(day_by_day=False, order=()))
+    world.settle_and_compare(Finish(by_person=True, day_by_day=False, order=()))
 
 
 def random_change(randomness: Random) -> Event:

@@ -9,15 +9,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from etl_assets.core.database_sync import build_engine
 from etl_assets.core.errors import TableContractError
-from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import target_tables
-from etl_assets.services.ledger import ASSETS
 from etl_assets.services.table_contract import assert_table_contract
-from etl_assets.testing.databases import cloned_database
 from etl_assets.testing.raw_data import RawData
-from tests.integration.engine.chain import Chain
+from tests.integration.engine.chain import ASSETS, Chain, cloned_chain
 from tests.integration.engine.snapshot import database_contents
 
 DAY = date(2026, 1, 5)
@@ -163,11 +159,8 @@ def test_table_of_another_schema_is_no_substitute(engine: sa.Engine) -> None:
 @pytest.fixture
 def own_chain(postgres_url: str, database_template: str) -> Iterator[Chain]:
     """自己的数据库：这里改的表结构会提交。"""
-    with cloned_database(postgres_url, database_template) as url:
-        settings = EtlSettings(database_url=url)
-        engine = build_engine(settings)
-        yield Chain(engine, settings)
-        engine.dispose()
+    with cloned_chain(postgres_url, database_template) as chain:
+        yield chain
 
 
 def test_refused_run_writes_nothing_and_succeeds_once_the_table_is_right(own_chain: Chain) -> None:

@@ -15,8 +15,7 @@ from structlog.testing import capture_logs
 
 from etl_assets.core.database_sync import build_engine
 from etl_assets.core.settings import EtlSettings
-from etl_assets.services.ledger import ASSETS
-from tests.integration.engine.chain import Chain
+from tests.integration.engine.chain import ASSETS, Chain
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def start_workers(count: int) -> ProcessPoolExecutor:
 @lru_cache(maxsize=1)
 def open_chain(settings: EtlSettings) -> Chain:
     """这个进程的资产链；头一次用到时才连接。"""
-    return Chain(build_engine(settings), settings)
+    return Chain(build_engine(settings), settings, allow_deletes=True)
 
 
 def materialize(settings: EtlSettings, first: date, last: date, assets: Collection[str]) -> None:

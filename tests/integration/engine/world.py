@@ -12,8 +12,11 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
-from etl_assets.core.tables import import_tasks, order_index, target_tables
-from etl_assets.services.reports import import_accounting
+from etl_assets.core.etl_tables import order_index
+from etl_assets.core.tables import import_tasks, target_tables
+from etl_assets.ledger.graph import AssetGraph
+from etl_assets.reports.reports import import_accounting
+from etl_assets.services.account_check import find_wrong_days
 from etl_assets.testing.raw_data import RawData
 from tests.integration.engine import workers
 from tests.integration.engine.chain import Chain
@@ -40,9 +43,16 @@ from tests.integration.engine.history import (
 from tests.integration.engine.interleaving import WorkerDied, interleaved, nth_statement, writes_to
 from tests.reference.identities import build_customer_key
 from tests.reference.oracle import Split, accounting
+from tests.the_three import graph
 
 TABLES = target_tables("public")
 ORDERS, CUSTOMERS, LEADS = TABLES.orders, TABLES.customers, TABLES.leads
+
+
+def shapes(wider: AssetGraph) -> set[str]:
+    """图里有没有分叉、有没有汇合。"""
+    forks = {"a fork" for name in wider.names if len(wider.downstreams(name)) > 1}
+    return forks | {"a join" for asset in wider.assets if len(asset.upstreams) > 1}
 
 
 class World:
@@ -50,7 +60,8 @@ class World:
 
     def __init__(self, chain: Chain, processes: Executor) -> None:
         chain.empty_database()
-        self.chain = Chain(chain.engine, chain.settings.model_copy(update={"cold_after_days": COLD_AFTER_DAYS}))
+        settings = chain.settings.model_copy(update={"cold_after_days": COLD_AFTER_DAYS})
+        self.chain = Chain(chain.engine, settings, allow_deletes=True)  # 店铺会改名，而收敛与要不要人允许无关
         self.processes = processes
         self.raw_data = RawData(chain.engine)
         self.raw_data.add_shop(OTHER_SHOP, OTHER_SHOP_NAME)
@@ -65,6 +76,8 @@ class World:
     def live_through(self, history: History) -> None:
         """发生这段历史，把到期的做完，再与参照实现比较。"""
         try:
+            self.chain.use_graph(AssetGraph.of([*graph.assets, *history.extras]))
+            self.sightings |= {f"graph with {shape}" for shape in shapes(self.chain.graph)}
             self.happen(history.first)
             self.chain.run_due()
             for change in history.changes:
@@ -128,12 +141,9 @@ class World:
         self._announce(import_id)
 
     def _touch(self, touch: Touch) -> None:
-        """收回关闭只对还有订单的客户：没有订单的客户，哪一天的运行也看不到他。"""
-        candidates = sa.select(LEADS.c.lead_id, LEADS.c.customer_global_id).order_by(LEADS.c.customer_global_id, LEADS.c.lead_no)
-        if touch.takes_back:
-            has_orders = sa.select(CUSTOMERS.c.customer_global_id).join(order_index, order_index.c.customer_key == CUSTOMERS.c.customer_key)
-            candidates = candidates.where(LEADS.c.customer_global_id.in_(has_orders))
-        leads = self.chain.rows(candidates)
+        leads = self.chain.rows(
+            sa.select(LEADS.c.lead_id, LEADS.c.customer_global_id).order_by(LEADS.c.customer_global_id, LEADS.c.lead_no)
+        )
         if leads:
             lead_id, customer_id = leads[touch.which % len(leads)]
             self.touched_customers.add(customer_id)
@@ -167,14 +177,18 @@ class World:
         for import_id in sorted(self.imports if self.is_configured else self.unannounced):
             self._announce(import_id)
         wanted = self.chain.expected()
-        if self.is_configured:
+        if self.is_configured and finish.by_person:
             self.chain.run(FIRST_DAY, LAST_DAY)
         elif finish.day_by_day:
-            for day, asset in sorted(self.chain.first_due_assets().items(), key=lambda due: finish.order[(due[0] - FIRST_DAY).days]):
-                self.chain.run_from(asset, day)
+            for day, assets in sorted(self.chain.due_runs().items(), key=lambda due: finish.order[(due[0] - FIRST_DAY).days]):
+                self.chain.run(day, assets=assets, is_of_event=True)
         self.chain.run_due()
         for day in self._days_of_touched_customers():
             self.chain.run(day, assets=["leads"])
+        if self.touched_customers:  # 没有订单的客户没有日子：哪一天的运行都看得到人对他的改动
+            self.chain.run_from("customers", LAST_DAY)
+        self.chain.run_due()
+        self.sightings |= {f"run of {report.scope} {report.asset}" for report in self.chain.reports}
         self._look_at_the_result()
         self.chain.assert_converged(wanted)
         self._assert_all_rows_accounted_for()
@@ -192,6 +206,8 @@ class World:
         with self.chain.engine.connect() as connection:
             reported = {row["import_id"]: row for row in import_accounting(connection, self.chain.settings)}
             reference = accounting(connection, self.chain.reference_settings).by_import
+            wrong = find_wrong_days(connection, self.chain.settings)
+        assert not wrong, f"the stored accounts do not add up on {wrong}"
         for import_id in self.imports:
             row = reported[import_id]
             split = Split(loaded=row["loaded"], superseded=row["superseded"], rejected=row["rejected"])

@@ -1,0 +1,148 @@
+"""等着导入的事件：按时看台账里到点的，导入好了的敲门铃，限期过了的进死信。"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from bridge.errors import StreamFullError
+from bridge.events.envelope import DataImportCompleted
+from bridge.events.streams import DEAD_LETTERS
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM, dead_letter_subject
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY, store_letter
+from bridge.jetstream.stored_messages import StoredMessage, stored_message
+from bridge.queue.broker import SafeJetStreamBroker
+from bridge.queue.task_names import MATERIALIZE_DUE
+from bridge.settings import BridgeSettings, Lane
+from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.log import RepeatedWarning, get_logger
+from etl_assets.core.settings import EtlSettings
+from etl_assets.intake.imports import NO_SEQUENCE
+from etl_assets.intake.waiting_events import Look, Patience, WaitingEvent, forget, look_after_waiting_events
+from etl_assets.reports.reports import count_waiting_events
+
+logger = get_logger(__name__)
+
+_letters_full = RepeatedWarning(logger, "the dead letters are full, events whose imports did not come stay in the ledger")
+
+SPEAK_SECONDS = 60.0
+FRUITLESS_BITES = 2
+_AT_ONCE = 50
+"""同时往死信流里存这么多封。"""
+
+
+class WaitingEvents:
+    """监听器里看着它们的那一个；几个监听器各有一个，到点的在它们之间分。"""
+
+    def __init__(
+        self, *, ring: Callable[[str, Lane], Awaitable[None]], broker: SafeJetStreamBroker, engine: sa.Engine, settings: EtlSettings
+    ) -> None:
+        self._ring = ring
+        self._broker = broker
+        self._engine = engine
+        self._settings = settings
+        self._patience = _patience(broker.settings)
+        self._speak_at = 0.0
+
+    async def look(self) -> None:
+        """看到没有到点的为止；一批里没有一个导入是好的，只再看一批：等着的再多，也只花这么些工夫。"""
+        fruitless = 0
+        more = True
+        while more and fruitless < FRUITLESS_BITES:
+            look = await asyncio.to_thread(self._look)
+            more = look.more
+            if look.requested:
+                await self._ring(MATERIALIZE_DUE, "event")
+            else:
+                fruitless += 1
+            if look.waiting:
+                await self._speak()
+            await self._bury(look.overdue)
+
+    def _look(self) -> Look:
+        with translated_errors():
+            return look_after_waiting_events(self._engine, self._settings, self._patience)
+
+    async def _speak(self) -> None:
+        """有事件在等，一分钟说一回。"""
+        if time.monotonic() < self._speak_at:
+            return
+        self._speak_at = time.monotonic() + SPEAK_SECONDS
+        waiting = await asyncio.to_thread(self._count)
+        logger.info("events wait for their imports", events=waiting.events, oldest_stored_at=str(waiting.oldest))
+
+    def _count(self) -> sa.Row[tuple[int, datetime | None]]:
+        with translated_errors(), self._engine.connect() as connection:
+            return count_waiting_events(connection, self._settings)
+
+    async def _bury(self, overdue: Sequence[WaitingEvent]) -> None:
+        """存进了死信流的才不再等；存不了的留着，到点再来。"""
+        for first in range(0, len(overdue), _AT_ONCE):
+            events = overdue[first : first + _AT_ONCE]
+            outcomes = await asyncio.gather(*(bury(self._broker.connection, event) for event in events), return_exceptions=True)
+            buried = [event for event, outcome in zip(events, outcomes, strict=True) if outcome is None]
+            if buried:
+                await asyncio.to_thread(self._forget, buried)
+                logger.error(
+                    "events dead-lettered: their imports did not come in time",
+                    events=len(buried),
+                    sequence=buried[0].sequence,
+                    reason=_reason(buried[0]),
+                )
+            for outcome in outcomes:
+                if isinstance(outcome, StreamFullError):
+                    _letters_full.say("", stream=EVENTS_DLQ_STREAM, events=len(overdue), remedy=LETTERS_FULL_REMEDY)
+                    return
+                if outcome is not None:
+                    raise outcome
+
+    def _forget(self, events: Sequence[WaitingEvent]) -> None:
+        with translated_errors():
+            forget(self._engine, self._settings.target_schema, events)
+
+
+def _patience(settings: BridgeSettings) -> Patience:
+    return Patience(settings.event_backoff, limit_seconds=settings.event_retry_seconds)
+
+
+async def bury(connection: JetStreamConnection, event: WaitingEvent) -> None:
+    """流里的原文进死信流；流里已经没有它，就由台账记得的造一封。"""
+    await store_letter(
+        connection,
+        await _original(connection, event) or _remembered(event),
+        letters=DEAD_LETTERS,
+        subject=dead_letter_subject(DATA_IMPORT_COMPLETED),
+        reason=_reason(event),
+        attempts=event.looks,
+    )
+
+
+async def _original(connection: JetStreamConnection, event: WaitingEvent) -> StoredMessage | None:
+    """序号对上了也要看是不是它：流重建之后序号会重来。"""
+    if event.sequence == NO_SEQUENCE:
+        return None
+    found = await stored_message(connection, EVENTS_STREAM, event.sequence)
+    try:
+        is_it = found is not None and DataImportCompleted.model_validate_json(found.data).event_id == event.event_id
+    except ValueError:
+        is_it = False
+    return found if is_it else None
+
+
+def _remembered(event: WaitingEvent) -> StoredMessage:
+    content = DataImportCompleted(event_id=event.event_id, import_id=event.import_id, occurred_at=event.stored_at)
+    if event.allow_deletes:
+        content = content.model_copy(update={"allow_deletes": True})
+    key = f"-{event.event_id}" if event.sequence == NO_SEQUENCE else ""
+    return StoredMessage(EVENTS_STREAM, event.sequence, event.stored_at, DATA_IMPORT_COMPLETED, content.model_dump_json().encode(), key)
+
+
+def _reason(event: WaitingEvent) -> str:
+    problem = "is not in import_tasks" if event.import_status is None else "is not completed in import_tasks"
+    age_seconds = (datetime.now(UTC) - event.stored_at).total_seconds()
+    return f"import {event.import_id} {problem}; given up {age_seconds:.0f} s after it was published"

@@ -1,0 +1,192 @@
+"""`etl doctor` 看的每一项：是什么样，不对的该怎么办。只看，不改。"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
+from bridge.operations.findings import Finding
+from bridge.operations.queue_findings import look_at_newest_event, look_at_queues, look_at_server
+from bridge.settings import BridgeSettings
+from etl_assets.core.asset_folders import descriptions
+from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.errors import EtlError
+from etl_assets.core.settings import EtlSettings
+from etl_assets.intake.named_orders import SCATTERED_REMEDY
+from etl_assets.ledger.troubles import recent_troubles, troubles_of_imports
+from etl_assets.migrations.upgrade import MINIMUM_SERVER_VERSION, missing_migrations
+from etl_assets.reports import health, reports
+from etl_assets.reports.lookups import find_index_work
+from etl_assets.reports.readiness import assert_usable, assert_writable
+from etl_assets.services.table_checks import count_violations
+
+_LEAST_FREE_BYTES = 1 << 30
+_WAITS_LONG = timedelta(minutes=1)
+
+
+def examine(engine: sa.Engine, settings: EtlSettings, bridge_settings: BridgeSettings, *, state_dir: Path) -> Iterator[Finding]:
+    """逐项看过去；服务器不在的，靠它的那些项不看。"""
+    yield _free_disk(state_dir)
+    database = _attempt("postgres", lambda: _server(engine))
+    yield database
+    nats = _attempt("nats", lambda: asyncio.run(look_at_server(bridge_settings)))
+    yield nats
+    if database.state != "error":
+        schema = _attempt("schema", lambda: _schema(engine, settings))
+        yield schema
+        yield _dagster_home()
+        if schema.state != "error":
+            yield from _attempts("indexes", lambda: _indexes(engine, settings))
+            yield from _attempts("ledger", lambda: _ledger(engine, settings))
+            yield from _attempts("order ids", lambda: _order_ids(engine, settings))
+            yield from _attempts("side tasks", lambda: _side_tasks(engine))
+            yield from _attempts("table checks", lambda: _tables(engine, settings))
+    if nats.state != "error":
+        yield from _attempts("queues", lambda: asyncio.run(look_at_queues(bridge_settings)))
+        if database.state != "error":
+            yield from _attempts("newest event", lambda: look_at_newest_event(engine, settings, bridge_settings))
+
+
+def _attempts(check: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """看不下去的也是一项发现，不耽误别的。"""
+    try:
+        with translated_errors():
+            return list(look())
+    except EtlError as error:
+        return [Finding(check, "error", str(error))]
+
+
+def _attempt(check: str, look: Callable[[], Finding]) -> Finding:
+    (finding,) = _attempts(check, lambda: [look()])
+    return finding
+
+
+# ---- 服务器 -------------------------------------------------------------------------
+
+
+def _free_disk(state_dir: Path) -> Finding:
+    folder = next(parent for parent in (state_dir, *state_dir.parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
+    says = f"{free / (1 << 30):.1f} GiB free at {folder}"
+    return Finding("disk", "ok", says) if free > _LEAST_FREE_BYTES else Finding("disk", "warning", f"{says}: free some space")
+
+
+def _server(engine: sa.Engine) -> Finding:
+    with engine.connect() as connection:
+        number, version = connection.execute(
+            sa.text("SELECT current_setting('server_version_num')::int, current_setting('server_version')")
+        ).one()
+        if number < MINIMUM_SERVER_VERSION:
+            return Finding("postgres", "error", f"version {version}: upgrade to {MINIMUM_SERVER_VERSION // 10000} or newer")
+        assert_writable(connection)
+    return Finding("postgres", "ok", f"version {version}")
+
+
+def _schema(engine: sa.Engine, settings: EtlSettings) -> Finding:
+    if missing := missing_migrations(engine):
+        return Finding("schema", "error", f"{len(missing)} migrations are missing ({', '.join(missing)}): run `etl init-db`")
+    with engine.connect() as connection:
+        assert_usable(connection, settings.target_schema)
+    return Finding("schema", "ok", f"the tables in {settings.target_schema} match the contract")
+
+
+def _indexes(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:
+    """应用自己建的表上，ETL 的查找有没有索引走得成。"""
+    with engine.connect() as connection:
+        found = find_index_work(connection, settings)
+    for work in found:
+        yield Finding(f"index {work.lookup.index.name}", "warning", work.says)
+    if not found:
+        yield Finding("indexes", "ok", "every lookup of an event and of a run is served by one")
+
+
+def _dagster_home() -> Finding:
+    home = os.environ.get("DAGSTER_HOME")
+    if not home:
+        return Finding("dagster", "warning", "DAGSTER_HOME is not set here: workers need it, see `etl env`")
+    if not (Path(home) / "dagster.yaml").exists():
+        return Finding("dagster", "error", f"there is no dagster.yaml in DAGSTER_HOME ({home}): start `etl up` once, or write one")
+    return Finding("dagster", "ok", f"dagster {importlib.metadata.version('dagster')}, {home}")
+
+
+# ---- 台账与表 -----------------------------------------------------------------------
+
+
+def _ledger(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:
+    with engine.connect() as connection:
+        held = reports.held_days(connection, settings)
+        silent = health.unannounced_imports(connection, settings)
+        unasked = health.unasked_days(connection, settings)
+        nowhere = health.rows_nowhere(connection, settings)
+        waiting = reports.count_waiting_events(connection, settings)
+        aside = reports.set_aside_events(connection)
+    if waiting.oldest is not None and datetime.now(UTC) - waiting.oldest > _WAITS_LONG:
+        yield Finding(
+            "waiting events",
+            "warning",
+            f"{waiting.events:,} events wait for imports that are not completed in import_tasks, the oldest since {waiting.oldest}; "
+            "each is dead-lettered ETL_EVENT_RETRY_SECONDS after it was published: do the imports commit?",
+        )
+    if aside.events:
+        yield Finding(
+            "completion events", "warning", f"{aside.events:,} cannot be published and are tried again every ten minutes: {aside.problem}"
+        )
+    if held:
+        first = held[0]
+        yield Finding("held days", "warning", f"{first['day']} of {first['asset']} is held ({first['held_reason']}); see `etl status`")
+    if silent:
+        yield Finding(
+            "announced imports",
+            "error",
+            f"{len(silent)} completed imports are not in the ledger and the listener does not take them in by itself (it was not running, "
+            f"or completed_at is empty, or more than an hour off, or before the first start), the oldest is {silent[0]}: `etl replay`, "
+            f"or `etl publish {DATA_IMPORT_COMPLETED}` for each",
+        )
+    for check, found, problem in (
+        ("ledger", unasked, "raw rows lie on days that the ledger was never asked for"),
+        ("tables", nowhere, "raw rows of days that the ledger calls done are neither in orders nor rejected"),
+    ):
+        if found:
+            remedy = f"was a backup restored? `etl backfill --from {found.first} --to {found.last}` makes these days again"
+            yield Finding(check, "error", f"{found.rows:,} {problem} ({found.first} to {found.last}): {remedy}")
+    if not (held or silent or unasked or nowhere):
+        yield Finding("ledger", "ok", "every raw row is accounted for")
+
+
+def _side_tasks(engine: sa.Engine) -> Iterator[Finding]:
+    """进程旁边的活（对账、补发……）最近一小时里无故结束过没有。"""
+    with engine.connect() as connection:
+        found = recent_troubles(connection)
+    for trouble in found:
+        says = f"'{trouble['task']}' of {trouble['process']} ended {trouble['times']} times, the last at {trouble['last_at']:%H:%M:%S %Z}"
+        remedy = "it was started again; if it goes on, look into the log of that process and report it"
+        yield Finding("side tasks", "error", f"{says} ({trouble['message']}): {remedy}")
+    if not found:
+        yield Finding("side tasks", "ok", "none has ended in the last hour")
+
+
+def _order_ids(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:
+    """占位的订单号：收导入时看出来的。"""
+    with engine.connect() as connection:
+        found = troubles_of_imports(connection, settings.target_schema)
+    for said in found:
+        yield Finding("order ids", "warning", f"{said}: {SCATTERED_REMEDY}")
+
+
+def _tables(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:
+    wrong = [
+        f"{asset} {name} ({violations:,})"
+        for asset in descriptions()
+        for name, violations in count_violations(engine, settings, asset, None).items()
+        if violations
+    ]
+    remedy = "make the days again with `etl backfill`; if it stays, something else writes these tables"
+    yield Finding("table checks", "error", f"{', '.join(wrong)}: {remedy}") if wrong else Finding("table checks", "ok", "all pass")

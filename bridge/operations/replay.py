@@ -1,0 +1,226 @@
+"""重放 EVENTS 里的事件：直接从流里读，不动监听器的消费者，一批一批地再问台账。"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any, Literal, TypeVar
+
+import sqlalchemy as sa
+from nats.aio.msg import Msg
+
+from bridge.errors import InvalidEventError, StreamMissingError
+from bridge.events.envelope import DataImportCompleted, EtlCompleted
+from bridge.events.event_task_utils import EventTaskHandler, ReceivedEvent
+from bridge.events.handlers import concerns, handlers_of, import_event
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_PREFIX, EVENTS_STREAM, completed_asset
+from bridge.events.verdicts import receive
+from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.stored_messages import Stretch, read_stored, stored_at
+from bridge.jetstream.streams import stream_state
+from bridge.settings import BridgeSettings
+from etl_assets.core.business_day import partition_range
+from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.database_sync import get_engine
+from etl_assets.core.errors import TransientError
+from etl_assets.core.settings import EtlSettings, get_settings
+from etl_assets.intake.replay import replay_completion, replay_imports
+from etl_assets.ledger.graph import AssetGraph, read_graph
+from etl_assets.ledger.outbox import installation_id
+
+_ATTEMPTS = 3
+_NAMED_PROBLEMS = 50
+
+Verdict = Literal["requested", "skipped", "ignored", "not_completed", "invalid"]
+"""requested：要求了日子；skipped：台账说做完了；ignored：与我们无关；not_completed：导入不在或没完成；invalid：不合约定。"""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """一个没能重放的事件。"""
+
+    sequence: int
+    subject: str
+    verdict: Verdict
+    reason: str
+
+
+@dataclass
+class ReplayReport:
+    """读了哪些事件，各是什么结果，碰了哪些分区；problems 只留前几十个。"""
+
+    counts: Counter[Verdict] = field(default_factory=Counter)
+    days: dict[str, set[date]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    begins_late_at: int | None = None
+    """流里最早的序号；比要求的起点晚，更早的已经不在了。"""
+
+    @property
+    def events(self) -> int:
+        return self.counts.total()
+
+    def note(self, verdict: Verdict) -> None:
+        self.counts[verdict] += 1
+
+    def complain(self, message: Msg, verdict: Verdict, reason: str) -> None:
+        self.note(verdict)
+        if len(self.problems) < _NAMED_PROBLEMS:
+            self.problems.append(Problem(message.metadata.sequence.stream, message.subject, verdict, reason))
+
+
+async def replayable_subjects() -> list[str]:
+    return [handler.subject for handler in _replayable(await asyncio.to_thread(_read_graph))]
+
+
+def _replayable(graph: AssetGraph) -> list[EventTaskHandler[Any]]:
+    """能重放的：台账说得出它们的事件做完了没有；别的主题的处理器，台账一无所知。"""
+    return [
+        handler
+        for handler in handlers_of(graph)
+        if handler.subject == DATA_IMPORT_COMPLETED or completed_asset(handler.subject) in graph.names
+    ]
+
+
+async def replay_events(
+    settings: BridgeSettings,
+    *,
+    first: int | datetime,
+    last_sequence: int | None = None,
+    until: datetime | None = None,
+    subject: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+) -> ReplayReport:
+    """重放一段事件，到开始时流的末尾为止；dry_run 时照样判断，什么也不留下。
+
+    :param last_sequence: 含这个序号。
+    :param until: 不含这个时刻。
+    """
+    graph = await asyncio.to_thread(_read_graph)
+    connection = JetStreamConnection(settings, name="replay")
+    await connection.open()
+    try:
+        state = await stream_state(connection, EVENTS_STREAM)
+        if state is None:
+            raise StreamMissingError(f"{EVENTS_PREFIX}>")
+        replaying = _Replay(settings, graph, subject=subject, force=force, dry_run=dry_run)
+        if await _begins_late(connection, state.first_seq, first):
+            replaying.report.begins_late_at = state.first_seq
+        stretch = Stretch(first, state.last_seq if last_sequence is None else min(last_sequence, state.last_seq))
+        async with contextlib.aclosing(read_stored(connection, EVENTS_STREAM, stretch, subjects=replaying.subjects)) as batches:
+            async for messages in batches:
+                in_time = [message for message in messages if until is None or message.metadata.timestamp < until]
+                await replaying.take(in_time)
+                if len(in_time) < len(messages):
+                    break
+        return replaying.report
+    finally:
+        await connection.close()
+
+
+async def _begins_late(connection: JetStreamConnection, first_sequence: int, first: int | datetime) -> bool:
+    if first_sequence <= 1:
+        return False
+    if isinstance(first, int):
+        return first < first_sequence
+    oldest = await stored_at(connection, EVENTS_STREAM, first_sequence)
+    return oldest is not None and first < oldest
+
+
+def _read_graph() -> AssetGraph:
+    with translated_errors(), get_engine().connect() as connection:
+        return read_graph(connection, get_settings().target_schema)
+
+
+class _Replay:
+    """一次重放：怎样判断一批事件，判断到哪里了。"""
+
+    def __init__(self, settings: BridgeSettings, graph: AssetGraph, *, subject: str | None, force: bool, dry_run: bool) -> None:
+        self._graph = graph
+        self._handlers: dict[str, EventTaskHandler[Any]] = {
+            handler.subject: handler for handler in _replayable(graph) if subject in (None, handler.subject)
+        }
+        self._max_bytes = settings.event_max_bytes
+        self._force = force
+        self._dry_run = dry_run
+        self.report = ReplayReport(days={asset: set() for asset in graph.names})
+
+    @property
+    def subjects(self) -> list[str]:
+        return sorted(self._handlers)
+
+    async def take(self, messages: Sequence[Msg]) -> None:
+        """一批：不合约定的记下来，其余按主题问台账，每个主题一个事务。"""
+        valid: dict[str, list[tuple[Msg, ReceivedEvent[Any]]]] = {subject: [] for subject in self._handlers}
+        for message in messages:
+            try:
+                received = receive(self._handlers[message.subject], message, max_bytes=self._max_bytes)
+            except InvalidEventError as error:
+                self.report.complain(message, "invalid", error.reason)
+            else:
+                valid[message.subject].append((message, received))
+        for subject, events in valid.items():
+            if events and subject == DATA_IMPORT_COMPLETED:
+                await self._take_imports(events)
+            elif events:
+                await self._take_completions(completed_asset(subject) or "", [received for _, received in events])
+
+    async def _take_imports(self, events: Sequence[tuple[Msg, ReceivedEvent[DataImportCompleted]]]) -> None:
+        asked = [import_event(received) for _, received in events]
+        replayed = await self._in_transaction(lambda connection, settings: replay_imports(connection, settings, asked, force=self._force))
+        for (message, received), outcome in zip(events, replayed.outcomes, strict=True):
+            match outcome:
+                case "done":
+                    self.report.note("skipped")
+                case "irrelevant" | "asks for nothing":
+                    self.report.note("ignored")
+                case "pending":
+                    self.report.complain(message, "not_completed", f"import {received.event.import_id} is not completed in import_tasks")
+                case "missing":
+                    self.report.complain(message, "not_completed", f"import {received.event.import_id} is not in import_tasks")
+                case _:
+                    self.report.note("requested")
+        for asset in self._graph.names:
+            self.report.days[asset] |= set(replayed.days)
+
+    async def _take_completions(self, asset: str, events: Sequence[ReceivedEvent[EtlCompleted]]) -> None:
+        """同一天的几个事件以最晚的为准：它都有人接着做了，更早的也一样。"""
+
+        def ask(connection: sa.Connection, settings: EtlSettings) -> tuple[list[set[date]], Collection[date]]:
+            own, partitions = str(installation_id(connection)), partition_range(settings)
+            of_events = [
+                {day for day in received.event.partitions if partitions.first <= day <= partitions.last}
+                if concerns(received.event, own, settings.target_schema)
+                else set()
+                for received in events
+            ]
+            newest: dict[date, datetime] = {}
+            for received, days in zip(events, of_events, strict=True):
+                newest |= dict.fromkeys(days, received.published_at)
+            return of_events, replay_completion(connection, settings.target_schema, asset, newest, force=self._force)
+
+        of_events, asked = await self._in_transaction(ask)
+        for days in of_events:
+            self.report.note("ignored" if not days else "requested" if days & set(asked) else "skipped")
+        for later in self._graph.descendants(asset):
+            self.report.days[later] |= set(asked)
+
+    async def _in_transaction(self, ask: Callable[[sa.Connection, EtlSettings], Result]) -> Result:
+        """别的运行挡着就再来；没有监听器替我们重投。"""
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(TransientError):
+                return await asyncio.to_thread(self._ask, ask)
+        return await asyncio.to_thread(self._ask, ask)
+
+    def _ask(self, ask: Callable[[sa.Connection, EtlSettings], Result]) -> Result:
+        with translated_errors(), get_engine().connect() as connection, connection.begin() as transaction:
+            result = ask(connection, get_settings())
+            if self._dry_run:
+                transaction.rollback()
+            return result

@@ -1,0 +1,303 @@
+"""预先载入的代码位置：建运行、在线程里执行运行，不经 gRPC，也从不重新载入。
+
+由 test_dagster_contract 看守：换 Dagster 版本而这里的假设不再成立时，那里先失败。
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from dagster import (
+    AssetCheckKey,
+    AssetKey,
+    DagsterEvent,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    JobDefinition,
+    RepositoryDefinition,
+)
+
+from bridge.warm_dagster.instance import deferring_events
+from bridge.warm_dagster.internals import (
+    PARENT_RUN_ID_TAG,
+    ROOT_RUN_ID_TAG,
+    ExecutionPlanSnapshot,
+    IJob,
+    LoadableTargetOrigin,
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    ReconstructableRepository,
+    RemoteRepositoryOrigin,
+    SerializableErrorInfo,
+    create_execution_plan,
+    execute_run_iterator,
+    initialize_repository_def_from_pointer,
+    snapshot_from_execution_plan,
+)
+from bridge.warm_dagster.runs import finished_assets
+from bridge.warm_dagster.storage_faults import noting_faults
+from etl_assets.core.business_day import DayRange
+from etl_assets.core.database_errors import fault_of
+from etl_assets.core.errors import FailureKind
+from etl_assets.ledger.graph import AssetGraph
+from etl_assets.orchestration.asset_runs import partition_tags
+from etl_assets.orchestration.failures import kind_in
+from etl_assets.orchestration.graph import graph_of
+
+
+@dataclass(frozen=True)
+class RunFailure:
+    """哪个资产失败了（说不出是哪个的是 None），是哪一种失败，一句话。"""
+
+    asset: str | None
+    kind: FailureKind
+    error: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """一个运行的结局。一个资产失败了，不靠它的照样做完，所以失败的可能不止一个。"""
+
+    failures: tuple[RunFailure, ...] = ()
+
+    @property
+    def succeeded(self) -> bool:
+        return not self.failures
+
+    @property
+    def error(self) -> str:
+        return "; ".join(failure.error for failure in self.failures)
+
+
+@dataclass(frozen=True)
+class _PlannedJob:
+    """某个资产选择下的作业与它的计划快照：内容不变，只算一次。"""
+
+    job: JobDefinition
+    checks: frozenset[AssetCheckKey] | None
+    step_keys: Sequence[str]
+    plan_snapshot: ExecutionPlanSnapshot
+
+
+class CodeLocation:
+    """一个代码位置，载入一次；运行带着它的名字，网页才能重新执行它们。"""
+
+    def __init__(self, *, module: str, attribute: str, location_name: str) -> None:
+        reconstructable = ReconstructableRepository.for_module(module, attribute, None)
+        self.repository: RepositoryDefinition = initialize_repository_def_from_pointer(reconstructable.pointer)
+        self.graph: AssetGraph = graph_of(self.repository.asset_graph.assets_defs)
+        target = LoadableTargetOrigin(executable_path=sys.executable, module_name=module, attribute=attribute)
+        location_origin = ManagedGrpcPythonEnvCodeLocationOrigin(target, location_name)
+        self._python_origin = reconstructable.get_python_origin()
+        self._remote_origin = RemoteRepositoryOrigin(location_origin, self.repository.name)
+        self._subsets: dict[tuple[str, frozenset[AssetKey] | None, frozenset[AssetCheckKey] | None], JobDefinition] = {}
+        self._plans: dict[tuple[str, frozenset[AssetKey] | None, frozenset[AssetCheckKey] | None], _PlannedJob] = {}
+
+    def job(
+        self, name: str, asset_selection: frozenset[AssetKey] | None = None, check_selection: frozenset[AssetCheckKey] | None = None
+    ) -> JobDefinition:
+        """作业，或它的一个资产子集；子集算一次就留着。没有点名检查（None）就是所选资产的全部检查。"""
+        key = (name, asset_selection, check_selection)
+        if key not in self._subsets:
+            whole = self.repository.get_job(name)
+            is_subset = asset_selection or check_selection
+            self._subsets[key] = (
+                whole.get_subset(asset_selection=asset_selection, asset_check_selection=check_selection) if is_subset else whole
+            )
+        return self._subsets[key]
+
+    def create_run(
+        self,
+        instance: DagsterInstance,
+        *,
+        job_name: str,
+        run_id: str,
+        assets: Iterable[str],
+        days: DayRange,
+        tags: Mapping[str, str],
+        retry_of: str | None = None,
+    ) -> DagsterRun:
+        """建一个 NOT_STARTED 的运行：像网页那样建，只是不经 gRPC，快照也不重算。
+
+        建它的马上就执行它：计划的事件与执行的头几个一起写。
+
+        :param retry_of: 它重做的那个失败的运行；网页上两个连在一起。
+        """
+        selection = frozenset(map(_key, assets))
+        parent = instance.get_run_by_id(retry_of) if retry_of else None
+        with deferring_events(instance, is_continued=True):
+            return self._create(instance, job_name, selection, run_id=run_id, tags={**partition_tags(days), **tags}, parent=parent)
+
+    def create_retry(self, instance: DagsterInstance, run: DagsterRun, *, run_id: str, tags: Mapping[str, str]) -> DagsterRun | None:
+        """重做一个死了的运行：只做没做完的资产，其余照旧；资产都做完了就不必重做（None）。"""
+        selection = frozenset(run.asset_selection or ()) - finished_assets(instance, run.run_id)
+        if run.asset_selection and not selection:
+            return None
+        # 父与根由 _create 重新写：抄来的指着更早的那一个
+        kept = {name: value for name, value in run.tags.items() if name not in (PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG)}
+        checks = None if selection else run.asset_check_selection
+        with deferring_events(instance):
+            return self._create(
+                instance,
+                run.job_name,
+                selection or None,
+                checks=frozenset(checks) if checks else None,
+                run_id=run_id,
+                tags={**kept, **tags},
+                parent=run,
+                run_config=run.run_config,
+            )
+
+    def _create(
+        self,
+        instance: DagsterInstance,
+        job_name: str,
+        selection: frozenset[AssetKey] | None,
+        *,
+        tags: Mapping[str, str],
+        parent: DagsterRun | None,
+        checks: frozenset[AssetCheckKey] | None = None,
+        run_id: str | None = None,
+        run_config: Mapping[str, object] | None = None,
+    ) -> DagsterRun:
+        planned = self._plan(instance, job_name, selection, checks, run_config)
+        job = planned.job
+        parent_id = parent.run_id if parent else None
+        root_id = (parent.root_run_id or parent.run_id) if parent else None
+        lineage = {PARENT_RUN_ID_TAG: parent_id, ROOT_RUN_ID_TAG: root_id} if parent_id and root_id else {}
+        return instance.create_run(
+            job_name=job_name,
+            run_id=run_id,
+            run_config=run_config or {},
+            status=DagsterRunStatus.NOT_STARTED,
+            tags={**job.run_tags, **tags, **lineage},
+            root_run_id=root_id,
+            parent_run_id=parent_id,
+            step_keys_to_execute=planned.step_keys,
+            execution_plan_snapshot=planned.plan_snapshot,
+            job_snapshot=job.get_job_snapshot(),
+            parent_job_snapshot=job.get_parent_job_snapshot(),
+            asset_selection=selection,
+            asset_check_selection=planned.checks,
+            resolved_op_selection=None,
+            op_selection=None,
+            remote_job_origin=self._remote_origin.get_job_origin(job_name),
+            job_code_origin=self._python_origin.get_job_origin(job_name),
+            asset_graph=job.asset_layer.asset_graph,
+        )
+
+    def warm_up(self, instance: DagsterInstance, job_name: str) -> None:
+        """先算好从每个资产起的计划：领到的工作几乎总是其中之一。"""
+        for asset in self.graph.names:
+            self._plan(instance, job_name, frozenset(map(_key, (asset, *self.graph.descendants(asset)))))
+
+    def execute_run(self, instance: DagsterInstance, run: DagsterRun) -> RunResult:
+        """在本线程里执行到底；资产的失败不抛出，记在结果里。"""
+        failures: list[RunFailure] = []
+        succeeded, survived = False, 0
+        with deferring_events(instance), noting_faults() as faults:
+            # 不抛出：一个资产失败了，不靠它的还要做
+            for event in execute_run_iterator(_LoadedJob(self, self.job(run.job_name)), run, instance):
+                if event.event_type == DagsterEventType.STEP_START:
+                    survived = len(faults)  # 挺过去了的与这一步的失败无关
+                if event.is_step_failure:
+                    failures.append(self._failure(event, faults[survived:]))
+                succeeded = succeeded or event.event_type == DagsterEventType.RUN_SUCCESS
+        if not succeeded and not failures:
+            failures = [RunFailure(None, "unknown", "the run ended without success; see its page in the UI")]
+        return RunResult(tuple(failures))
+
+    def _failure(self, event: DagsterEvent, faults: Sequence[Exception]) -> RunFailure:
+        said, error = event.step_failure_data.user_failure_data, _innermost(event.step_failure_data.error)
+        text = error.message.removeprefix(f"{error.cls_name}: ").strip() if error else ""
+        return RunFailure(
+            asset=next((name for name in self.graph.names if _key(name).to_python_identifier() == event.step_key), None),
+            kind=(said and kind_in(said.metadata)) or _kind_of_faults(faults),
+            error=(said and said.description) or text,
+        )
+
+    def _plan(
+        self,
+        instance: DagsterInstance,
+        job_name: str,
+        selection: frozenset[AssetKey] | None,
+        checks: frozenset[AssetCheckKey] | None = None,
+        run_config: Mapping[str, object] | None = None,
+    ) -> _PlannedJob:
+        """没有点名检查时，做所选资产的、作业自己有的那些：None 会是代码位置里的全部。"""
+        if selection and checks is None:
+            own = self.job(job_name).asset_layer.asset_graph.asset_check_keys
+            checks = frozenset(key for key in own if key.asset_key in selection)
+        key = (job_name, selection, checks)
+        if run_config or key not in self._plans:
+            job = self.job(job_name, selection, checks)
+            plan = create_execution_plan(job, run_config=run_config or {}, instance_ref=instance.get_ref())
+            snapshot = snapshot_from_execution_plan(plan, job.get_job_snapshot_id())
+            planned = _PlannedJob(job=job, checks=checks, step_keys=plan.step_keys_to_execute, plan_snapshot=snapshot)
+            if run_config:
+                return planned
+            self._plans[key] = planned
+        return self._plans[key]
+
+
+class _LoadedJob(IJob):
+    """已在内存里的作业；与 ReconstructableJob 不同，它从不重新载入代码。"""
+
+    def __init__(self, location: CodeLocation, job: JobDefinition) -> None:
+        self._location = location
+        self._job = job
+
+    def get_definition(self) -> JobDefinition:
+        return self._job
+
+    def get_repository_definition(self) -> RepositoryDefinition:
+        return self._location.repository
+
+    def get_subset(
+        self,
+        *,
+        op_selection: Iterable[str] | None = None,
+        asset_selection: AbstractSet[AssetKey] | None = None,
+        asset_check_selection: AbstractSet[AssetCheckKey] | None = None,
+    ) -> IJob:
+        if op_selection is None:
+            assets = None if asset_selection is None else frozenset(asset_selection)
+            checks = None if asset_check_selection is None else frozenset(asset_check_selection)
+            return _LoadedJob(self._location, self._location.job(self._job.name, assets, checks))
+        subset = self._job.get_subset(
+            op_selection=op_selection, asset_selection=asset_selection, asset_check_selection=asset_check_selection
+        )
+        return _LoadedJob(self._location, subset)
+
+    @property
+    def op_selection(self) -> AbstractSet[str] | None:
+        return self._job.op_selection
+
+    @property
+    def asset_selection(self) -> AbstractSet[AssetKey] | None:
+        return self._job.asset_selection
+
+    @property
+    def asset_check_selection(self) -> AbstractSet[AssetCheckKey] | None:
+        return self._job.asset_check_selection
+
+
+def _key(asset: str) -> AssetKey:
+    return AssetKey.from_user_string(asset)
+
+
+def _kind_of_faults(faults: Sequence[Exception]) -> FailureKind:
+    """步骤自己没有说是谁的错：存储在这一步里出过错的，就是它的；代码的错说不准。"""
+    fault = fault_of(faults[-1]) if faults else None
+    return "unknown" if fault is None else fault.kind
+
+
+def _innermost(error: SerializableErrorInfo | None) -> SerializableErrorInfo | None:
+    """Dagster 把异常包了几层，它的存储的也是：取最里面说得出原因的那一层。"""
+    while error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster"):
+        error = error.cause
+    return error

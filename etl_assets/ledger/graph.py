@@ -1,0 +1,206 @@
+"""资产图：有哪些资产，谁紧排在谁前面。只在 Dagster 的定义里写着；这里是台账要知道的那一份。
+
+代码位置把它写进 `etl.assets`，不载入 Dagster 的进程由那里读，台账的语句都连着它。
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+from etl_assets.core.errors import DatabaseRefusedError, PermanentError
+from etl_assets.core.etl_tables import assets, graphs, ledger
+from etl_assets.core.topological_order import upstreams_first
+
+_WRITE_LOCK = 0x45544E
+
+
+class GraphError(PermanentError):
+    """资产图不成立。"""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """一个资产。by_customer：按客户计算，订单换了客户要给它留标记。"""
+
+    name: str
+    upstreams: frozenset[str] = frozenset()
+    by_customer: bool = False
+
+
+@dataclass(frozen=True)
+class AssetGraph:
+    """资产，上游在前。"""
+
+    assets: tuple[Asset, ...]
+
+    @classmethod
+    def of(cls, assets: Iterable[Asset]) -> AssetGraph:
+        """:raises GraphError: 有两个同名的，有不存在的上游，或者转着圈。"""
+        by_name: dict[str, Asset] = {}
+        for asset in assets:
+            if asset.name in by_name:
+                raise GraphError(f"two assets are named {asset.name}: rename one of them")
+            by_name[asset.name] = asset
+        for asset in by_name.values():
+            if unknown := sorted(asset.upstreams - by_name.keys()):
+                raise GraphError(f"asset {asset.name} depends on {unknown[0]}, which does not exist: correct its deps")
+        try:
+            in_order = upstreams_first({name: asset.upstreams for name, asset in by_name.items()})
+        except CycleError as error:
+            raise GraphError(f"the assets depend on each other in a cycle: {' -> '.join(error.args[1])}") from None
+        return cls(tuple(by_name[name] for name in in_order))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(asset.name for asset in self.assets)
+
+    def upstreams(self, name: str) -> frozenset[str]:
+        """紧排在它前面的资产。"""
+        return next(asset.upstreams for asset in self.assets if asset.name == name)
+
+    def ancestors(self, name: str) -> frozenset[str]:
+        """它依赖的全部资产，远近都算。"""
+        return self._ancestors[name]
+
+    def descendants(self, name: str) -> frozenset[str]:
+        """依赖它的全部资产，远近都算。"""
+        return frozenset(other for other, above in self._ancestors.items() if name in above)
+
+    def downstreams(self, name: str) -> frozenset[str]:
+        """紧跟在它后面的资产。"""
+        return frozenset(asset.name for asset in self.assets if name in asset.upstreams)
+
+    def ordered(self, names: Collection[str]) -> tuple[str, ...]:
+        """其中图里有的，上游在前。"""
+        return tuple(name for name in self.names if name in names)
+
+    @property
+    def digest(self) -> str:
+        content = [[asset.name, sorted(asset.upstreams), asset.by_customer] for asset in self.assets]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def _ancestors(self) -> Mapping[str, frozenset[str]]:
+        found: dict[str, frozenset[str]] = {}
+        for asset in self.assets:
+            found[asset.name] = asset.upstreams.union(*(found[upstream] for upstream in asset.upstreams))
+        return found
+
+
+# ---- 在数据库里 ------------------------------------------------------------------
+
+
+def read_graph(connection: sa.Connection, target: str) -> AssetGraph:
+    """:raises DatabaseRefusedError: 还没有代码位置写下它。"""
+    graph = _read(connection, target)
+    if not graph.assets:
+        raise no_graph(target)
+    return graph
+
+
+def _read(connection: sa.Connection, target: str) -> AssetGraph:
+    rows = connection.execute(sa.select(assets).where(assets.c.target == target).order_by(assets.c.position))
+    return AssetGraph(tuple(Asset(row.asset, frozenset(row.upstreams), by_customer=row.by_customer) for row in rows))
+
+
+def no_graph(target: str) -> DatabaseRefusedError:
+    return DatabaseRefusedError(f"no worker has written down the assets of target schema {target} yet: start one, or run `etl init-db`")
+
+
+IN_GRAPH = sa.and_(assets.c.target == ledger.c.target, assets.c.asset == ledger.c.asset)
+"""SQL：台账的这一行是图里的这个资产的；图里没有的资产，它的行谁也不看。"""
+LINE = sa.func.array_append(assets.c.ancestors, assets.c.asset, type_=pg.ARRAY(sa.Text))
+"""SQL：这个资产与它依赖的全部。"""
+
+
+def line_of(target: str, asset: str) -> sa.Select[tuple[str]]:
+    """SQL：asset 与它依赖的全部。"""
+    return sa.select(sa.func.unnest(LINE, type_=sa.Text())).where(assets.c.target == target, assets.c.asset == asset)
+
+
+def roots_of(target: str) -> sa.Select[tuple[str]]:
+    """SQL：没有上游的资产；导入抬高的是它们。"""
+    return sa.select(assets.c.asset).where(assets.c.target == target, sa.func.cardinality(assets.c.upstreams) == 0)
+
+
+def write_graph(connection: sa.Connection, target: str, graph: AssetGraph, *, if_new: bool = False) -> bool:
+    """让 `etl.assets` 就是这张图，台账认识的日子都有它的行；返回写了没有。
+
+    :param if_new: 从没写过的才写：升级到一半，旧的工人重起，不把旧图写回来。要退回去，用旧版本的 init-db。
+    """
+    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITE_LOCK)))
+    was_written = sa.select(graphs.c.digest).where(graphs.c.target == target, graphs.c.digest == graph.digest)
+    if if_new and connection.scalar(sa.select(was_written.exists())):
+        return False
+    connection.execute(pg.insert(graphs).values(target=target, digest=graph.digest).on_conflict_do_nothing())
+    if _read(connection, target) == graph:
+        return False
+    # 别人正补的行、正记的标记：要么在这之前，要么看得见新的图。也挡住 FOR UPDATE：先锁行后改行的，正好在我们两边等着
+    connection.exec_driver_sql(f"LOCK TABLE {ledger.fullname} IN EXCLUSIVE MODE")
+    connection.execute(sa.delete(assets).where(assets.c.target == target))
+    connection.execute(sa.insert(assets), _rows(target, graph))
+    connection.execute(_FILL, {"of_target": target})
+    connection.execute(_CATCH_UP, {"of_target": target})
+    return True
+
+
+def _rows(target: str, graph: AssetGraph) -> list[dict[str, object]]:
+    return [
+        {
+            "target": target,
+            "asset": asset.name,
+            "position": position,
+            "upstreams": sorted(asset.upstreams),
+            "ancestors": sorted(graph.ancestors(asset.name)),
+            "by_customer": asset.by_customer,
+        }
+        for position, asset in enumerate(graph.assets)
+    ]
+
+
+_TARGET = sa.bindparam("of_target", type_=sa.Text)
+
+
+def _reached(*, has_row: bool) -> sa.Select[tuple[str, object, int]]:
+    """SQL：一行一个资产的一天，该做到或要求到的版本：上游都做到了的；没有上游的，这一天要求到了的。
+
+    :param has_row: 台账里已经有它、却要求得比这低的；否则是台账里还没有它的。
+    """
+    common = sa.func.min(ledger.c.materialized).filter(ledger.c.asset == sa.any_(assets.c.ancestors))
+    is_root = sa.func.cardinality(assets.c.ancestors) == 0
+    revision = sa.func.coalesce(sa.case((is_root, sa.func.max(ledger.c.requested)), else_=common), 0)
+    own = sa.func.max(ledger.c.requested).filter(ledger.c.asset == assets.c.asset)
+    return (
+        sa.select(assets.c.asset, ledger.c.day, revision.label("revision"))
+        .join(ledger, ledger.c.target == assets.c.target)
+        .where(assets.c.target == _TARGET)
+        .group_by(assets.c.asset, assets.c.ancestors, ledger.c.day)
+        .having(own < revision if has_row else own.is_(None))
+    )
+
+
+def _fill() -> sa.Insert:
+    """新资产遇见旧日子：既不到期，也没有人做过它；先前的导入不等它。"""
+    new = _reached(has_row=False).subquery("new")
+    rows = sa.select(_TARGET, new.c.asset, new.c.day, new.c.revision, new.c.revision)
+    return sa.insert(ledger).from_select(["target", "asset", "day", "requested", "materialized"], rows)
+
+
+def _catch_up() -> sa.Update:
+    """换了上游的、拿走又放回来的资产：上游都做到了而它没有的，到期。"""
+    behind = _reached(has_row=True).subquery("behind")
+    return (
+        sa.update(ledger)
+        .where(ledger.c.target == _TARGET, ledger.c.asset == behind.c.asset, ledger.c.day == behind.c.day)
+        .values(requested=behind.c.revision, requested_at=sa.func.clock_timestamp())
+    )
+
+
+_FILL, _CATCH_UP = _fill(), _catch_up()

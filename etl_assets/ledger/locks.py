@@ -1,0 +1,121 @@
+"""代表业务日、客户、导入与领取的锁行；COLD 清扫的锁见末尾。
+
+总是按序加锁，所以两个运行之间不会死锁；只有补一个第一次用到的键时才可能，那由 retry_conflicts 重来。
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from functools import lru_cache
+from typing import Any, Literal
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+from etl_assets.core.database_sync import execute_compiled, execute_together
+from etl_assets.core.etl_tables import locks
+from etl_assets.core.tables import customer_hash
+
+LockKind = Literal["day", "customer", "import", "claim"]
+
+# 客户与导入按散列的低位分到固定数目的锁行（2 的幂）：锁的行数有界，新的也有行可锁
+STRIPES = 1024
+_STRIPED = frozenset(["customer", "import"])
+
+
+def acquire_locks(connection: sa.Connection, target: str, kind: LockKind, keys: Iterable[int]) -> None:
+    """锁住这些行直到事务结束；READ COMMITTED 下，此后的语句能看到前一个持有者提交的一切。"""
+    wanted = sorted(set(keys))
+    if not wanted:
+        return
+    parameters = lock_parameters(target, kind, wanted)
+    if len(connection.execute(_LOCK, parameters).all()) < len(wanted):  # 第一次用到的键才有得补；散列的一次补齐
+        execute_compiled(connection, _ADD, parameters | ({"keys": list(range(STRIPES))} if kind in _STRIPED else {}))
+        connection.execute(_LOCK, parameters).all()
+
+
+def lock_statements() -> Sequence[sa.ClauseElement]:
+    """`acquire_locks` 的语句，给要与别的一起发的：先补上没有的键。"""
+    return _ADD, _LOCK
+
+
+def lock_parameters(target: str, kind: LockKind, keys: Iterable[int]) -> dict[str, object]:
+    return {"of_target": target, "of_kind": kind, "keys": sorted(set(keys))}
+
+
+_KEYS = sa.bindparam("keys", type_=sa.ARRAY(sa.Integer))
+_OF_TARGET, _OF_KIND = (sa.bindparam(name, type_=sa.Text) for name in ("of_target", "of_kind"))
+_LOCK = (
+    sa.select(locks.c.key)
+    .where(locks.c.target == _OF_TARGET, locks.c.kind == _OF_KIND, locks.c.key == sa.any_(_KEYS))
+    .order_by(locks.c.key)
+    .with_for_update()
+)
+_NEW_KEY = sa.func.unnest(_KEYS).column_valued("key")
+_ADD = (
+    pg.insert(locks)
+    .from_select(["target", "kind", "key"], sa.select(_OF_TARGET, _OF_KIND, _NEW_KEY).order_by(_NEW_KEY))
+    .on_conflict_do_nothing()
+)
+
+
+def lock_days(connection: sa.Connection, target: str, days: Iterable[date]) -> None:
+    """锁住业务日；键是公历序数。"""
+    acquire_locks(connection, target, "day", (day.toordinal() for day in days))
+
+
+def lock_customers(
+    connection: sa.Connection, target: str, customers: sa.Table, *, then: Sequence[sa.ClauseElement], parameters: Mapping[str, object]
+) -> list[Sequence[tuple[Any, ...]]]:
+    """锁住 `customers.customer_key` 所在的散列行，再执行 `then`，返回它们的行；一次往返。customers 与 leads 两个 ETL 用同一组锁。"""
+    every = lock_parameters(target, "customer", range(STRIPES))
+    statements = (_lock_stripes(customers), _count_stripes(customers), *then)
+    locked, ((wanted,),), *found = execute_together(connection, *statements, parameters={**parameters, **every})
+    if len(locked) < wanted:  # 第一次用到的才有得补，一次补齐
+        execute_compiled(connection, _ADD, every)
+        _, _, *found = execute_together(connection, *statements, parameters={**parameters, **every})
+    return found
+
+
+def stripe_of(customer_key: sa.ColumnElement[str]) -> sa.ColumnElement[int]:
+    """SQL：这个客户在第几条锁行上；按它排好的客户，任何一段都只占相邻的几条。"""
+    return sa.cast(customer_hash(customer_key).op("&")(STRIPES - 1), sa.Integer)
+
+
+@lru_cache(maxsize=16)
+def _lock_stripes(customers: sa.Table) -> sa.Select[tuple[int]]:
+    own = sa.and_(locks.c.target == _OF_TARGET, locks.c.kind == _OF_KIND, locks.c.key.in_(sa.select(stripe_of(customers.c.customer_key))))
+    return sa.select(locks.c.key).where(own).order_by(locks.c.key).with_for_update(of=locks)
+
+
+@lru_cache(maxsize=16)
+def _count_stripes(customers: sa.Table) -> sa.Select[tuple[int]]:
+    return sa.select(sa.func.count(stripe_of(customers.c.customer_key).distinct()))
+
+
+def lock_imports(connection: sa.Connection, target: str, import_ids: Iterable[UUID]) -> None:
+    """锁住导入：同一个导入的两个事件依次处理，晚到的看得见先到的做了什么。"""
+    acquire_locks(connection, target, "import", (import_id.int % STRIPES for import_id in import_ids))
+
+
+def lock_cold_stages(connection: sa.Connection, target: str, *, exclusive: bool) -> None:
+    """写 OPEN 与 COLD 的共用一把锁，直到事务结束；换一个最新业务日的独占它，只在换的那一刻。
+
+    用咨询锁：它排队，独占的不会被源源不断的共用者饿死，而行锁会。
+    """
+    statement, parameters = cold_stages_lock(target, exclusive=exclusive)
+    connection.execute(statement, parameters)
+
+
+def cold_stages_lock(target: str, *, exclusive: bool) -> tuple[sa.Select[Any], Mapping[str, object]]:
+    """`lock_cold_stages` 的语句与参数，给要与别的一起发的。"""
+    return _LOCK_COLD_STAGES[exclusive], {"name": f"etl cold stages {target}"}
+
+
+_COLD_STAGES = sa.func.hashtextextended(sa.bindparam("name", type_=sa.Text), 0, type_=sa.BigInteger())
+_LOCK_COLD_STAGES = {
+    True: sa.select(sa.func.pg_advisory_xact_lock(_COLD_STAGES)),
+    False: sa.select(sa.func.pg_advisory_xact_lock_shared(_COLD_STAGES)),
+}

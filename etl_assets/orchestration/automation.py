@@ -1,0 +1,66 @@
+"""自己动的：每天重做昨天，补上台账里早该做完的日子。"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from dagster import (
+    DefaultScheduleStatus,
+    DefaultSensorStatus,
+    ResourceParam,
+    RunRequest,
+    ScheduleEvaluationContext,
+    SkipReason,
+    schedule,
+    sensor,
+)
+
+from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.settings import get_settings
+from etl_assets.ledger.claims import read_overdue_days
+from etl_assets.orchestration.asset_runs import partition_tags
+from etl_assets.orchestration.jobs import checks_job, etl_job
+from etl_assets.orchestration.resources import EtlDatabase
+
+OVERDUE_AFTER = timedelta(minutes=10)
+
+
+@schedule(
+    job=etl_job,
+    cron_schedule="0 3 * * *",
+    execution_timezone=get_settings().timezone,
+    default_status=DefaultScheduleStatus.RUNNING,
+    description="Every night: materialize yesterday again, also without any event.",
+)
+def yesterday_again(context: ScheduleEvaluationContext) -> RunRequest:
+    zone = get_settings().zone
+    day = (context.scheduled_execution_time.astimezone(zone) - timedelta(days=1)).date().isoformat()
+    return RunRequest(run_key=day, partition_key=day)
+
+
+@schedule(
+    job=checks_job,
+    cron_schedule="30 3 * * *",
+    execution_timezone=get_settings().timezone,
+    default_status=DefaultScheduleStatus.RUNNING,
+    description="Every night: check the tables as a whole.",
+)
+def tables_checked(_context: ScheduleEvaluationContext) -> RunRequest:
+    return RunRequest()
+
+
+@sensor(
+    job=etl_job,
+    minimum_interval_seconds=60,
+    default_status=DefaultSensorStatus.RUNNING,
+    description="Days that the ledger has shown as due for ten minutes while nobody works on them: the last resort.",
+)
+def overdue_days(database: ResourceParam[EtlDatabase]) -> Iterator[RunRequest | SkipReason]:
+    with translated_errors(), database.engine.connect() as connection:
+        overdue = read_overdue_days(connection, database.settings.target_schema, OVERDUE_AFTER)
+    for days, since in overdue:
+        # 同一个要求只催一次；失败的由台账重试或搁置
+        yield RunRequest(run_key=f"{days} {since.isoformat()}", tags=partition_tags(days))
+    if not overdue:
+        yield SkipReason("no day is overdue")

@@ -1,0 +1,46 @@
+"""网页上一张表的样子：列的结构与注释之外，还有每一列从哪些列来。"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from dagster import AssetKey, MetadataValue, TableColumn, TableColumnConstraints, TableColumnDep, TableColumnLineage, TableSchema
+from sqlalchemy.dialects import postgresql as pg
+
+from etl_assets.core.asset_folders import descriptions
+from etl_assets.core.tables import target_tables
+
+_DIALECT: sa.Dialect = pg.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy 没给它注解
+
+
+def table_metadata(asset: str, schema: str) -> Mapping[str, Any]:
+    """资产定义的元数据：表名、列的结构、列的血缘。人手填的列与时间戳没有来源。"""
+    lineage = {column: [_column(source) for source in sources] for column, sources in descriptions()[asset].sources.items()}
+    return {
+        **structure_of(target_tables(schema).of_asset[asset]),
+        "dagster/column_lineage": MetadataValue.column_lineage(TableColumnLineage(lineage)),
+    }
+
+
+def structure_of(table: sa.Table) -> Mapping[str, Any]:
+    """一张表的名字与列：上游的只有这些。"""
+    columns = [
+        TableColumn(
+            column.name,
+            type=column.type.compile(dialect=_DIALECT).lower(),
+            constraints=TableColumnConstraints(nullable=bool(column.nullable), unique=bool(column.unique)),
+        )
+        for column in table.columns
+    ]
+    return {
+        "dagster/table_name": table.fullname,
+        "dagster/storage_kind": "postgres",
+        "dagster/column_schema": MetadataValue.table_schema(TableSchema(columns=columns)),
+    }
+
+
+def _column(source: str) -> TableColumnDep:
+    asset, column = source.split(".")
+    return TableColumnDep(asset_key=AssetKey(asset), column_name=column)

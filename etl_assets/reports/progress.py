@@ -1,0 +1,102 @@
+"""一次导入、一段日子走到哪里：`etl wait`、`backfill` 与撤回等的就是它。只读。"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from etl_assets.core.business_day import DayRange
+from etl_assets.core.etl_tables import assets, import_events, import_requests, ledger
+from etl_assets.core.settings import EtlSettings
+from etl_assets.ledger.graph import IN_GRAPH
+
+
+@dataclass(frozen=True)
+class Progress:
+    """一次导入或一段日子走到哪里：handled 是要求进了台账没有，days、done、held 是要做的、做完的、搁置的天数。"""
+
+    handled: bool
+    days: int
+    done: int
+    held: int
+    held_reason: str | None
+
+
+def import_progress(connection: sa.Connection, settings: EtlSettings, import_id: UUID, *, since: datetime | None = None) -> Progress:
+    """一次导入要求的日子做到了没有；每个资产都做到了那个版本，就是全程都做到了。
+
+    :param since: 数据库的钟；在那之前处理的事件不算，有了之后的才看日子。
+    """
+    target = settings.target_schema
+    # 先看事件进了台账没有：反过来，两条语句之间进来的事件会显得没有一天要做
+    event = sa.select(import_events.c.event_id).where(import_events.c.target == target, import_events.c.import_id == import_id)
+    handled = connection.execute(event if since is None else event.where(import_events.c.handled_at >= since)).first()
+    if since is not None and handled is None:
+        return Progress(handled=False, days=0, done=0, held=0, held_reason=None)
+    of_day = sa.and_(ledger.c.target == target, ledger.c.asset == assets.c.asset, ledger.c.day == import_requests.c.day)
+    days = (
+        sa.select(
+            sa.func.bool_and(ledger.c.materialized >= import_requests.c.revision).label("is_done"),
+            sa.func.max(ledger.c.held_reason).label("reason"),
+        )
+        .select_from(import_requests)
+        .join(assets, assets.c.target == target)
+        .join(ledger, of_day)
+        .where(import_requests.c.target == target, import_requests.c.import_id == import_id)
+        .group_by(import_requests.c.day)
+        .subquery("days")
+    )
+    waiting_in_vain = sa.and_(~days.c.is_done, days.c.reason.is_not(None))
+    total, done, held_days, held_reason = connection.execute(
+        sa.select(
+            sa.func.count(),
+            sa.func.count().filter(days.c.is_done),
+            sa.func.count().filter(waiting_in_vain),
+            sa.func.max(days.c.reason).filter(waiting_in_vain),
+        ).select_from(days)
+    ).one()
+    return Progress(handled=handled is not None, days=total, done=done, held=held_days, held_reason=held_reason)
+
+
+def handled_sequence(connection: sa.Connection, settings: EtlSettings, import_id: UUID) -> int:
+    """这次导入最新处理的事件在流里的序号；没有就是 0。"""
+    known = sa.select(import_events.c.stream_sequence).where(
+        import_events.c.target == settings.target_schema, import_events.c.import_id == import_id
+    )
+    return connection.scalar(known) or 0
+
+
+def range_progress(connection: sa.Connection, settings: EtlSettings, days: DayRange, *, asset: str | None = None) -> Progress:
+    """一段日子走到哪里：没有一个资产到期的日子算做完。
+
+    :param asset: 只看它、排在它后面的，与它们等着的；别的分支到期、搁置都不相干。
+    """
+    due = ledger.c.requested > ledger.c.materialized
+    by_day = (
+        sa.select(sa.func.bool_or(due).label("is_due"), sa.func.max(ledger.c.held_reason).filter(due).label("reason"))
+        .join(assets, IN_GRAPH)
+        .where(ledger.c.target == settings.target_schema, days.includes(ledger.c.day), _concerns(asset))
+        .group_by(ledger.c.day)
+        .subquery("by_day")
+    )
+    total, done, held, reason = connection.execute(
+        sa.select(
+            sa.func.count(),
+            sa.func.count().filter(~by_day.c.is_due),
+            sa.func.count(by_day.c.reason),
+            sa.func.max(by_day.c.reason),
+        ).select_from(by_day)
+    ).one()
+    return Progress(handled=True, days=total, done=done, held=held, held_reason=reason)
+
+
+def _concerns(asset: str | None) -> sa.ColumnElement[bool]:
+    if asset is None:
+        return sa.true()
+    asked = assets.alias("asked")
+    is_asked = sa.and_(asked.c.target == assets.c.target, sa.or_(asked.c.asset == asset, asked.c.ancestors.any(asset)))
+    is_or_leads_to = sa.or_(asked.c.asset == assets.c.asset, asked.c.ancestors.any(assets.c.asset))
+    return sa.select(asked.c.asset).where(is_asked, is_or_leads_to).exists()

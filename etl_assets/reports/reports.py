@@ -1,0 +1,172 @@
+"""给人看的查询：导入的去向、台账的现状。只读；都是整批的一条语句。"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from etl_assets.core.etl_tables import assets, leases, ledger, outbox, rejected_rows, waiting_events
+from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import import_tasks, raw_orders, shop_configs, target_tables, trimmed
+from etl_assets.ledger.graph import IN_GRAPH
+
+RECENT_REJECTED = 1_000
+
+
+def import_accounting(connection: sa.Connection, settings: EtlSettings, *, limit: int | None = None) -> Sequence[sa.RowMapping]:
+    """每次导入一行，新的在前：raw = loaded + superseded + rejected + waiting。
+
+    superseded 是同一订单另有赢家的行；waiting 是还没有哪次运行处理过的行。不在范围的导入只有 raw。
+    """
+    orders = target_tables(settings.target_schema).orders
+    target = settings.target_schema
+    chosen = _newest_imports(limit)
+    rejected = sa.and_(rejected_rows.c.raw_id == raw_orders.c.raw_id, rejected_rows.c.target == target)
+    winner = sa.and_(orders.c.shop_id == shop_configs.c.shop_id, orders.c.order_id == trimmed(raw_orders.c.order_id))
+    in_scope = chosen.c.status == "completed"
+    is_rejected = rejected_rows.c.raw_id.is_not(None)
+    is_loaded = sa.and_(~is_rejected, orders.c.raw_id == raw_orders.c.raw_id)
+    is_superseded = sa.and_(~is_rejected, orders.c.raw_id.is_not(None), orders.c.raw_id != raw_orders.c.raw_id)
+
+    def count(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+        return sa.func.count(raw_orders.c.raw_id).filter(sa.and_(in_scope, condition))
+
+    loaded, superseded, refused = count(is_loaded), count(is_superseded), count(is_rejected)
+    statement = (
+        sa.select(
+            chosen.c.import_id,
+            chosen.c.source_name,
+            chosen.c.status,
+            chosen.c.completed_at,
+            sa.func.count(raw_orders.c.raw_id).label("raw"),
+            loaded.label("loaded"),
+            superseded.label("superseded"),
+            refused.label("rejected"),
+            (count(sa.true()) - loaded - superseded - refused).label("waiting"),
+        )
+        .select_from(chosen)
+        .outerjoin(raw_orders, raw_orders.c.import_id == chosen.c.import_id)
+        .outerjoin(shop_configs, shop_configs.c.shop_name == trimmed(raw_orders.c.shop))
+        .outerjoin(orders, winner)
+        .outerjoin(rejected_rows, rejected)
+        .group_by(chosen.c.import_id, chosen.c.source_name, chosen.c.status, chosen.c.completed_at, chosen.c.at)
+        .order_by(chosen.c.at.desc().nulls_last(), chosen.c.import_id)
+    )
+    return connection.execute(statement).mappings().all()
+
+
+def _newest_imports(limit: int | None) -> sa.Subquery:
+    """按完成的时刻，没有完成的按建立的时刻（at）；前者有索引，后者不多：不必把全部导入排一遍。"""
+    tasks = import_tasks.c
+    completed = sa.select(import_tasks, tasks.completed_at.label("at")).where(tasks.completed_at.is_not(None))
+    others = sa.select(import_tasks, tasks.created_at.label("at")).where(tasks.completed_at.is_(None))
+    newest = sa.union_all(
+        completed.order_by(tasks.completed_at.desc(), tasks.import_id).limit(limit),
+        others.order_by(tasks.created_at.desc().nulls_last(), tasks.import_id).limit(limit),
+    ).subquery("newest")
+    return sa.select(newest).order_by(newest.c.at.desc().nulls_last(), newest.c.import_id).limit(limit).subquery("chosen")
+
+
+def ledger_summary(connection: sa.Connection, settings: EtlSettings) -> Sequence[sa.RowMapping]:
+    """每个资产一行：台账里最后的一天、到期、等着重试、搁置、等得最久的一天，最近一次做的是整天还是变了的。只看到期的日子：做完的有几千个。"""
+    target = settings.target_schema
+    is_due = sa.and_(ledger.c.target == target, ledger.c.requested > ledger.c.materialized)
+    held = ledger.c.held_reason.is_not(None)
+    due = (
+        sa.select(
+            ledger.c.asset,
+            sa.func.count().filter(~held).label("due"),
+            sa.func.count().filter(ledger.c.retry_at > sa.func.now()).label("waiting_to_retry"),
+            sa.func.count().filter(held).label("held"),
+            sa.func.min(ledger.c.requested_at).filter(~held).label("oldest_due_since"),
+        )
+        .where(is_due)
+        .group_by(ledger.c.asset)
+        .subquery("of_due")
+    )
+
+    def newest(column: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
+        return sa.select(sa.func.max(column)).where(ledger.c.target == target, ledger.c.asset == assets.c.asset).scalar_subquery()
+
+    last_scope = (
+        sa.select(ledger.c.scope)
+        .where(ledger.c.target == target, ledger.c.asset == assets.c.asset, ledger.c.materialized_at.is_not(None))
+        .order_by(ledger.c.materialized_at.desc())
+        .limit(1)
+    )
+    statement = (
+        sa.select(
+            assets.c.asset,
+            newest(ledger.c.day).label("last_day"),
+            *(sa.func.coalesce(due.c[name], 0).label(name) for name in ("due", "waiting_to_retry", "held")),
+            due.c.oldest_due_since,
+            newest(ledger.c.materialized_at).label("last_materialized_at"),
+            last_scope.scalar_subquery().label("last_scope"),
+        )
+        .select_from(assets.outerjoin(due, due.c.asset == assets.c.asset))
+        .where(assets.c.target == target, newest(ledger.c.day).is_not(None))
+        .order_by(assets.c.position)
+    )
+    return connection.execute(statement).mappings().all()
+
+
+def held_days(connection: sa.Connection, settings: EtlSettings, *, limit: int = 20) -> Sequence[sa.RowMapping]:
+    """搁置的日子与缘由。"""
+    statement = (
+        sa.select(ledger.c.asset, ledger.c.day, ledger.c.held_reason)
+        .join(assets, IN_GRAPH)
+        .where(ledger.c.target == settings.target_schema, ledger.c.held_reason.is_not(None), ledger.c.requested > ledger.c.materialized)
+        .order_by(ledger.c.day)
+        .limit(limit)
+    )
+    return connection.execute(statement).mappings().all()
+
+
+def running_leases(connection: sa.Connection, settings: EtlSettings) -> Sequence[sa.RowMapping]:
+    """正在执行的运行。"""
+    statement = (
+        sa.select(leases.c.run_id, leases.c.owner, leases.c.first_day, leases.c.last_day, leases.c.acquired_at)
+        .where(leases.c.target == settings.target_schema, leases.c.expires_at > sa.func.clock_timestamp())
+        .order_by(leases.c.acquired_at)
+    )
+    return connection.execute(statement).mappings().all()
+
+
+def rejected_by_rule(connection: sa.Connection, settings: EtlSettings) -> Sequence[sa.RowMapping]:
+    """最近拒收的 RECENT_REJECTED 行里，每条规则各几行。"""
+    recent = (
+        sa.select(rejected_rows.c.rule)
+        .where(rejected_rows.c.target == settings.target_schema)
+        .order_by(rejected_rows.c.raw_id.desc())
+        .limit(RECENT_REJECTED)
+        .subquery("recent")
+    )
+    rows = sa.func.count().label("rows")
+    statement = sa.select(recent.c.rule, rows).group_by(recent.c.rule).order_by(rows.desc(), recent.c.rule)
+    return connection.execute(statement).mappings().all()
+
+
+def unpublished_events(connection: sa.Connection) -> int:
+    """发件箱里还没发布的完成事件。"""
+    return connection.execute(sa.select(sa.func.count()).select_from(outbox)).scalar_one()
+
+
+def set_aside_events(connection: sa.Connection) -> sa.Row[tuple[int, str | None]]:
+    """发件箱里发不了、放在一边的：events 几个，problem 最早那个的原因。"""
+    first = sa.select(outbox.c.problem).where(outbox.c.problem.is_not(None)).order_by(outbox.c.outbox_id).limit(1)
+    return connection.execute(
+        sa.select(sa.func.count(outbox.c.problem).label("events"), first.scalar_subquery().label("problem")).select_from(outbox)
+    ).one()
+
+
+def count_waiting_events(connection: sa.Connection, settings: EtlSettings) -> sa.Row[tuple[int, datetime | None]]:
+    """等着导入的事件：events 几个，oldest 最早的是何时发布的。"""
+    waiting = waiting_events.c
+    return connection.execute(
+        sa.select(sa.func.count().label("events"), sa.func.min(waiting.stored_at).label("oldest")).where(
+            waiting.target == settings.target_schema
+        )
+    ).one()

@@ -1,0 +1,159 @@
+"""结果表与拒收记录给人看的行，新的在前。只读。"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import date
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from etl_assets.core.asset_folders import descriptions
+from etl_assets.core.business_day import local_day
+from etl_assets.core.errors import PermanentError
+from etl_assets.core.etl_tables import rejected_rows
+from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import import_tasks, raw_orders, target_tables
+from etl_assets.services.day_rows import customers_with_orders
+
+_ORDERS_PER_ROW, _LOOK_FURTHER, _LOOKS = 5, 20, 3
+"""找最新的客户：一行先看这么多订单，不够就看这么多倍，至多几回。"""
+_NICKNAME = "customer_nickname"
+
+
+def show_rows(
+    connection: sa.Connection, settings: EtlSettings, asset: str, *, customer: str | None, day: date | None, limit: int
+) -> Sequence[sa.RowMapping]:
+    """一张结果表的行，新的在前；customer 按昵称的一部分找，day 是业务日（按客户的，是最后一单的）。
+
+    :raises PermanentError: 按客户找，而这张表没有客户。
+    """
+    if not descriptions()[asset].by_customer:
+        return _show_of_days(connection, settings, asset, customer=customer, day=day, limit=limit)
+    read = partial(_show_of_customers, connection, settings, asset, customer=customer, limit=limit)
+    if day is not None:
+        return read(among=target_tables(settings.target_schema).orders.c.order_date == day, day=day)
+    return _show_newest(connection, settings, read, limit=limit)
+
+
+def _show_of_days(
+    connection: sa.Connection, settings: EtlSettings, asset: str, *, customer: str | None, day: date | None, limit: int
+) -> Sequence[sa.RowMapping]:
+    """业务日有索引，时刻没有：先按日子倒着走；没有业务日的（别的程序写的）排在最后。"""
+    table, description = target_tables(settings.target_schema).of_asset[asset], descriptions()[asset]
+    if customer is not None and _NICKNAME not in table.c:
+        raise PermanentError(f"{asset} has no {_NICKNAME}: leave --customer out")
+    ours = sa.select(table) if customer is None else sa.select(table).where(_is_named(table.c[_NICKNAME], customer))
+    dated_by = table.c[description.dated_by]
+
+    def in_day(rows: sa.FromClause) -> list[sa.ColumnElement[Any]]:
+        if description.then_by is None:
+            return [rows.c[part.name] for part in table.primary_key]
+        return [rows.c[description.then_by].desc().nulls_last()]
+
+    if day is not None:
+        return connection.execute(ours.where(dated_by == day).order_by(*in_day(table)).limit(limit)).mappings().all()
+    dated = ours.where(dated_by.is_not(None)).order_by(dated_by.desc(), *in_day(table)).limit(limit)
+    undated = ours.where(dated_by.is_(None)).order_by(*in_day(table)).limit(limit)
+    found = sa.union_all(dated, undated).subquery("found")
+    in_order = sa.select(found).order_by(found.c[description.dated_by].desc().nulls_last(), *in_day(found))
+    return connection.execute(in_order.limit(limit)).mappings().all()
+
+
+def _show_newest(
+    connection: sa.Connection, settings: EtlSettings, read: Callable[..., Sequence[sa.RowMapping]], *, limit: int
+) -> Sequence[sa.RowMapping]:
+    """最后一单最晚的：他们就在最新的一些日子里，看到够了为止；哪些日子都看了还不够，才读整张表。
+
+    customers 为它多一个索引的话，每个客户每来一单都要改它。
+    """
+    orders = target_tables(settings.target_schema).orders
+    days = sa.select(orders.c.order_date).where(orders.c.order_date.is_not(None)).order_by(orders.c.order_date.desc())
+    looked_at = _ORDERS_PER_ROW * limit
+    for _ in range(_LOOKS):
+        oldest = connection.scalar(days.offset(looked_at).limit(1))
+        if oldest is None:
+            break
+        rows = read(among=orders.c.order_date >= oldest, since=oldest)
+        if len(rows) >= limit:
+            return rows
+        looked_at *= _LOOK_FURTHER
+    return read()
+
+
+def _show_of_customers(
+    connection: sa.Connection,
+    settings: EtlSettings,
+    asset: str,
+    *,
+    customer: str | None,
+    limit: int,
+    among: sa.ColumnElement[bool] | None = None,
+    day: date | None = None,
+    since: date | None = None,
+) -> Sequence[sa.RowMapping]:
+    """客户，或他们的行，带着他们的昵称。
+
+    :param among: 只看有这样的订单的客户。
+    :param day, since: 最后一单在这一天、不早于这一天。
+    """
+    tables = target_tables(settings.target_schema)
+    customers, shown = tables.customers, tables.of_asset[asset]
+    columns = [shown] if shown is customers else [customers.c[_NICKNAME], shown]
+    theirs = shown.c.customer_global_id == customers.c.customer_global_id
+    source: sa.FromClause = shown if shown is customers else shown.outerjoin(customers, theirs)
+    if among is not None:
+        named = customers_with_orders(tables, among).distinct().subquery("named")
+        source = named.join(customers, customers.c.customer_key == named.c.customer_key)
+        source = source if shown is customers else source.join(shown, theirs)
+    dated_by = shown.c[descriptions()[asset].dated_by]
+    last_day = local_day(dated_by, settings.timezone)
+    wanted = [last_day == day if day is not None else sa.true(), last_day >= since if since is not None else sa.true()]
+    statement = sa.select(*columns).select_from(source).where(_is_named(customers.c[_NICKNAME], customer), *wanted)
+    return connection.execute(statement.order_by(dated_by.desc().nulls_last()).limit(limit)).mappings().all()
+
+
+def _is_named(nickname: sa.ColumnElement[str], part: str | None) -> sa.ColumnElement[bool]:
+    return sa.true() if part is None else nickname.contains(part, autoescape=True)
+
+
+def show_rejected(
+    connection: sa.Connection,
+    settings: EtlSettings,
+    *,
+    import_id: UUID | None,
+    rule: str | None,
+    customer: str | None,
+    day: Any,
+    limit: int,
+) -> Sequence[sa.RowMapping]:
+    """被拒收的原始行与缘由，新的在前；值照原样，时刻是文本，因为它可能正是装不下的那个。"""
+    raw, rejected = raw_orders.c, rejected_rows.c
+    conditions = [rejected.target == settings.target_schema]
+    if import_id is not None:
+        conditions.append(rejected.import_id == import_id)
+    if rule is not None:
+        conditions.append(rejected.rule == rule)
+    if day is not None:
+        conditions.append(rejected.day == day)
+    if customer is not None:
+        conditions.append(raw.customer_name.contains(customer, autoescape=True))
+    columns = (raw.order_id, raw.shop, raw.customer_name, raw.order_type, raw.order_status, raw.amount, raw.quantity)
+    statement = (
+        sa.select(
+            rejected.day,
+            rejected.rule,
+            rejected.raw_id,
+            rejected.import_id,
+            import_tasks.c.source_name,
+            *columns,
+            sa.cast(raw.ordered_at, sa.Text).label("ordered_at"),
+        )
+        .select_from(rejected_rows)
+        .outerjoin(raw_orders, raw.raw_id == rejected.raw_id)
+        .outerjoin(import_tasks, import_tasks.c.import_id == rejected.import_id)
+        .where(*conditions)
+    )
+    return connection.execute(statement.order_by(rejected.raw_id.desc()).limit(limit)).mappings().all()

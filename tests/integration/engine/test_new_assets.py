@@ -1,0 +1,210 @@
+"""资产来了、走了、改了名，台账里已有旧的日子：先前的导入照样走完，补做一遍就有了历史，人重跑旧的一天也记得对。"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from etl_assets.core.etl_tables import ledger
+from etl_assets.definitions import graph
+from etl_assets.ledger.claims import claim_due_days
+from etl_assets.ledger.failures import hold_days, record_failure
+from etl_assets.ledger.graph import Asset, AssetGraph, read_graph, write_graph
+from etl_assets.ledger.requests import request_days
+from etl_assets.reports.progress import import_progress, range_progress
+from etl_assets.reports.reports import held_days, ledger_summary
+from etl_assets.testing.raw_data import RawData
+from tests.integration.engine.chain import Chain, DayRange
+from tests.integration.engine.extra_assets import extras
+
+DAYS = [date(2026, 1, 5), date(2026, 1, 6)]
+NEXT = date(2026, 1, 7)
+PRODUCTS = Asset("products", frozenset(["orders"]))
+REPORT = Asset("daily_report", frozenset(["customers", "products"]))
+WIDER = AssetGraph.of([*graph.assets, PRODUCTS, REPORT])
+
+
+def order_of(day: date) -> dict[str, object]:
+    return {"order_id": f"A-{day.day}", "ordered_at": datetime(day.year, day.month, day.day, 4, tzinfo=UTC)}
+
+
+@pytest.fixture
+def import_id(chain: Chain, raw_data: RawData) -> UUID:
+    """做完了的导入，两天；那时还没有 products 与 daily_report。"""
+    import_id = raw_data.add_import([order_of(day) for day in DAYS])
+    chain.announce(import_id)
+    chain.run_due()
+    return import_id
+
+
+def is_done(chain: Chain, import_id: UUID) -> bool:
+    with chain.engine.connect() as connection:
+        progress = import_progress(connection, chain.settings, import_id)
+    return progress.handled and progress.done == progress.days > 0
+
+
+def contents(chain: Chain) -> set[tuple[str, date]]:
+    return {(asset, day) for asset, day in chain.rows(sa.select(extras.c.asset, extras.c.day))}
+
+
+def test_old_days_are_neither_due_nor_made_and_the_earlier_import_stays_done(chain: Chain, import_id: UUID) -> None:
+    chain.use_graph(WIDER)
+    rows = chain.rows(sa.select(ledger.c.asset, ledger.c.day, ledger.c.run_id).where(ledger.c.asset.in_(["products", "daily_report"])))
+    assert sorted(rows) == sorted((asset, day, None) for asset in ("products", "daily_report") for day in DAYS)
+    assert chain.due_days() == []
+    assert is_done(chain, import_id)
+
+
+def test_backfill_of_the_new_asset_fills_its_history_and_what_follows_it_only(chain: Chain, import_id: UUID) -> None:
+    chain.use_graph(WIDER)
+    with chain.engine.begin() as connection:
+        request_days(connection, "public", DAYS, asset="products")
+    assert chain.due_runs() == dict.fromkeys(DAYS, frozenset(["products", "daily_report"]))
+    chain.run_due()
+    assert contents(chain) == {(asset, day) for asset in ("products", "daily_report") for day in DAYS}
+    with chain.engine.connect() as connection:
+        assert range_progress(connection, chain.settings, DayRange(*DAYS)).done == 2
+    chain.assert_converged()
+    assert is_done(chain, import_id)
+
+
+@pytest.mark.usefixtures("import_id")
+def test_backfill_of_an_asset_is_not_held_up_by_a_branch_that_it_does_not_touch(chain: Chain) -> None:
+    chain.use_graph(WIDER)
+    with chain.engine.begin() as connection:
+        request_days(connection, "public", DAYS, asset="leads")
+        hold_days(connection, "public", ["leads"], DayRange(*DAYS), reason="wrong leads")
+        request_days(connection, "public", DAYS, asset="products")
+
+    def progress(asset: str | None) -> tuple[int, int, str | None]:
+        with chain.engine.connect() as connection:
+            found = range_progress(connection, chain.settings, DayRange(*DAYS), asset=asset)
+        return found.done, found.held, found.held_reason
+
+    assert progress(None) == (0, 2, "wrong leads")
+    assert progress("products") == (0, 0, None)
+    with chain.engine.begin() as connection:
+        hold_days(connection, "public", ["products"], DayRange(*DAYS), reason="wrong products")
+    assert progress("daily_report") == (0, 2, "wrong products")
+    assert progress("leads") == (0, 2, "wrong leads")
+
+
+def test_rerun_of_an_old_day_by_a_person_marks_it_right(chain: Chain, import_id: UUID) -> None:
+    chain.use_graph(WIDER)
+    chain.run(DAYS[0], assets=["products"])
+    assert chain.due_runs() == {DAYS[0]: frozenset(["daily_report"])}
+    chain.run_due()
+    assert contents(chain) == {("products", DAYS[0]), ("daily_report", DAYS[0])}
+    assert is_done(chain, import_id)
+    chain.run(DAYS[0])
+    assert chain.due_days() == []
+
+
+def test_import_that_is_on_its_way_reaches_the_new_asset_too(chain: Chain, raw_data: RawData) -> None:
+    """订单到期时来了新资产：它跟着做，先前的导入等的也有它。"""
+    import_id = raw_data.add_import([order_of(DAYS[0])])
+    chain.announce(import_id)
+    chain.use_graph(WIDER)
+    chain.run(DAYS[0], assets=["orders", "customers", "leads"], is_of_event=True)
+    assert not is_done(chain, import_id)
+    assert chain.due_runs() == {DAYS[0]: frozenset(["products", "daily_report"])}
+    chain.run_due()
+    assert is_done(chain, import_id)
+    chain.assert_converged()
+
+
+def test_days_that_come_later_have_all_assets(chain: Chain, raw_data: RawData, import_id: UUID) -> None:  # noqa: ARG001
+    chain.use_graph(WIDER)
+    later = raw_data.add_import([order_of(NEXT)])
+    chain.announce(later)
+    assert chain.due_runs() == {NEXT: frozenset(WIDER.names)}
+    chain.run_due()
+    assert is_done(chain, later)
+
+
+def test_asset_that_is_taken_away_stops_nobody(chain: Chain, raw_data: RawData) -> None:
+    """它到期、搁置着就被拿走了：谁也不再看它。"""
+    chain.use_graph(WIDER)
+    import_id = raw_data.add_import([order_of(DAYS[0])])
+    chain.announce(import_id)
+    chain.run(DAYS[0], assets=["orders", "customers", "leads"])
+    with chain.engine.begin() as connection:
+        record_failure(connection, "public", ["products"], DayRange(DAYS[0], DAYS[0]), reason="no luck", kind="permanent")
+    assert not is_done(chain, import_id)
+    chain.use_graph(graph)
+    assert is_done(chain, import_id)
+    with chain.engine.begin() as connection:
+        assert held_days(connection, chain.settings) == []
+        assert [row["asset"] for row in ledger_summary(connection, chain.settings)] == list(graph.names)
+        assert claim_due_days(connection, "public", run_id="run", owner="test", lease_seconds=60) is None
+    later = raw_data.add_import([order_of(DAYS[0])])
+    chain.announce(later)
+    chain.run_due()
+    assert is_done(chain, later)
+
+
+def test_asset_that_comes_back_catches_up(chain: Chain, raw_data: RawData) -> None:
+    """退回去又升上来：其间变了的日子到期，没变的不动。"""
+    chain.use_graph(WIDER)
+    chain.announce(raw_data.add_import([order_of(day) for day in DAYS]))
+    chain.run_due()
+    chain.use_graph(graph)
+    chain.announce(raw_data.add_import([order_of(DAYS[0]) | {"amount": "99.00"}]))
+    chain.run_due()
+    chain.use_graph(WIDER)
+    assert chain.due_runs() == {DAYS[0]: frozenset(["products", "daily_report"])}
+    chain.run_due()
+    chain.assert_converged()
+
+
+def test_renamed_asset_is_a_new_one(chain: Chain, raw_data: RawData) -> None:
+    chain.use_graph(WIDER)
+    import_id = raw_data.add_import([order_of(DAYS[0])])
+    chain.announce(import_id)
+    chain.run_due()
+    renamed = AssetGraph.of(
+        [*graph.assets, Asset("goods", frozenset(["orders"])), Asset("daily_report", frozenset(["customers", "goods"]))]
+    )
+    chain.use_graph(renamed)
+    assert (chain.due_days(), is_done(chain, import_id)) == ([], True)
+    with chain.engine.begin() as connection:
+        request_days(connection, "public", DAYS[:1], asset="goods")
+    chain.run_due()
+    chain.assert_converged()
+
+
+def test_asset_whose_upstream_became_external_still_ends_the_import(chain: Chain, raw_data: RawData) -> None:
+    """products 原来跟着 orders，现在自己从原始数据做：正在路上的导入也等得到它。"""
+    chain.use_graph(WIDER)
+    import_id = raw_data.add_import([order_of(DAYS[0])])
+    chain.announce(import_id)
+    chain.use_graph(AssetGraph.of([*graph.assets, Asset("products"), REPORT]))
+    assert chain.due_runs() == {DAYS[0]: frozenset([*graph.names, "products", "daily_report"])}
+    chain.run_due()
+    assert is_done(chain, import_id)
+
+
+# ---- 谁写下图 ----------------------------------------------------------------------
+
+
+def test_older_worker_that_restarts_does_not_put_the_old_graph_back(chain: Chain) -> None:
+    def write(wanted: AssetGraph, *, if_new: bool) -> bool:
+        with chain.engine.begin() as connection:
+            return write_graph(connection, "public", wanted, if_new=if_new)
+
+    assert write(WIDER, if_new=True)
+    assert not write(graph, if_new=True)
+    assert chain.graph == WIDER
+    assert write(graph, if_new=False)  # 旧版本的 init-db：有意退回去
+    assert not write(WIDER, if_new=True)
+    assert chain.graph == graph
+    assert not write(graph, if_new=False)
+
+
+def test_graph_is_read_back_as_it_was_written(chain: Chain) -> None:
+    chain.use_graph(WIDER)
+    with chain.engine.connect() as connection:
+        assert read_graph(connection, "public") == WIDER

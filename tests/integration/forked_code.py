@@ -1,0 +1,36 @@
+"""比三个真的资产多两个：products 只要 orders，daily_report 要 customers 与 products。"""
+
+from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    Definitions,
+    MaterializeResult,
+    ResourceParam,
+    asset,
+    define_asset_job,
+    in_process_executor,
+)
+
+from etl_assets.core.settings import get_settings
+from etl_assets.definitions import defs as current
+from etl_assets.orchestration.asset_runs import materialize, result_of
+from etl_assets.orchestration.partitions import RANGE_RUNS, daily_partitions
+from etl_assets.orchestration.resources import EtlDatabase
+from tests.integration.engine import extra_assets
+
+
+def extra(name: str, *upstreams: str) -> AssetsDefinition:
+    @asset(name=name, deps=list(upstreams), partitions_def=daily_partitions(get_settings()), backfill_policy=RANGE_RUNS)
+    def made(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> MaterializeResult[None]:
+        return result_of(materialize(context, database, extra_assets.materialize_extra(name)), database)
+
+    return made
+
+
+_ASSETS = [*(current.assets or ()), extra("products", "orders"), extra("daily_report", "customers", "products")]
+defs = Definitions(
+    assets=_ASSETS,
+    jobs=[define_asset_job("etl", selection=[one for one in _ASSETS if isinstance(one, AssetsDefinition)])],
+    resources=current.resources,
+    executor=in_process_executor,
+)

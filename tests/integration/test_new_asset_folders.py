@@ -1,0 +1,67 @@
+"""加一个资产就是加一个文件夹：在一份代码里加上 products 与 daily_report，别的文件一个也不改，然后到处都认得它们。
+
+两个文件夹是测试的数据（new_assets），也是 etl_assets/README.md 里的例子。在那份代码里跑的测试是 new_assets/in_the_copy.py；
+整个栈的见 tests/acceptance/test_new_asset_folders.py。
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .new_assets.copying import NEW_ASSETS, ROOT, copy_with_new_assets
+
+MOST_LINES = 60
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_with_new_assets(tmp_path_factory.mktemp("copy"))
+
+
+def run_in(copy: Path, postgres_url: str, *arguments: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETL_", "DAGSTER_", "PYTEST_"))}
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=copy,
+        env={**environment, "PYTHONPATH": str(copy), "ETL_TEST_DATABASE_URL": postgres_url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("asset", ["products", "daily_report"])
+def test_a_folder_has_few_lines(asset: str) -> None:
+    """空行与导入不算。"""
+    lines = 0
+    for file in (NEW_ASSETS / asset).glob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        statements = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+        imports = {number for node in statements for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+        lines += sum(bool(line.strip()) for number, line in enumerate(source.splitlines(), 1) if number not in imports)
+    assert 0 < lines < MOST_LINES
+
+
+def test_everything_knows_the_new_assets(copy: Path, postgres_url: str) -> None:
+    run_in(copy, postgres_url, *PYTEST, "tests/integration/new_assets/in_the_copy.py")
+
+
+def test_import_contracts_need_no_line_for_them(copy: Path, postgres_url: str) -> None:
+    run_in(copy, postgres_url, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache")
+    run_in(copy, postgres_url, *PYTEST, "tests/unit/test_folders.py")
+
+
+@pytest.mark.parametrize("module", ["asset", "etl", "description", "checks"])
+def test_readme_shows_the_folder_as_it_is(module: str) -> None:
+    """导入与文档串省去。"""
+    lines = (NEW_ASSETS / "products" / f"{module}.py").read_text(encoding="utf-8").splitlines()
+    shown = "\n".join(line for line in lines if not line.startswith(("from ", "import ", '"""'))).strip("\n")
+    assert f"```python\n{shown}\n```" in (ROOT / "etl_assets" / "README.md").read_text(encoding="utf-8")
