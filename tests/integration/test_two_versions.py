@@ -120,10 +120,11 @@ async def test_old_and_new_listener_side_by_side_lose_nothing(old: OldListener, 
     async with scene.new_listener():
         await scene.publish(10)
         await scene.nothing_is_left()
-        # 旧的已经确认过的不再来一遍
+        # 旧的已经确认过的不再来一遍；新的还没开始时，旧的可能又确认了几条
         imports = await consumer_info(connection, "EVENTS", consumer_name(scene.settings, DATA_IMPORT_COMPLETED))
         assert imports is not None
-        assert imports.config.opt_start_seq in range(handled_by_old - 1, handled_by_old + 1)
+        assert imports.config.opt_start_seq is not None
+        assert imports.config.opt_start_seq >= handled_by_old - 1
         old.kill()
         old.start()  # 重启会把共用的消费者改回它自己的过滤
         await eventually(lambda: old.is_ready)
