@@ -1,4 +1,4 @@
-"""工人的 Dagster 实例：DAGSTER_HOME 指的那个，改成适合常驻进程的样子。"""
+"""常驻进程的 Dagster 实例：DAGSTER_HOME 指的那个，改成适合工人、适合网页的样子。"""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ _CONSOLE_LOGGERS = "default_system_loggers"
 _STOCK = ["PostgresRunStorage", "PostgresEventLogStorage", "PostgresScheduleStorage"]
 
 
-def open_instance() -> DagsterInstance:
-    """DAGSTER_HOME 指的实例，改成适合常驻进程的样子：存储共用一个连接池，运行不再各自往终端打日志。"""
+def open_lean_instance() -> DagsterInstance:
+    """DAGSTER_HOME 指的实例，存储换成我们的。"""
     home = Path(os.environ.get("DAGSTER_HOME", "")).expanduser()
     if not os.environ.get("DAGSTER_HOME") or not home.is_dir():
         raise SettingsError(
             f"DAGSTER_HOME={str(home)!r} is not a folder: take it from `etl env`, or point it at the folder of your dagster.yaml"
         )
-    instance = DagsterInstance.from_ref(_with_lean_storage(InstanceRef.from_dir(str(home.absolute()))))
+    return DagsterInstance.from_ref(_with_lean_storage(InstanceRef.from_dir(str(home.absolute()))))
+
+
+def open_instance() -> DagsterInstance:
+    """工人的：存储共用一个连接池，运行不再各自往终端打日志。"""
+    instance = open_lean_instance()
     # 都要在第一个运行之前：它一开始就设日志、建处理器
     _silence_console()
     _configure_logging_once(instance)

@@ -99,6 +99,13 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         if event.dagster_event_type in _URGENT:
             self.flush()
 
+    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+        """网页建一个运行时计划的那些，一起写；写不成的，Dagster 自己再一个一个写。"""
+        if self._deferring or self._waiting:
+            super().store_event_batch(events)
+        else:
+            self._record(self._insert(events))
+
     def flush(self, *, and_record: bool = True) -> None:
         """写下攒着的，次序照旧；写不成就抛错，还在攒的时候下一次再写。谁都可以调用，等数据库的只有调用的人。
 

@@ -1,6 +1,6 @@
-"""工人写 Dagster 存储的省法：同样的表、同样的内容，三个存储共用一个连接池，不反复问表结构，一个事件一个事务。
+"""工人与网页写 Dagster 存储的省法：同样的表、同样的内容，三个存储共用一个连接池，不反复问表结构，一个事件一个事务。
 
-只在工人里用：打开实例时它是 Dagster 的自定义存储（`storage: custom`）；网页与守护进程照旧用 dagster-postgres。
+打开实例时它是 Dagster 的自定义存储（`storage: custom`）；守护进程照旧用 dagster-postgres。
 盖掉的都是 Dagster 私有的方法，由 test_dagster_contract 看守。
 """
 

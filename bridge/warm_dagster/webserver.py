@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from pathlib import Path
 
 import uvicorn
-from dagster import DagsterInstance
 
 from bridge.settings import get_bridge_settings
+from bridge.warm_dagster.instance import open_lean_instance
 from bridge.warm_dagster.ui_guard import UiGuard
 from bridge.warm_dagster.webserver_internals import (
     WorkspaceFileTarget,
@@ -25,6 +26,9 @@ _POOL_RECYCLE_SECONDS = 3_600
 _POOL_MAX_OVERFLOW = 20
 _LIVE_DATA_POLL_MILLISECONDS = 2_000
 
+_EVENTS_AT_ONCE = "500"
+"""Dagster 建一个运行，计划的每个资产、每个检查各写一个事件；一起写，点击就快一百毫秒。"""
+
 logger = get_logger("bridge.warm_dagster.webserver")  # 以 -m 运行时 __name__ 是 __main__
 
 
@@ -37,7 +41,7 @@ class _Server(uvicorn.Server):
 
 def serve(listener: socket.socket, workspace: Path) -> None:
     """应答到收到停止信号为止。"""
-    with DagsterInstance.get() as instance:
+    with open_lean_instance() as instance:
         instance.optimize_for_webserver(_STATEMENT_TIMEOUT_MILLISECONDS, _POOL_RECYCLE_SECONDS, _POOL_MAX_OVERFLOW)
         target = WorkspaceFileTarget([str(workspace)])
         with WorkspaceProcessContext(instance, target, version=__version__) as context:
@@ -47,6 +51,7 @@ def serve(listener: socket.socket, workspace: Path) -> None:
 
 
 def main(descriptor: str, workspace: str) -> None:
+    os.environ["DAGSTER_EVENT_BATCH_SIZE"] = _EVENTS_AT_ONCE
     configure_logging("webserver")
     serve(socket.socket(fileno=int(descriptor)), Path(workspace))
 

@@ -65,9 +65,15 @@ def test_click_runs_warm_and_writes_all_three_tables(
     assert find_differences(stack_engine, stack_settings) == []
 
 
-def test_range_of_days_is_one_run(ui: DagsterUi) -> None:
+def test_range_of_days_is_one_run(ui: DagsterUi, stack_engine: sa.Engine) -> None:
     run_id = ui.launch(["orders"], day="1999-06-01", last_day="1999-06-30")
     assert ui.wait(run_id)["status"] == "SUCCESS", ui.messages(run_id)
+    planned = sa.text(
+        "SELECT count(*) > 30, count(DISTINCT xmin::text) FROM dagster.event_logs"
+        " WHERE run_id = :run_id AND dagster_event_type LIKE '%PLANNED'"
+    )
+    with stack_engine.connect() as connection:
+        assert tuple(connection.execute(planned, {"run_id": run_id}).one()) == (True, 1)  # 网页把计划的一起写，点击的人少等十几次提交
 
 
 def test_job_is_launched_from_its_own_page(ui: DagsterUi) -> None:

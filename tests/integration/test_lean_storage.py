@@ -301,6 +301,22 @@ def test_many_materializations_are_one_insert_one_of_tags_and_one_row_of_the_ass
     assert re.findall(r"INSERT INTO (\w+)", recorded) == ["asset_event_tags", "asset_keys"]
 
 
+def test_what_a_run_plans_is_one_insert_and_one_message(instance: DagsterInstance, engine: sa.Engine) -> None:
+    """网页建一个运行，Dagster 就这样写；工人正攒着的不会被越过。"""
+    run_id = str(uuid4())
+    planned = [log_entry(run_id, materialization_planned(AssetKey(f"planned_{number}"))) for number in range(3)]
+    with sa_statements(instance) as asked:
+        instance.event_log_storage.store_event_batch(planned)
+    written, recorded = asked
+    assert written.startswith("INSERT INTO event_logs")
+    assert re.findall(r"INSERT INTO (\w+)", recorded) == ["asset_keys"] * 3
+    with deferring_events(instance):
+        happens(instance, run_id, DagsterEventType.STEP_START)
+        instance.event_log_storage.store_event_batch(planned)
+    three = [DagsterEventType.ASSET_MATERIALIZATION_PLANNED] * 3
+    assert stored(engine, run_id) == names(*three, DagsterEventType.STEP_START, *three)
+
+
 def test_the_row_of_an_asset_is_what_the_stock_storage_would_have_written(instance: DagsterInstance, engine: sa.Engine) -> None:
     """一批里先计划、再物化、再计划、再观察，合成一次写，与一个一个写的一样。"""
     storage, rows = instance.event_log_storage, {}
