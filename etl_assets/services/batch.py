@@ -6,8 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 
 import polars as pl
 
-CUSTOMERS_PER_BITE = 20_000
-"""一口客户一个事务：他们的结果装得进内存，他们的锁几秒就放开，给每口一份的语句又不显多。"""
+CUSTOMERS_PER_BITE = 2_000
+"""一口客户一个事务，这么多以下不再分：他们的锁不到一秒就放开。"""
+_LARGEST_BITE = 20_000
+"""这么多客户的结果装得进内存。"""
+
+
+def bite_of(customers: int) -> int:
+    """这么多客户，一口几个：十口以上，一口只占一成的锁行，不相干的客户难得要等；口越大，给每口一份的语句越不显多。"""
+    return max(CUSTOMERS_PER_BITE, min(customers // 10, _LARGEST_BITE))
 
 
 def transform_batches(batches: Iterable[pl.DataFrame], transform: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:

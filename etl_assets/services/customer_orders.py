@@ -17,7 +17,7 @@ from etl_assets.core.etl_tables import order_index
 from etl_assets.core.tables import TargetTables
 from etl_assets.ledger.locks import lock_customers, stripe_of
 from etl_assets.ledger.marking import Revisions, Scope
-from etl_assets.services.batch import CUSTOMERS_PER_BITE, whole_groups
+from etl_assets.services.batch import bite_of, whole_groups
 from etl_assets.services.customer_keys import customer_id
 from etl_assets.services.figures import has_status, status_spellings
 from etl_assets.services.materialization import Begin, DataTransaction, retry_conflicts
@@ -60,7 +60,7 @@ def compute_in_bites(begin: Begin, *, write: Write, complete: Callable[[DataTran
     if not isinstance(first, _Many):
         return first
     computed = first.chosen
-    for keys in first.keys.iter_slices(CUSTOMERS_PER_BITE):
+    for keys in first.keys.iter_slices(bite_of(first.keys.height)):
         written = retry_conflicts(_compute_bite)(begin, computed.started_at, keys, write)
         computed = replace(computed, written=computed.written + written)
     return retry_conflicts(_complete)(begin, computed, complete)
@@ -76,7 +76,7 @@ def _choose(begin: Begin, write: Write, complete: Callable[[DataTransaction, Com
             adopt_orders(connection, tables, transaction.days, transaction.share)
         table, count = stage_customers(connection, tables, asset, transaction.days, transaction.share, scope)
         chosen = Computed(revisions=revisions, scope=scope, written=WriteCounts(), started_at=transaction.started_at)
-        if count > CUSTOMERS_PER_BITE:
+        if count > bite_of(count):
             keys = read_frame(connection, _by_stripe(table))
             note_staged(connection, int(keys.estimated_size()))
             return _Many(keys=keys, chosen=chosen)

@@ -13,7 +13,7 @@ from etl_assets.core.etl_tables import cold_sweeps, stale_customers
 from etl_assets.core.tables import target_tables
 from etl_assets.leads import cold_sweep
 from etl_assets.ledger.locks import stripe_of
-from etl_assets.services import customer_orders
+from etl_assets.services import batch
 from etl_assets.testing.raw_data import SAMPLE_SHOP, RawData
 from tests.integration.engine.chain import Chain
 from tests.integration.engine.interleaving import Matches, WorkerDied, interleaved, writes_to
@@ -27,8 +27,19 @@ NAMES = [f"客户{number}" for number in range(8)]
 
 @pytest.fixture(autouse=True)
 def _small_bites(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(customer_orders, "CUSTOMERS_PER_BITE", 2)
+    monkeypatch.setattr(batch, "CUSTOMERS_PER_BITE", 2)
     monkeypatch.setattr(cold_sweep, "LEADS_PER_BITE", 2)
+
+
+def test_a_bite_holds_a_tenth_of_the_lock_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """急雨里一个运行上万个客户：一口锁完，不相干的一个客户几乎总要等它。"""
+    monkeypatch.undo()
+    assert {count: batch.bite_of(count) for count in (1, 10_000, 150_000, 10**6)} == {
+        1: 2_000,
+        10_000: 2_000,
+        150_000: 15_000,
+        10**6: 20_000,
+    }
 
 
 def at(day: int, *, month: int = 1) -> datetime:

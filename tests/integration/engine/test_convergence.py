@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 
 from etl_assets.leads import cold_sweep
-from etl_assets.services import customer_orders
 from etl_assets.testing.raw_data import RawData
 from tests.integration.engine.chain import Chain
 from tests.integration.engine.history import HISTORIES, History
@@ -65,7 +64,7 @@ def test_any_history_ends_as_the_reference_says(
     chain: Chain, worker_processes: Executor, sightings: Counter[str], monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     if batch % 2:  # 一半的历史里一口只有一个：口与口之间也有别的运行，也会死
-        monkeypatch.setattr(customer_orders, "CUSTOMERS_PER_BITE", 1)
+        monkeypatch.setattr("etl_assets.services.batch.CUSTOMERS_PER_BITE", 1)
         monkeypatch.setattr(cold_sweep, "LEADS_PER_BITE", 1)
 
     @seed(batch)

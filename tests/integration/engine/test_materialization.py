@@ -25,7 +25,7 @@ from etl_assets.leads import etl as leads_etl
 from etl_assets.ledger.requests import request_days
 from etl_assets.orders import etl as orders_etl
 from etl_assets.orders import versions as orders_versions
-from etl_assets.services import customer_orders
+from etl_assets.services import batch
 from etl_assets.services.customer_orders import read_customer_orders
 from etl_assets.services.vectorized_queries import WriteCounts
 from etl_assets.testing.raw_data import SAMPLE_SHOP, SAMPLE_SHOP_NAME, RawData
@@ -180,7 +180,7 @@ def test_customers_are_done_in_batches_that_fit_in_memory(chain: Chain, raw_data
         sizes.append(result.rows)
         return result
 
-    monkeypatch.setattr(customer_orders, "CUSTOMERS_PER_BITE", 3)
+    monkeypatch.setattr(batch, "CUSTOMERS_PER_BITE", 3)
     monkeypatch.setattr(customers_etl, "write_customers", observed)
     raw_data.add_import([{"order_id": str(number), "customer_name": f"客户{number // 2}"} for number in range(14)])
     chain.run(DAY)
