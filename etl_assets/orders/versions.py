@@ -24,7 +24,7 @@ from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.materialization import DataTransaction
 from etl_assets.services.rollout import Share
 from etl_assets.services.vectorized_queries import (
-    analyze_staging,
+    analysis,
     copy_into,
     create_staging,
     read_frame,
@@ -204,7 +204,7 @@ def stage_keys(source: sa.Connection, orders: pl.DataFrame, shops: pl.DataFrame)
     columns = [sa.Column("shop", shop_configs.c.shop_name.type), sa.Column("order_id", raw_orders.c.order_id.type)]
     at_hand = create_staging(source, "orders_at_hand", columns)
     copy_into(source, keys, at_hand)
-    analyze_staging(source, at_hand)
+    source.exec_driver_sql(analysis(source, at_hand))
     return at_hand
 
 

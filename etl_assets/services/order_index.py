@@ -23,7 +23,6 @@ from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.rollout import Share
 from etl_assets.services.vectorized_queries import (
     analysis,
-    analyze_staging,
     copy_into,
     create_staging,
     read_frame,
@@ -136,7 +135,7 @@ def restage_customers(connection: sa.Connection, keys: pl.DataFrame) -> sa.Table
     """同样的临时表，装着选定了的客户中的一口。"""
     at_hand = create_staging(connection, "customers_at_hand", _at_hand_columns())
     copy_into(connection, keys.with_row_index("position").select("customer_key", "position"), at_hand)
-    analyze_staging(connection, at_hand)
+    connection.exec_driver_sql(analysis(connection, at_hand))
     return at_hand
 
 

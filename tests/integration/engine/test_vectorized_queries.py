@@ -19,7 +19,7 @@ from etl_assets.core.database_sync import MAX_IDLE_STAGED_BYTES
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TIMESTAMP, trimmed
 from etl_assets.core.text import WHITE_SPACE
-from etl_assets.services import copy_out, few_rows, raw_rows, staging
+from etl_assets.services import copy_out, few_rows, raw_rows, vectorized_queries
 from etl_assets.services.vectorized_queries import (
     Upsert,
     WriteCounts,
@@ -201,7 +201,7 @@ def test_what_was_written_is_what_the_driver_reads(connection: sa.Connection) ->
 
 def test_long_results_are_read_and_written_in_pieces(connection: sa.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = nasty_frame()
-    monkeypatch.setattr(staging, "_WRITE_CHUNK_ROWS", 3)
+    monkeypatch.setattr(vectorized_queries, "_WRITE_CHUNK_ROWS", 3)
     copy_into(connection, frame, nasty)
     monkeypatch.setattr(copy_out, "_READ_CHUNK_BYTES", 200)
     batches = list(read_batches(connection, sa.select(nasty).order_by(nasty.c.id)))
