@@ -11,6 +11,9 @@ from etl_assets.core.tables import TIMESTAMP, customer_hash
 
 etl = sa.MetaData(schema="etl")
 
+TARGET = sa.bindparam("of_target", type_=sa.Text)
+"""语句里的目标 schema；语句只拼一次，每次执行用参数 of_target 填上。"""
+
 
 def _of_target(name: str, *columns: sa.Column[Any]) -> sa.Table:
     """每个目标 schema 各有自己的行：主键从 target 起。"""

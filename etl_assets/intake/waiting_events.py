@@ -12,10 +12,10 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from etl_assets.core.arrays import unnest
+from etl_assets.core.arrays import given_rows, in_arrays
 from etl_assets.core.backoff import Backoff
 from etl_assets.core.errors import EtlError
-from etl_assets.core.etl_tables import waiting_events
+from etl_assets.core.etl_tables import TARGET, waiting_events
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.intake.imports import ImportEvent, take_in
@@ -117,12 +117,8 @@ def _import_event(event: WaitingEvent) -> ImportEvent:
 
 def _forget(connection: sa.Connection, target: str, events: Sequence[WaitingEvent]) -> None:
     """正好又发布了一回的，序号是新的：它还要等。"""
-    keys = {
-        "import_ids": [event.import_id for event in events],
-        "event_ids": [event.event_id for event in events],
-        "sequences": [event.sequence for event in events],
-    }
-    connection.execute(_FORGET, {"of_target": target, **keys})
+    rows = [(event.import_id, event.event_id, event.sequence) for event in events]
+    connection.execute(_FORGET, {"of_target": target, **in_arrays(waiting_events, _KEY, rows)})
 
 
 # 一条语句：锁住到点的行、排到下一次、看它们的导入
@@ -150,15 +146,6 @@ _LOOK = sa.text("""
     sa.bindparam("longest_delay", type_=sa.Double),
     sa.bindparam("limit_seconds", type_=sa.Double),
 )
-_GONE = unnest(
-    "gone",
-    import_id=sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid)),
-    event_id=sa.bindparam("event_ids", type_=sa.ARRAY(sa.Uuid)),
-    sequence=sa.bindparam("sequences", type_=sa.ARRAY(sa.BigInteger)),
-)
-_FORGET = sa.delete(waiting_events).where(
-    waiting_events.c.target == sa.bindparam("of_target", type_=sa.Text),
-    waiting_events.c.import_id == _GONE.c.import_id,
-    waiting_events.c.event_id == _GONE.c.event_id,
-    waiting_events.c.stream_sequence == _GONE.c.sequence,
-)
+_KEY = ("import_id", "event_id", "stream_sequence")
+_GONE = given_rows(waiting_events, _KEY)
+_FORGET = sa.delete(waiting_events).where(waiting_events.c.target == TARGET, *[waiting_events.c[name] == _GONE.c[name] for name in _KEY])

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import execute_together
-from etl_assets.core.etl_tables import assets, import_events, import_requests, leases, ledger
+from etl_assets.core.etl_tables import TARGET, assets, import_events, import_requests, leases, ledger
 from etl_assets.core.tables import import_tasks
 from etl_assets.ledger.graph import IN_GRAPH, LINE
 from etl_assets.ledger.leases import Lease, in_seconds
@@ -126,9 +126,8 @@ def read_overdue_days(connection: sa.Connection, target: str, after: timedelta) 
 
 # ---- 语句 ------------------------------------------------------------------------
 
-_TARGET = sa.bindparam("of_target", type_=sa.Text)
 _KNOWN = sa.bindparam("known", type_=sa.ARRAY(sa.Text))
-_IS_DUE = sa.and_(ledger.c.target == _TARGET, ledger.c.requested > ledger.c.materialized)
+_IS_DUE = sa.and_(ledger.c.target == TARGET, ledger.c.requested > ledger.c.materialized)
 _IS_KNOWN = sa.func.coalesce(LINE.op("<@")(_KNOWN), sa.true(), type_=sa.Boolean())
 
 
@@ -138,11 +137,11 @@ def _claim(*, small: bool) -> sa.Select[Any]:
     island = _oldest_island(small=small).cte("island").prefix_with("MATERIALIZED")
     # 排在动不了的后面的不做：它们轮到时还要再做
     is_made = sa.and_(overlap(LINE, island.c.starts), ~overlap(LINE, island.c.stuck), _IS_KNOWN)
-    made = sa.select(assets.c.asset).where(assets.c.target == _TARGET, is_made).order_by(assets.c.position)
+    made = sa.select(assets.c.asset).where(assets.c.target == TARGET, is_made).order_by(assets.c.position)
     names = ("run_id", "token", "owner")
     given = [sa.bindparam(name, type_=leases.c[name].type) for name in names]
     seconds = sa.bindparam("seconds", type_=sa.Float)
-    rows = sa.select(*given, _TARGET, island.c.first, island.c.last, in_seconds(seconds)).where(island.c.first.is_not(None))
+    rows = sa.select(*given, TARGET, island.c.first, island.c.last, in_seconds(seconds)).where(island.c.first.is_not(None))
     insert = pg.insert(leases).from_select([*names, "target", "first_day", "last_day", "expires_at"], rows)
     leased = insert.on_conflict_do_nothing().returning(leases.c.run_id).cte("leased")
     return sa.select(
@@ -156,11 +155,11 @@ def _claim(*, small: bool) -> sa.Select[Any]:
 def _asking_events(island: sa.CTE) -> sa.ScalarSelect[Any]:
     """还等着这段日子里要从头做起的资产的导入，最新的几个。"""
     waits = sa.and_(
-        ledger.c.target == _TARGET,
+        ledger.c.target == TARGET,
         ledger.c.asset == sa.any_(island.c.starts),
         ledger.c.day.between(island.c.first, island.c.last),
     )
-    asked = sa.and_(import_requests.c.target == _TARGET, import_requests.c.day == ledger.c.day)
+    asked = sa.and_(import_requests.c.target == TARGET, import_requests.c.day == ledger.c.day)
     newest = (
         sa.select(
             import_events.c.import_id,
@@ -170,7 +169,7 @@ def _asking_events(island: sa.CTE) -> sa.ScalarSelect[Any]:
         )
         .select_from(ledger)
         .join(import_requests, sa.and_(asked, import_requests.c.revision > ledger.c.materialized))
-        .join(import_events, sa.and_(import_events.c.target == _TARGET, import_events.c.import_id == import_requests.c.import_id))
+        .join(import_events, sa.and_(import_events.c.target == TARGET, import_events.c.import_id == import_requests.c.import_id))
         .where(waits)
         .group_by(import_events.c.import_id, import_events.c.event_id, import_events.c.stream_sequence)
         .order_by(sa.desc("revision"), import_events.c.import_id)
@@ -217,7 +216,7 @@ def _claimable_days(*, small: bool = False) -> sa.Subquery:
     到期而前面没有到期的资产，能领的是 starts，在等的（搁置、等重试、急雨、领的人没有它）是 stuck。
     """
     leased = (
-        sa.select(leases.c.run_id).where(leases.c.target == _TARGET, ledger.c.day.between(leases.c.first_day, leases.c.last_day)).exists()
+        sa.select(leases.c.run_id).where(leases.c.target == TARGET, ledger.c.day.between(leases.c.first_day, leases.c.last_day)).exists()
     )
     is_ready = sa.and_(
         ledger.c.held_reason.is_(None),

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.errors import DatabaseRefusedError, PermanentError
-from etl_assets.core.etl_tables import assets, graphs, ledger
+from etl_assets.core.etl_tables import TARGET, assets, graphs, ledger
 from etl_assets.core.topological_order import upstreams_first
 
 _WRITE_LOCK = 0x45544E
@@ -165,9 +165,6 @@ def _rows(target: str, graph: AssetGraph) -> list[dict[str, object]]:
     ]
 
 
-_TARGET = sa.bindparam("of_target", type_=sa.Text)
-
-
 def _reached(*, has_row: bool) -> sa.Select[tuple[str, object, int]]:
     """SQL：一行一个资产的一天，该做到或要求到的版本：上游都做到了的；没有上游的，这一天要求到了的。
 
@@ -180,7 +177,7 @@ def _reached(*, has_row: bool) -> sa.Select[tuple[str, object, int]]:
     return (
         sa.select(assets.c.asset, ledger.c.day, revision.label("revision"))
         .join(ledger, ledger.c.target == assets.c.target)
-        .where(assets.c.target == _TARGET)
+        .where(assets.c.target == TARGET)
         .group_by(assets.c.asset, assets.c.ancestors, ledger.c.day)
         .having(own < revision if has_row else own.is_(None))
     )
@@ -189,7 +186,7 @@ def _reached(*, has_row: bool) -> sa.Select[tuple[str, object, int]]:
 def _fill() -> sa.Insert:
     """新资产遇见旧日子：既不到期，也没有人做过它；先前的导入不等它。"""
     new = _reached(has_row=False).subquery("new")
-    rows = sa.select(_TARGET, new.c.asset, new.c.day, new.c.revision, new.c.revision)
+    rows = sa.select(TARGET, new.c.asset, new.c.day, new.c.revision, new.c.revision)
     return sa.insert(ledger).from_select(["target", "asset", "day", "requested", "materialized"], rows)
 
 
@@ -198,7 +195,7 @@ def _catch_up() -> sa.Update:
     behind = _reached(has_row=True).subquery("behind")
     return (
         sa.update(ledger)
-        .where(ledger.c.target == _TARGET, ledger.c.asset == behind.c.asset, ledger.c.day == behind.c.day)
+        .where(ledger.c.target == TARGET, ledger.c.asset == behind.c.asset, ledger.c.day == behind.c.day)
         .values(requested=behind.c.revision, requested_at=sa.func.clock_timestamp())
     )
 
