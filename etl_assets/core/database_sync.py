@@ -136,7 +136,7 @@ def execute_together(
         if isinstance(statement, str):
             return statement
         compiled = _compile(statement, connection.dialect)
-        return cursor.mogrify(str(compiled), compiled.construct_params(_of(compiled, parameters)))
+        return cursor.mogrify(str(compiled), compiled.construct_params(dict(parameters)))
 
     with psycopg.ClientCursor(driver) as cursor:
         message = "; ".join(map(bind, statements))
@@ -151,10 +151,6 @@ def execute_together(
         while cursor.nextset():
             found.append(_rows(cursor))
     return found
-
-
-def _of(compiled: sa.Compiled, parameters: Mapping[str, object]) -> dict[str, object]:
-    return {name: parameters[name] for name in compiled.params if name in parameters}
 
 
 def _rows(cursor: psycopg.Cursor[Any]) -> Sequence[tuple[Any, ...]]:

@@ -15,12 +15,12 @@ from etl_assets.core.etl_tables import order_index, rejected_rows
 from etl_assets.core.tables import import_tasks, order_id_key, raw_orders, trimmed
 from etl_assets.ledger.marking import Scope
 from etl_assets.ledger.requests import days_allowing_deletes
-from etl_assets.orders.versions import StagedOrders, same_order
+from etl_assets.orders.versions import StagedOrders
 from etl_assets.services import raw_rows
 from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.day_accounts import rows_of_orders
 from etl_assets.services.materialization import DataTransaction
-from etl_assets.services.order_index import INDEXED, index_orders, index_statement, insert_marks, unindex_orders
+from etl_assets.services.order_index import INDEXED, index_orders, index_statement, insert_marks, same_order, unindex_orders
 from etl_assets.services.vectorized_queries import (
     Upsert,
     WriteCounts,

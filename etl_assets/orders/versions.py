@@ -22,6 +22,7 @@ from etl_assets.services import raw_rows
 from etl_assets.services.accounting import count_raw_rows
 from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.materialization import DataTransaction
+from etl_assets.services.order_index import same_order
 from etl_assets.services.rollout import Share
 from etl_assets.services.vectorized_queries import (
     analysis,
@@ -263,11 +264,6 @@ def set_superseded_aside(connection: sa.Connection, staging: sa.Table, losers: p
         parameters={"losers": losers["raw_id"].to_list(), "outside": outside["raw_id"].to_list()},
     )
     return aside
-
-
-def same_order(left: sa.FromClause, right: sa.FromClause) -> sa.ColumnElement[bool]:
-    """SQL 条件：两边是同一个订单。"""
-    return sa.and_(left.c.shop_id == right.c.shop_id, left.c.order_id == right.c.order_id)
 
 
 @lru_cache(maxsize=64)

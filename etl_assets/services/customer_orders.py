@@ -21,7 +21,15 @@ from etl_assets.services.batch import CUSTOMERS_PER_BITE, whole_groups
 from etl_assets.services.customer_keys import customer_id
 from etl_assets.services.figures import has_status, status_spellings
 from etl_assets.services.materialization import Begin, DataTransaction, retry_conflicts
-from etl_assets.services.order_index import CONSUME_MARKS, adopt_orders, marks_of, of_customer, restage_customers, stage_customers
+from etl_assets.services.order_index import (
+    CONSUME_MARKS,
+    adopt_orders,
+    marks_of,
+    of_customer,
+    restage_customers,
+    same_order,
+    stage_customers,
+)
 from etl_assets.services.vectorized_queries import WriteCounts, read_frame, reading_ahead
 
 Write: TypeAlias = Callable[[DataTransaction, sa.Table, pl.DataFrame], WriteCounts]
@@ -166,7 +174,7 @@ def _customer_orders(tables: TargetTables, at_hand: sa.Table) -> sa.Select[Any]:
         sa.select(*columns)
         .select_from(at_hand)
         .join(order_index, of_customer(at_hand.c.customer_key))
-        .join(orders, sa.and_(orders.c.shop_id == order_index.c.shop_id, orders.c.order_id == order_index.c.order_id))
+        .join(orders, same_order(orders))
         .where(order_index.c.target == tables.schema)
         .order_by(at_hand.c.position)
     )

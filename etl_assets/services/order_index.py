@@ -196,9 +196,9 @@ def adopt_all_orders(engine: sa.Engine, settings: EtlSettings) -> int:
         return connection.execute(insert.on_conflict_do_nothing(), execution_options={"preserve_rowcount": True}).rowcount
 
 
-def same_order(other: sa.FromClause) -> sa.ColumnElement[bool]:
-    """SQL 条件：索引里的这一行说的是那一行的订单。"""
-    return sa.and_(order_index.c.shop_id == other.c.shop_id, order_index.c.order_id == other.c.order_id)
+def same_order(one: sa.FromClause, other: sa.FromClause = order_index) -> sa.ColumnElement[bool]:
+    """SQL 条件：两边的行说的是同一个订单。"""
+    return sa.and_(one.c.shop_id == other.c.shop_id, one.c.order_id == other.c.order_id)
 
 
 def _foreign_orders(connection: sa.Connection, tables: TargetTables, days: DayRange, share: Share) -> pl.DataFrame:

@@ -45,13 +45,7 @@ def _scope(timezone: str, partitions: DayRange) -> sa.Subquery:
     is_number = raw.amount != sa.cast("NaN", sa.Numeric(14, 2))
     return (
         sa.select(
-            raw.raw_id,
-            raw.import_id,
-            raw.order_id,
-            raw.shop,
-            raw.customer_name,
-            raw.order_type,
-            raw.order_status,
+            *raw["raw_id", "import_id", "order_id", "shop", "customer_name", "order_type", "order_status"],
             sa.case((is_number, raw.amount)).label("amount"),
             sa.case((sa.not_(is_number), "bad_amount")).label("amount_rule"),
             raw.quantity,
@@ -68,12 +62,8 @@ def _scope(timezone: str, partitions: DayRange) -> sa.Subquery:
 
 
 def frame_columns(rows: sa.FromClause) -> list[sa.ColumnElement[Any]]:
-    """`judge` 需要的列。"""
-    names = (
-        "raw_id", "import_id", "order_id", "shop", "customer_name", "order_type", "order_status",
-        "amount", "amount_rule", "quantity", "ordered_at", "day", "time_rule",
-    )  # fmt: skip
-    return [rows.c[name] for name in names]
+    """`judge` 需要的列：除了只给索引用的那一列，全部。"""
+    return [column for column in rows.c if column.name != "raw_ordered_at"]
 
 
 def on_days(rows: sa.FromClause) -> sa.ColumnElement[bool]:
