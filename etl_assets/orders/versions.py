@@ -14,7 +14,7 @@ from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, bound
 from etl_assets.core.database_sync import execute_together, note_staged
 from etl_assets.core.etl_tables import order_index
 from etl_assets.core.tables import order_id_key, raw_orders, shop_configs, trimmed
-from etl_assets.ledger.marking import Revisions, Scope
+from etl_assets.ledger.marking import Scope
 from etl_assets.orders.changed import ChangedOrders
 from etl_assets.orders.transform import References, TransformedRows, reject_unindexable, transform
 from etl_assets.orders.winners import find_superseded, won_outside
@@ -84,7 +84,6 @@ class StagedOrders:
     outside: pl.DataFrame
     unmapped: pl.DataFrame
     raw: pl.DataFrame
-    revisions: Revisions
     shops: pl.DataFrame
     aside: sa.Table | None = None
     changed: ChangedOrders | None = None
@@ -106,7 +105,6 @@ def stage_changed_orders(
     transaction: DataTransaction,
     source: sa.Connection,
     changed: ChangedOrders,
-    revisions: Revisions,
     references: References,
     locked: frozenset[date],
 ) -> StagedOrders:
@@ -126,7 +124,6 @@ def stage_changed_orders(
         outside=candidates.clear(),
         unmapped=winners.filter("is_unmapped"),
         raw=changed.arrived,
-        revisions=revisions,
         shops=references.shops,
         changed=changed,
     )
@@ -136,7 +133,6 @@ def stage_whole_days(
     transaction: DataTransaction,
     source: sa.Connection,
     references: References,
-    revisions: Revisions,
     locked: frozenset[date],
     because: str,
 ) -> StagedOrders:
@@ -165,7 +161,6 @@ def stage_whole_days(
         outside=outside,
         unmapped=unmapped,
         raw=raw,
-        revisions=revisions,
         shops=references.shops,
         whole_because=because,
     )
