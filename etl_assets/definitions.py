@@ -5,10 +5,9 @@ from __future__ import annotations
 from dagster import Definitions, in_process_executor
 
 from etl_assets.core.asset_folders import asset_folders, import_of
-from etl_assets.orchestration.automation import overdue_days, tables_checked, yesterday_again
+from etl_assets.orchestration.automation import checks_job, etl_job, overdue_days, tables_checked, yesterday_again
 from etl_assets.orchestration.check_step import table_checks
 from etl_assets.orchestration.graph import graph_of
-from etl_assets.orchestration.jobs import checks_job, etl_job
 from etl_assets.orchestration.resources import EtlDatabase
 from etl_assets.orchestration.sources import SOURCES
 

@@ -1,4 +1,4 @@
-"""自己动的：每天重做昨天，补上台账里早该做完的日子。"""
+"""作业，与自己动的：每天重做昨天，每晚看整张表，补上台账里早该做完的日子。"""
 
 from __future__ import annotations
 
@@ -6,24 +6,33 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from dagster import (
+    AssetSelection,
     DefaultScheduleStatus,
     DefaultSensorStatus,
     ResourceParam,
     RunRequest,
     ScheduleEvaluationContext,
     SkipReason,
+    define_asset_job,
     schedule,
     sensor,
 )
 
+from etl_assets.core.asset_folders import asset_folders
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.settings import get_settings
 from etl_assets.ledger.claims import read_overdue_days
 from etl_assets.orchestration.asset_runs import partition_tags
-from etl_assets.orchestration.jobs import checks_job, etl_job
+from etl_assets.orchestration.check_step import table_checks
 from etl_assets.orchestration.resources import EtlDatabase
 
+ETL_JOB = "etl"
 OVERDUE_AFTER = timedelta(minutes=10)
+
+_CHECKS = AssetSelection.checks(*(spec.key for spec in table_checks.check_specs))
+
+etl_job = define_asset_job(ETL_JOB, selection=AssetSelection.assets(*asset_folders()) - _CHECKS)
+checks_job = define_asset_job("table_checks", selection=_CHECKS)
 
 
 @schedule(
