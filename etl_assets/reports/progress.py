@@ -49,16 +49,7 @@ def import_progress(connection: sa.Connection, settings: EtlSettings, import_id:
         .group_by(import_requests.c.day)
         .subquery("days")
     )
-    waiting_in_vain = sa.and_(~days.c.is_done, days.c.reason.is_not(None))
-    total, done, held_days, held_reason = connection.execute(
-        sa.select(
-            sa.func.count(),
-            sa.func.count().filter(days.c.is_done),
-            sa.func.count().filter(waiting_in_vain),
-            sa.func.max(days.c.reason).filter(waiting_in_vain),
-        ).select_from(days)
-    ).one()
-    return Progress(handled=handled is not None, days=total, done=done, held=held_days, held_reason=held_reason)
+    return _read(connection, days, handled=handled is not None)
 
 
 def handled_sequence(connection: sa.Connection, settings: EtlSettings, import_id: UUID) -> int:
@@ -76,21 +67,25 @@ def range_progress(connection: sa.Connection, settings: EtlSettings, days: DayRa
     """
     due = ledger.c.requested > ledger.c.materialized
     by_day = (
-        sa.select(sa.func.bool_or(due).label("is_due"), sa.func.max(ledger.c.held_reason).filter(due).label("reason"))
+        sa.select(sa.func.bool_and(~due).label("is_done"), sa.func.max(ledger.c.held_reason).filter(due).label("reason"))
         .join(assets, IN_GRAPH)
         .where(ledger.c.target == settings.target_schema, days.includes(ledger.c.day), _concerns(asset))
         .group_by(ledger.c.day)
         .subquery("by_day")
     )
-    total, done, held, reason = connection.execute(
-        sa.select(
-            sa.func.count(),
-            sa.func.count().filter(~by_day.c.is_due),
-            sa.func.count(by_day.c.reason),
-            sa.func.max(by_day.c.reason),
-        ).select_from(by_day)
-    ).one()
-    return Progress(handled=True, days=total, done=done, held=held, held_reason=reason)
+    return _read(connection, by_day, handled=True)
+
+
+def _read(connection: sa.Connection, days: sa.Subquery, *, handled: bool) -> Progress:
+    """:param days: 一行一天：is_done，与搁置的缘由 reason。"""
+    in_vain = sa.and_(~days.c.is_done, days.c.reason.is_not(None))
+    counts = sa.select(
+        sa.func.count().label("days"),
+        sa.func.count().filter(days.c.is_done).label("done"),
+        sa.func.count().filter(in_vain).label("held"),
+        sa.func.max(days.c.reason).filter(in_vain).label("held_reason"),
+    )
+    return Progress(handled=handled, **connection.execute(counts.select_from(days)).one()._mapping)
 
 
 def _concerns(asset: str | None) -> sa.ColumnElement[bool]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -72,45 +71,30 @@ def _newest_imports(limit: int | None) -> sa.Subquery:
 
 def ledger_summary(connection: sa.Connection, settings: EtlSettings) -> Sequence[sa.RowMapping]:
     """每个资产一行：台账里最后的一天、到期、等着重试、搁置、等得最久的一天，最近一次做的是整天还是变了的。只看到期的日子：做完的有几千个。"""
-    target = settings.target_schema
-    is_due = sa.and_(ledger.c.target == target, ledger.c.requested > ledger.c.materialized)
-    held = ledger.c.held_reason.is_not(None)
-    due = (
-        sa.select(
-            ledger.c.asset,
-            sa.func.count().filter(~held).label("due"),
-            sa.func.count().filter(ledger.c.retry_at > sa.func.now()).label("waiting_to_retry"),
-            sa.func.count().filter(held).label("held"),
-            sa.func.min(ledger.c.requested_at).filter(~held).label("oldest_due_since"),
-        )
-        .where(is_due)
-        .group_by(ledger.c.asset)
-        .subquery("of_due")
-    )
+    return connection.execute(_LEDGER_SUMMARY, {"target": settings.target_schema}).mappings().all()
 
-    def newest(column: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
-        return sa.select(sa.func.max(column)).where(ledger.c.target == target, ledger.c.asset == assets.c.asset).scalar_subquery()
 
-    last_scope = (
-        sa.select(ledger.c.scope)
-        .where(ledger.c.target == target, ledger.c.asset == assets.c.asset, ledger.c.materialized_at.is_not(None))
-        .order_by(ledger.c.materialized_at.desc())
-        .limit(1)
-    )
-    statement = (
-        sa.select(
-            assets.c.asset,
-            newest(ledger.c.day).label("last_day"),
-            *(sa.func.coalesce(due.c[name], 0).label(name) for name in ("due", "waiting_to_retry", "held")),
-            due.c.oldest_due_since,
-            newest(ledger.c.materialized_at).label("last_materialized_at"),
-            last_scope.scalar_subquery().label("last_scope"),
-        )
-        .select_from(assets.outerjoin(due, due.c.asset == assets.c.asset))
-        .where(assets.c.target == target, newest(ledger.c.day).is_not(None))
-        .order_by(assets.c.position)
-    )
-    return connection.execute(statement).mappings().all()
+_LEDGER_SUMMARY = sa.text("""
+    SELECT a.asset, days.last_day,
+           coalesce(of_due.due, 0) AS due, coalesce(of_due.waiting_to_retry, 0) AS waiting_to_retry, coalesce(of_due.held, 0) AS held,
+           of_due.oldest_due_since, last.materialized_at AS last_materialized_at, last.scope AS last_scope
+    FROM etl.assets a
+    LEFT JOIN (
+        SELECT asset,
+               count(*) FILTER (WHERE held_reason IS NULL) AS due,
+               count(*) FILTER (WHERE retry_at > now()) AS waiting_to_retry,
+               count(*) FILTER (WHERE held_reason IS NOT NULL) AS held,
+               min(requested_at) FILTER (WHERE held_reason IS NULL) AS oldest_due_since
+        FROM etl.ledger WHERE target = :target AND requested > materialized GROUP BY asset
+    ) AS of_due ON of_due.asset = a.asset
+    JOIN LATERAL (
+        SELECT max(day) AS last_day FROM etl.ledger WHERE target = :target AND asset = a.asset
+    ) AS days ON days.last_day IS NOT NULL
+    LEFT JOIN LATERAL (
+        SELECT materialized_at, scope FROM etl.ledger WHERE target = :target AND asset = a.asset AND materialized_at IS NOT NULL
+        ORDER BY materialized_at DESC LIMIT 1
+    ) AS last ON true
+    WHERE a.target = :target ORDER BY a.position""")
 
 
 def held_days(connection: sa.Connection, settings: EtlSettings, *, limit: int = 20) -> Sequence[sa.RowMapping]:
