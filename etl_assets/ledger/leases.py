@@ -100,21 +100,14 @@ def release_lease(connection: sa.Connection, lease: Lease) -> LeaseState:
     return _state(connection.execute(own.returning(leases.c.cancel_requested_at)).first())
 
 
-def assert_lease_valid(connection: sa.Connection) -> None:
-    """栅栏：在数据事务里锁住租约行直到提交；租约不在就抛 LeaseLostError，事务随之回滚。"""
-    statements, parameters = fence()
-    for statement in statements:
-        judge_fence(connection.execute(statement, parameters).all())
-
-
 def fence() -> tuple[Sequence[sa.Select[Any]], Mapping[str, object]]:
-    """栅栏的语句与参数，给要与别的一起发的；它的行交给 `judge_fence`。没有租约就没有语句。"""
+    """栅栏：在数据事务里锁住租约行直到提交。它的语句与参数，与别的一起发；它的行交给 `judge_fence`。没有租约就没有语句。"""
     lease = current_lease.get()
     return ([_LOCK_VALID], _named(lease)) if lease is not None else ([], {})
 
 
 def judge_fence(locked: Sequence[object]) -> None:
-    """:raises LeaseLostError: 有租约，却没有锁到它。"""
+    """:raises LeaseLostError: 有租约，却没有锁到它；事务随之回滚。"""
     lease = current_lease.get()
     if lease is not None and not locked:
         raise LeaseLostError(lease.run_id)
