@@ -6,8 +6,9 @@ import codecs
 import io
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from itertools import chain
 from types import MappingProxyType
 from typing import Any
@@ -15,14 +16,13 @@ from typing import Any
 import polars as pl
 import psycopg
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSON, JSONB
-from sqlalchemy.util import LRUCache
+from sqlalchemy.dialects.postgresql import JSON
 
+from etl_assets.core.database_sync import compile_once
 from etl_assets.core.interruption import check_interruption
 from etl_assets.services import few_rows
 
 _READ_CHUNK_BYTES = 16 << 20
-_compiled: LRUCache[sa.Select[Any], sa.Compiled] = LRUCache(200)
 Parameters = Mapping[str, object]
 """语句里 bindparam 的值。"""
 _POLARS_TYPES: tuple[tuple[type[sa.types.TypeEngine[Any]], pl.DataType], ...] = (
@@ -35,7 +35,6 @@ _POLARS_TYPES: tuple[tuple[type[sa.types.TypeEngine[Any]], pl.DataType], ...] = 
     (sa.String, pl.String()),
     (sa.Uuid, pl.String()),
     (JSON, pl.String()),
-    (JSONB, pl.String()),
 )
 
 
@@ -142,8 +141,10 @@ def _copy_out(
         yield buffer
 
 
-def _booleans_as_text(statement: sa.Select[Any], columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:
+@lru_cache(maxsize=200)
+def _booleans_as_text(statement: sa.Select[Any]) -> sa.Select[Any]:
     """COPY 把布尔写成 t/f，read_csv 只认 true/false。"""
+    columns = list(statement.selected_columns)
     if not any(isinstance(column.type, sa.Boolean) for column in columns):
         return statement
     return statement.with_only_columns(
@@ -154,10 +155,7 @@ def _booleans_as_text(statement: sa.Select[Any], columns: Sequence[sa.ColumnElem
 
 def _compile(connection: sa.Connection, statement: sa.Select[Any], given: Parameters) -> tuple[str, Mapping[str, Any] | None]:
     """COPY 不收服务器端参数，psycopg 在客户端绑定；只有带参数时它才把 %% 还原成 %。列表写成 = ANY(数组)，不写 IN。"""
-    compiled = _compiled.get(statement)
-    if compiled is None:  # 每个运行都要的语句是留着的同一个对象，只编译一次
-        printable = _booleans_as_text(statement, list(statement.selected_columns))
-        compiled = _compiled[statement] = printable.compile(dialect=connection.dialect)
+    compiled = compile_once(_booleans_as_text(statement), connection.dialect)
     parameters = compiled.construct_params(dict(given))
     return (str(compiled), parameters) if parameters else (str(compiled).replace("%%", "%"), None)
 
