@@ -73,18 +73,18 @@ class StagedOrders:
     gone 一行一个没有赢家的订单（shop_id、order_id、order_date 与现有那一行的 customer_nickname、customer_key）。
     superseded 一行一个输掉的有效版本，outside 一行一个赢家在份额之外的订单的；aside 暂存表里是 superseded 的那些。
     unmapped 一行一个类型没有映射的赢家；shops 是评判所用的店铺。raw 见 `count_raw_rows`。
-    changed 是只做变了的；整天做的是 None，whole_because 说为什么。
+    changed 是只做变了的，没有要删的、份额之外的，账接着算；整天做的是 None，whole_because 说为什么。
     """
 
     winners: sa.Table
     count: int
-    gone: pl.DataFrame
     rejected: pl.DataFrame
     superseded: pl.DataFrame
-    outside: pl.DataFrame
-    unmapped: pl.DataFrame
-    raw: pl.DataFrame
     shops: pl.DataFrame
+    unmapped: pl.DataFrame = field(default_factory=pl.DataFrame)
+    gone: pl.DataFrame = field(default_factory=pl.DataFrame)
+    outside: pl.DataFrame = field(default_factory=pl.DataFrame)
+    raw: pl.DataFrame = field(default_factory=pl.DataFrame)
     aside: sa.Table | None = None
     changed: ChangedOrders | None = None
     whole_because: str | None = None
@@ -118,12 +118,8 @@ def stage_changed_orders(
     return StagedOrders(
         winners=staging,
         count=winners.height,
-        gone=changed.existing.clear(),
         rejected=changed.rows.rejected,
         superseded=superseded,
-        outside=candidates.clear(),
-        unmapped=winners.filter("is_unmapped"),
-        raw=changed.arrived,
         shops=references.shops,
         changed=changed,
     )

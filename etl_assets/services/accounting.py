@@ -111,12 +111,14 @@ def verify_days(
     elsewhere = dict(outside["order_date"].value_counts().iter_rows())
     arrived = dict(raw.group_by("day").agg(pl.col("rows").sum()).iter_rows())
     accounts = [
-        _account(
-            [row for row in counts if row.day == day],
+        DayAccount(
             day=day,
             raw=arrived.get(day, 0),
+            loaded=sum(row.rows for row in counts if row.day == day and row.rule is None),
             superseded=losers.get(day, 0),
             outside=elsewhere.get(day, 0),
+            rejected={row.rule: row.rows for row in counts if row.day == day and row.rule is not None},
+            rejected_examples={row.rule: row.examples for row in counts if row.day == day and row.rule is not None},
         )
         for day in days
     ]
@@ -124,19 +126,6 @@ def verify_days(
         lost = _find_lost(connection, settings, unbalanced[0].day, superseded, outside)
         raise AccountingError([replace(unbalanced[0], lost_examples=lost), *unbalanced[1:]])
     return accounts
-
-
-def _account(counts: Sequence[sa.Row[Any]], *, day: date, raw: int, superseded: int, outside: int) -> DayAccount:
-    rejected = [row for row in counts if row.rule is not None]
-    return DayAccount(
-        day=day,
-        raw=raw,
-        loaded=sum(row.rows for row in counts if row.rule is None),
-        superseded=superseded,
-        outside=outside,
-        rejected={row.rule: row.rows for row in rejected},
-        rejected_examples={row.rule: row.examples for row in rejected},
-    )
 
 
 def _count_superseded(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
@@ -35,9 +35,6 @@ from etl_assets.services.vectorized_queries import WriteCounts, read_frame, read
 Write: TypeAlias = Callable[[DataTransaction, sa.Table, pl.DataFrame], WriteCounts]
 """读、算、写这些锁住的客户；给它的还有 `read_customer_ids` 的结果。"""
 Done = TypeVar("Done")
-
-FEW_CUSTOMERS = 500
-"""这么多的 id 与锁一起读；再多的 COPY。"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +85,7 @@ def _choose(begin: Begin, write: Write, complete: Callable[[DataTransaction, Com
             keys = read_frame(connection, _by_stripe(table))
             note_staged(connection, int(keys.estimated_size()))
             return _Many(keys=keys, chosen=chosen)
-        written = _compute(transaction, table, count, write) if count else WriteCounts()
+        written = _compute(transaction, table, write) if count else WriteCounts()
         return complete(transaction, replace(chosen, written=written))
 
 
@@ -101,7 +98,7 @@ def _is_indexed(transaction: DataTransaction) -> bool:
 
 def _compute_bite(begin: Begin, started_at: float, keys: pl.DataFrame, write: Write) -> WriteCounts:
     with begin(started_at=started_at) as transaction:
-        return _compute(transaction, restage_customers(transaction.connection, keys), keys.height, write)
+        return _compute(transaction, restage_customers(transaction.connection, keys), write)
 
 
 def _complete(begin: Begin, computed: Computed, complete: Callable[[DataTransaction, Computed], Done]) -> Done:
@@ -109,14 +106,13 @@ def _complete(begin: Begin, computed: Computed, complete: Callable[[DataTransact
         return complete(transaction, computed)
 
 
-def _compute(transaction: DataTransaction, at_hand: sa.Table, count: int, write: Write) -> WriteCounts:
+def _compute(transaction: DataTransaction, at_hand: sa.Table, write: Write) -> WriteCounts:
     """锁住了才读；标记在读订单之前读，所以消掉的都确实修好了。"""
     connection, target = transaction.connection, transaction.target
-    statements: list[sa.ClauseElement] = [marks_of(target, transaction.asset, at_hand)]
-    if is_few := count <= FEW_CUSTOMERS:
-        statements.append(_customer_ids(transaction.tables, at_hand))
-    marks, *known = lock_customers(connection, target, at_hand, then=statements, parameters=bound(transaction.days))
-    written = write(transaction, at_hand, _with_ids(_parse_ids(known[0])) if is_few else read_customer_ids(transaction, at_hand))
+    statements = (marks_of(target, transaction.asset, at_hand), _customer_ids(transaction.tables, at_hand))
+    marks, ids = lock_customers(connection, target, at_hand, then=statements, parameters=bound(transaction.days))
+    known = pl.DataFrame(ids, schema={"customer_key": pl.String, "customer_global_id": pl.String}, orient="row")
+    written = write(transaction, at_hand, _with_ids(known))
     transaction.defer(CONSUME_MARKS, {"mark_ids": [mark_id for (mark_id,) in marks]})
     return written
 
@@ -140,11 +136,6 @@ def read_customer_ids(transaction: DataTransaction, at_hand: sa.Table) -> pl.Dat
     return _with_ids(read_frame(transaction.connection, _customer_ids(transaction.tables, at_hand)))
 
 
-def _parse_ids(rows: Sequence[tuple[Any, ...]]) -> pl.DataFrame:
-    found = [(key, None if known is None else str(known)) for key, known in rows]
-    return pl.DataFrame(found, schema={"customer_key": pl.String, "customer_global_id": pl.String}, orient="row")
-
-
 def _with_ids(existing: pl.DataFrame) -> pl.DataFrame:
     known = pl.col("customer_global_id").is_not_null().alias("is_known")
     return existing.with_columns(known, pl.coalesce("customer_global_id", customer_id()).alias("customer_global_id"))
@@ -162,16 +153,9 @@ def _by_stripe(customers: sa.Table) -> sa.Select[tuple[str]]:
 @lru_cache(maxsize=64)
 def _customer_orders(tables: TargetTables, at_hand: sa.Table) -> sa.Select[Any]:
     orders = tables.orders
-    columns: list[sa.ColumnElement[Any]] = [
-        at_hand.c.position,
-        order_index.c.customer_key,
-        *[
-            orders.c[name]
-            for name in ("order_id", "customer_nickname", "latest_status", "system_order_type", "amount", "ordered_at", "order_date")
-        ],
-    ]
+    names = ("order_id", "customer_nickname", "latest_status", "system_order_type", "amount", "ordered_at", "order_date")
     return (
-        sa.select(*columns)
+        sa.select(at_hand.c.position, order_index.c.customer_key, *orders.c[names])
         .select_from(at_hand)
         .join(order_index, of_customer(at_hand.c.customer_key))
         .join(orders, same_order(orders))
@@ -183,6 +167,5 @@ def _customer_orders(tables: TargetTables, at_hand: sa.Table) -> sa.Select[Any]:
 @lru_cache(maxsize=64)
 def _customer_ids(tables: TargetTables, at_hand: sa.Table) -> sa.Select[Any]:
     customers = tables.customers
-    return sa.select(at_hand.c.customer_key, customers.c.customer_global_id).outerjoin(
-        customers, customers.c.customer_key == at_hand.c.customer_key
-    )
+    known_id = sa.cast(customers.c.customer_global_id, sa.Text).label("customer_global_id")
+    return sa.select(at_hand.c.customer_key, known_id).outerjoin(customers, customers.c.customer_key == at_hand.c.customer_key)
