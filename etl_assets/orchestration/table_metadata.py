@@ -7,12 +7,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from dagster import AssetKey, MetadataValue, TableColumn, TableColumnConstraints, TableColumnDep, TableColumnLineage, TableSchema
-from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.asset_folders import descriptions
-from etl_assets.core.tables import target_tables
-
-_DIALECT: sa.Dialect = pg.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy 没给它注解
+from etl_assets.core.tables import DIALECT, target_tables
 
 
 def table_metadata(asset: str, schema: str) -> Mapping[str, Any]:
@@ -29,7 +26,7 @@ def structure_of(table: sa.Table) -> Mapping[str, Any]:
     columns = [
         TableColumn(
             column.name,
-            type=column.type.compile(dialect=_DIALECT).lower(),
+            type=column.type.compile(dialect=DIALECT).lower(),
             constraints=TableColumnConstraints(nullable=bool(column.nullable), unique=bool(column.unique)),
         )
         for column in table.columns

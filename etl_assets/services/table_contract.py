@@ -12,14 +12,11 @@ from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.asset_description import ApplicationTable
 from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.errors import TableContractError, TableDeviation
-from etl_assets.core.tables import APPLICATION_SCHEMA, import_tasks, order_type_mappings, raw_orders, shop_configs, target_tables
-
-_DIALECT: sa.Dialect = pg.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy 没给它注解
+from etl_assets.core.tables import APPLICATION_SCHEMA, DIALECT, import_tasks, order_type_mappings, raw_orders, shop_configs, target_tables
 
 # 只读的表里 ETL 不看的列：是什么都行，没有也行；结果表的见各资产的 ApplicationTable
 _NOT_READ = frozenset({"source_name", "row_count", "created_at", "extra", "platform"})
@@ -189,4 +186,4 @@ def _is_roomy_varchar(column: sa.Column[Any], type_name: str, longest: float) ->
 
 def _type_name(sql_type: sa.types.TypeEngine[Any]) -> str:
     """PostgreSQL 的 format_type 写出的类型名。"""
-    return sql_type.compile(dialect=_DIALECT).lower().replace(", ", ",")
+    return sql_type.compile(dialect=DIALECT).lower().replace(", ", ",")
