@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 import sqlalchemy as sa
 
@@ -37,13 +36,10 @@ class Patience:
     limit_seconds: float
 
 
-@dataclass(frozen=True)
-class WaitingEvent:
-    """还在等的一个事件。"""
+@dataclass(frozen=True, kw_only=True)
+class WaitingEvent(ImportEvent):
+    """还在等的一个事件；都是从流里来的。"""
 
-    import_id: UUID
-    event_id: UUID
-    allow_deletes: bool
     sequence: int
     stored_at: datetime
     looks: int
@@ -98,7 +94,7 @@ def _take_in(engine: sa.Engine, settings: EtlSettings, events: Sequence[WaitingE
     """要求它们的日子；处理不了的留着下次再看，导入既然在，就不进死信。返回要求了几次导入。"""
 
     def take(connection: sa.Connection, ripe: Sequence[WaitingEvent]) -> list[WaitingEvent]:
-        outcomes = list(zip(ripe, take_in(connection, settings, [_import_event(event) for event in ripe]), strict=True))
+        outcomes = list(zip(ripe, take_in(connection, settings, ripe), strict=True))
         _forget(connection, settings.target_schema, [event for event, outcome in outcomes if outcome not in ("pending", "missing")])
         return [event for event, outcome in outcomes if outcome == "requested"]
 
@@ -107,12 +103,6 @@ def _take_in(engine: sa.Engine, settings: EtlSettings, events: Sequence[WaitingE
 
     requested, _ = handle_apart(engine, events, take, complain=complain)
     return len(requested)
-
-
-def _import_event(event: WaitingEvent) -> ImportEvent:
-    return ImportEvent(
-        event.import_id, event.event_id, allow_deletes=event.allow_deletes, sequence=event.sequence, stored_at=event.stored_at
-    )
 
 
 def _forget(connection: sa.Connection, target: str, events: Sequence[WaitingEvent]) -> None:

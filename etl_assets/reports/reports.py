@@ -36,10 +36,7 @@ def import_accounting(connection: sa.Connection, settings: EtlSettings, *, limit
     loaded, superseded, refused = count(is_loaded), count(is_superseded), count(is_rejected)
     statement = (
         sa.select(
-            chosen.c.import_id,
-            chosen.c.source_name,
-            chosen.c.status,
-            chosen.c.completed_at,
+            *chosen.c["import_id", "source_name", "status", "completed_at"],
             sa.func.count(raw_orders.c.raw_id).label("raw"),
             loaded.label("loaded"),
             superseded.label("superseded"),

@@ -151,7 +151,7 @@ def adopt_orders(connection: sa.Connection, tables: TargetTables, days: DayRange
     份额之外的订单归别的 ETL，索引里记的是我们算出的赢家，不随它的行变。
     标记不归哪一天：收进它们的也许是人点的 leads，它的头一天未必还有 customers 要做。
     """
-    if _foreign_orders(connection, tables, days, share).is_empty() and not _vanished_orders(connection, tables, days, share, limit=1):
+    if _foreign_orders(connection, tables, days, share).is_empty() and _vanished_orders(connection, tables, days, share).is_empty():
         return 0
     lock_days(connection, tables.schema, days)  # 自己的 orders 运行可能正在写这些行：锁住再看一次
     foreign = _foreign_orders(connection, tables, days, share)
@@ -160,15 +160,10 @@ def adopt_orders(connection: sa.Connection, tables: TargetTables, days: DayRange
     index_orders(connection, tables.schema, staging, None)
     release_staging(connection, staging)
     vanished = _vanished_orders(connection, tables, days, share)
-    gone = stage_frame(
-        connection,
-        pl.DataFrame(vanished, schema={"shop_id": pl.String, "order_id": pl.String}, orient="row"),
-        name="vanished_orders",
-        like=order_index,
-    )
+    gone = stage_frame(connection, vanished, name="vanished_orders", like=order_index)
     unindex_orders(connection, tables.schema, gone, None)
     release_staging(connection, gone)
-    return foreign.height + len(vanished)
+    return foreign.height + vanished.height
 
 
 def adopt_all_orders(engine: sa.Engine, settings: EtlSettings) -> int:
@@ -208,10 +203,7 @@ def _foreign_orders(connection: sa.Connection, tables: TargetTables, days: DayRa
     foreign = read_frame(
         connection,
         sa.select(
-            orders.c.shop_id,
-            orders.c.order_id,
-            orders.c.customer_nickname,
-            orders.c.order_date,
+            *orders.c["shop_id", "order_id", "customer_nickname", "order_date"],
             order_index.c.customer_key.is_not(None).label("is_indexed"),
         )
         .outerjoin(order_index, indexed)
@@ -222,10 +214,7 @@ def _foreign_orders(connection: sa.Connection, tables: TargetTables, days: DayRa
                 order_index.c.order_id.is_(None),
                 sa.and_(
                     share.covers_key(order_index.c.customer_key),
-                    sa.or_(
-                        order_index.c.customer_nickname.is_distinct_from(orders.c.customer_nickname),
-                        order_index.c.order_date.is_distinct_from(orders.c.order_date),
-                    ),
+                    sa.or_(*[order_index.c[name].is_distinct_from(orders.c[name]) for name in ("customer_nickname", "order_date")]),
                 ),
             ),
         ),
@@ -233,17 +222,12 @@ def _foreign_orders(connection: sa.Connection, tables: TargetTables, days: DayRa
     return foreign.with_columns(customer_key()).filter(pl.col("is_indexed") | share.covers()).drop("is_indexed")
 
 
-def _vanished_orders(
-    connection: sa.Connection, tables: TargetTables, days: DayRange, share: Share, limit: int | None = None
-) -> list[tuple[str, str]]:
+def _vanished_orders(connection: sa.Connection, tables: TargetTables, days: DayRange, share: Share) -> pl.DataFrame:
+    """一行一个订单：索引里有，orders 里没有了。"""
     existing = sa.select(tables.orders.c.order_id).where(same_order(tables.orders)).exists()
-    rows = connection.execute(
-        sa.select(order_index.c.shop_id, order_index.c.order_id)
-        .where(order_index.c.target == tables.schema, days.includes(order_index.c.order_date), share.covers_key(order_index.c.customer_key))
-        .where(~existing)
-        .limit(limit)
-    )
-    return [(str(shop_id), order_id) for shop_id, order_id in rows]
+    ours = sa.and_(order_index.c.target == tables.schema, share.covers_key(order_index.c.customer_key))
+    indexed = sa.select(order_index.c.shop_id, order_index.c.order_id).where(ours, days.includes(order_index.c.order_date))
+    return read_frame(connection, indexed.where(~existing))
 
 
 # ---- 每个运行都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
