@@ -7,10 +7,9 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from etl_assets.core.etl_tables import assets, leases, ledger, outbox, rejected_rows, waiting_events
+from etl_assets.core.etl_tables import outbox, rejected_rows, waiting_events
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, shop_configs, target_tables, trimmed
-from etl_assets.ledger.graph import IN_GRAPH
 
 RECENT_REJECTED = 1_000
 
@@ -96,38 +95,35 @@ _LEDGER_SUMMARY = sa.text("""
 
 def held_days(connection: sa.Connection, settings: EtlSettings, *, limit: int = 20) -> Sequence[sa.RowMapping]:
     """搁置的日子与缘由。"""
-    statement = (
-        sa.select(ledger.c.asset, ledger.c.day, ledger.c.held_reason)
-        .join(assets, IN_GRAPH)
-        .where(ledger.c.target == settings.target_schema, ledger.c.held_reason.is_not(None), ledger.c.requested > ledger.c.materialized)
-        .order_by(ledger.c.day)
-        .limit(limit)
-    )
-    return connection.execute(statement).mappings().all()
+    return connection.execute(_HELD, {"target": settings.target_schema, "limit": limit}).mappings().all()
+
+
+_HELD = sa.text("""
+    SELECT l.asset, l.day, l.held_reason FROM etl.ledger l JOIN etl.assets a ON a.target = l.target AND a.asset = l.asset
+    WHERE l.target = :target AND l.held_reason IS NOT NULL AND l.requested > l.materialized
+    ORDER BY l.day LIMIT :limit""")
 
 
 def running_leases(connection: sa.Connection, settings: EtlSettings) -> Sequence[sa.RowMapping]:
     """正在执行的运行。"""
-    statement = (
-        sa.select(leases.c.run_id, leases.c.owner, leases.c.first_day, leases.c.last_day, leases.c.acquired_at)
-        .where(leases.c.target == settings.target_schema, leases.c.expires_at > sa.func.clock_timestamp())
-        .order_by(leases.c.acquired_at)
-    )
-    return connection.execute(statement).mappings().all()
+    return connection.execute(_RUNNING, {"target": settings.target_schema}).mappings().all()
+
+
+_RUNNING = sa.text("""
+    SELECT run_id, owner, first_day, last_day, acquired_at FROM etl.leases
+    WHERE target = :target AND expires_at > clock_timestamp() ORDER BY acquired_at""")
 
 
 def rejected_by_rule(connection: sa.Connection, settings: EtlSettings) -> Sequence[sa.RowMapping]:
     """最近拒收的 RECENT_REJECTED 行里，每条规则各几行。"""
-    recent = (
-        sa.select(rejected_rows.c.rule)
-        .where(rejected_rows.c.target == settings.target_schema)
-        .order_by(rejected_rows.c.raw_id.desc())
-        .limit(RECENT_REJECTED)
-        .subquery("recent")
-    )
-    rows = sa.func.count().label("rows")
-    statement = sa.select(recent.c.rule, rows).group_by(recent.c.rule).order_by(rows.desc(), recent.c.rule)
-    return connection.execute(statement).mappings().all()
+    return connection.execute(_REJECTED, {"target": settings.target_schema, "limit": RECENT_REJECTED}).mappings().all()
+
+
+_REJECTED = sa.text("""
+    SELECT rule, count(*) AS rows FROM (
+        SELECT rule FROM etl.rejected_rows WHERE target = :target ORDER BY raw_id DESC LIMIT :limit
+    ) AS recent
+    GROUP BY rule ORDER BY rows DESC, rule""")
 
 
 def unpublished_events(connection: sa.Connection) -> int:
