@@ -78,10 +78,8 @@ def decide_outcomes(connection: sa.Connection, settings: EtlSettings, events: Se
     statuses = {row.import_id: row.status for row in known if row.status is not None}
     handled = {row.import_id: row.event_id for row in known if row.event_id is not None}
     withdrawn = [import_id for import_id in import_ids if statuses.get(import_id) == "failed"]
-    in_tables = _in_tables(connection, settings, withdrawn) if withdrawn else set()
-    unseen = [import_id for import_id in withdrawn if import_id not in in_tables and import_id not in handled]
-    if unseen:
-        in_tables |= _in_tables_or_in_a_run(connection, settings, unseen)
+    # 先前要求过的导入可能有运行还要写它，那时表里看不到它
+    traced = handled.keys() | _traced(connection, settings, [import_id for import_id in withdrawn if import_id not in handled])
 
     def decide(event: ImportEvent) -> Outcome:
         if not event.asks:
@@ -96,8 +94,7 @@ def decide_outcomes(connection: sa.Connection, settings: EtlSettings, events: Se
             case "completed":
                 return "requested"
             case "failed":
-                # 先前要求过的导入可能有运行还要写它，那时表里看不到它
-                return "requested" if event.import_id in in_tables or event.import_id in handled else "irrelevant"
+                return "requested" if event.import_id in traced else "irrelevant"
             case _:
                 return "pending"
 
@@ -106,7 +103,14 @@ def decide_outcomes(connection: sa.Connection, settings: EtlSettings, events: Se
 
 def has_traces(connection: sa.Connection, settings: EtlSettings, import_id: UUID) -> bool:
     """撤回的导入在表里还有行、拒收记录，或者可能有运行正写着它。"""
-    return bool(_in_tables(connection, settings, [import_id]) or _in_tables_or_in_a_run(connection, settings, [import_id]))
+    return bool(_traced(connection, settings, [import_id]))
+
+
+def _traced(connection: sa.Connection, settings: EtlSettings, withdrawn: Sequence[UUID]) -> set[UUID]:
+    """撤回的导入里，表里有痕迹或者可能有运行正写着的。"""
+    found = _in_tables(connection, settings, withdrawn) if withdrawn else set()
+    unseen = [import_id for import_id in withdrawn if import_id not in found]
+    return found | _in_tables_or_in_a_run(connection, settings, unseen) if unseen else found
 
 
 def _in_tables(connection: sa.Connection, settings: EtlSettings, import_ids: Sequence[UUID]) -> set[UUID]:

@@ -12,10 +12,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.database_sync import execute_compiled
 from etl_assets.core.errors import LeaseLostError
 from etl_assets.core.etl_tables import leases
 
@@ -62,8 +60,7 @@ def acquire_lease(
         "last_day": days and days.last,
         "seconds": lease_seconds,
     }
-    inserted = execute_compiled(connection, _ACQUIRE, values)
-    return lease if inserted.first() else None
+    return lease if connection.execute(_ACQUIRE, values).first() else None
 
 
 def extend_lease(connection: sa.Connection, lease: Lease, *, lease_seconds: float) -> LeaseState:
@@ -149,16 +146,10 @@ def _is_expired() -> sa.ColumnElement[bool]:
     return leases.c.expires_at <= sa.func.clock_timestamp()
 
 
-_ACQUIRE = (
-    pg.insert(leases)
-    .values(
-        {column.name: sa.bindparam(column.name, type_=column.type) for column in leases.c["run_id", "token", "owner", "target"]}
-        | {name: sa.bindparam(name, type_=sa.Date) for name in ("first_day", "last_day")}
-        | {"expires_at": in_seconds(sa.bindparam("seconds", type_=sa.Float))}
-    )
-    .on_conflict_do_nothing()
-    .returning(leases.c.run_id)
-)
+_ACQUIRE = sa.text("""
+    INSERT INTO etl.leases (run_id, token, owner, target, first_day, last_day, expires_at)
+    VALUES (:run_id, :token, :owner, :target, :first_day, :last_day, clock_timestamp() + make_interval(secs => :seconds))
+    ON CONFLICT DO NOTHING RETURNING run_id""").bindparams(sa.bindparam("token", type_=sa.Uuid))
 _VALID = sa.and_(
     leases.c.run_id == sa.bindparam("of_run"),
     leases.c.token == sa.bindparam("of_token"),

@@ -23,7 +23,6 @@ from etl_assets.services.accounting import count_raw_rows
 from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.materialization import DataTransaction
 from etl_assets.services.order_index import same_order
-from etl_assets.services.rollout import Share
 from etl_assets.services.vectorized_queries import (
     analysis,
     copy_into,
@@ -44,15 +43,25 @@ class StagedVersions:
     unmapped 一行一个类型没有映射的版本：raw_id、order_date、raw_order_type。
     """
 
+    transaction: DataTransaction
+    source: sa.Connection
+    references: References
     table: sa.Table
-    share: Share
     parts: list[pl.DataFrame] = field(default_factory=list)
     unmapped: list[pl.DataFrame] = field(default_factory=list)
     rejected: list[pl.DataFrame] = field(default_factory=list)
 
-    def add(self, connection: sa.Connection, rows: TransformedRows) -> None:
-        copy_into(connection, rows.versions.drop("is_unmapped"), self.table)
-        in_share = self.share.covers().alias("in_share")
+    def stage(self, statement: sa.Select[tuple[object, ...]]) -> None:
+        """读、换算、暂存：一边在 `source` 上读着下一批，一边把这一批 COPY 进事务。"""
+        connection, days = self.transaction.connection, self.transaction.days
+        with reading_ahead(self.source, statement, bound(days)) as batches:
+            for batch in batches:
+                if not batch.is_empty() or not self.parts:  # 订单多半没有别的版本
+                    self._add(reject_unindexable(connection, transform(batch, self.references, days), days))
+
+    def _add(self, rows: TransformedRows) -> None:
+        copy_into(self.transaction.connection, rows.versions.drop("is_unmapped"), self.table)
+        in_share = self.transaction.share.covers().alias("in_share")
         of_import = pl.col("import_id").cast(pl.Categorical)  # 许多行共用几个
         self.parts.append(rows.versions.select("shop_id", "order_id", of_import, "raw_id", "order_date", in_share))
         self.unmapped.append(rows.versions.filter("is_unmapped").select("raw_id", "order_date", "raw_order_type"))
@@ -134,21 +143,24 @@ def stage_whole_days(
 ) -> StagedOrders:
     """区间内的行一边读一边换算、暂存；然后按键去找同样那些订单在别的日子的版本。"""
     rows = raw_rows.scope(transaction.settings)
-    versions = StagedVersions(create_staging(transaction.connection, VERSIONS, version_columns(transaction)), transaction.share)
-    stage_rows(transaction, source, rows_on_days(rows), references, versions)
-    missing = read_orders_without_version(transaction, versions.table)
+    staging = create_staging(transaction.connection, VERSIONS, version_columns(transaction))
+    versions = StagedVersions(transaction, source, references, staging)
+    versions.stage(rows_on_days(rows))
+    missing = read_orders_without_version(transaction, staging)
     at_hand = stage_keys(source, pl.concat([versions.keys(), missing.select("shop_id", "order_id")]), references.shops)
-    stage_rows(transaction, source, rows_elsewhere(rows, at_hand), references, versions)
-    assert_locked(versions.days() | read_days_of_rows(transaction, versions.table), locked)
+    versions.stage(rows_elsewhere(rows, at_hand))
+    # 手头的订单此刻在 orders 里、而不在这个区间的日子
+    of_rows = transaction.connection.scalars(_days_of_rows(transaction.tables.orders, staging), bound(transaction.days))
+    assert_locked(versions.days().union(of_rows), locked)
     candidates = rank_contested(source, pl.concat(versions.parts))
     raw = count_raw_rows(source, transaction.settings, transaction.days)
     outside = candidates.clear() if transaction.share.is_whole else won_outside(candidates)
     losers = find_superseded(candidates)
-    aside = set_superseded_aside(transaction.connection, versions.table, losers, outside)
+    aside = set_superseded_aside(transaction.connection, staging, losers, outside)
     superseded = losers.join(outside, on="raw_id", how="anti")
     unmapped = pl.concat(versions.unmapped).join(superseded, on="raw_id", how="anti").join(outside, on="raw_id", how="anti")
     return StagedOrders(
-        winners=versions.table,
+        winners=staging,
         count=candidates.height - superseded.height - outside.height,
         gone=missing.join(versions.keys(), on=["shop_id", "order_id"], how="anti"),
         rejected=pl.concat(versions.rejected),
@@ -166,22 +178,6 @@ def assert_locked(days: set[date], locked: frozenset[date]) -> None:
     """:raises MoreDaysNeededError: 有没锁的。"""
     if elsewhere := frozenset(days - locked):
         raise MoreDaysNeededError(elsewhere)
-
-
-def stage_rows(
-    transaction: DataTransaction,
-    source: sa.Connection,
-    statement: sa.Select[tuple[object, ...]],
-    references: References,
-    versions: StagedVersions,
-) -> None:
-    """读、换算、暂存：一边在 `source` 上读着下一批，一边把这一批 COPY 进事务。"""
-    with reading_ahead(source, statement, bound(transaction.days)) as batches:
-        for batch in batches:
-            if batch.is_empty() and versions.parts:  # 订单多半没有别的版本
-                continue
-            rows = transform(batch, references, transaction.days)
-            versions.add(transaction.connection, reject_unindexable(transaction.connection, rows, transaction.days))
 
 
 @lru_cache(maxsize=8)
@@ -225,11 +221,6 @@ def read_orders_without_version(transaction: DataTransaction, versions: sa.Table
     statement = _orders_without_version(transaction.tables.orders, versions)
     missing = read_frame(transaction.connection, statement, bound(transaction.days))
     return missing.with_columns(pl.col("customer_nickname").fill_null("")).with_columns(customer_key())
-
-
-def read_days_of_rows(transaction: DataTransaction, versions: sa.Table) -> set[date]:
-    """手头的订单此刻在 orders 里、而不在这个区间的日子。"""
-    return set(transaction.connection.scalars(_days_of_rows(transaction.tables.orders, versions), bound(transaction.days)))
 
 
 def rank_contested(source: sa.Connection, versions: pl.DataFrame) -> pl.DataFrame:
