@@ -5,18 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
-from dagster import (
-    AssetSelection,
-    DefaultScheduleStatus,
-    DefaultSensorStatus,
-    ResourceParam,
-    RunRequest,
-    ScheduleEvaluationContext,
-    SkipReason,
-    define_asset_job,
-    schedule,
-    sensor,
-)
+import dagster as dg
 
 from etl_assets.core.asset_folders import asset_folders
 from etl_assets.core.database_errors import translated_errors
@@ -29,47 +18,47 @@ from etl_assets.orchestration.resources import EtlDatabase
 ETL_JOB = "etl"
 OVERDUE_AFTER = timedelta(minutes=10)
 
-_CHECKS = AssetSelection.checks(*(spec.key for spec in table_checks.check_specs))
+_CHECKS = dg.AssetSelection.checks(*(spec.key for spec in table_checks.check_specs))
 
-etl_job = define_asset_job(ETL_JOB, selection=AssetSelection.assets(*asset_folders()) - _CHECKS)
-checks_job = define_asset_job("table_checks", selection=_CHECKS)
+etl_job = dg.define_asset_job(ETL_JOB, selection=dg.AssetSelection.assets(*asset_folders()) - _CHECKS)
+checks_job = dg.define_asset_job("table_checks", selection=_CHECKS)
 
 
-@schedule(
+@dg.schedule(
     job=etl_job,
     cron_schedule="0 3 * * *",
     execution_timezone=get_settings().timezone,
-    default_status=DefaultScheduleStatus.RUNNING,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Every night: materialize yesterday again, also without any event.",
 )
-def yesterday_again(context: ScheduleEvaluationContext) -> RunRequest:
+def yesterday_again(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     zone = get_settings().zone
     day = (context.scheduled_execution_time.astimezone(zone) - timedelta(days=1)).date().isoformat()
-    return RunRequest(run_key=day, partition_key=day)
+    return dg.RunRequest(run_key=day, partition_key=day)
 
 
-@schedule(
+@dg.schedule(
     job=checks_job,
     cron_schedule="30 3 * * *",
     execution_timezone=get_settings().timezone,
-    default_status=DefaultScheduleStatus.RUNNING,
+    default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Every night: check the tables as a whole.",
 )
-def tables_checked(_context: ScheduleEvaluationContext) -> RunRequest:
-    return RunRequest()
+def tables_checked(_context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return dg.RunRequest()
 
 
-@sensor(
+@dg.sensor(
     job=etl_job,
     minimum_interval_seconds=60,
-    default_status=DefaultSensorStatus.RUNNING,
+    default_status=dg.DefaultSensorStatus.RUNNING,
     description="Days that the ledger has shown as due for ten minutes while nobody works on them: the last resort.",
 )
-def overdue_days(database: ResourceParam[EtlDatabase]) -> Iterator[RunRequest | SkipReason]:
+def overdue_days(database: dg.ResourceParam[EtlDatabase]) -> Iterator[dg.RunRequest | dg.SkipReason]:
     with translated_errors(), database.engine.connect() as connection:
         overdue = read_overdue_days(connection, database.settings.target_schema, OVERDUE_AFTER)
     for days, since in overdue:
         # 同一个要求只催一次；失败的由台账重试或搁置
-        yield RunRequest(run_key=f"{days} {since.isoformat()}", tags=partition_tags(days))
+        yield dg.RunRequest(run_key=f"{days} {since.isoformat()}", tags=partition_tags(days))
     if not overdue:
-        yield SkipReason("no day is overdue")
+        yield dg.SkipReason("no day is overdue")
