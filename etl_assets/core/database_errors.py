@@ -145,10 +145,14 @@ def translate(cause: BaseException) -> EtlError:
     """一个驱动错误对应的 EtlError。没有等到提交的，都已回滚。"""
     decision = _decide(cause)
     side = _OF_DAGSTER if hasattr(cause, "pgcode") else _OF_ETL
-    summary = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
     if side is _OF_DAGSTER and decision.kind is PermanentError:
         decision = _UNKNOWN  # Dagster 存储里的行不是哪一天的内容
-    return decision.kind(f"{decision.sentence.format(**side)}: {summary}")
+    return decision.kind(f"{decision.sentence.format(**side)}: {first_line(cause)}")
+
+
+def first_line(error: BaseException | None) -> str:
+    """错误的头一句；什么也没说的，是它的类名。"""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def fault_of(error: BaseException) -> EtlError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -17,15 +18,6 @@ _START_TIME_FIELD = 19  # /proc/<pid>/stat 里 comm 之后的第 20 项：启动
 
 
 @dataclass(frozen=True)
-class Account:
-    """子进程以谁的身份运行。"""
-
-    name: str
-    uid: int
-    gid: int
-
-
-@dataclass(frozen=True)
 class ProcessIdentity:
     """一个进程；同一次开机之内不会有第二个与它相等。"""
 
@@ -36,9 +28,9 @@ class ProcessIdentity:
         return identify(self.pid) == self
 
 
-def with_launcher(argv: Sequence[str], *, death_signal: signal.Signals, account: Account | None = None) -> list[str]:
+def with_launcher(argv: Sequence[str], *, death_signal: signal.Signals, account: pwd.struct_passwd | None = None) -> list[str]:
     """在命令前面加上启动器。父进程里启动它的那个 *线程* 结束时，子进程收到 `death_signal`。"""
-    owner = f"{account.uid}:{account.gid}" if account else ""
+    owner = f"{account.pw_uid}:{account.pw_gid}" if account else ""
     return [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), str(int(death_signal)), owner, *argv]
 
 
@@ -48,7 +40,7 @@ def launch(
     *,
     env: Mapping[str, str],
     death_signal: signal.Signals = signal.SIGKILL,
-    account: Account | None = None,
+    account: pwd.struct_passwd | None = None,
     inherited_fds: Sequence[int] = (),
     folder: Path | None = None,
 ) -> subprocess.Popen[bytes]:

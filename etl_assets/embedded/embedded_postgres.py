@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from typing import IO, ClassVar
 
 from etl_assets.core.errors import PermanentError
 from etl_assets.embedded import postgres_roles as roles
-from etl_assets.embedded.child_process import Account, launch, running_pids, send_signal, with_launcher
+from etl_assets.embedded.child_process import launch, running_pids, send_signal, with_launcher
 from etl_assets.embedded.embedded_server import EmbeddedServer, EmbeddedServerError
 from etl_assets.embedded.postgres_binaries import find_binaries, unprivileged_account
 from etl_assets.embedded.private_folder import read_or_create_secret, write_private_file
@@ -72,7 +73,7 @@ class EmbeddedPostgres(EmbeddedServer):
         return f"postgresql://{roles.ROLE}:{self._password}@127.0.0.1:{self._port}/{roles.DATABASE}"
 
     def _guests(self) -> Mapping[str, int]:
-        return dict.fromkeys((self._data.name, _PARTIAL), self._account.uid) if self._account else {}
+        return dict.fromkeys((self._data.name, _PARTIAL), self._account.pw_uid) if self._account else {}
 
     def _prepare(self) -> None:
         self._password = read_or_create_secret(self.folder / "password")
@@ -121,7 +122,7 @@ class EmbeddedPostgres(EmbeddedServer):
         (self._data / "postmaster.pid").unlink(missing_ok=True)
 
     @cached_property
-    def _account(self) -> Account | None:
+    def _account(self) -> pwd.struct_passwd | None:
         return unprivileged_account()
 
     @cached_property
@@ -154,7 +155,7 @@ class EmbeddedPostgres(EmbeddedServer):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
         if self._account:
-            os.chown(partial, self._account.uid, self._account.gid)
+            os.chown(partial, self._account.pw_uid, self._account.pw_gid)
         with _opened(partial) as data, _in_memory(f"{self._password}\n") as password_file:
             options = [*_INITDB_OPTIONS, f"--pwfile=/proc/self/fd/{password_file}", *([] if self.durable else ["--no-sync"])]
             self._run_once("initdb", "-D", f"/proc/self/fd/{data}", *options, fds=[data, password_file])
