@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 
 import dagster as dg
 
@@ -22,28 +23,17 @@ _CHECKS = dg.AssetSelection.checks(*(spec.key for spec in table_checks.check_spe
 
 etl_job = dg.define_asset_job(ETL_JOB, selection=dg.AssetSelection.assets(*asset_folders()) - _CHECKS)
 checks_job = dg.define_asset_job("table_checks", selection=_CHECKS)
+_nightly = partial(dg.schedule, execution_timezone=get_settings().timezone, default_status=dg.DefaultScheduleStatus.RUNNING)
 
 
-@dg.schedule(
-    job=etl_job,
-    cron_schedule="0 3 * * *",
-    execution_timezone=get_settings().timezone,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Every night: materialize yesterday again, also without any event.",
-)
+@_nightly(job=etl_job, cron_schedule="0 3 * * *", description="Every night: materialize yesterday again, also without any event.")
 def yesterday_again(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     zone = get_settings().zone
     day = (context.scheduled_execution_time.astimezone(zone) - timedelta(days=1)).date().isoformat()
     return dg.RunRequest(run_key=day, partition_key=day)
 
 
-@dg.schedule(
-    job=checks_job,
-    cron_schedule="30 3 * * *",
-    execution_timezone=get_settings().timezone,
-    default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Every night: check the tables as a whole.",
-)
+@_nightly(job=checks_job, cron_schedule="30 3 * * *", description="Every night: check the tables as a whole.")
 def tables_checked(_context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest()
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import codecs
 import io
-import queue
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
-from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -77,41 +75,21 @@ def reading_ahead(
     离开 with 时没读完的查询被取消；出来以前连接归那个线程用。
     """
     schema = {column.name: polars_type(column.type) for column in statement.selected_columns}
-    chunks: queue.Queue[io.BytesIO | BaseException | None] = queue.Queue(maxsize=1)
-    stopped = threading.Event()
-    source = _copy_out(connection, statement, parameters, stopped)
+    source = _copy_out(connection, statement, parameters)
     first = next(source)  # 头一批就在这里读；多半只有这一批，不必起线程
     if first.tell() < _READ_CHUNK_BYTES and next(source, None) is None:
         yield iter([_parse(first, schema)])
         return
 
-    def put(item: io.BytesIO | BaseException | None) -> None:
-        while not stopped.is_set():
-            with suppress(queue.Full):
-                chunks.put(item, timeout=0.1)
-                return
-
-    def read() -> None:
-        try:
-            for chunk in chain([first], source):
-                put(chunk)
-            put(None)
-        except BaseException as error:  # noqa: BLE001  # 交给读的一方抛出
-            put(error)
-
-    def batches() -> Iterator[pl.DataFrame]:
-        while (chunk := chunks.get()) is not None:
-            if isinstance(chunk, BaseException):
-                raise chunk
+    def batches(reader: ThreadPoolExecutor) -> Iterator[pl.DataFrame]:
+        chunk: io.BytesIO | None = first
+        while chunk is not None:
+            following = reader.submit(next, source, None)
             yield _parse(chunk, schema)
+            chunk = following.result()
 
-    reader = threading.Thread(target=read, name="read-ahead", daemon=True)
-    reader.start()
-    try:
-        yield batches()
-    finally:
-        stopped.set()
-        reader.join()
+    with closing(source), ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+        yield batches(reader)
 
 
 def driver_of(connection: sa.Connection) -> psycopg.Connection[Any]:
@@ -119,10 +97,8 @@ def driver_of(connection: sa.Connection) -> psycopg.Connection[Any]:
     return driver
 
 
-def _copy_out(
-    connection: sa.Connection, statement: sa.Select[Any], given: Parameters, stopped: threading.Event | None = None
-) -> Iterator[io.BytesIO]:
-    """COPY 的 csv 文本，一块约 16 MB；至少一块，可能是空的。`stopped` 置位后取消查询。"""
+def _copy_out(connection: sa.Connection, statement: sa.Select[Any], given: Parameters) -> Generator[io.BytesIO, None, None]:
+    """COPY 的 csv 文本，一块约 16 MB；至少一块，可能是空的。没读完就关上（close）的，取消查询。"""
     check_interruption()
     text, parameters = _compile(connection, statement, given)
     buffer = io.BytesIO()
@@ -135,8 +111,6 @@ def _copy_out(
                 yield buffer
                 is_first = False
                 buffer = io.BytesIO()
-                if stopped is not None and stopped.is_set():
-                    return
     if buffer.tell() or is_first:
         yield buffer
 
