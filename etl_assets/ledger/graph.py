@@ -14,9 +14,9 @@ from graphlib import CycleError
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from etl_assets.core.asset_folders import upstreams_first
 from etl_assets.core.errors import DatabaseRefusedError, PermanentError
 from etl_assets.core.etl_tables import assets, graphs, ledger
-from etl_assets.core.topological_order import upstreams_first
 
 _WRITE_LOCK = 0x45544E
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from etl_assets.core.etl_tables import outbox, rejected_rows, waiting_events
+from etl_assets.core.etl_tables import outbox, rejected_rows
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, shop_configs, target_tables, trimmed
 
@@ -133,17 +133,17 @@ def unpublished_events(connection: sa.Connection) -> int:
 
 def set_aside_events(connection: sa.Connection) -> sa.Row[tuple[int, str | None]]:
     """发件箱里发不了、放在一边的：events 几个，problem 最早那个的原因。"""
-    first = sa.select(outbox.c.problem).where(outbox.c.problem.is_not(None)).order_by(outbox.c.outbox_id).limit(1)
-    return connection.execute(
-        sa.select(sa.func.count(outbox.c.problem).label("events"), first.scalar_subquery().label("problem")).select_from(outbox)
-    ).one()
+    return connection.execute(_SET_ASIDE).one()
+
+
+_SET_ASIDE = sa.text("""
+    SELECT count(problem) AS events, (SELECT problem FROM etl.outbox WHERE problem IS NOT NULL ORDER BY outbox_id LIMIT 1) AS problem
+    FROM etl.outbox""")
 
 
 def count_waiting_events(connection: sa.Connection, settings: EtlSettings) -> sa.Row[tuple[int, datetime | None]]:
     """等着导入的事件：events 几个，oldest 最早的是何时发布的。"""
-    waiting = waiting_events.c
-    return connection.execute(
-        sa.select(sa.func.count().label("events"), sa.func.min(waiting.stored_at).label("oldest")).where(
-            waiting.target == settings.target_schema
-        )
-    ).one()
+    return connection.execute(_WAITING, {"target": settings.target_schema}).one()
+
+
+_WAITING = sa.text("SELECT count(*) AS events, min(stored_at) AS oldest FROM etl.waiting_events WHERE target = :target")
