@@ -9,7 +9,7 @@ from etl_assets.orchestration.automation import checks_job, etl_job, overdue_day
 from etl_assets.orchestration.check_step import table_checks
 from etl_assets.orchestration.graph import graph_of
 from etl_assets.orchestration.resources import EtlDatabase
-from etl_assets.orchestration.sources import SOURCES
+from etl_assets.orchestration.table_metadata import SOURCES
 
 # 资产的函数与它的文件夹同名
 _assets = [getattr(import_of(folder, "asset"), folder) for folder in asset_folders()]

@@ -13,10 +13,10 @@ from uuid import UUID
 import psycopg.errors
 import sqlalchemy as sa
 
-from etl_assets.core.arrays import in_arrays, insert_given, unnest
+from etl_assets.core.arrays import in_arrays, insert_given
 from etl_assets.core.business_day import DayRange, local_day, partition_range
 from etl_assets.core.database_sync import execute_compiled
-from etl_assets.core.etl_tables import TARGET, import_events, import_requests, rejected_rows, waiting_events
+from etl_assets.core.etl_tables import import_events, import_requests, rejected_rows, waiting_events
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, order_id_key, raw_orders, target_tables
 from etl_assets.intake.named_orders import MANY_DAYS, named_orders, note_scattered_orders, versions_of
@@ -207,13 +207,10 @@ def remember_waiting(connection: sa.Connection, target: str, events: Sequence[Im
 # ---- 每批事件都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
 
 _IMPORT_IDS = sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid))
-_WANTED = unnest("wanted", import_id=_IMPORT_IDS)
-_KNOWN_IMPORTS = (
-    sa.select(_WANTED.c.import_id, import_tasks.c.status, import_events.c.event_id)
-    .select_from(_WANTED)
-    .outerjoin(import_tasks, import_tasks.c.import_id == _WANTED.c.import_id)
-    .outerjoin(import_events, sa.and_(import_events.c.import_id == _WANTED.c.import_id, import_events.c.target == TARGET))
-)
+_KNOWN_IMPORTS = sa.text("""
+    SELECT wanted.import_id, t.status, e.event_id FROM unnest(:import_ids) AS wanted (import_id)
+    LEFT JOIN public.import_tasks t ON t.import_id = wanted.import_id
+    LEFT JOIN etl.import_events e ON e.import_id = wanted.import_id AND e.target = :of_target""").bindparams(_IMPORT_IDS)
 
 
 @lru_cache(maxsize=8)

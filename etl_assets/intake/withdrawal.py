@@ -64,8 +64,7 @@ def count_orders(connection: sa.Connection, settings: EtlSettings, import_id: UU
         .select_from(named)
         .join(orders, same_order(orders, named))
     )
-    total, own = connection.execute(counts).one()
-    return total, own
+    return connection.execute(counts).tuples().one()
 
 
 def mark_withdrawn(connection: sa.Connection, import_id: UUID) -> None:

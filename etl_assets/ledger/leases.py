@@ -116,7 +116,7 @@ def read_expired_leases(connection: sa.Connection, target: str) -> Sequence[sa.R
     它们的日子还占着，直到有人收了尾、删去租约：重来的运行才知道自己接着谁。
     """
     is_cancelled = leases.c.cancel_requested_at.is_not(None).label("is_cancelled")
-    return connection.execute(sa.select(leases.c.run_id, is_cancelled).where(leases.c.target == target, _is_expired())).all()
+    return connection.execute(sa.select(leases.c.run_id, is_cancelled).where(leases.c.target == target, _EXPIRED)).all()
 
 
 def delete_expired_lease(connection: sa.Connection, run_id: str) -> bool:
@@ -124,7 +124,7 @@ def delete_expired_lease(connection: sa.Connection, run_id: str) -> bool:
 
     删不到的（False）别人已经收了尾：同一事务里什么也不该再记。删到的，别人等到提交就删不到。
     """
-    return connection.execute(sa.delete(leases).where(leases.c.run_id == run_id, _is_expired())).rowcount == 1
+    return connection.execute(sa.delete(leases).where(leases.c.run_id == run_id, _EXPIRED)).rowcount == 1
 
 
 def in_seconds(seconds: float | sa.ColumnElement[float]) -> sa.ColumnElement[object]:
@@ -142,10 +142,7 @@ def _named(lease: Lease) -> dict[str, object]:
     return {"of_run": lease.run_id, "of_token": lease.token}
 
 
-def _is_expired() -> sa.ColumnElement[bool]:
-    return leases.c.expires_at <= sa.func.clock_timestamp()
-
-
+_EXPIRED = leases.c.expires_at <= sa.func.clock_timestamp()
 _ACQUIRE = sa.text("""
     INSERT INTO etl.leases (run_id, token, owner, target, first_day, last_day, expires_at)
     VALUES (:run_id, :token, :owner, :target, :first_day, :last_day, clock_timestamp() + make_interval(secs => :seconds))

@@ -20,9 +20,8 @@ def import_accounting(connection: sa.Connection, settings: EtlSettings, *, limit
     superseded 是同一订单另有赢家的行；waiting 是还没有哪次运行处理过的行。不在范围的导入只有 raw。
     """
     orders = target_tables(settings.target_schema).orders
-    target = settings.target_schema
     chosen = _newest_imports(limit)
-    rejected = sa.and_(rejected_rows.c.raw_id == raw_orders.c.raw_id, rejected_rows.c.target == target)
+    rejected = sa.and_(rejected_rows.c.raw_id == raw_orders.c.raw_id, rejected_rows.c.target == settings.target_schema)
     winner = sa.and_(orders.c.shop_id == shop_configs.c.shop_id, orders.c.order_id == trimmed(raw_orders.c.order_id))
     in_scope = chosen.c.status == "completed"
     is_rejected = rejected_rows.c.raw_id.is_not(None)
