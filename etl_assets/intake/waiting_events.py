@@ -138,4 +138,5 @@ _LOOK = sa.text("""
 )
 _KEY = ("import_id", "event_id", "stream_sequence")
 _GONE = given_rows(waiting_events, _KEY)
-_FORGET = sa.delete(waiting_events).where(waiting_events.c.target == TARGET, *[waiting_events.c[name] == _GONE.c[name] for name in _KEY])
+_IS_GONE = [waiting_events.c[name] == _GONE.c[name] for name in _KEY]
+_FORGET = sa.delete(waiting_events).where(waiting_events.c.target == TARGET, *_IS_GONE)

@@ -185,7 +185,8 @@ _CLAIM = _text(f"""
         SELECT * FROM islands ORDER BY since, day LIMIT 1
     ), island AS MATERIALIZED (
         SELECT min(i.day) AS first_day, max(i.day) AS last_day, max(o.starts) AS starts, max(o.stuck) AS stuck,
-               max(o.available) AS available, min(i.failed_run_id) AS failed_run_id, max(i.failed_run_id) AS other_failed_run_id
+               max(o.available) AS available,
+               min(i.failed_run_id) AS failed_run_id, max(i.failed_run_id) AS other_failed_run_id
         FROM islands i JOIN oldest o ON i.number = o.number AND i.starts = o.starts AND i.stuck IS NOT DISTINCT FROM o.stuck
         WHERE i.day BETWEEN o.day AND o.day + {MAX_DAYS_PER_RUN - 1}
     ), leased AS (
@@ -210,7 +211,8 @@ _CLAIM = _text(f"""
                ORDER BY a.position
            ),
            (
-               SELECT jsonb_agg(jsonb_build_array(import_id, event_id, stream_sequence) ORDER BY revision DESC, import_id) FROM newest
+               SELECT jsonb_agg(jsonb_build_array(import_id, event_id, stream_sequence) ORDER BY revision DESC, import_id)
+               FROM newest
            ),
            (SELECT run_id FROM leased)
     FROM island""").bindparams(  # noqa: S608  # 只拼接常量

@@ -102,9 +102,7 @@ def run_of(context: AssetExecutionContext) -> RunContext:
 
 def result_of(report: AssetReport, database: EtlDatabase) -> MaterializeResult[None]:
     """元数据是整个区间的数字；一天的运行里就是那一天的，另有样例与按类型、阶段的笔数。"""
-    by_rule: Counter[str] = Counter()
-    for account in report.accounts:
-        by_rule.update(account.rejected)
+    by_rule = sum((Counter(account.rejected) for account in report.accounts), Counter[str]())
     return MaterializeResult(
         metadata={
             "days": len(report.days),

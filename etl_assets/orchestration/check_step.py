@@ -9,9 +9,8 @@ from etl_assets.orchestration.asset_runs import tagged_days
 from etl_assets.orchestration.resources import EtlDatabase
 from etl_assets.services.table_checks import count_violations
 
-_SPECS = [
-    dg.AssetCheckSpec(name, asset=asset, description=check.says) for asset in descriptions() for name, check in checks_of(asset).items()
-]
+_CHECKS = [(asset, name, check) for asset in descriptions() for name, check in checks_of(asset).items()]
+_SPECS = [dg.AssetCheckSpec(name, asset=asset, description=check.says) for asset, name, check in _CHECKS]
 
 
 @dg.multi_asset_check(name="check_tables", specs=_SPECS, can_subset=True)

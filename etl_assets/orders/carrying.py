@@ -36,7 +36,8 @@ def carry_forward(transaction: DataTransaction, changed: ChangedOrders, supersed
     repeated = superseded.filter("is_repeated")["raw_id"].implode()
     versions = changed.rows.versions.with_columns(is_repeated=pl.col("raw_id").is_in(repeated))
     new = changed.arrived.join(changed.counted, on=_DAY_OF_IMPORT, how="anti")
-    rejected = _read_rejected(transaction, changed.rows.rejected["import_id"].unique().to_list()).join(new, on=_DAY_OF_IMPORT, how="semi")
+    rejecting = changed.rows.rejected["import_id"].unique().to_list()
+    rejected = _read_rejected(transaction, rejecting).join(new, on=_DAY_OF_IMPORT, how="semi")
     # 先前只算账上有的，现在连同新来的：新导入的行由此进账，重复的事件不会记两次
     was = _place(versions, changed.existing, changed.counted)
     now = _place(versions, after, pl.concat([changed.counted, new.select(changed.counted.columns)]))
@@ -46,7 +47,11 @@ def carry_forward(transaction: DataTransaction, changed: ChangedOrders, supersed
     carried = {
         day: StoredDay(
             _carry_account(
-                old.account, raw.get(day, 0), was.filter(order_date=day), now.filter(order_date=day), rejected.filter(pl.col("day") == day)
+                old.account,
+                raw.get(day, 0),
+                was.filter(order_date=day),
+                now.filter(order_date=day),
+                rejected.filter(pl.col("day") == day),
             ),
             _carry_warnings(old.warnings, warned_before.get(day), warned_now.get(day)),
             transaction.run.run_id if days.first <= day <= days.last else old.run_id,

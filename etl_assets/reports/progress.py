@@ -77,7 +77,8 @@ _DAYS_OF_IMPORT = sa.text("""
 
 # asset 是 NULL 就看全部
 _DAYS_OF_RANGE = sa.text("""
-    SELECT bool_and(l.requested <= l.materialized) AS is_done, max(l.held_reason) FILTER (WHERE l.requested > l.materialized) AS reason
+    SELECT bool_and(l.requested <= l.materialized) AS is_done,
+           max(l.held_reason) FILTER (WHERE l.requested > l.materialized) AS reason
     FROM etl.ledger l JOIN etl.assets a ON a.target = l.target AND a.asset = l.asset
     WHERE l.target = :target AND l.day BETWEEN :first AND :last AND (CAST(:asset AS text) IS NULL OR EXISTS (
         SELECT FROM etl.assets asked

@@ -71,8 +71,8 @@ def ledger_summary(connection: sa.Connection, settings: EtlSettings) -> Sequence
 
 _LEDGER_SUMMARY = sa.text("""
     SELECT a.asset, days.last_day,
-           coalesce(of_due.due, 0) AS due, coalesce(of_due.waiting_to_retry, 0) AS waiting_to_retry, coalesce(of_due.held, 0) AS held,
-           of_due.oldest_due_since, last.materialized_at AS last_materialized_at, last.scope AS last_scope
+           coalesce(of_due.due, 0) AS due, coalesce(of_due.waiting_to_retry, 0) AS waiting_to_retry,
+           coalesce(of_due.held, 0) AS held, of_due.oldest_due_since, last.materialized_at AS last_materialized_at, last.scope AS last_scope
     FROM etl.assets a
     LEFT JOIN (
         SELECT asset,
@@ -86,8 +86,8 @@ _LEDGER_SUMMARY = sa.text("""
         SELECT max(day) AS last_day FROM etl.ledger WHERE target = :target AND asset = a.asset
     ) AS days ON days.last_day IS NOT NULL
     LEFT JOIN LATERAL (
-        SELECT materialized_at, scope FROM etl.ledger WHERE target = :target AND asset = a.asset AND materialized_at IS NOT NULL
-        ORDER BY materialized_at DESC LIMIT 1
+        SELECT materialized_at, scope FROM etl.ledger
+        WHERE target = :target AND asset = a.asset AND materialized_at IS NOT NULL ORDER BY materialized_at DESC LIMIT 1
     ) AS last ON true
     WHERE a.target = :target ORDER BY a.position""")
 
@@ -136,8 +136,9 @@ def set_aside_events(connection: sa.Connection) -> sa.Row[tuple[int, str | None]
 
 
 _SET_ASIDE = sa.text("""
-    SELECT count(problem) AS events, (SELECT problem FROM etl.outbox WHERE problem IS NOT NULL ORDER BY outbox_id LIMIT 1) AS problem
-    FROM etl.outbox""")
+    SELECT count(problem) AS events, (
+        SELECT problem FROM etl.outbox WHERE problem IS NOT NULL ORDER BY outbox_id LIMIT 1
+    ) AS problem FROM etl.outbox""")
 
 
 def count_waiting_events(connection: sa.Connection, settings: EtlSettings) -> sa.Row[tuple[int, datetime | None]]:

@@ -92,11 +92,6 @@ def read_import_ranks(connection: sa.Connection, import_ids: pl.Series) -> pl.Da
     return ranks.with_columns(pl.col("import_id").cast(import_ids.dtype))
 
 
-def read_shops(connection: sa.Connection) -> pl.DataFrame:
-    """店铺，一行一个：shop 是 shop_configs 里照存的名字。"""
-    return read_frame(connection, _SHOPS)
-
-
 def judge(rows: pl.DataFrame, shops: pl.DataFrame) -> pl.DataFrame:
     """逐行评判：修剪文字，空串当作没有，`rule` 是第一条命中的拒收规则，NULL 表示有效。
 
@@ -146,7 +141,7 @@ def reject_rows_without_partition(connection: sa.Connection, settings: EtlSettin
     if not connection.scalar(sa.select(without_day.exists()), {"import_ids": import_ids}):  # 几乎总是这样：先问一声，省下读与评判
         _forget_rejected(connection, settings.target_schema, covered)
         return 0
-    judged = judge(read_frame(connection, without_day, {"import_ids": import_ids}), read_shops(connection))
+    judged = judge(read_frame(connection, without_day, {"import_ids": import_ids}), read_frame(connection, _SHOPS))
     write_rejected(connection, settings.target_schema, judged.filter(pl.col("rule").is_not_null()), covered)
     return judged.height
 
