@@ -44,8 +44,7 @@ from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_errors import fault_of
 from etl_assets.core.errors import FailureKind
 from etl_assets.ledger.graph import AssetGraph
-from etl_assets.orchestration.asset_runs import partition_tags
-from etl_assets.orchestration.failures import kind_in
+from etl_assets.orchestration.asset_runs import failure_kind_in, partition_tags
 from etl_assets.orchestration.graph import graph_of
 
 
@@ -216,7 +215,7 @@ class CodeLocation:
         text = error.message.removeprefix(f"{error.cls_name}: ").strip() if error else ""
         return RunFailure(
             asset=next((name for name in self.graph.names if _key(name).to_python_identifier() == event.step_key), None),
-            kind=(said and kind_in(said.metadata)) or _kind_of_faults(faults),
+            kind=(said and failure_kind_in(said.metadata)) or _kind_of_faults(faults),
             error=(said and said.description) or text,
         )
 

@@ -14,9 +14,9 @@ from graphlib import CycleError
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from etl_assets.core.asset_folders import upstreams_first
 from etl_assets.core.errors import DatabaseRefusedError, PermanentError
 from etl_assets.core.etl_tables import assets, graphs, ledger
-from etl_assets.core.topological_order import upstreams_first
 
 _WRITE_LOCK = 0x45544E
 
@@ -165,42 +165,22 @@ def _rows(target: str, graph: AssetGraph) -> list[dict[str, object]]:
     ]
 
 
-_TARGET = sa.bindparam("of_target", type_=sa.Text)
+# 一行一个资产的一天：revision 是该做到或要求到的版本（上游都做到了的；没有上游的，这一天要求到了的），own 是台账里它要求到的
+_REACHED = """
+    SELECT a.asset, l.day, max(l.requested) FILTER (WHERE l.asset = a.asset) AS own,
+           coalesce(
+               CASE WHEN cardinality(a.ancestors) = 0 THEN max(l.requested)
+                    ELSE min(l.materialized) FILTER (WHERE l.asset = ANY (a.ancestors)) END, 0
+           ) AS revision
+    FROM etl.assets a JOIN etl.ledger l ON l.target = a.target
+    WHERE a.target = :of_target GROUP BY a.asset, a.ancestors, l.day"""
 
+# 新资产遇见旧日子：既不到期，也没有人做过它；先前的导入不等它
+_FILL = sa.text(f"""
+    INSERT INTO etl.ledger (target, asset, day, requested, materialized)
+    SELECT :of_target, asset, day, revision, revision FROM ({_REACHED}) AS reached WHERE own IS NULL""")  # noqa: S608  # 只拼接常量
 
-def _reached(*, has_row: bool) -> sa.Select[tuple[str, object, int]]:
-    """SQL：一行一个资产的一天，该做到或要求到的版本：上游都做到了的；没有上游的，这一天要求到了的。
-
-    :param has_row: 台账里已经有它、却要求得比这低的；否则是台账里还没有它的。
-    """
-    common = sa.func.min(ledger.c.materialized).filter(ledger.c.asset == sa.any_(assets.c.ancestors))
-    is_root = sa.func.cardinality(assets.c.ancestors) == 0
-    revision = sa.func.coalesce(sa.case((is_root, sa.func.max(ledger.c.requested)), else_=common), 0)
-    own = sa.func.max(ledger.c.requested).filter(ledger.c.asset == assets.c.asset)
-    return (
-        sa.select(assets.c.asset, ledger.c.day, revision.label("revision"))
-        .join(ledger, ledger.c.target == assets.c.target)
-        .where(assets.c.target == _TARGET)
-        .group_by(assets.c.asset, assets.c.ancestors, ledger.c.day)
-        .having(own < revision if has_row else own.is_(None))
-    )
-
-
-def _fill() -> sa.Insert:
-    """新资产遇见旧日子：既不到期，也没有人做过它；先前的导入不等它。"""
-    new = _reached(has_row=False).subquery("new")
-    rows = sa.select(_TARGET, new.c.asset, new.c.day, new.c.revision, new.c.revision)
-    return sa.insert(ledger).from_select(["target", "asset", "day", "requested", "materialized"], rows)
-
-
-def _catch_up() -> sa.Update:
-    """换了上游的、拿走又放回来的资产：上游都做到了而它没有的，到期。"""
-    behind = _reached(has_row=True).subquery("behind")
-    return (
-        sa.update(ledger)
-        .where(ledger.c.target == _TARGET, ledger.c.asset == behind.c.asset, ledger.c.day == behind.c.day)
-        .values(requested=behind.c.revision, requested_at=sa.func.clock_timestamp())
-    )
-
-
-_FILL, _CATCH_UP = _fill(), _catch_up()
+# 换了上游的、拿走又放回来的资产：上游都做到了而它没有的，到期
+_CATCH_UP = sa.text(f"""
+    UPDATE etl.ledger SET requested = behind.revision, requested_at = clock_timestamp() FROM ({_REACHED}) AS behind
+    WHERE target = :of_target AND ledger.asset = behind.asset AND ledger.day = behind.day AND own < revision""")  # noqa: S608  # 只拼接常量

@@ -14,7 +14,7 @@ from dagster import (
 from etl_assets.core.settings import get_settings
 from etl_assets.definitions import defs as current
 from etl_assets.orchestration.asset_runs import materialize, result_of
-from etl_assets.orchestration.partitions import RANGE_RUNS, daily_partitions
+from etl_assets.orchestration.daily_asset import RANGE_RUNS, daily_partitions
 from etl_assets.orchestration.resources import EtlDatabase
 from tests.integration.engine import extra_assets
 
