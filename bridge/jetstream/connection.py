@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import nats.errors
 import nats.js.errors
@@ -49,7 +49,7 @@ _SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 class JetStreamConnection:
-    """一条断了就永远重连的连接；只有开头连不上才是错误。"""
+    """一条断了就永远重连的连接；只有开头连不上才是错误。`async with` 打开它，离开时断开。"""
 
     def __init__(self, settings: BridgeSettings, *, name: str, client: Client | None = None) -> None:
         self.client = client or Client()
@@ -87,6 +87,13 @@ class JetStreamConnection:
             self._opening = False
         # 到这里才算可用：开头连不上是错误，中途断开只是等
         self._usable.set()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def _connect(self) -> None:
         seconds = self.settings.connect_timeout_seconds

@@ -37,7 +37,7 @@ class DeadLetterHeader(StrEnum):
 
 async def bury(
     connection: JetStreamConnection,
-    message: Msg,
+    message: Msg | StoredMessage,
     *,
     letters: StreamConfig,
     subject: str,
@@ -46,43 +46,24 @@ async def bury(
     is_garbage: bool = False,
     labels: Mapping[str, str] | None = None,
 ) -> None:
-    """原文存进死信流之后才终结原消息；中途崩溃会再来一次，编号相同所以只存一份。
+    """原文存进死信流 letters（它不见了就建回来），之后才终结原消息；中途崩溃会再来一次，编号相同所以只存一份。
 
+    :param message: 取到手的消息；流里读来的（StoredMessage）没有什么要终结。
     :param is_garbage: 重试没有用的：大的只留开头。
     :raises StreamFullError: 死信流满了；原消息没有动。
     """
-    origin = message.metadata
-    stored = StoredMessage(origin.stream, origin.sequence.stream, origin.timestamp, message.subject, message.data)
-    await store_letter(
-        connection, stored, letters=letters, subject=subject, reason=reason, attempts=attempts, is_garbage=is_garbage, labels=labels
-    )
-    # 存下之后才终结：反过来，死在两步之间就丢了
-    await connection.confirm(message, b"+TERM dead-lettered")
-
-
-async def store_letter(
-    connection: JetStreamConnection,
-    message: StoredMessage,
-    *,
-    letters: StreamConfig,
-    subject: str,
-    reason: str,
-    attempts: int,
-    is_garbage: bool = False,
-    labels: Mapping[str, str] | None = None,
-) -> None:
-    """原文存进死信流 letters，它不见了就建回来；再来一次编号相同，所以只存一份。"""
+    original = StoredMessage.of(message) if isinstance(message, Msg) else message
     headers = {
         DeadLetterHeader.REASON: header_text(reason),
-        DeadLetterHeader.SUBJECT: message.subject,
-        DeadLetterHeader.STREAM: message.stream,
-        DeadLetterHeader.SEQUENCE: str(message.sequence),
+        DeadLetterHeader.SUBJECT: original.subject,
+        DeadLetterHeader.STREAM: original.stream,
+        DeadLetterHeader.SEQUENCE: str(original.sequence),
         DeadLetterHeader.ATTEMPTS: str(attempts),
         **(labels or {}),
     }
     # 带上发布时刻：流重建之后序号会重来
-    message_id = f"{message.stream}-{message.sequence}-{message.stored_at.timestamp():.6f}{message.key}"
-    data = message.data
+    message_id = f"{original.stream}-{original.sequence}-{original.stored_at.timestamp():.6f}{original.key}"
+    data = original.data
     cut = {
         **headers,
         DeadLetterHeader.ORIGINAL_BYTES: str(len(data)),
@@ -96,3 +77,6 @@ async def store_letter(
     except StreamMissingError:
         await ensure_stream(connection, letters)
         await connection.publish(subject, data, message_id=message_id, headers=headers)
+    if isinstance(message, Msg):
+        # 存下之后才终结：反过来，死在两步之间就丢了
+        await connection.confirm(message, b"+TERM dead-lettered")

@@ -14,16 +14,12 @@ from bridge.settings import LANES, BridgeSettings
 
 async def read_queue_depths(settings: BridgeSettings) -> list[dict[str, Any]]:
     """一行一个队列：waiting 等着的，in_progress 已取走未确认的；死信只有 waiting，与占了上限的百分之几 full。"""
-    connection = JetStreamConnection(settings, name="status")
-    await connection.open()
-    try:
+    async with JetStreamConnection(settings, name="status") as connection:
         own = settings.own_name
         listened = await consumer_names(settings, connection) or [own(CONSUMER)]
         consumers = [*((EVENTS_STREAM, name) for name in listened), *((own(TASKS_STREAM), lane) for lane in LANES)]
         depths = [await _consumer_depth(connection, stream, consumer) for stream, consumer in consumers]
         return depths + [await _stream_depth(connection, stream) for stream in (EVENTS_DLQ_STREAM, own(TASKS_DLQ_STREAM))]
-    finally:
-        await connection.close()
 
 
 async def _consumer_depth(connection: JetStreamConnection, stream: str, consumer: str) -> dict[str, Any]:

@@ -30,18 +30,13 @@ _LIMITS = ("max_bytes", "max_msgs", "max_age", "max_msg_size", "max_msgs_per_sub
 
 
 async def look_at_server(settings: BridgeSettings) -> Finding:
-    connection = JetStreamConnection(settings, name="doctor")
-    await connection.open()
-    version = connection.client.connected_server_version
-    await connection.close()
-    return Finding("nats", "ok", f"version {version}, JetStream")
+    async with JetStreamConnection(settings, name="doctor") as connection:
+        return Finding("nats", "ok", f"version {connection.client.connected_server_version}, JetStream")
 
 
 async def look_at_queues(settings: BridgeSettings) -> list[Finding]:
-    connection = JetStreamConnection(settings, name="doctor")
-    await connection.open()
     own = settings.own_name
-    try:
+    async with JetStreamConnection(settings, name="doctor") as connection:
         findings = [_fullness(stream, await stream_use(connection, stream)) for stream in (EVENTS_STREAM, own(TASKS_STREAM))]
         listened = await consumer_names(settings, connection) or [own(CONSUMER)]
         for stream, consumer in [*((EVENTS_STREAM, name) for name in listened), *((own(TASKS_STREAM), lane) for lane in LANES)]:
@@ -53,8 +48,6 @@ async def look_at_queues(settings: BridgeSettings) -> list[Finding]:
             findings += _drift(config, settings, await stream_config(connection, str(config.name)))
         findings += _event_size(settings, await stream_config(connection, EVENTS_STREAM))
         return findings
-    finally:
-        await connection.close()
 
 
 def _fullness(stream: str, use: StreamUse | None) -> Finding:
@@ -158,13 +151,9 @@ def look_at_newest_event(engine: sa.Engine, settings: EtlSettings, bridge_settin
 
 async def _newest_handled(settings: BridgeSettings) -> tuple[int, DataImportCompleted] | None:
     """流里最新的导入事件，监听器已确认它；没有、是毒的、什么也不要求的、还没轮到的是 None。"""
-    connection = JetStreamConnection(settings, name="doctor")
-    await connection.open()
-    try:
+    async with JetStreamConnection(settings, name="doctor") as connection:
         last = await last_message(connection, EVENTS_STREAM, DATA_IMPORT_COMPLETED)
         handled = await handled_up_to(connection, settings, DATA_IMPORT_COMPLETED)
-    finally:
-        await connection.close()
     if last is None or last.sequence > handled:
         return None
     try:

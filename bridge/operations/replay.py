@@ -20,7 +20,7 @@ from bridge.events.handlers import concerns, handlers_of, import_event
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_PREFIX, EVENTS_STREAM, completed_asset
 from bridge.events.verdicts import receive
 from bridge.jetstream.connection import JetStreamConnection
-from bridge.jetstream.stored_messages import Stretch, read_stored, stored_at
+from bridge.jetstream.stored_messages import Stretch, read_stored, stored_message
 from bridge.jetstream.streams import stream_state
 from bridge.settings import BridgeSettings
 from etl_assets.core.business_day import partition_range
@@ -103,9 +103,7 @@ async def replay_events(
     :param until: 不含这个时刻。
     """
     graph = await asyncio.to_thread(_read_graph)
-    connection = JetStreamConnection(settings, name="replay")
-    await connection.open()
-    try:
+    async with JetStreamConnection(settings, name="replay") as connection:
         state = await stream_state(connection, EVENTS_STREAM)
         if state is None:
             raise StreamMissingError(f"{EVENTS_PREFIX}>")
@@ -120,8 +118,6 @@ async def replay_events(
                 if len(in_time) < len(messages):
                     break
         return replaying.report
-    finally:
-        await connection.close()
 
 
 async def _begins_late(connection: JetStreamConnection, first_sequence: int, first: int | datetime) -> bool:
@@ -129,8 +125,8 @@ async def _begins_late(connection: JetStreamConnection, first_sequence: int, fir
         return False
     if isinstance(first, int):
         return first < first_sequence
-    oldest = await stored_at(connection, EVENTS_STREAM, first_sequence)
-    return oldest is not None and first < oldest
+    oldest = await stored_message(connection, EVENTS_STREAM, first_sequence)
+    return oldest is not None and first < oldest.stored_at
 
 
 def _read_graph() -> AssetGraph:

@@ -219,9 +219,8 @@ def _as_service(server: EmbeddedServer) -> Service:
 
 
 async def _check_nats(settings: BridgeSettings) -> None:
-    connection = JetStreamConnection(settings, name="stack")
-    await connection.open()
-    await connection.close()
+    async with JetStreamConnection(settings, name="stack"):
+        pass
 
 
 @contextmanager
