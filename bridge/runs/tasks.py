@@ -143,9 +143,8 @@ async def _execute(worker: RunWorker, taken: TakenRun) -> None:
             guarding.cancel()
             _log(taken, executing.result())
         else:
-            grace_seconds = broker.settings.cancel_grace_seconds
             logger.error("the run does not stop, replacing the process", run_id=taken.run.run_id)
-            await _abandon(worker, taken, grace_seconds)
+            await _abandon(worker, taken)
             broker.replace_process_once_settled()
     finally:  # 收不了尾的运行，做完的资产也有完成事件
         broker.state.unpublished.set()
@@ -218,11 +217,11 @@ class _Aside:
             _cannot_write_events.say(type(error).__name__, error=str(error))
 
 
-async def _abandon(worker: RunWorker, taken: TakenRun, grace_seconds: float) -> None:
+async def _abandon(worker: RunWorker, taken: TakenRun) -> None:
     """进程无论如何都要换掉：收不回的租约会过期，标不成的由收尾的工人来标。"""
     try:
         async with asyncio.timeout(_ABANDON_SECONDS):
-            await asyncio.to_thread(worker.abandon, taken, grace_seconds=grace_seconds)
+            await asyncio.to_thread(worker.abandon, taken, grace_seconds=broker.settings.cancel_grace_seconds)
     except Exception:
         logger.exception("cannot abandon the run, another worker will bury it", run_id=taken.run.run_id)
 
