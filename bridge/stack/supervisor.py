@@ -34,14 +34,6 @@ _CRASH_LOOP = 3
 logger = get_logger(__name__)
 
 
-def _nothing() -> None:
-    return
-
-
-def _never() -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Service:
     """一个受监督的子进程。"""
@@ -52,8 +44,8 @@ class Service:
     after: tuple[str, ...] = ()
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout_seconds: float = 10.0
-    after_exit: Callable[[], None] = _nothing
-    is_sick: Callable[[], bool] = _never
+    after_exit: Callable[[], None] = lambda: None
+    is_sick: Callable[[], bool] = lambda: False
     """活着却坏了，只有重启才会好。"""
 
 
@@ -125,12 +117,10 @@ class Supervisor:
         with self._changed:
             while waiting := [child for child in self._children.values() if not child.ready]:
                 hopeless = next((child for child in waiting if child.failures >= _CRASH_LOOP), None)
-                if hopeless:
-                    raise ServiceStartError(name=hopeless.service.name, log=self._log_path(hopeless), reason=hopeless.last_words)
-                if time.monotonic() > deadline:
-                    late = waiting[0]
-                    reason = f"not ready after {timeout_seconds:.0f} s"
-                    raise ServiceStartError(name=late.service.name, log=self._log_path(late), reason=reason)
+                if hopeless or time.monotonic() > deadline:
+                    failed = hopeless or waiting[0]
+                    reason = failed.last_words if hopeless else f"not ready after {timeout_seconds:.0f} s"
+                    raise ServiceStartError(name=failed.service.name, log=self._log_path(failed), reason=reason)
                 self._changed.wait(_TICK_SECONDS)
 
     def stop(self) -> None:
@@ -233,15 +223,13 @@ class Supervisor:
 
     def _stop_all(self) -> None:
         """先停没有别人依赖的；过了期限的整组 SIGKILL。"""
-        while running := [child for child in self._children.values() if child.attempt]:
-            needed = {name for child in running for name in child.service.after}
-            for child in running:
-                self._stop_step(child, child.attempt, may_stop=child.service.name not in needed)
+        while running := [(child, child.attempt) for child in self._children.values() if child.attempt]:
+            needed = {name for child, _ in running for name in child.service.after}
+            for child, attempt in running:
+                self._stop_step(child, attempt, may_stop=child.service.name not in needed)
             time.sleep(0.01)
 
-    def _stop_step(self, child: _Child, attempt: Attempt | None, *, may_stop: bool) -> None:
-        if attempt is None:
-            return
+    def _stop_step(self, child: _Child, attempt: Attempt, *, may_stop: bool) -> None:
         if has_exited(attempt.process):
             self._bury(child, attempt)
         elif child.kill_at is None:
