@@ -12,6 +12,7 @@ import click
 
 from bridge.cli.options import confirm, print_rows, readable, with_stack
 from bridge.cli.output import say, say_json
+from bridge.settings import get_bridge_settings
 
 if TYPE_CHECKING:
     from bridge.operations.dead_letters import DeadLetter, DeadLetters
@@ -47,7 +48,6 @@ def list_command(reason_contains: str | None, limit: int, as_json: bool) -> None
     """List dead letters, newest last."""
     from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY
     from bridge.operations.dead_letters import DeadLetters
-    from bridge.settings import get_bridge_settings
 
     async def read() -> tuple[Sequence[DeadLetter], list[dict[str, Any]], list[tuple[str, float]]]:
         async with DeadLetters(get_bridge_settings()) as letters:
@@ -79,7 +79,6 @@ def show_command(letter_id: str, as_json: bool) -> None:
     from pydantic_core import from_json
 
     from bridge.operations.dead_letters import DeadLetters
-    from bridge.settings import get_bridge_settings
 
     async def read() -> tuple[DeadLetter, str | None]:
         async with DeadLetters(get_bridge_settings()) as letters:
@@ -119,7 +118,6 @@ def retry_command(letter_ids: tuple[str, ...], everything: bool, reason_contains
     """
     from bridge.errors import LetterError
     from bridge.operations.dead_letters import DeadLetters
-    from bridge.settings import get_bridge_settings
 
     _check_choice(letter_ids, everything, reason_contains)
 
@@ -149,7 +147,6 @@ def retry_command(letter_ids: tuple[str, ...], everything: bool, reason_contains
 def drop_command(letter_ids: tuple[str, ...], everything: bool, reason_contains: str | None, yes: bool) -> None:
     """Delete dead letters for good."""
     from bridge.operations.dead_letters import DeadLetters
-    from bridge.settings import get_bridge_settings
 
     _check_choice(letter_ids, everything, reason_contains)
 
