@@ -250,7 +250,7 @@ class RunWorker:
             current_interruption.reset(tokens[1])
         if any(failure.kind == "refused" for failure in result.failures):
             self.refused.set()
-        self._insist(lambda: self._finish(taken, result, if_cancelled="The cancellation arrived after the work was done."))
+        self._insist(lambda: self._finish(taken, result, "The cancellation arrived after the work was done."))
         return result
 
     def heartbeat(self, lease: Lease) -> LeaseState:
@@ -280,7 +280,7 @@ class RunWorker:
     def abandon(self, taken: TakenRun, *, grace_seconds: float) -> None:
         """取消了却停不下来的运行：收回租约，它再也提交不了；进程随后换掉。"""
         message = f"Cancelled; it did not stop within {grace_seconds:g} s (ETL_CANCEL_GRACE_SECONDS), so its worker process is replaced."
-        self._finish(taken, None, if_cancelled=message)
+        self._finish(taken, None, message)
 
     def _insist(self, step: Callable[[], Result]) -> Result:
         """收尾时数据库走开了、不让写、磁盘满了、行锁着：等它。丢下不管，租约会过期，别人当我们死了，算那些日子失败一次。"""
@@ -323,7 +323,7 @@ class RunWorker:
         kind = error.kind if isinstance(error, EtlError) else "unknown"
         return RunResult((RunFailure(None, kind, message),))
 
-    def _finish(self, taken: TakenRun, result: RunResult | None, *, if_cancelled: str) -> None:
+    def _finish(self, taken: TakenRun, result: RunResult | None, if_cancelled: str) -> None:
         """释放租约，同一事务里记下没做成的日子；租约早已不是我们的，就什么也不记，新的持有者会做。
 
         :param result: None 表示还没结束就放手。
