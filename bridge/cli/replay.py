@@ -13,6 +13,8 @@ import click
 
 from bridge.cli.options import print_rows, with_stack
 from bridge.cli.output import say, say_json
+from bridge.settings import get_bridge_settings
+from etl_assets.core.settings import get_settings
 
 if TYPE_CHECKING:
     from bridge.operations.replay import ReplayReport
@@ -47,8 +49,6 @@ def replay_command(
     """
     from bridge.operations.replay import replay_events, replayable_subjects
     from bridge.queue.doorbell import ring_workers
-    from bridge.settings import get_bridge_settings
-    from etl_assets.core.settings import get_settings
 
     if subject is not None and subject not in (subjects := asyncio.run(replayable_subjects())):
         raise click.BadParameter(f"only events of {', '.join(subjects)} can be replayed", param_hint="--subject")
@@ -94,7 +94,7 @@ def _print(report: ReplayReport, *, dry_run: bool, as_json: bool) -> None:
     from etl_assets.core.business_day import contiguous_ranges
 
     counts = {
-        "events": report.events,
+        "events": report.counts.total(),
         **{verdict: report.counts[verdict] for verdict in ("requested", "skipped", "ignored", "not_completed", "invalid")},
     }
     partitions = {asset: [str(days) for days in contiguous_ranges(report.days[asset])] for asset in report.days}

@@ -63,7 +63,8 @@ class JetStreamConnection:
         self._trouble = RepeatedWarning(logger, "nats trouble")
         self._cannot_beat = RepeatedWarning(logger, "cannot tell NATS that the work goes on")
         self._usable = asyncio.Event()
-        self._on_disconnect: list[Callable[[], None]] = []
+        self.on_disconnect: list[Callable[[], None]] = []
+        """断线或关闭时要调用的。"""
 
     # ---- 连接 ----------------------------------------------------------------
 
@@ -172,12 +173,8 @@ class JetStreamConnection:
         self._interrupt()
 
     def _interrupt(self) -> None:
-        for notify in self._on_disconnect:
+        for notify in self.on_disconnect:
             notify()
-
-    def call_on_disconnect(self, notify: Callable[[], None]) -> None:
-        """断线或关闭时调用 notify。"""
-        self._on_disconnect.append(notify)
 
     # ---- 问 ---------------------------------------------------------------------
 
@@ -222,7 +219,8 @@ class JetStreamConnection:
 
     async def publish(self, subject: str, data: bytes, *, message_id: str, headers: Mapping[str, str] | None = None) -> PubAck:
         """存进流里才返回；NATS 不在时以同一个编号重试，限期内等不到就抛错（迟到的那份会被去重）。"""
-        self._require_open()
+        if self.client.is_closed or not self._started:
+            raise NatsUnavailableError(f"the connection to NATS at {self._server} is not open: start it first")
         if not _SUBJECT.fullmatch(subject):
             raise InvalidSubjectError(subject)
         fields = {"Nats-Msg-Id": message_id, **(headers or {})}
@@ -265,10 +263,6 @@ class JetStreamConnection:
             return not (await self._ask_once("STREAM.NAMES", {"subject": subject}))["streams"]
         except nats.errors.Error:
             return False
-
-    def _require_open(self) -> None:
-        if self.client.is_closed or not self._started:
-            raise NatsUnavailableError(f"the connection to NATS at {self._server} is not open: start it first")
 
     async def confirm(self, message: Msg, verdict: bytes) -> None:
         """了结一条消息，等服务器答应：丢掉的确认就是第二次执行。

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import sqlalchemy as sa
 
@@ -65,10 +66,7 @@ class DueBell:
 
 async def reconcile(stop: asyncio.Event, *, bell: DueBell, broker: SafeJetStreamBroker, engine: sa.Engine, settings: EtlSettings) -> None:
     """每隔几秒对一次账，直到 stop；几件事各做各的，一件做不成不耽误别的。"""
-
-    async def publish() -> None:
-        await publish_outbox(engine, broker.connection)
-
+    publish = partial(publish_outbox, engine, broker.connection)
     waiting = WaitingEvents(ring=bell.ring, broker=broker, engine=engine, settings=settings)
     unannounced = UnannouncedImports(ring=bell.ring, broker=broker, engine=engine, settings=settings)
     await asyncio.gather(
@@ -79,7 +77,7 @@ async def reconcile(stop: asyncio.Event, *, bell: DueBell, broker: SafeJetStream
     )
 
 
-async def _repeat(name: str, step: Callable[[], Awaitable[None]], stop: asyncio.Event, interval_seconds: float) -> None:
+async def _repeat(name: str, step: Callable[[], Awaitable[object]], stop: asyncio.Event, interval_seconds: float) -> None:
     """数据库或 NATS 不在就等下一次；别的错由看管它的记下。"""
 
     async def steps() -> None:

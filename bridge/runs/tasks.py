@@ -145,7 +145,7 @@ async def _execute(worker: RunWorker, taken: TakenRun) -> None:
         else:
             logger.error("the run does not stop, replacing the process", run_id=taken.run.run_id)
             await _abandon(worker, taken)
-            broker.replace_process_once_settled()
+            broker.replacing = True
     finally:  # 收不了尾的运行，做完的资产也有完成事件
         broker.state.unpublished.set()
 
@@ -228,16 +228,16 @@ async def _abandon(worker: RunWorker, taken: TakenRun) -> None:
 
 def _ring_later() -> None:
     """急雨里的门铃很多，一个工人至多留一个待敲的；工人这时死去，有对账者。"""
+
+    async def ring() -> None:
+        await asyncio.sleep(RUSH_QUIET_SECONDS)
+        try:
+            await broker.ring(MATERIALIZE_DUE, "event")
+        except Exception as error:  # noqa: BLE001  # 没有人看这件活的结局；敲不响的由对账者再敲
+            logger.warning("cannot ring now", task=MATERIALIZE_DUE, error=str(error))
+
     if broker.state.ringing_later is None or broker.state.ringing_later.done():
-        broker.state.ringing_later = asyncio.create_task(_ring_after(RUSH_QUIET_SECONDS))
-
-
-async def _ring_after(delay_seconds: float) -> None:
-    await asyncio.sleep(delay_seconds)
-    try:
-        await broker.ring(MATERIALIZE_DUE, "event")
-    except Exception as error:  # noqa: BLE001  # 没有人看这件活的结局；敲不响的由对账者再敲
-        logger.warning("cannot ring now", task=MATERIALIZE_DUE, error=str(error))
+        broker.state.ringing_later = asyncio.create_task(ring())
 
 
 async def _reconcile(worker: RunWorker) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -139,21 +139,18 @@ class Supervisor:
         while not self._stopping.wait(_TICK_SECONDS):
             with self._changed:
                 for child in self._children.values():
-                    self._advance_safely(child)
+                    try:
+                        self._advance(child)
+                    except Exception as error:  # noqa: BLE001 监督者的线程一死，所有子进程都会跟着死：一个出错不能连累别的
+                        self._back_off(child, f"{type(error).__name__}: {error}", exit_code=None)
                 self._changed.notify_all()
         self._stop_all()
-
-    def _advance_safely(self, child: _Child) -> None:
-        try:
-            self._advance(child)
-        except Exception as error:  # noqa: BLE001 监督者的线程一死，所有子进程都会跟着死：一个出错不能连累别的
-            self._back_off(child, f"{type(error).__name__}: {error}", exit_code=None)
 
     def _advance(self, child: _Child) -> None:
         if time.monotonic() < child.not_before:
             return
         if child.attempt is None:
-            if self._are_ready(child.service.after):
+            if all(self._children[name].ready for name in child.service.after):
                 self._launch(child)
         elif has_exited(child.attempt.process):
             self._handle_death(child, child.attempt)
@@ -174,9 +171,6 @@ class Supervisor:
             )
             send_group_signal(attempt.process.pid, signal.SIGKILL)
 
-    def _are_ready(self, names: Iterable[str]) -> bool:
-        return all(self._children[name].ready for name in names)
-
     def _launch(self, child: _Child) -> None:
         path = self._log_path(child)
         child.launched_at = time.monotonic()
@@ -187,7 +181,7 @@ class Supervisor:
         child.attempt = Attempt(process, path, start)
         child.identity = identify(process.pid)
         with suppress(OSError):  # 磁盘满了：它活着，只是监督者若被杀，下一个认不出它
-            self._record()
+            record_children(self._state_dir, [child.identity for child in self._children.values() if child.identity])
 
     def _handle_death(self, child: _Child, attempt: Attempt) -> None:
         exit_code = self._bury(child, attempt)
@@ -239,9 +233,6 @@ class Supervisor:
         elif time.monotonic() > child.kill_at:
             logger.warning("child does not stop, killing it", name=child.service.name)
             send_group_signal(attempt.process.pid, signal.SIGKILL)
-
-    def _record(self) -> None:
-        record_children(self._state_dir, [child.identity for child in self._children.values() if child.identity])
 
     def _log_path(self, child: _Child) -> Path:
         return self._logs / f"{child.service.name}.log"

@@ -34,6 +34,7 @@ from etl_assets.testing.raw_data import RawData
 from tests.integration.engine.chain import Chain
 from tests.the_three import graph
 
+from .commands import use_in_commands
 from .conftest import NatsServer
 
 Replay = Callable[..., Awaitable[dict[str, Any]]]
@@ -102,7 +103,7 @@ async def world(
 def run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`await run("--seq", "1")`：像在终端里那样。"""
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("bridge.settings.get_bridge_settings", lambda: world.settings)
+    use_in_commands(monkeypatch, bridge_settings=world.settings)
     return lambda *arguments: asyncio.to_thread(CliRunner().invoke, replay_command, arguments)
 
 
