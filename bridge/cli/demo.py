@@ -17,13 +17,14 @@ from bridge.cli.events import wait_until_done
 from bridge.cli.options import print_rows
 from bridge.cli.output import say
 from bridge.settings import BridgeSettings, get_bridge_settings
+from bridge.stack.addresses import StackAddresses
 from etl_assets.core.database_sync import get_engine
 from etl_assets.core.log import configure_logging
 from etl_assets.core.settings import EtlSettings, get_settings, read_settings
+from etl_assets.reports.progress import import_progress
 
 if TYPE_CHECKING:
     from bridge.imports.profile import Profile
-    from bridge.stack.addresses import StackAddresses
 
 _TIMEOUT_SECONDS = 300.0
 _MAX_DIFFERENCES_SHOWN = 20
@@ -74,7 +75,6 @@ def _run(folder: Path, file: Path | None, profile: Profile | None) -> bool:
     from bridge.demo.flow import import_and_publish, map_order_types, summarize
     from bridge.demo.reference import find_differences
     from bridge.events.history import read_completions
-    from etl_assets.reports.progress import import_progress
 
     engine, settings = get_engine(), get_settings()
     if file is None:

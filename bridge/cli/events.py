@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import click
+import sqlalchemy as sa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
@@ -20,11 +21,7 @@ from bridge.cli.output import say
 from bridge.settings import get_bridge_settings
 from etl_assets.core.errors import DatabaseUnavailableError, EtlError
 from etl_assets.core.settings import get_settings
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from etl_assets.reports.progress import Progress
+from etl_assets.reports.progress import Progress, handled_sequence, import_progress
 
 _EXIT_FAILED = 1
 _EXIT_TIMEOUT = 2
@@ -67,8 +64,6 @@ def publish_command(subject: str, event_json: str) -> None:
 @with_stack
 def wait_command(import_id: UUID, timeout_seconds: float) -> None:
     """Wait until every day of an import is materialized: exit 0 when done, 1 when it failed, 2 on timeout."""
-    from etl_assets.reports.progress import import_progress
-
     # 流里可能有它的又一个事件，先等监听器处理了，台账才说了算
     with _newest_event(import_id) as is_handled:
         code = wait_until_done(
@@ -86,7 +81,6 @@ def _newest_event(import_id: UUID) -> Iterator[Callable[[], bool]]:
     from bridge.events.handled_events import handled_up_to, newest_unhandled
     from bridge.events.subjects import DATA_IMPORT_COMPLETED
     from bridge.jetstream.connection import JetStreamConnection
-    from etl_assets.reports.progress import handled_sequence
 
     settings, newest = get_bridge_settings(), 0
     link = JetStreamConnection(settings, name="wait")

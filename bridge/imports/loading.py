@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 from bridge.imports.mapping import map_columns
 from bridge.imports.orders import OrderBuilder
 from bridge.imports.problems import BadRows
-from bridge.imports.profile import FileFormat, Profile
+from bridge.imports.profile import NO_PROFILE, Profile
 from bridge.imports.reading import ImportReport, Progress, Reading, open_source
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.log import get_logger
@@ -56,7 +56,7 @@ def import_file(
     :raises DatabaseUnavailableError: 连不上数据库。
     """
     started = time.monotonic()
-    source = open_source(path, profile.file if profile else FileFormat())
+    source = open_source(path, (profile or NO_PROFILE).file)
     columns = map_columns(source, profile, overrides=mapping or {}, shop=shop)
     builder = OrderBuilder(source, columns, settings.timezone)
     with BadRows(path, write=skip_bad_rows and not dry_run) as bad_rows:
@@ -114,12 +114,11 @@ def _to_csv(orders: pl.DataFrame) -> memoryview:
 
 
 def _find_unknown_shops(connection: sa.Connection, shops: Iterable[str]) -> list[str]:
-    names = sorted(shops)
+    names = list(shops)
     known = connection.scalars(
         sa.select(shop_configs.c.shop_name).where(shop_configs.c.shop_name == sa.any_(sa.literal(names, sa.ARRAY(sa.Text))))
     )
-    present = set(known)
-    return [name for name in names if name not in present]
+    return sorted(set(names).difference(known))
 
 
 def _create_shops(connection: sa.Connection, shops: Iterable[str]) -> list[str]:

@@ -172,6 +172,10 @@ class Profile(_Table):
         return self
 
 
+NO_PROFILE = Profile.model_construct(orders=Orders())
+"""没有配置：各列由表头与命令行的选项来。"""
+
+
 def parse_expression(text: str) -> pl.Expr:
     """一个 Polars SQL 表达式。
 

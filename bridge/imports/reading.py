@@ -94,7 +94,7 @@ class Reading:
     def _blocks(self) -> Iterator[CellBlock]:
         """要合并商品行时，整个文件是一块：一个订单的各行可以相隔很远。"""
         blocks = self._report(self._builder.source.blocks)
-        if self._builder.mapping.group is None:
+        if self._builder.mapping.profile.group is None:
             yield from blocks
             return
         whole = list(blocks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import sys
-from pathlib import Path
 
 import uvicorn
 from dagster import DagsterInstance
@@ -35,20 +34,17 @@ class _Server(uvicorn.Server):
             logger.info("ready")
 
 
-def serve(listener: socket.socket, workspace: Path) -> None:
+def main(descriptor: str, workspace: str) -> None:
     """应答到收到停止信号为止。"""
+    configure_logging("webserver")
+    listener = socket.socket(fileno=int(descriptor))
     with DagsterInstance.get() as instance:
         instance.optimize_for_webserver(_STATEMENT_TIMEOUT_MILLISECONDS, _POOL_RECYCLE_SECONDS, _POOL_MAX_OVERFLOW)
-        target = WorkspaceFileTarget([str(workspace)])
+        target = WorkspaceFileTarget([workspace])
         with WorkspaceProcessContext(instance, target, version=__version__) as context:
             app = create_app_from_workspace_process_context(context, live_data_poll_rate=_LIVE_DATA_POLL_MILLISECONDS)
             guarded = UiGuard(app, hosts=get_bridge_settings().ui_hosts)
             _Server(uvicorn.Config(guarded, log_config=None, access_log=False)).run(sockets=[listener])
-
-
-def main(descriptor: str, workspace: str) -> None:
-    configure_logging("webserver")
-    serve(socket.socket(fileno=int(descriptor)), Path(workspace))
 
 
 if __name__ == "__main__":
