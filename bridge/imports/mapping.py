@@ -72,9 +72,8 @@ def map_columns(source: Source, profile: Profile | None, *, overrides: Mapping[s
         raise _no_column(source, "shop", ("shop",))
     given = profile or NO_PROFILE
     expressions = {name: _source_expression(source, name, target) for name, target in targets.items()}
-    used = {root for expression in expressions.values() for root in expression.meta.root_names()} | set(
-        given.group.by if given.group else ()
-    )
+    used = {root for expression in expressions.values() for root in expression.meta.root_names()}
+    used.update(given.group.by if given.group else ())
     for column in (*sorted(used - {ROW_NUMBER}), *given.file.numbers):
         _require(source, column)
     return ColumnMapping(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from nats.aio.msg import Msg
-from nats.js.api import StreamConfig
+from nats.js.api import DiscardPolicy, StreamConfig
 
 from bridge.errors import StreamMissingError
 from bridge.jetstream.connection import JetStreamConnection
@@ -33,6 +33,11 @@ class DeadLetterHeader(StrEnum):
     ORIGINAL_BYTES = "Etl-Original-Bytes"
     SHA256 = "Etl-Sha256"
     """这两个只在正文被截短时才有：原来多长、全文的散列。"""
+
+
+def letters_stream(name: str, subjects: str) -> StreamConfig:
+    """满了就拒收，要埋的留在原来的流里；不过期：人丢弃之前什么都不丢。"""
+    return StreamConfig(name=name, subjects=[subjects], discard=DiscardPolicy.NEW, max_bytes=64 << 20, duplicate_window=600)
 
 
 async def bury(
