@@ -67,7 +67,8 @@ def import_file(
                 deque(reading.orders(), maxlen=0)
             else:
                 report.import_id = _load(connection, path.name, reading)
-                report.created_shops = _create_shops(connection, reading.shops) if create_shops else ()
+                if create_shops:
+                    report.created_shops = _create_shops(connection, reading.shops)
             report.unknown_shops = {name: reading.shops[name] for name in _find_unknown_shops(connection, reading.shops)}
     report.skipped_rows, report.rejected_file = bad_rows.count, bad_rows.path
     report.seconds = time.monotonic() - started

@@ -39,7 +39,7 @@ class ImportReport:
     skipped_rows: int = 0
     rejected_file: Path | None = None
     unknown_shops: Mapping[str, int] = field(default_factory=dict)
-    created_shops: Sequence[str] = ()
+    created_shops: Sequence[str] = field(default_factory=list)
     first_ordered_at: datetime | None = None
     last_ordered_at: datetime | None = None
     seconds: float = 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
 from typing import cast
 
 import nats.errors
@@ -36,53 +35,50 @@ _cannot_give_back = RepeatedWarning(logger, "task not given back, it will be del
 _letters_full = RepeatedWarning(logger, "the dead letters are full, tasks that belong there wait in their queue")
 
 
-@dataclass(eq=False)
 class Delivery:
     """取到手的一条任务消息：第几次尝试、执行的结局、怎样了结。"""
 
-    message: Msg
-    broker: AsyncBroker
-    connection: JetStreamConnection
-    in_hand: set[Delivery]
-    """手里还有哪些；了结之前它在其中。"""
-    task: str = "?"
-    executed: bool = False
-    error: BaseException | None = None
-    forgiven: int = 0
-    """归还的、因暂时的错误而重来的次数。"""
-
-    def __post_init__(self) -> None:
-        self.lane = cast("Lane", self.message.metadata.consumer)
-        self._settings = self.connection.settings
-        self._deliveries = self.message.metadata.num_delivered
-        self._forgiven_subject = f"{self._settings.own_name(TASKS_FORGIVEN_SUBJECT)}.{self.message.metadata.sequence.stream}"
-        self.in_hand.add(self)
+    def __init__(self, message: Msg, broker: AsyncBroker, connection: JetStreamConnection, in_hand: set[Delivery]) -> None:
+        """:param in_hand: 手里还有哪些；了结之前它在其中。"""
+        self.message = message
+        self.lane = cast("Lane", message.metadata.consumer)
+        self.task = "?"
+        self.executed = False
+        self.error: BaseException | None = None
+        self._broker = broker
+        self._connection = connection
+        self._settings = connection.settings
+        self._in_hand = in_hand
+        self._deliveries = message.metadata.num_delivered
+        self._forgiven = 0
+        self._forgiven_subject = f"{self._settings.own_name(TASKS_FORGIVEN_SUBJECT)}.{message.metadata.sequence.stream}"
+        in_hand.add(self)
 
     @property
     def attempt(self) -> int:
         """第几次尝试；归还的、因暂时的错误而重来的不算。没有下文的投递（进程被杀）算。"""
-        return self._deliveries - self.forgiven
+        return self._deliveries - self._forgiven
 
     async def read_forgiven(self) -> None:
         if self._deliveries == 1:
             return
         try:
             stream = self._settings.own_name(TASKS_FORGIVEN_STREAM)
-            record = await self.connection.context.get_last_msg(stream, self._forgiven_subject)
-            self.forgiven = int(record.data or b"0")
+            record = await self._connection.context.get_last_msg(stream, self._forgiven_subject)
+            self._forgiven = int(record.data or b"0")
         except NotFoundError as error:
             if error.err_code == MESSAGE_NOT_FOUND:
                 return
-            self.forgiven = self._deliveries - 1
+            self._forgiven = self._deliveries - 1
         except (nats.errors.Error, ValueError):
             # 不知道就当作第一次：宁可多做一次，不可错埋
-            self.forgiven = self._deliveries - 1
+            self._forgiven = self._deliveries - 1
 
     async def _forgive(self) -> None:
         """服务器只数投递次数，不知道缘由；不算数的记在旁边。"""
         await self.read_forgiven()
-        count = self.forgiven + 1
-        await self.connection.publish(
+        count = self._forgiven + 1
+        await self._connection.publish(
             self._forgiven_subject, str(count).encode(), message_id=f"{self._forgiven_subject}:{self._deliveries}"
         )
 
@@ -95,13 +91,13 @@ class Delivery:
         except Exception as error:  # noqa: BLE001  # TaskIQ 不看这件活的结局：什么错都要在这里说出来
             _not_settled.say(type(error).__name__, task=self.task, error=header_text(error))
         finally:
-            self.in_hand.discard(self)
+            self._in_hand.discard(self)
 
     async def _settle(self, error: BaseException | None) -> None:
         if error is None and not self.executed:
             await self._bury_or_pass_on()
         elif error is None:
-            await self.connection.confirm(self.message, b"+ACK")
+            await self._connection.confirm(self.message, b"+ACK")
         elif isinstance(error, asyncio.CancelledError):
             await self.give_back()
         elif is_transient(error):
@@ -120,7 +116,7 @@ class Delivery:
     async def _bury_or_pass_on(self) -> None:
         """TaskIQ 没有执行它：不是任务消息的立刻进死信；没听说过的任务也许是更新的版本敲的，让别的 worker 试过几次再说。"""
         name = self._task_name()
-        if name is None or self.broker.find_task(name) is not None:
+        if name is None or self._broker.find_task(name) is not None:
             await self._bury("poison: not a task message", is_garbage=True)
         elif self.attempt >= self._settings.task_max_attempts:
             await self._bury(f"no worker here knows the task {name}: start workers of the version that sent it, then retry")
@@ -129,7 +125,7 @@ class Delivery:
 
     def _task_name(self) -> str | None:
         try:
-            return self.broker.formatter.loads(self.message.data).task_name
+            return self._broker.formatter.loads(self.message.data).task_name
         except Exception:  # noqa: BLE001 毒消息让它抛什么都可能
             return None
 
@@ -141,7 +137,7 @@ class Delivery:
             logger.warning(
                 "task failed, trying again", task=self.task, attempt=self.attempt, delay_seconds=round(delay, 1), error=header_text(error)
             )
-        await self.connection.postpone(self.message, delay)
+        await self._connection.postpone(self.message, delay)
 
     async def _wait_for_room(self) -> None:
         """死信流满了：任务留在队列里，隔一会儿再来；这一次不算数。"""
@@ -149,21 +145,21 @@ class Delivery:
         with contextlib.suppress(BridgeError):  # 满了的也许是整个存储，记不下这一次
             await self._forgive()
         with contextlib.suppress(BridgeError):
-            await self.connection.postpone(self.message, RETRY.longest_seconds)
+            await self._connection.postpone(self.message, RETRY.longest_seconds)
 
     async def give_back(self) -> None:
         """没有执行，或没做完：让别的 worker 现在就拿去。"""
         try:
             await self._forgive()
-            await self.connection.postpone(self.message, 0)
+            await self._connection.postpone(self.message, 0)
         except Exception as error:  # noqa: BLE001  # 没有人看这件活的结局；还不了的 ack_wait 之后会重投
             _cannot_give_back.say(type(error).__name__, task=self.task, error=header_text(error))
         finally:
-            self.in_hand.discard(self)
+            self._in_hand.discard(self)
 
     async def _bury(self, reason: str, *, is_garbage: bool = False) -> None:
         await bury(
-            self.connection,
+            self._connection,
             self.message,
             letters=task_letters(self._settings),
             subject=f"{self._settings.own_name(TASKS_DLQ_SUBJECT)}.{self.lane}",
