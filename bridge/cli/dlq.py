@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,18 +20,9 @@ if TYPE_CHECKING:
 _COLUMNS = ["letter_id", "stored_at", "subject", "attempts", "reason"]
 _EXIT_FAILED = 1
 
+_ids_argument = click.argument("letter_ids", metavar="[ID]...", nargs=-1)
+_all_option = click.option("--all", "everything", is_flag=True, help="Every letter.")
 _reason_option = click.option("--reason-contains", metavar="TEXT", help="Only letters whose reason contains this.")
-
-
-def _with_choice(command: Callable[..., None]) -> Callable[..., None]:
-    """哪些死信：点名，或者 --all，可以再按缘由挑。"""
-    for decorate in (
-        _reason_option,
-        click.option("--all", "everything", is_flag=True, help="Every letter."),
-        click.argument("letter_ids", metavar="[ID]...", nargs=-1),
-    ):
-        command = decorate(command)
-    return command
 
 
 @click.group("dlq")
@@ -109,7 +100,9 @@ def show_command(letter_id: str, as_json: bool) -> None:
 
 
 @dlq_command.command("retry")
-@_with_choice
+@_ids_argument
+@_all_option
+@_reason_option
 @with_stack
 def retry_command(letter_ids: tuple[str, ...], everything: bool, reason_contains: str | None) -> None:
     """Put dead letters back on their subjects; each is deleted once the stream has stored its message again.
@@ -141,7 +134,9 @@ def retry_command(letter_ids: tuple[str, ...], everything: bool, reason_contains
 
 
 @dlq_command.command("drop")
-@_with_choice
+@_ids_argument
+@_all_option
+@_reason_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_stack
 def drop_command(letter_ids: tuple[str, ...], everything: bool, reason_contains: str | None, yes: bool) -> None:
