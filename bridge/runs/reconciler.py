@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -17,7 +16,7 @@ from bridge.events.waiting_events import WaitingEvents
 from bridge.queue.broker import SPARE_REMINDERS, SafeJetStreamBroker
 from bridge.queue.task_names import MATERIALIZE_DUE
 from bridge.settings import Lane
-from bridge.side_tasks import supervised
+from bridge.side_tasks import pause, supervised
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings
@@ -86,7 +85,6 @@ async def _repeat(name: str, step: Callable[[], Awaitable[object]], stop: asynci
                 await step()
             except Exception as error:  # noqa: BLE001  # 不是服务器不在的，原样抛出
                 tolerate(error, _cannot_reconcile, task=name)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), interval_seconds)
+            await pause(interval_seconds, stop)
 
     await supervised(name, steps, stop=stop)

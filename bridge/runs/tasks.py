@@ -18,7 +18,7 @@ from bridge.queue.broker import SPARE_REMINDERS, SafeJetStreamBroker
 from bridge.queue.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from bridge.runs.run_reconciler import INTERVAL_SECONDS, Ring, reconcile_runs
 from bridge.runs.worker import RunWorker, TakenRun
-from bridge.side_tasks import start_beside
+from bridge.side_tasks import pause, start_beside
 from bridge.warm_dagster.code_location import RunResult
 from etl_assets.core.database_errors import fault_of
 from etl_assets.core.errors import PermanentError
@@ -74,8 +74,7 @@ async def _load_patiently() -> RunWorker | None:
             if isinstance(error, OSError) or isinstance(fault_of(error), PermanentError):
                 raise
             tolerate(error, _cannot_load)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(broker.stopping.wait(), _LOAD_AGAIN_SECONDS)
+        await pause(_LOAD_AGAIN_SECONDS, broker.stopping)
     return None
 
 
