@@ -77,7 +77,7 @@ def import_file(
 
 
 def _load(connection: sa.Connection, source_name: str, reading: Reading) -> UUID:
-    """登记导入并 COPY 全部订单；别的事务在提交之后才看得到。"""
+    """登记导入、COPY 全部订单、标成完成；别的事务在提交之后才看得到。"""
     # COPY 是一条语句，文件多大就要多久；它的时限由读文件的人掌握
     connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
