@@ -6,7 +6,6 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
 from typing import Self
 
 from nats.aio.msg import Msg
@@ -71,7 +70,7 @@ class DeadLetters:
         await self._connection.open()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._connection.close()
 
     async def matching(self, *, reason_contains: str | None = None) -> list[DeadLetter]:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.operations.findings import Finding
-from bridge.operations.queue_findings import look_at_newest_event, look_at_queues, look_at_server
+from bridge.operations.queues import look_at_newest_event, look_at_queues, look_at_server
 from bridge.settings import BridgeSettings
 from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.database_errors import translated_errors

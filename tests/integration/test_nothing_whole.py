@@ -32,6 +32,7 @@ from etl_assets.ledger import claims, leases
 from etl_assets.testing.databases import cloned_database
 from etl_assets.testing.raw_data import SAMPLE_SHOP, RawData
 
+from .commands import use_in_commands
 from .conftest import NatsServer
 from .engine.plans import ExplainedStatement, explained
 from .warm_postgres import warm_postgres_worker
@@ -251,9 +252,8 @@ def test_command(
     installation: RunWorker, nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("etl_assets.core.database_sync.get_engine", lambda: installation.engine)
-    monkeypatch.setattr("etl_assets.core.settings.get_settings", lambda: installation.settings)
-    monkeypatch.setattr("bridge.settings.get_bridge_settings", lambda: BridgeSettings(nats_url=nats_server.url, connect_timeout_seconds=1))
+    bridge_settings = BridgeSettings(nats_url=nats_server.url, connect_timeout_seconds=1)
+    use_in_commands(monkeypatch, engine=installation.engine, settings=installation.settings, bridge_settings=bridge_settings)
     with reading_little(monkeypatch):
         result = CliRunner().invoke(cli, arguments)
     assert not result.exception or isinstance(result.exception, SystemExit), result.exception
