@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -12,9 +12,10 @@ from uuid import uuid4
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from etl_assets.core.arrays import unnest
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import execute_together
-from etl_assets.core.etl_tables import assets, import_events, import_requests, leases, ledger
+from etl_assets.core.etl_tables import assets, import_events, import_requests, leases, ledger, stale_customers
 from etl_assets.core.tables import import_tasks
 from etl_assets.ledger.graph import IN_GRAPH, LINE
 from etl_assets.ledger.leases import Lease, in_seconds
@@ -30,7 +31,7 @@ RUSH_ROWS = 10_000
 """等着的导入已有这么多行，够一个运行做的，就不再等。"""
 _MOST_LOOKED_AT = 1_000
 SMALL_ROWS = 1_000
-"""等着的导入没有成急雨、一共不到这么多行，就是小的日子：不到一秒就做完。"""
+"""等着的导入没有成急雨、一共不到这么多行，或者等着的只是不到这么多个客户，就是小的日子：不到一秒就做完。"""
 RUSH_QUIET_SECONDS = 1.0
 RUSH_PATIENCE_SECONDS = 10.0
 """急雨里的日子静下来这么久再做；一直不静，离上次做完这么久也做。"""
@@ -110,6 +111,13 @@ def has_days_in_a_rush(connection: sa.Connection, target: str) -> bool:
     return bool(connection.execute(sa.select(waiting.exists()), {"of_target": target}).scalar())
 
 
+def quietest_day(connection: sa.Connection, target: str, asset: str, days: Collection[date]) -> date:
+    """这些天里没有活挡着 asset 的最早的一天：它的上游不到期，也没有运行占着；都挡着就是最早的。"""
+    parameters = {"of_target": target, "of_asset": asset, "days": sorted(days)}
+    day: date = connection.execute(_quietest_day(), parameters).scalar_one()
+    return day
+
+
 def read_overdue_days(connection: sa.Connection, target: str, after: timedelta) -> list[tuple[DayRange, datetime]]:
     """到期了这么久还没人做的日子，连续的成一段（至多 30 天），连同等了最久的要求的时刻。"""
     due = _claimable_days()
@@ -130,6 +138,21 @@ _TARGET = sa.bindparam("of_target", type_=sa.Text)
 _KNOWN = sa.bindparam("known", type_=sa.ARRAY(sa.Text))
 _IS_DUE = sa.and_(ledger.c.target == _TARGET, ledger.c.requested > ledger.c.materialized)
 _IS_KNOWN = sa.func.coalesce(LINE.op("<@")(_KNOWN), sa.true(), type_=sa.Boolean())
+
+
+@lru_cache(maxsize=1)
+def _quietest_day() -> sa.Select[tuple[date]]:
+    wanted = unnest("wanted", day=sa.bindparam("days", type_=sa.ARRAY(sa.Date)))
+    of_asset = sa.and_(assets.c.target == _TARGET, assets.c.asset == sa.bindparam("of_asset", type_=sa.Text))
+    upstream = sa.select(ledger.c.day).join(assets, sa.and_(of_asset, ledger.c.asset == sa.any_(assets.c.ancestors)))
+    is_behind = upstream.where(_IS_DUE, ledger.c.day == wanted.c.day).correlate(wanted).exists()
+    return sa.select(wanted.c.day).order_by(sa.or_(is_behind, _is_leased(wanted.c.day)), wanted.c.day).limit(1)
+
+
+def _is_leased(day: sa.ColumnElement[date]) -> sa.ColumnElement[bool]:
+    """有运行占着这一天。"""
+    leased = sa.select(leases.c.run_id).where(leases.c.target == _TARGET, day.between(leases.c.first_day, leases.c.last_day))
+    return leased.exists()
 
 
 @lru_cache(maxsize=2)
@@ -216,9 +239,6 @@ def _claimable_days(*, small: bool = False) -> sa.Subquery:
 
     到期而前面没有到期的资产，能领的是 starts，在等的（搁置、等重试、急雨、领的人没有它）是 stuck。
     """
-    leased = (
-        sa.select(leases.c.run_id).where(leases.c.target == _TARGET, ledger.c.day.between(leases.c.first_day, leases.c.last_day)).exists()
-    )
     is_ready = sa.and_(
         ledger.c.held_reason.is_(None),
         sa.or_(ledger.c.retry_at.is_(None), ledger.c.retry_at <= sa.func.clock_timestamp()),
@@ -234,7 +254,7 @@ def _claimable_days(*, small: bool = False) -> sa.Subquery:
             is_ready.label("is_ready"),
         )
         .join(assets, IN_GRAPH)
-        .where(_IS_DUE, ~leased)
+        .where(_IS_DUE, ~_is_leased(ledger.c.day))
         .subquery("due_assets")
     )
     due = due_assets.c
@@ -264,11 +284,21 @@ def _is_in_a_rush() -> sa.ColumnElement[bool]:
 
 
 def _is_small() -> sa.ColumnElement[bool]:
-    """不知道行数的导入算大的；整天重做的也是。"""
+    """不知道行数的导入算大的；整天重做的也是。没有导入等着的，看标记了几个客户。"""
     waiting = _waiting(RUSH_IMPORTS + 1)
     unknown = sa.func.coalesce(waiting.c.row_count, SMALL_ROWS)
-    counted = sa.select(sa.and_(sa.func.count().between(1, RUSH_IMPORTS), sa.func.sum(unknown) < SMALL_ROWS)).select_from(waiting)
-    return sa.and_(ledger.c.changed_until == ledger.c.requested, counted.scalar_subquery())
+    count = sa.func.count()
+    few_customers = sa.and_(count == 0, sa.func.cardinality(assets.c.ancestors) > 0, _marked_customers() < SMALL_ROWS)
+    few_rows = sa.and_(count.between(1, RUSH_IMPORTS), sa.func.sum(unknown) < SMALL_ROWS)
+    is_little = sa.select(sa.or_(few_rows, few_customers)).select_from(waiting).correlate(ledger, assets)
+    return sa.and_(ledger.c.changed_until == ledger.c.requested, is_little.scalar_subquery())
+
+
+def _marked_customers() -> sa.ScalarSelect[int]:
+    """等着这一行的标记有几个，至多数到 SMALL_ROWS。"""
+    of_row = [stale_customers.c[name] == ledger.c[name] for name in ("target", "asset", "day")]
+    marks = sa.select(stale_customers.c.mark_id).where(*of_row).correlate(ledger).limit(SMALL_ROWS).subquery()
+    return sa.select(sa.func.count()).select_from(marks).scalar_subquery()
 
 
 def _waiting(limit: int) -> sa.Subquery:
