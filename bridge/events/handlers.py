@@ -13,7 +13,7 @@ from bridge.events.envelope import IMPORT_STATUSES, DataImportCompleted, EtlComp
 from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, Ignored, ReceivedEvent, event_task_handler
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, etl_completed
 from bridge.queue.task_names import MATERIALIZE_DUE
-from etl_assets.core.asset_events import AnyEvent, AssetEvent
+from etl_assets.core.asset_events import AnyEvent, Asked, AssetEvent
 from etl_assets.core.business_day import partition_range
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.database_sync import get_engine
@@ -24,9 +24,12 @@ from etl_assets.ledger.graph import AssetGraph, read_graph
 from etl_assets.ledger.outbox import installation_id
 from etl_assets.ledger.requests import request_downstream
 
-_LOOK_SECONDS = 1.0
+logger = get_logger(__name__)
 
-_cannot_read_graph = RepeatedWarning(get_logger(__name__), "cannot listen yet")
+_LOOK_SECONDS = 1.0
+_SHOWN_IDS = 5
+
+_cannot_read_graph = RepeatedWarning(logger, "cannot listen yet")
 
 
 @event_task_handler(
@@ -131,7 +134,17 @@ def _request_downstream(asset: str, events: Sequence[ReceivedEvent[EtlCompleted]
 def _handle(of_asset: AssetEvent[AnyEvent], events: Sequence[ReceivedEvent[AnyEvent]]) -> list[Decision]:
     with translated_errors(), get_engine().begin() as connection:
         asked = of_asset.handle(connection, get_settings(), [received.event for received in events])
-    return [Done(ring=each is not None) for each in asked]
+    return [_decide_asked(received, each) for received, each in zip(events, asked, strict=True)]
+
+
+def _decide_asked(received: ReceivedEvent[Any], asked: Asked) -> Decision:
+    shown = asked.unknown[:_SHOWN_IDS]
+    if not asked.days:
+        return Ignored(f"none of what it names is here: {', '.join(shown)}")
+    if shown:
+        unknown = len(asked.unknown)
+        logger.info("event names what is not here", subject=received.subject, sequence=received.sequence, unknown=unknown, first=shown)
+    return Done()
 
 
 def concerns(event: EtlCompleted, own_installation: str, target: str) -> bool:

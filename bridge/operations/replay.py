@@ -219,10 +219,9 @@ class _Replay:
         """资产自己认得的事件，台账不记哪个做完了：都再要求一遍。"""
         handle = asset_events()[subject].handle
         for asked in await self._in_transaction(lambda connection, settings: handle(connection, settings, events)):
-            self.report.note("ignored" if asked is None else "requested")
-            if asked is not None:
-                for asset in {asked.asset} | self._graph.descendants(asked.asset):
-                    self.report.days[asset] |= set(asked.days)
+            self.report.note("requested" if asked.days else "ignored")
+            for asset in {asked.asset} | self._graph.descendants(asked.asset):
+                self.report.days[asset] |= set(asked.days)
 
     async def _in_transaction(self, ask: Callable[[sa.Connection, EtlSettings], Result]) -> Result:
         """别的运行挡着就再来；没有监听器替我们重投。"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -34,10 +34,11 @@ AnyEvent = TypeVar("AnyEvent", bound=Event)
 
 @dataclass(frozen=True)
 class Asked:
-    """一个事件要求了什么：从 asset 起的这些天。"""
+    """一个事件要求了什么：从 asset 起的这些天，没有就是与这里无关；unknown 是它点了名而这里没有的。"""
 
     asset: str
-    days: Collection[date]
+    days: tuple[date, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class AssetEvent(Generic[AnyEvent]):
     """一个资产自己认得的事件。
 
     :param name: 主题里 `events.` 后面的。
-    :param handle: 一批事件，在一个事务里变成台账里的要求；一一对应，与这里无关的是 None。重投的、重放的再来一遍也没有害处。
+    :param handle: 一批事件，在一个事务里变成台账里的要求，一一对应。重投的、重放的再来一遍也没有害处。
     """
 
     name: str
     event_type: type[AnyEvent]
-    handle: Callable[[sa.Connection, EtlSettings, Sequence[AnyEvent]], Sequence[Asked | None]]
+    handle: Callable[[sa.Connection, EtlSettings, Sequence[AnyEvent]], Sequence[Asked]]

@@ -9,7 +9,6 @@ from functools import lru_cache
 import sqlalchemy as sa
 
 from etl_assets.core.arrays import unnest
-from etl_assets.core.asset_events import Asked
 from etl_assets.core.business_day import partition_range
 from etl_assets.core.settings import EtlSettings
 from etl_assets.ledger.claims import quietest_day
@@ -17,8 +16,8 @@ from etl_assets.ledger.requests import request_days
 from etl_assets.services.order_index import insert_marks
 
 
-def request_customers(connection: sa.Connection, settings: EtlSettings, asset: str, customers: Mapping[str, date | None]) -> Asked:
-    """从 asset 起重做这些客户（customer_key → 他有订单的一天；没有的是 None）。
+def request_customers(connection: sa.Connection, settings: EtlSettings, asset: str, customers: Mapping[str, date | None]) -> date:
+    """从 asset 起重做这些客户（customer_key → 他有订单的一天；没有的是 None），返回哪一天的运行去做。
 
     一个客户在哪一天的运行里修都一样，标记说由哪一天的去修。所以再多的客户也只要求一天：他们的日子里没有活挡着的
     最早的一天；都挡着，或者没有日子，就是今天。
@@ -28,7 +27,7 @@ def request_customers(connection: sa.Connection, settings: EtlSettings, asset: s
     day = quietest_day(connection, target, asset, days | {partitions.last})
     connection.execute(_mark(target, asset), {"customer_keys": list(customers), "day": day})
     request_days(connection, target, [day], asset=asset, changed_only=True)
-    return Asked(asset, [day])
+    return day
 
 
 @lru_cache(maxsize=16)

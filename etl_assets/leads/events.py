@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Self
@@ -14,16 +15,12 @@ from pydantic_core import PydanticCustomError
 from etl_assets.core.arrays import unnest
 from etl_assets.core.asset_events import Asked, AssetEvent, Event
 from etl_assets.core.business_day import local_day
-from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TargetTables, target_tables
 from etl_assets.intake.named_customers import request_customers
 
-logger = get_logger(__name__)
-
 MOST_IDS = 1_000
 """再多的分成几个事件：一个事件的长度有上限。"""
-_SHOWN_IDS = 5
 
 Ids = Annotated[tuple[UUID, ...], Field(min_length=1, max_length=MOST_IDS)]
 
@@ -42,7 +39,7 @@ class LeadChanged(Event):
         return self
 
 
-def deal_again(connection: sa.Connection, settings: EtlSettings, events: Sequence[LeadChanged]) -> Sequence[Asked | None]:
+def deal_again(connection: sa.Connection, settings: EtlSettings, events: Sequence[LeadChanged]) -> Sequence[Asked]:
     """这些客户的商机重新分。没有订单的客户，留不留下也看他的商机，所以从 customers 起。"""
     named = [
         (position, named_id, event.lead_ids is not None)
@@ -53,14 +50,14 @@ def deal_again(connection: sa.Connection, settings: EtlSettings, events: Sequenc
     find = _find_customers(target_tables(settings.target_schema), settings.timezone)
     rows = connection.execute(find, {"positions": positions, "ids": ids, "are_leads": are_leads}).all()
     known = [row for row in rows if row.customer_key is not None]
-    if unknown := [str(row.id) for row in rows if row.customer_key is None]:
-        logger.info("changed leads or customers are not here", events=len(events), ids=len(unknown), first=unknown[:_SHOWN_IDS])
-    if not known:
-        return [None] * len(events)
+    unknown = defaultdict[int, list[str]](list)
+    for row in rows:
+        if row.customer_key is None:
+            unknown[row.position].append(str(row.id))
     asset = "leads" if all(row.has_orders for row in known) else "customers"
-    asked = request_customers(connection, settings, asset, {row.customer_key: row.day for row in known})
+    days = (request_customers(connection, settings, asset, {row.customer_key: row.day for row in known}),) if known else ()
     concerned = {row.position for row in known}
-    return [asked if position in concerned else None for position in range(len(events))]
+    return [Asked(asset, days if position in concerned else (), tuple(unknown[position])) for position in range(len(events))]
 
 
 @lru_cache(maxsize=16)

@@ -122,7 +122,7 @@ class Chain:
         request_imports(self.engine, self.settings, [ImportEvent(import_id, uuid4()) for import_id in import_ids])
         return self.due_days()
 
-    def tell(self, *events: LeadChanged) -> list[Asked | None]:
+    def tell(self, *events: LeadChanged) -> list[Asked]:
         """人改了商机的事件到了，一批处理。"""
         with self.engine.begin() as connection:
             return list(deal_again(connection, self.settings, events))
