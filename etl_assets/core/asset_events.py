@@ -37,8 +37,8 @@ class Asked:
     """一个事件要求了什么：从 asset 起的这些天，没有就是与这里无关；unknown 是它点了名而这里没有的。"""
 
     asset: str
-    days: tuple[date, ...] = ()
-    unknown: tuple[str, ...] = ()
+    days: Sequence[date]
+    unknown: Sequence[str]
 
 
 @dataclass(frozen=True)

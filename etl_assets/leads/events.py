@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Annotated, Any, Self
 from uuid import UUID
 
@@ -38,46 +38,40 @@ class LeadChanged(Event):
             raise PydanticCustomError("one_kind", "exactly one of customer_global_ids and lead_ids must be given")
         return self
 
+    @property
+    def named(self) -> list[tuple[UUID, bool]]:
+        """点了名的编号，各是不是商机的。"""
+        return [(each, self.lead_ids is not None) for each in self.lead_ids or self.customer_global_ids or ()]
 
-def deal_again(connection: sa.Connection, settings: EtlSettings, events: Sequence[LeadChanged]) -> Sequence[Asked]:
-    """这些客户的商机重新分。没有订单的客户，留不留下也看他的商机，所以从 customers 起。"""
-    named = [
-        (position, named_id, event.lead_ids is not None)
-        for position, event in enumerate(events)
-        for named_id in event.lead_ids or event.customer_global_ids or ()
-    ]
-    positions, ids, are_leads = map(list, zip(*named, strict=True))
+
+def deal_again(connection: sa.Connection, settings: EtlSettings, events: Sequence[LeadChanged]) -> list[Asked]:
+    """这些客户的商机重新分。没有日子的客户没有订单，留不留下也看他的商机，所以从 customers 起。"""
+    ids, are_leads = map(list, zip(*chain.from_iterable(event.named for event in events), strict=True))
     find = _find_customers(target_tables(settings.target_schema), settings.timezone)
-    rows = connection.execute(find, {"positions": positions, "ids": ids, "are_leads": are_leads}).all()
-    known = [row for row in rows if row.customer_key is not None]
-    unknown = defaultdict[int, list[str]](list)
-    for row in rows:
-        if row.customer_key is None:
-            unknown[row.position].append(str(row.id))
-    asset = "leads" if all(row.has_orders for row in known) else "customers"
-    days = (request_customers(connection, settings, asset, {row.customer_key: row.day for row in known}),) if known else ()
-    concerned = {row.position for row in known}
-    return [Asked(asset, days if position in concerned else (), tuple(unknown[position])) for position in range(len(events))]
+    found = {(row.id, row.is_lead): row for row in connection.execute(find, {"ids": ids, "are_leads": are_leads})}
+    day_of = {row.customer_key: row.day for row in found.values()}
+    asset = "leads" if all(day_of.values()) else "customers"
+    days = [request_customers(connection, settings, asset, day_of)] if day_of else []
+
+    def answer(event: LeadChanged) -> Asked:
+        unknown = [str(named[0]) for named in event.named if named not in found]
+        return Asked(asset, days if len(unknown) < len(event.named) else [], unknown)
+
+    return [answer(event) for event in events]
 
 
 @lru_cache(maxsize=16)
 def _find_customers(tables: TargetTables, timezone: str) -> sa.Select[Any]:
-    """一行一个点了名的编号，与它的客户、客户最后一单的日子；不在这里的，客户是 NULL。"""
+    """一行一个点了名、在这里的编号：它的客户，与客户最后一单的日子。"""
     customers, leads = tables.customers, tables.leads
-    named = unnest(
-        "named",
-        position=sa.bindparam("positions", type_=sa.ARRAY(sa.Integer)),
-        id=sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid)),
-        is_lead=sa.bindparam("are_leads", type_=sa.ARRAY(sa.Boolean)),
-    )
+    ids, are_leads = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid)), sa.bindparam("are_leads", type_=sa.ARRAY(sa.Boolean))
+    named = unnest("named", id=ids, is_lead=are_leads)
     owner = sa.case((named.c.is_lead, leads.c.customer_global_id), else_=named.c.id)
-    last_order_at = customers.c.last_order_at
-    day, has_orders = local_day(last_order_at, timezone).label("day"), last_order_at.is_not(None).label("has_orders")
     return (
-        sa.select(named.c.position, named.c.id, customers.c.customer_key, day, has_orders)
+        sa.select(*named.c, customers.c.customer_key, local_day(customers.c.last_order_at, timezone).label("day"))
         .select_from(named)
         .outerjoin(leads, sa.and_(named.c.is_lead, leads.c.lead_id == named.c.id))
-        .outerjoin(customers, customers.c.customer_global_id == owner)
+        .join(customers, customers.c.customer_global_id == owner)
     )
 
 
