@@ -20,7 +20,7 @@ def request_customers(connection: sa.Connection, settings: EtlSettings, asset: s
     """从 asset 起重做这些客户（customer_key → 他有订单的一天；没有的是 None），返回哪一天的运行去做。
 
     一个客户在哪一天的运行里修都一样，标记说由哪一天的去修。所以再多的客户也只要求一天：他们的日子里没有活挡着的
-    最早的一天；都挡着，或者没有日子，就是今天。
+    最早的一天；都挡着，或者没有日子，就是今天；今天也挡着，还是最早的。
     """
     target, partitions = settings.target_schema, partition_range(settings)
     days = {day for day in customers.values() if day is not None and partitions.first <= day <= partitions.last}
