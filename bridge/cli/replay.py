@@ -28,7 +28,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 @click.option("--seq", "first_sequence", type=click.IntRange(min=1), help="From this sequence of the stream on.")
 @click.option("--until", metavar="T", help="Only events before this time.")
 @click.option("--to-seq", "last_sequence", type=click.IntRange(min=1), help="Only up to this sequence, included.")
-@click.option("--subject", help="Only events of this subject [default: imports, and completions of another ETL].")
+@click.option("--subject", help="Only events of this subject [default: imports, completions of another ETL, events of assets].")
 @click.option("--dry-run", is_flag=True, help="Show what would be requested, write nothing.")
 @click.option("--force", is_flag=True, help="Also events whose days the ledger says are materialized.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from nats.aio.msg import Msg
 
 from bridge.errors import InvalidEventError, StreamMissingError
+from bridge.events.asset_events import asset_events
 from bridge.events.envelope import DataImportCompleted, EtlCompleted
 from bridge.events.event_task_utils import EventTaskHandler, ReceivedEvent
 from bridge.events.handlers import concerns, handlers_of, import_event
@@ -23,6 +24,7 @@ from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.stored_messages import Stretch, read_stored, stored_message
 from bridge.jetstream.streams import stream_state
 from bridge.settings import BridgeSettings
+from etl_assets.core.asset_events import Event
 from etl_assets.core.business_day import partition_range
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.database_sync import get_engine
@@ -73,11 +75,11 @@ async def replayable_subjects() -> list[str]:
 
 
 def _replayable(graph: AssetGraph) -> list[EventTaskHandler[Any]]:
-    """能重放的：台账说得出它们的事件做完了没有；别的主题的处理器，台账一无所知。"""
+    """能重放的：台账说得出它们的事件做完了没有，或者再做一遍也没有害处；别的主题的处理器，我们一无所知。"""
     return [
         handler
         for handler in handlers_of(graph)
-        if handler.subject == DATA_IMPORT_COMPLETED or completed_asset(handler.subject) in graph.names
+        if handler.subject == DATA_IMPORT_COMPLETED or completed_asset(handler.subject) in graph.names or handler.subject in asset_events()
     ]
 
 
@@ -152,6 +154,8 @@ class _Replay:
         for subject, events in valid.items():
             if events and subject == DATA_IMPORT_COMPLETED:
                 await self._take_imports(events)
+            elif events and subject in asset_events():
+                await self._take_of_asset(subject, [received.event for _, received in events])
             elif events:
                 await self._take_completions(completed_asset(subject) or "", [received for _, received in events])
 
@@ -188,6 +192,14 @@ class _Replay:
             self.report.counts["ignored" if not days else "requested" if days & set(asked) else "skipped"] += 1
         for later in self._graph.descendants(asset):
             self.report.days[later] |= set(asked)
+
+    async def _take_of_asset(self, subject: str, events: Sequence[Event]) -> None:
+        """资产自己认得的事件，台账不记哪个做完了：都再要求一遍。"""
+        handle = asset_events()[subject].handle
+        for asked in await self._in_transaction(lambda connection, settings: handle(connection, settings, events)):
+            self.report.note("requested" if asked.days else "ignored")
+            for asset in {asked.asset} | self._graph.descendants(asked.asset):
+                self.report.days[asset] |= set(asked.days)
 
     async def _in_transaction(self, ask: Callable[[sa.Connection, EtlSettings], Result]) -> Result:
         """别的运行挡着就再来；没有监听器替我们重投。"""

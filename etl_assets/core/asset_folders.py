@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from etl_assets.core.errors import PermanentError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
+    from typing import Any
 
     from etl_assets.core.asset_description import AssetDescription, TableCheck
+    from etl_assets.core.asset_events import AssetEvent
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -36,6 +38,12 @@ def has_module(asset: str, module: str) -> bool:
 def checks_of(asset: str) -> Mapping[str, TableCheck]:
     """资产的 checks.py 里的检查，名字 → 检查；可以没有。命令的帮助用不着它们，所以不在描述里。"""
     found: Mapping[str, TableCheck] = import_of(asset, "checks").CHECKS if has_module(asset, "checks") else {}
+    return found
+
+
+def events_of(asset: str) -> Sequence[AssetEvent[Any]]:
+    """资产的 events.py 里的，它自己认得的事件；可以没有。"""
+    found: Sequence[AssetEvent[Any]] = import_of(asset, "events").EVENTS if has_module(asset, "events") else ()
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -25,7 +25,7 @@ RUSH_ROWS = 10_000
 """等着的导入已有这么多行，够一个运行做的，就不再等。"""
 _MOST_LOOKED_AT = 1_000
 SMALL_ROWS = 1_000
-"""等着的导入没有成急雨、一共不到这么多行，就是小的日子：不到一秒就做完。"""
+"""等着的导入没有成急雨、一共不到这么多行，或者等着的只是不到这么多个客户，就是小的日子：不到一秒就做完。"""
 RUSH_QUIET_SECONDS = 1.0
 RUSH_PATIENCE_SECONDS = 10.0
 """急雨里的日子静下来这么久再做；一直不静，离上次做完这么久也做。"""
@@ -100,6 +100,13 @@ def has_days_in_a_rush(connection: sa.Connection, target: str) -> bool:
     return bool(connection.scalar(_HAS_RUSHED, {"of_target": target}))
 
 
+def quietest_day(connection: sa.Connection, target: str, asset: str, days: Collection[date]) -> date:
+    """这些天里没有活挡着 asset 的最早的一天：它的上游不到期，也没有运行占着；都挡着就是最早的。"""
+    parameters = {"of_target": target, "of_asset": asset, "days": sorted(days)}
+    day: date = connection.execute(_QUIETEST_DAY, parameters).scalar_one()
+    return day
+
+
 def read_overdue_days(connection: sa.Connection, target: str, after: timedelta) -> list[tuple[DayRange, datetime]]:
     """到期了这么久还没人做的日子，连续的成一段（至多 30 天），连同等了最久的要求的时刻。"""
     ranges: list[tuple[DayRange, datetime]] = []
@@ -133,12 +140,22 @@ _IS_IN_A_RUSH = f"""
         FROM ({_WAITING.format(most=_MOST_LOOKED_AT)}) AS waiting
     ) ELSE false END"""  # noqa: S608  # 只拼接常量
 
-# 不知道行数的导入算大的；整天重做的也是
+# 等着这一行的标记，至多数到 SMALL_ROWS 个
+_MARKED_CUSTOMERS = f"""
+    SELECT count(*) FROM (
+        SELECT FROM etl.stale_customers m WHERE m.target = l.target AND m.asset = l.asset AND m.day = l.day LIMIT {SMALL_ROWS}
+    ) AS marks"""  # noqa: S608  # 只拼接常量
+
+# 不知道行数的导入算大的；整天重做的也是。没有导入等着的，看标记了几个客户
 _IS_SMALL = f"""
     l.changed_until = l.requested AND (
         SELECT count(*) BETWEEN 1 AND {RUSH_IMPORTS} AND sum(coalesce(row_count, {SMALL_ROWS})) < {SMALL_ROWS}
+               OR count(*) = 0 AND cardinality(a.ancestors) > 0 AND ({_MARKED_CUSTOMERS}) < {SMALL_ROWS}
         FROM ({_WAITING.format(most=RUSH_IMPORTS + 1)}) AS waiting
     )"""  # noqa: S608  # 只拼接常量
+
+# 有运行占着这一天
+_IS_LEASED = "EXISTS (SELECT FROM etl.leases s WHERE s.target = :of_target AND {day} BETWEEN s.first_day AND s.last_day)"
 
 # due_days 一行一个能领的日子：since 是等了最久的要求。
 # 到期而前面没有到期的资产，能领的是 starts，在等的（搁置、等重试、急雨、领的人没有它）是 stuck
@@ -148,9 +165,7 @@ _DUE_DAYS = f"""
                array_agg(l.asset) OVER (PARTITION BY l.day) AS due,
                l.held_reason IS NULL AND (l.retry_at IS NULL OR l.retry_at <= clock_timestamp()) AND NOT ({_IS_IN_A_RUSH})
                AND {_IS_KNOWN} AND (NOT :small OR ({_IS_SMALL})) AS is_ready
-        FROM {_IS_DUE} AND NOT EXISTS (
-            SELECT FROM etl.leases WHERE leases.target = :of_target AND l.day BETWEEN leases.first_day AND leases.last_day
-        )
+        FROM {_IS_DUE} AND NOT {_IS_LEASED.format(day="l.day")}
     ), due_days AS (
         SELECT day,
                array_agg(asset ORDER BY asset) FILTER (WHERE is_ready) AS starts,
@@ -172,6 +187,14 @@ _HAS_RUSHED = sa.text(f"SELECT EXISTS (SELECT FROM {_IS_DUE} AND {_IS_IN_A_RUSH}
 _OVERDUE = _text(
     f"{_DUE_DAYS} SELECT day, since FROM due_days WHERE since < clock_timestamp() - :after ORDER BY day"  # noqa: S608  # 只拼接常量
 ).bindparams(sa.bindparam("after", type_=sa.Interval))
+
+_QUIETEST_DAY = sa.text(f"""
+    SELECT w.day FROM unnest(:days) AS w (day)
+    ORDER BY {_IS_LEASED.format(day="w.day")} OR EXISTS (
+        SELECT FROM {_IS_DUE} AND l.day = w.day
+        AND l.asset = ANY (SELECT unnest(ancestors) FROM etl.assets WHERE target = :of_target AND asset = :of_asset)
+    ), w.day
+    LIMIT 1""").bindparams(TARGET, sa.bindparam("of_asset", type_=sa.Text), sa.bindparam("days", type_=sa.ARRAY(sa.Date)))  # noqa: S608  # 只拼接常量
 
 # 等得最久的一段：头、尾、从哪些资产起、哪些动不了、能领的日子共有几个、上次失败的运行（最小的与最大的）；
 # 它的资产（排在动不了的后面的不做：它们轮到时还要再做），还等着它们的导入中最新的几个，给它记下的租约的运行

@@ -40,7 +40,7 @@ def request_days(
     """要求重做这些天，先前的失败与搁置一笔勾销；返回每一天要求到的版本。
 
     :param asset: 从它起；缺省是从没有上游的那些起，就像有了新的导入。它的上游这时还到期的不抬它，它们做完时自然到期。
-    :param changed_only: `import_requests` 说得出变了什么，不必整天重做。
+    :param changed_only: `import_requests` 或标记说得出变了什么，不必整天重做。
     :param deletes_allowed_on: 其中有人明确允许大量删除的日子；它们总是整天重做。
     :raises DatabaseRefusedError: 还没有代码位置写下有哪些资产。
     """
@@ -167,13 +167,14 @@ def _renumbering(kind: Literal["import", "asset", "made"]) -> sa.Update:
     if kind == "made":
         return _of_rows(standing).where(goes_along).values(values)
     deletes_allowed = ledger.c.day == sa.any_(sa.bindparam("deletes_allowed_on", type_=sa.ARRAY(sa.Date)))
-    changed_only = sa.and_(sa.bindparam("changed_only", type_=sa.Boolean), ~deletes_allowed, rises)
+    changed_only = sa.and_(sa.bindparam("changed_only", type_=sa.Boolean), ~deletes_allowed)
     return (
         _of_rows(standing)
         .where(sa.or_(is_raised, goes_along, sa.and_(is_below, _is_held_up())))
         .values(
             values
-            | changed_until(row.next, changed_only, is_whole=sa.and_(is_raised, ~changed_only))
+            # 上游还到期的不抬它：变了什么，它们做完时轮到它就看得见
+            | changed_until(row.next, sa.and_(rises, changed_only), is_whole=sa.and_(is_raised, ~changed_only))
             | {"requested_at": sa.case((rises, _moment_of(row.turn)), else_=ledger.c.requested_at)}
             | {"allow_deletes": sa.or_(ledger.c.allow_deletes, sa.and_(is_raised, deletes_allowed))}
             | {name: sa.case((is_below, value), else_=ledger.c[name]) for name, value in NOTHING_HELD.items()}

@@ -16,6 +16,7 @@ from etl_assets.core.etl_tables import assets, order_index, stale_customers
 from etl_assets.core.idle_transactions import kept_alive
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TargetTables, customer_hash, target_tables
+from etl_assets.ledger.graph import LINE
 from etl_assets.ledger.locks import lock_days
 from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.rollout import Share
@@ -85,14 +86,19 @@ def unindex_orders(connection: sa.Connection, target: str, gone: sa.Table, days:
     connection.execute(sa.delete(order_index).where(theirs))
 
 
-def insert_marks(target: str, customer_keys: sa.Select[tuple[str]], day: sa.ColumnElement[date] = ANY_DAY) -> sa.Insert:
+def insert_marks(
+    target: str, customer_keys: sa.Select[tuple[str]], day: sa.ColumnElement[date] = ANY_DAY, *, since: str | None = None
+) -> sa.Insert:
     """语句：给每个按客户计算的资产各记一个标记；标记只增不改，谁修好谁删。
 
     :param day: 做这一天的运行去修；缺省是随便哪一个运行。
+    :param since: 只给这个资产与它后面的。
     """
     keys = customer_keys.distinct().subquery("keys")
     (key,) = keys.c
     marked = sa.and_(assets.c.target == target, assets.c.by_customer)
+    if since is not None:
+        marked = sa.and_(marked, sa.literal(since) == sa.any_(LINE))
     marks = sa.select(sa.literal(target), assets.c.asset, key, day).select_from(keys).join(assets, marked)
     return sa.insert(stale_customers).from_select(["target", "asset", "customer_key", "day"], marks)
 
