@@ -40,6 +40,12 @@ def import_id(chain: Chain, raw_data: RawData) -> UUID:
     return import_id
 
 
+def now(chain: Chain) -> datetime:
+    ((moment,),) = chain.rows(sa.select(sa.func.clock_timestamp()))
+    assert isinstance(moment, datetime)
+    return moment
+
+
 def is_done(chain: Chain, import_id: UUID) -> bool:
     with chain.engine.connect() as connection:
         progress = import_progress(connection, chain.settings, import_id)
@@ -90,6 +96,37 @@ def test_backfill_of_an_asset_is_not_held_up_by_a_branch_that_it_does_not_touch(
         hold_days(connection, "public", ["products"], DayRange(*DAYS), reason="wrong products")
     assert progress("daily_report") == (0, 2, "wrong products")
     assert progress("leads") == (0, 2, "wrong leads")
+
+
+@pytest.mark.usefixtures("import_id")
+@pytest.mark.parametrize(("asked", "is_held"), [("products", True), ("customers", False), (None, False)])
+def test_failure_of_an_asset_holds_the_day_unless_what_it_depends_on_was_asked_for_meanwhile(
+    chain: Chain, asked: str | None, is_held: bool
+) -> None:
+    chain.use_graph(WIDER)
+    day = DayRange(DAYS[0], DAYS[0])
+    with chain.engine.begin() as connection:
+        request_days(connection, "public", day, asset="customers")
+    began_at = now(chain)
+    with chain.engine.begin() as connection:
+        request_days(connection, "public", day, asset=asked)
+        record_failure(connection, "public", ["customers", "leads"], day, reason="no luck", kind="permanent", began_at=began_at)
+        assert {row["asset"] for row in held_days(connection, chain.settings)} == ({"customers"} if is_held else set())
+
+
+@pytest.mark.usefixtures("import_id")
+@pytest.mark.parametrize(("made_by", "is_held"), [("the run that fails", True), ("another run", False)])
+def test_failure_holds_the_day_unless_another_run_made_its_upstream_meanwhile(chain: Chain, made_by: str, is_held: bool) -> None:
+    began_at = now(chain)
+    chain.run(DAYS[0], assets=["orders"])
+    ((run_id,),) = chain.rows(sa.select(ledger.c.run_id).where(ledger.c.asset == "orders", ledger.c.day == DAYS[0]))
+    failed_run_id = run_id if made_by == "the run that fails" else "other"
+    day = DayRange(DAYS[0], DAYS[0])
+    with chain.engine.begin() as connection:
+        record_failure(
+            connection, "public", ["customers"], day, reason="no luck", kind="permanent", run_id=failed_run_id, began_at=began_at
+        )
+        assert bool(held_days(connection, chain.settings)) == is_held
 
 
 def test_rerun_of_an_old_day_by_a_person_marks_it_right(chain: Chain, import_id: UUID) -> None:
