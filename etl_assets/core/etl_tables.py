@@ -68,6 +68,16 @@ graphs = sa.Table(
     comment="graphs that were ever written: a worker with older code that restarts does not write its own again",
 )
 
+absent_assets = sa.Table(
+    "absent_assets",
+    etl,
+    sa.Column("target", sa.Text, primary_key=True),
+    sa.Column("asset", sa.Text, primary_key=True),
+    sa.Column("by_customer", sa.Boolean, nullable=False),
+    comment="assets that were in the graph and are not now: customers who lose an order are marked for them too, and when they come back "
+    "the days that came meanwhile are due",
+)
+
 import_events = sa.Table(
     "import_events",
     etl,

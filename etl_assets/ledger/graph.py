@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.errors import DatabaseRefusedError, PermanentError
-from etl_assets.core.etl_tables import assets, graphs, ledger
+from etl_assets.core.etl_tables import absent_assets, assets, graphs, ledger
 from etl_assets.core.topological_order import upstreams_first
 
 _WRITE_LOCK = 0x45544E
@@ -140,15 +140,27 @@ def write_graph(connection: sa.Connection, target: str, graph: AssetGraph, *, if
     if if_new and connection.scalar(sa.select(was_written.exists())):
         return False
     connection.execute(pg.insert(graphs).values(target=target, digest=graph.digest).on_conflict_do_nothing())
-    if _read(connection, target) == graph:
+    before = _read(connection, target)
+    if before == graph:
         return False
     # 别人正补的行、正记的标记：要么在这之前，要么看得见新的图。也挡住 FOR UPDATE：先锁行后改行的，正好在我们两边等着
     connection.exec_driver_sql(f"LOCK TABLE {ledger.fullname} IN EXCLUSIVE MODE")
     connection.execute(sa.delete(assets).where(assets.c.target == target))
     connection.execute(sa.insert(assets), _rows(target, graph))
-    connection.execute(_FILL, {"of_target": target})
+    returned = _note_absent(connection, target, before, graph)
+    connection.execute(_FILL, {"of_target": target, "returned": returned})
     connection.execute(_CATCH_UP, {"of_target": target})
     return True
+
+
+def _note_absent(connection: sa.Connection, target: str, before: AssetGraph, graph: AssetGraph) -> list[str]:
+    """记下不在图里了的资产；返回回来了的。"""
+    gone = [asset for asset in before.assets if asset.name not in graph.names]
+    if gone:
+        rows = [{"target": target, "asset": asset.name, "by_customer": asset.by_customer} for asset in gone]
+        connection.execute(sa.insert(absent_assets), rows)
+    back = sa.delete(absent_assets).where(absent_assets.c.target == target, absent_assets.c.asset.in_(graph.names))
+    return list(connection.scalars(back.returning(absent_assets.c.asset)))
 
 
 def _rows(target: str, graph: AssetGraph) -> list[dict[str, object]]:
@@ -187,10 +199,18 @@ def _reached(*, has_row: bool) -> sa.Select[tuple[str, object, int]]:
 
 
 def _fill() -> sa.Insert:
-    """新资产遇见旧日子：既不到期，也没有人做过它；先前的导入不等它。"""
+    """新资产遇见旧日子：既不到期，也没有人做过它；先前的导入不等它。回来的资产没有行的，是其间来的日子，到期。"""
     new = _reached(has_row=False).subquery("new")
-    rows = sa.select(_TARGET, new.c.asset, new.c.day, new.c.revision, new.c.revision)
-    return sa.insert(ledger).from_select(["target", "asset", "day", "requested", "materialized"], rows)
+    has_returned = new.c.asset == sa.any_(sa.bindparam("returned", type_=sa.ARRAY(sa.Text)))
+    values = {
+        "target": _TARGET,
+        "asset": new.c.asset,
+        "day": new.c.day,
+        "requested": new.c.revision,
+        "requested_at": sa.case((has_returned, sa.func.clock_timestamp())),
+        "materialized": sa.case((has_returned, 0), else_=new.c.revision),
+    }
+    return sa.insert(ledger).from_select(list(values), sa.select(*values.values()))
 
 
 def _catch_up() -> sa.Update:

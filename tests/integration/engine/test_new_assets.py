@@ -8,8 +8,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from etl_assets.core.etl_tables import ledger
-from etl_assets.definitions import graph
+from etl_assets.core.etl_tables import ledger, stale_customers
 from etl_assets.ledger.claims import claim_due_days
 from etl_assets.ledger.failures import hold_days, record_failure
 from etl_assets.ledger.graph import Asset, AssetGraph, read_graph, write_graph
@@ -19,6 +18,7 @@ from etl_assets.reports.reports import held_days, ledger_summary
 from etl_assets.testing.raw_data import RawData
 from tests.integration.engine.chain import Chain, DayRange
 from tests.integration.engine.extra_assets import extras
+from tests.the_three import graph
 
 DAYS = [date(2026, 1, 5), date(2026, 1, 6)]
 NEXT = date(2026, 1, 7)
@@ -195,6 +195,37 @@ def test_asset_that_comes_back_catches_up(chain: Chain, raw_data: RawData) -> No
     assert chain.due_runs() == {DAYS[0]: frozenset(["products", "daily_report"])}
     chain.run_due()
     chain.assert_converged()
+
+
+@pytest.mark.parametrize("left", ["orders", "orders and customers"])
+def test_assets_by_customer_that_come_back_know_who_left_meanwhile(chain: Chain, raw_data: RawData, left: str) -> None:
+    """一天里不再有订单的客户，那一天的运行找不到他：走了的，别的日子还有订单的，订单换了人的。"""
+    raw_data.add_import([order_of(DAYS[0]) | {"customer_name": name, "order_id": name} for name in ("甲", "乙", "丙")])
+    chain.announce(raw_data.add_import([order_of(NEXT) | {"customer_name": "乙", "order_id": "乙-2"}]))
+    chain.announce(withdrawn := raw_data.add_import([order_of(day) | {"customer_name": "丁", "order_id": f"丁-{day}"} for day in DAYS]))
+    chain.run_due()
+    chain.use_graph(AssetGraph.of(asset for asset in graph.assets if asset.name in left))
+    chain.announce(raw_data.add_import([order_of(DAYS[0]) | {"customer_name": "戊", "order_id": name} for name in ("甲", "乙")]))
+    chain.run_due()
+    raw_data.set_status(withdrawn, "failed")
+    chain.announce(withdrawn)
+    chain.run_due()
+    chain.use_graph(graph)
+    chain.run_due()
+    chain.assert_converged()
+    assert chain.rows(sa.select(stale_customers.c.mark_id)) == []
+
+
+def test_asset_that_comes_back_makes_the_days_that_came_meanwhile(chain: Chain, raw_data: RawData) -> None:
+    chain.use_graph(WIDER)
+    chain.use_graph(graph)
+    chain.announce(import_id := raw_data.add_import([order_of(NEXT)]))
+    chain.run_due()
+    chain.use_graph(WIDER)
+    assert chain.due_runs() == {NEXT: frozenset(["products", "daily_report"])}
+    chain.run_due()
+    chain.assert_converged()
+    assert is_done(chain, import_id)
 
 
 def test_renamed_asset_is_a_new_one(chain: Chain, raw_data: RawData) -> None:
