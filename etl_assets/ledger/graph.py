@@ -125,11 +125,6 @@ def line_of(target: str, asset: str) -> sa.Select[tuple[str]]:
     return sa.select(sa.func.unnest(LINE, type_=sa.Text())).where(assets.c.target == target, assets.c.asset == asset)
 
 
-def roots_of(target: str) -> sa.Select[tuple[str]]:
-    """SQL：没有上游的资产；导入抬高的是它们。"""
-    return sa.select(assets.c.asset).where(assets.c.target == target, sa.func.cardinality(assets.c.upstreams) == 0)
-
-
 def write_graph(connection: sa.Connection, target: str, graph: AssetGraph, *, if_new: bool = False) -> bool:
     """让 `etl.assets` 就是这张图，台账认识的日子都有它的行；返回写了没有。
 

@@ -9,10 +9,13 @@ import pytest
 import sqlalchemy as sa
 
 from etl_assets.core.etl_tables import ledger, stale_customers
+from etl_assets.core.tables import target_tables
 from etl_assets.ledger.claims import claim_due_days
 from etl_assets.ledger.failures import hold_days, record_failure
 from etl_assets.ledger.graph import Asset, AssetGraph, read_graph, write_graph
 from etl_assets.ledger.requests import request_days
+from etl_assets.orders import lost_rows
+from etl_assets.orders.recount import find_wrong_days
 from etl_assets.reports.progress import import_progress, range_progress
 from etl_assets.reports.reports import held_days, ledger_summary
 from etl_assets.testing.raw_data import RawData
@@ -253,6 +256,35 @@ def test_asset_whose_upstream_became_external_still_ends_the_import(chain: Chain
     assert chain.due_runs() == {DAYS[0]: frozenset([*graph.names, "products", "daily_report"])}
     chain.run_due()
     assert is_done(chain, import_id)
+
+
+# ---- 另一个没有上游的资产 ----------------------------------------------------------
+
+WITH_WEATHER = AssetGraph.of([*graph.assets, Asset("weather")])
+
+
+def test_rows_are_looked_for_once_orders_is_done_whatever_else_is(chain: Chain, raw_data: RawData) -> None:
+    chain.use_graph(WITH_WEATHER)
+    chain.announce(raw_data.add_import([order_of(DAYS[0])], completed_at=datetime(2026, 1, 8, tzinfo=UTC)))
+    chain.run(DAYS[0], assets=["weather"])
+    with chain.engine.connect() as connection:
+        assert lost_rows.rows_nowhere(connection, chain.settings) is None
+    chain.run_due()
+    chain.execute(sa.delete(target_tables("public").orders))
+    with chain.engine.connect() as connection:
+        nowhere = lost_rows.rows_nowhere(connection, chain.settings)
+    assert (nowhere and nowhere.rows) == 1
+
+
+def test_account_is_counted_again_once_orders_is_done_whatever_else_is(chain: Chain, raw_data: RawData) -> None:
+    chain.use_graph(WITH_WEATHER)
+    chain.announce(raw_data.add_import([order_of(DAYS[0])]))
+    chain.run_due()
+    chain.execute(sa.delete(target_tables("public").orders))
+    with chain.engine.begin() as connection:
+        assert find_wrong_days(connection, chain.settings) == DAYS[:1]
+        request_days(connection, "public", DAYS[:1], asset="orders")
+        assert find_wrong_days(connection, chain.settings) == []
 
 
 # ---- 谁写下图 ----------------------------------------------------------------------

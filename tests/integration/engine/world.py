@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from etl_assets.core.etl_tables import order_index
 from etl_assets.core.tables import import_tasks, target_tables
 from etl_assets.ledger.graph import AssetGraph
+from etl_assets.orders.recount import find_wrong_days
 from etl_assets.reports.reports import import_accounting
-from etl_assets.services.account_check import find_wrong_days
 from etl_assets.testing.raw_data import RawData
 from tests.integration.engine import workers
 from tests.integration.engine.chain import Chain
