@@ -68,6 +68,13 @@ graphs = _of_target(
     sa.Column("written_at", TIMESTAMP, nullable=False, server_default=sa.func.now()),
 )
 
+# 不在图里了的资产：失去订单的客户也给它记标记，它回来时其间来的日子到期
+absent_assets = _of_target(
+    "absent_assets",
+    sa.Column("asset", sa.Text, primary_key=True),
+    sa.Column("by_customer", sa.Boolean, nullable=False),
+)
+
 # 每个导入最近处理的事件
 import_events = _of_target(
     "import_events",

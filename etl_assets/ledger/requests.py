@@ -224,17 +224,17 @@ def passing_on(made: sa.FromClause, rows: sa.FromClause, *, is_whole: sa.ColumnE
 
     整天做的，后面的下一次也整天做：别的上游还没到的那些，轮到时只交代得出那时变了什么。
 
-    :param made: asset 这些天做到的版本：day、materialized。
+    :param made: asset 这些天做到的版本与时刻：day、materialized、materialized_at。后面的从那一刻起被要求，认得出是哪个运行交下去的。
     :param rows: 这些天此刻的行，刚锁住时读的：day、asset、materialized；asset 自己的以 made 为准。
     """
     reached = sa.case((rows.c.asset == _ASSET, made.c.materialized), else_=rows.c.materialized)
     common = (
-        sa.select(assets.c.asset, made.c.day, sa.func.min(reached).label("revision"))
+        sa.select(assets.c.asset, made.c.day, made.c.materialized_at, sa.func.min(reached).label("revision"))
         .select_from(assets)
         .join(made, sa.true())
         .join(rows, sa.and_(rows.c.day == made.c.day, rows.c.asset == sa.any_(assets.c.upstreams)))
         .where(assets.c.target == _TARGET, sa.any_(assets.c.upstreams) == _ASSET)
-        .group_by(assets.c.asset, made.c.day)
+        .group_by(assets.c.asset, made.c.day, made.c.materialized_at)
         .subquery("common")
     )
     rises = common.c.revision > ledger.c.requested
@@ -244,7 +244,7 @@ def passing_on(made: sa.FromClause, rows: sa.FromClause, *, is_whole: sa.ColumnE
         .values(
             {"requested": sa.func.greatest(ledger.c.requested, common.c.revision)}
             | changed_until(common.c.revision, sa.and_(rises, ~is_whole), is_whole=is_whole)
-            | {"requested_at": sa.case((rises, sa.func.clock_timestamp()), else_=ledger.c.requested_at)}
+            | {"requested_at": sa.case((rises, common.c.materialized_at), else_=ledger.c.requested_at)}
             | {name: sa.case((rises, value), else_=ledger.c[name]) for name, value in NOTHING_HELD.items()}
         )
     )
@@ -254,7 +254,8 @@ def _pass_on() -> sa.Update:
     """别处做的没有留标记，后面的整天做。"""
     now = sa.and_(ledger.c.target == _TARGET, ledger.c.day == sa.any_(_DAYS))
     rows = sa.select(ledger.c.day, ledger.c.asset, ledger.c.materialized).where(now).subquery("rows")
-    made = sa.select(ledger.c.day, ledger.c.materialized).where(now, ledger.c.asset == _ASSET).subquery("made")
+    moment = sa.func.clock_timestamp().label("materialized_at")
+    made = sa.select(ledger.c.day, ledger.c.materialized, moment).where(now, ledger.c.asset == _ASSET).subquery("made")
     return passing_on(made, rows, is_whole=sa.true())
 
 

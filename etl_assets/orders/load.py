@@ -172,7 +172,7 @@ def _mark_changed(orders: sa.Table, target: str, winners: sa.Table, scope: Scope
     keys = sa.select(winners.c.customer_key).outerjoin(orders, same_order(winners, orders)).where(changed)
     if scope == "whole":
         keys = keys.where(sa.not_(winners.c.order_date.between(FIRST_DAY, LAST_DAY)))
-    return insert_marks(target, keys, FIRST_DAY)
+    return insert_marks(target, keys, FIRST_DAY, lost=scope == "whole")
 
 
 @lru_cache(maxsize=64)

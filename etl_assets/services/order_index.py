@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import FIRST_DAY, DayRange, bound
-from etl_assets.core.etl_tables import assets, order_index, stale_customers
+from etl_assets.core.etl_tables import absent_assets, assets, order_index, stale_customers
 from etl_assets.core.idle_transactions import kept_alive
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TargetTables, customer_hash, target_tables
@@ -65,7 +65,7 @@ def index_statement(target: str, orders: sa.Table) -> sa.Insert:
         .cte("changed")
     )
     left = sa.select(changed.c.old_key).where(changed.c.old_key != changed.c.customer_key)
-    marked = insert_marks(target, left, FIRST_DAY).cte("marked")
+    marked = insert_marks(target, left, FIRST_DAY, lost=True).cte("marked")
     updated = (
         sa.update(order_index)
         .where(same_order(changed), order_index.c.target == changed.c.target)
@@ -82,24 +82,32 @@ def index_statement(target: str, orders: sa.Table) -> sa.Insert:
 def unindex_orders(connection: sa.Connection, target: str, gone: sa.Table, days: DayRange | None) -> None:
     """这些订单（shop_id、order_id）没有了：给它们的客户记陈旧，删去索引。"""
     theirs = sa.and_(same_order(gone), order_index.c.target == target)
-    connection.execute(insert_marks(target, sa.select(order_index.c.customer_key).join(gone, theirs), FIRST_DAY), _marked_on(days))
+    lost = sa.select(order_index.c.customer_key).join(gone, theirs)
+    connection.execute(insert_marks(target, lost, FIRST_DAY, lost=True), _marked_on(days))
     connection.execute(sa.delete(order_index).where(theirs))
 
 
 def insert_marks(
-    target: str, customer_keys: sa.Select[tuple[str]], day: sa.ColumnElement[date] = ANY_DAY, *, since: str | None = None
+    target: str,
+    customer_keys: sa.Select[tuple[str]],
+    day: sa.ColumnElement[date] = ANY_DAY,
+    *,
+    since: str | None = None,
+    lost: bool = False,
 ) -> sa.Insert:
     """语句：给每个按客户计算的资产各记一个标记；标记只增不改，谁修好谁删。
 
     :param day: 做这一天的运行去修；缺省是随便哪一个运行。
     :param since: 只给这个资产与它后面的。
+    :param lost: 他们在这些天少了订单，整天重做也未必找得到：不在图里的资产也记，回来时要用。
     """
     keys = customer_keys.distinct().subquery("keys")
     (key,) = keys.c
-    marked = sa.and_(assets.c.target == target, assets.c.by_customer)
+    known = [sa.select(table.c.asset).where(table.c.target == target, table.c.by_customer) for table in (assets, absent_assets)]
     if since is not None:
-        marked = sa.and_(marked, sa.literal(since) == sa.any_(LINE))
-    marks = sa.select(sa.literal(target), assets.c.asset, key, day).select_from(keys).join(assets, marked)
+        known[0] = known[0].where(sa.literal(since) == sa.any_(LINE))
+    marked = (sa.union_all(*known) if lost else known[0]).subquery("marked")
+    marks = sa.select(sa.literal(target), marked.c.asset, key, day).select_from(keys).join(marked, sa.true())
     return sa.insert(stale_customers).from_select(["target", "asset", "customer_key", "day"], marks)
 
 

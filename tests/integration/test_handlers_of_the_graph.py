@@ -12,8 +12,8 @@ from bridge.events.handlers import handlers_of, handlers_once_known
 from bridge.events.subjects import CUSTOMERS_ETL_COMPLETED, DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
 from etl_assets.core.etl_tables import assets, graphs
 from etl_assets.core.settings import EtlSettings
-from etl_assets.definitions import graph
 from etl_assets.ledger.graph import Asset, AssetGraph, write_graph
+from tests.the_three import graph
 
 WIDER = AssetGraph.of(
     [*graph.assets, Asset("products", frozenset(["orders"])), Asset("daily_report", frozenset(["customers", "products"]))]

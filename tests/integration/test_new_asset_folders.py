@@ -1,7 +1,7 @@
 """加一个资产就是加一个文件夹：在一份代码里加上 products 与 daily_report，别的文件一个也不改，然后到处都认得它们。
 
 两个文件夹是测试的数据（new_assets），也是 etl_assets/README.md 里的例子。在那份代码里跑的测试是 new_assets/in_the_copy.py；
-整个栈的见 tests/acceptance/test_new_asset_folders.py。
+整个栈的见 tests/acceptance/test_new_asset_folders.py；`pdm run test-new-assets` 在那份代码里跑全部的测试。
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_with_new_assets(tmp_path_factory.mktemp("copy"))
+    return copy_with_new_assets(tmp_path_factory.mktemp("copy") / "code")
 
 
 def run_in(copy: Path, postgres_url: str, *arguments: str) -> None:

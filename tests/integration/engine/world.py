@@ -16,8 +16,8 @@ from etl_assets.core.etl_tables import order_index
 from etl_assets.core.tables import import_tasks, target_tables
 from etl_assets.leads.events import LeadChanged
 from etl_assets.ledger.graph import AssetGraph
+from etl_assets.orders.recount import find_wrong_days
 from etl_assets.reports.reports import import_accounting
-from etl_assets.services.account_check import find_wrong_days
 from etl_assets.testing.raw_data import RawData
 from tests.integration.engine import workers
 from tests.integration.engine.chain import Chain
