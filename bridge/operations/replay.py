@@ -197,7 +197,7 @@ class _Replay:
         """资产自己认得的事件，台账不记哪个做完了：都再要求一遍。"""
         handle = asset_events()[subject].handle
         for asked in await self._in_transaction(lambda connection, settings: handle(connection, settings, events)):
-            self.report.note("requested" if asked.days else "ignored")
+            self.report.counts["requested" if asked.days else "ignored"] += 1
             for asset in {asked.asset} | self._graph.descendants(asked.asset):
                 self.report.days[asset] |= set(asked.days)
 
