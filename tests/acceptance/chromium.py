@@ -13,7 +13,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium on PATH: install it (apt install chromium) to test the UI in a browser"
 )
-_QUIET = (
+QUIET = (
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -28,7 +28,7 @@ _PATIENCE_MILLISECONDS = 30_000
 def open_page(ui_url: str, *, timezone: str) -> Iterator[Page]:
     """浏览器与用户在同一个时区：网页只列到浏览器的今天。"""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_QUIET))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         page = browser.new_page(base_url=ui_url, viewport={"width": 1500, "height": 950}, timezone_id=timezone)
         page.set_default_timeout(_PATIENCE_MILLISECONDS)
         expect.set_options(timeout=_PATIENCE_MILLISECONDS)
