@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from psycopg.copy import QueuedLibpqWriter
 from sqlalchemy.dialects.postgresql import insert
 
+from bridge.imports.cells import Shape
 from bridge.imports.mapping import map_columns
 from bridge.imports.orders import OrderBuilder
 from bridge.imports.problems import BadRows
@@ -42,6 +43,7 @@ class ImportReport:
     :param rows: raw_orders 的行数。
     :param source_rows: 文件里的记录数；一行一件商品时是商品行数。
     :param skipped_rows: 没有导入的记录数，原文在 rejected_file 里。
+    :param read_as: 文件是怎样读的。
     :param unknown_shops: 不在 shop_configs 里的店名与行数；ETL 会拒收这些行。
     """
 
@@ -50,6 +52,7 @@ class ImportReport:
     source_rows: int
     skipped_rows: int
     rejected_file: Path | None
+    read_as: Shape
     unknown_shops: Mapping[str, int]
     created_shops: Sequence[str]
     first_ordered_at: datetime | None
@@ -63,6 +66,7 @@ def import_file(
     *,
     settings: EtlSettings,
     profile: Profile | None = None,
+    file: FileFormat | None = None,
     shop: str | None = None,
     mapping: Mapping[str, str] | None = None,
     create_shops: bool = False,
@@ -75,13 +79,14 @@ def import_file(
     DATA_IMPORT_COMPLETED 由调用者随后发布。若进程死在提交与发布之间，导入已经完整地在库里，只是没有人知道：
     `etl imports` 看得到它，`etl publish` 补发事件；补发几次都无妨。
 
+    :param file: 文件的样子，盖过配置的 [file]。
     :param mapping: raw_orders 的列 → 来源的列，盖过配置；空串表示文件里没有这一列。
     :param on_progress: 收到（已处理字节，总字节）。
     :raises ImportFileError: 文件不能导入；没有 skip_bad_rows 时一个坏行就够。
     :raises DatabaseUnavailableError: 连不上数据库。
     """
     started = time.monotonic()
-    source = open_source(path, profile.file if profile else FileFormat())
+    source = open_source(path, file or (profile.file if profile else FileFormat()))
     columns = map_columns(source, profile, overrides=mapping or {}, shop=shop)
     builder = OrderBuilder(source, columns, settings.timezone)
     with BadRows(path, write=skip_bad_rows and not dry_run) as bad_rows:
@@ -101,6 +106,7 @@ def import_file(
         source_rows=reading.source_rows,
         skipped_rows=bad_rows.count,
         rejected_file=bad_rows.path,
+        read_as=source.shape,
         unknown_shops={name: reading.shops[name] for name in unknown},
         created_shops=created,
         first_ordered_at=reading.first_ordered_at,

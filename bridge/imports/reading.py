@@ -61,14 +61,14 @@ class Reading:
             return
         whole = list(blocks)
         problems = [problem for block in whole for problem in block.problems]
-        yield CellBlock(pl.concat([block.cells for block in whole]), problems, whole[-1].end_byte)
+        short_rows = pl.concat([block.short_rows for block in whole])
+        yield CellBlock(pl.concat([block.cells for block in whole]), problems, whole[-1].end_byte, short_rows)
 
     def _report(self, blocks: Iterable[CellBlock]) -> Iterator[CellBlock]:
-        total_bytes = self._builder.source.path.stat().st_size
         for block in blocks:
             yield block
             if self._on_progress:
-                self._on_progress(block.end_byte, total_bytes)
+                self._on_progress(block.end_byte, self._builder.source.size)
 
     def _count(self, orders: pl.DataFrame) -> None:
         self.rows += orders.height

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bridge.imports.cells import Source
+from bridge.imports.content import file_content
 from bridge.imports.errors import ImportFileError
 from bridge.imports.profile import FileFormat
 from bridge.imports.spreadsheet import is_spreadsheet, open_spreadsheet
@@ -17,8 +18,9 @@ def open_source(path: Path, file: FileFormat) -> Source:
     :raises ImportFileError: 没有这个文件、读不了、是空的，或表头不能用。
     """
     try:
+        content = file_content(path)
         if file.format == "excel" or (file.format is None and is_spreadsheet(path)):
             return open_spreadsheet(path, file)
-        return open_text_table(path, file)
+        return open_text_table(content, file)
     except OSError as error:
         raise ImportFileError(path, f"the file cannot be read ({error.strerror})", advice=f"check the path {path}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 import fastexcel
 import polars as pl
 
-from bridge.imports.cells import CellBlock, Source, drop_empty_rows, find_bad_cells, name_columns, name_positions
+from bridge.imports.cells import CellBlock, Shape, Source, drop_empty_rows, find_bad_cells, name_columns, name_positions
 from bridge.imports.errors import ImportFileError
 from bridge.imports.profile import ROW_NUMBER, FileFormat
 from etl_assets.core.log import get_logger
@@ -42,7 +42,7 @@ def open_spreadsheet(path: Path, file: FileFormat) -> Source:
         columns = name_positions(len(texts), file.columns, path)
     cells = cells.rename(dict(zip(texts, columns, strict=True)))
     block = CellBlock(cells, find_bad_cells(cells, broken=False), path.stat().st_size)
-    return Source(path, columns, repeated, True, iter([block]))
+    return Source(path, columns, repeated, True, iter([block]), block.end_byte, Shape("workbook"))
 
 
 def _read_sheet(path: Path, sheet: str | None) -> pl.DataFrame:
