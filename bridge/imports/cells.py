@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from bridge.imports.errors import ImportFileError
-from bridge.imports.problems import find_problems
+from bridge.imports.problems import PROBLEMS, find_problems
 from bridge.imports.profile import ROW_NUMBER
 
 MAX_FIELD_CHARACTERS = 100_000
@@ -81,24 +81,28 @@ class CellBlock:
     """一块：cells 每行一条记录，列是行号与来源各列的原文（空单元格是 NULL）；problems 是读的时候就发现的坏行。
 
     short_rows：字段少于表头的行与它的字段数。后面空着的字段可以不写，所以缺的列用不到才无妨。
+    unread：没有值、又不是空着的单元格；同样，用不到才无妨。
     """
 
     cells: pl.DataFrame
     problems: list[pl.DataFrame]
     end_byte: int
     short_rows: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SHORT_ROWS))
+    unread: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=PROBLEMS))
 
     def find_missing(self, columns: Sequence[str], used: Collection[str]) -> pl.DataFrame:
-        """缺了用得到的列的行。"""
-        needed = pl.DataFrame({"column": columns, "position": range(len(columns))}).filter(pl.col("column").is_in(list(used)))
+        """缺了用得到的列、或它没有读出来的行。"""
+        used = list(used)
+        needed = pl.DataFrame({"column": columns, "position": range(len(columns))}).filter(pl.col("column").is_in(used))
         missing = self.short_rows.join(needed, how="cross").filter(pl.col("fields") <= pl.col("position")).unique(ROW_NUMBER, keep="first")
-        return find_problems(
+        left_out = find_problems(
             missing.sort(ROW_NUMBER),
             pl.lit(value=True),
             column=pl.col("column"),
             problem=pl.format(f"is missing: the row has {{}} fields instead of {len(columns)}", "fields"),
             value=None,
         )
+        return pl.concat([left_out, self.unread.filter(pl.col("column").is_in(used))])
 
 
 @dataclass(frozen=True)

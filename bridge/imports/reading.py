@@ -61,8 +61,8 @@ class Reading:
             return
         whole = list(blocks)
         problems = [problem for block in whole for problem in block.problems]
-        short_rows = pl.concat([block.short_rows for block in whole])
-        yield CellBlock(pl.concat([block.cells for block in whole]), problems, whole[-1].end_byte, short_rows)
+        cells, short_rows, unread = (pl.concat([getattr(block, part) for block in whole]) for part in ("cells", "short_rows", "unread"))
+        yield CellBlock(cells, problems, whole[-1].end_byte, short_rows, unread)
 
     def _report(self, blocks: Iterable[CellBlock]) -> Iterator[CellBlock]:
         for block in blocks:

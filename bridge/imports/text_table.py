@@ -182,15 +182,16 @@ def _to_cells(records: _Records, table: _Table) -> CellBlock:
     encoding = table.encoding
     short_rows = wide.filter(count < len(columns)).select(ROW_NUMBER, count.alias("fields")).cast(SHORT_ROWS)
     bad_cells = find_bad_cells(cells, broken=records.broken, encoding=encoding.label, first_bad_byte=encoding.first_bad_byte)
-    return CellBlock(cells, [*_find_cut_off(records, short_rows), too_much, *malformed, *bad_cells], records.end_byte, short_rows)
+    return CellBlock(cells, [*_find_cut_off(records, short_rows, columns), too_much, *malformed, *bad_cells], records.end_byte, short_rows)
 
 
-def _find_cut_off(records: _Records, short_rows: pl.DataFrame) -> list[pl.DataFrame]:
+def _find_cut_off(records: _Records, short_rows: pl.DataFrame, columns: tuple[str, ...]) -> list[pl.DataFrame]:
     """文件在一行的中间就完了：最后那个字段也许只有一半。"""
     if not records.unfinished:
         return []
     last = short_rows.filter(pl.col(ROW_NUMBER) == records.rows[-1])
-    return [find_problems(last, pl.lit(value=True), column="", problem="is cut off: the file ends before the row does", value=pl.lit("…"))]
+    column = pl.lit(pl.Series(columns)).gather(pl.col("fields") - 1)
+    return [find_problems(last, pl.lit(value=True), column=column, problem="is cut off: the file ends before the row does", value=None)]
 
 
 def _find_malformed_quotes(cells: pl.DataFrame, name: str) -> pl.DataFrame:

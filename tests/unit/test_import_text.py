@@ -133,7 +133,7 @@ def test_ragged_rows_name_what_is_missing_or_too_much(tmp_path: Path) -> None:
 
 
 def test_a_file_that_ends_in_the_middle_of_a_row_is_cut_off(tmp_path: Path) -> None:
-    assert problems_of(write(tmp_path, "a,b,c\n1,2,3\n1,2")) == [(3, "", "is cut off: the file ends before the row does")]
+    assert problems_of(write(tmp_path, "a,b,c\n1,2,3\n1,2")) == [(3, "b", "is cut off: the file ends before the row does")]
     assert problems_of(write(tmp_path, "a,b,c\r1,2,3\r1,2,3")) == []
 
 
