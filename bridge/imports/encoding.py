@@ -25,15 +25,22 @@ _MARKS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
-_LABELS = {"cp932": "Shift_JIS", "big5hkscs": "Big5", "cp1252": "Windows-1252", "cp949": "EUC-KR", "euc_jp": "EUC-JP"}
+_LABELS = {
+    "cp932": "Shift_JIS",
+    "big5hkscs": "Big5",
+    "cp1252": "Windows-1252",
+    "cp949": "EUC-KR",
+    "euc_jp": "EUC-JP",
+    "iso2022_jp_ext": "ISO-2022-JP",
+}
 
 # 判断用的样本：有非 ASCII 字节的行，够判断就行；选中的编码仍要通读全文件来核对
 _SAMPLE_BYTES = 256 << 10
 # 常用字占这么多才像话；比最像的差不到这么多，就分不出真假
 _PLAUSIBLE = 0.75
 _MARGIN = 0.15
-# 只有标点、没有一个字：说不准
-_ONLY_SYMBOLS = 0.9
+# 说不准：只有标点、没有一个字
+_UNSURE = 0.9
 
 # 认不出时，可以向人提议的
 _GUESSES = ["gb18030", "big5hkscs", "cp932", "euc_jp", "cp949", "cp874", "koi8_r", *(f"cp125{number}" for number in range(9))]
@@ -98,8 +105,8 @@ def detect_encoding(content: Content) -> Encoding:
             return check_encoding(content, name)
     if b"\0" in head and (wide := _find_unmarked_utf16(head)):
         return check_encoding(content, wide)
-    if re.search(rb"\x1b[$(][@BJ]", head):
-        return check_encoding(content, "iso2022_jp")
+    if re.search(rb"\x1b[$(][@BIJ]", head):
+        return check_encoding(content, "iso2022_jp_ext")
     utf8 = check_encoding(content, "utf-8")
     if utf8.first_bad_byte is None or _looks_like_utf8(sample := _collect_sample(content)):
         return utf8
@@ -212,7 +219,7 @@ def _score_by_bytes(name: str, judge: Callable[[int, int], float | None]) -> Cal
                 encoded = b"" if char == REPLACEMENT else char.encode(name, "ignore")
                 value = judge(encoded[0], encoded[-1]) if len(encoded) in (1, 2) else 0.0
                 judged += [] if value is None else [value]
-        return sum(judged) / len(judged) if judged else _ONLY_SYMBOLS
+        return sum(judged) / len(judged) if judged else _UNSURE
 
     return score
 
@@ -234,7 +241,7 @@ def _judge_big5(lead: int, trail: int) -> float | None:
         return -0.5
     char = bytes([lead, trail]).decode("big5hkscs", "replace")
     simplified, japanese = char.encode("gb2312", "ignore"), char.encode("shift_jis", "ignore")
-    return 1.0 if b"\xb0" <= simplified < b"\xd8" or b"\x88" <= japanese < b"\x98" else 0.3
+    return 1.0 if b"\xb0" <= simplified < b"\xd8" or b"\x88" <= japanese < b"\x98" else 0.6 if len(japanese) == 2 else 0.3
 
 
 def _judge_cp932(lead: int, _trail: int) -> float | None:
@@ -242,6 +249,14 @@ def _judge_cp932(lead: int, _trail: int) -> float | None:
     if lead == 0x81:
         return None
     return 1.0 if lead in (0x82, 0x83) or 0x88 <= lead <= 0x97 else 0.5
+
+
+def _score_cp932(text: str) -> float:
+    """只有半角片假名时说不准：两个两个地看，它们也是汉字。"""
+    foreign = [char for char in text if not char.isascii()]
+    if all("\uff61" <= char <= "\uff9f" for char in foreign):
+        return _UNSURE
+    return _score_by_bytes("cp932", _judge_cp932)(text)
 
 
 def _judge_cp949(lead: int, trail: int) -> float | None:
@@ -267,13 +282,13 @@ def _score_latin(text: str) -> float:
             accented = sum(not char.isascii() for char in letters)
             judged += [accented * 2 <= len(letters)] * accented
         judged += [False] * len(re.findall(r"[A-Za-z][^\w\s\x00-\x7f’‘]|[^\w\s\x00-\x7f’‘][A-Za-z]|\ufffd|[ªºƒ²³¹¼½¾]", word))
-    return sum(judged) / len(judged) if judged else _ONLY_SYMBOLS
+    return sum(judged) / len(judged) if judged else _UNSURE
 
 
 _SCORES: dict[str, Callable[[str], float]] = {
     "gb18030": _score_by_bytes("gb18030", _judge_gb18030),
     "big5hkscs": _score_by_bytes("big5hkscs", _judge_big5),
-    "cp932": _score_by_bytes("cp932", _judge_cp932),
+    "cp932": _score_cp932,
     "cp949": _score_by_bytes("cp949", _judge_cp949),
     "euc_jp": _score_euc_jp,
     "cp1252": _score_latin,

@@ -355,7 +355,10 @@ def _split_sample(text: str, dialect: Dialect) -> pl.Series:
 def _regularity(fields: pl.Series) -> float:
     """有同样多字段的记录的比例；字段多的分法更可信，表头也有这么多的更可信（数里的逗号不在表头里）。"""
     counts = fields.list.len()
-    width, records = counts.value_counts(sort=True).row(0)
+    split = counts.filter(counts > 1)
+    if not split.len():
+        return 0.0
+    width, records = split.value_counts(sort=True).row(0)
     head = fields.head(HEADER_ROWS).to_list()
     named = min(len(head[find_header(head)]), width)
     return float(records / counts.len() * (1 - 1 / width) * named / width)

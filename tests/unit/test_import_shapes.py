@@ -48,13 +48,11 @@ def refused(folder: Path, content: str | bytes, file: FileFormat | None = None) 
         (CHINESE, "gb18030", "GB18030"),
         (TAIWANESE, "big5", "Big5"),
         (JAPANESE, "cp932", "Shift_JIS"),
-        (JAPANESE, "iso2022_jp_3", "ISO2022_JP"),
+        (JAPANESE, "iso2022_jp_ext", "ISO-2022-JP"),
         (GERMAN, "cp1252", "Windows-1252"),
     ],
 )
 def test_encodings_are_found_and_said(tmp_path: Path, text: str, codec: str, label: str) -> None:
-    if label == "ISO2022_JP":
-        text = text.replace("ﾔﾏﾀﾞ ﾀﾛｳ", "山田 太郎")
     source, rows = opened(tmp_path, text.encode(codec))
     expected = [line.split(",") for line in text.splitlines()]
     assert list(source.columns) == expected[0]
@@ -69,6 +67,10 @@ def test_text_that_two_encodings_fit_is_refused_with_both_readings(tmp_path: Pat
         "say which is right with --encoding gb18030 or --encoding cp949"
     )
     assert opened(tmp_path, content, FileFormat(encoding="gb18030"))[1] == [(2, "1", "高峰")]
+
+
+def test_half_width_katakana_alone_could_be_chinese(tmp_path: Path) -> None:
+    assert "as Shift_JIS ('ﾔﾏﾀﾞ')" in refused(tmp_path, "no,who\n1,ﾔﾏﾀﾞ\n".encode("cp932"))
 
 
 def test_an_encoding_that_is_not_known_is_proposed_but_not_taken(tmp_path: Path) -> None:
