@@ -31,6 +31,12 @@ _IMPORTS_COLUMNS = ["import_id", "source_name", "status", "completed_at", "raw",
 @click.option("--map", "pairs", multiple=True, metavar="OURS=THEIRS", help="Take column OURS of raw_orders from the file's column THEIRS.")
 @click.option("--profile", help="TOML profile: a path, or the name of a shipped one (cdnow, online_retail).")
 @click.option("--shop", help="The shop of every row.")
+@click.option("--encoding", help="Encoding of the text, such as gb18030, big5, cp932, cp1252, utf-16.")
+@click.option("--separator", help="What separates the fields: one character, or `tab`.")
+@click.option("--quotes/--no-quotes", default=None, help="Whether quotes around a field are no part of it.")
+@click.option("--header-row", type=click.IntRange(min=1), help="The row of the file that holds the names of the columns.")
+@click.option("--sheet", help="The sheet of a workbook.")
+@click.option("--keep-totals", is_flag=True, default=None, help="Rows such as 合计 or Total are orders, too.")
 @click.option("--create-shops", is_flag=True, help="Add shops that shop_configs does not know.")
 @click.option("--skip-bad-rows", is_flag=True, help="Import the rest and write the bad rows beside the file.")
 @click.option("--dry-run", is_flag=True, help="Read and check the file, write nothing.")
@@ -41,23 +47,39 @@ def import_command(
     pairs: tuple[str, ...],
     profile: str | None,
     shop: str | None,
+    encoding: str | None,
+    separator: str | None,
+    quotes: bool | None,
+    header_row: int | None,
+    sheet: str | None,
+    keep_totals: bool | None,
     create_shops: bool,
     skip_bad_rows: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Import a CSV (UTF-8, GB18030) or Excel file into raw_orders, then publish DATA_IMPORT_COMPLETED.
+    """Import a table of text (CSV, TSV …) or a workbook into raw_orders, then publish DATA_IMPORT_COMPLETED.
 
+    What the file is, is found from its content and said on stderr; the options and the profile's [file] decide otherwise.
     All or nothing: one bad row and nothing is imported, unless --skip-bad-rows.
     """
     from bridge.events.subjects import DATA_IMPORT_COMPLETED
     from bridge.imports.loading import import_file
-    from bridge.imports.profile import load_profile
+    from bridge.imports.profile import FileFormat, load_profile, override_format
 
     configure_logging("import", level="WARNING")
     settings = get_settings()
     mapping = _parse_pairs(pairs)
     loaded = load_profile(profile) if profile else None
+    given = {
+        "encoding": encoding,
+        "separator": "\t" if separator in ("tab", "\\t") else separator,
+        "quotes": quotes,
+        "header_row": header_row,
+        "sheet": sheet,
+        "keep_totals": keep_totals,
+    }
+    shape = override_format(loaded.file if loaded else FileFormat(), given)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(cell(file.name).plain, total=None)
@@ -66,6 +88,7 @@ def import_command(
             file,
             settings=settings,
             profile=loaded,
+            file=shape,
             shop=shop,
             mapping=mapping,
             create_shops=create_shops,
@@ -95,6 +118,7 @@ def import_command(
             f"the file begins on {first_day}: set ETL_PARTITIONS_START and restart the stack to load them",
             err=True,
         )
+    say(f"read as {report.read_as}", err=True)
     if report.created_shops:
         say(f"added shops: {', '.join(report.created_shops)}", err=True)
     if report.skipped_rows:

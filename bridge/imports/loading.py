@@ -17,8 +17,9 @@ from sqlalchemy.dialects.postgresql import insert
 from bridge.imports.mapping import map_columns
 from bridge.imports.orders import OrderBuilder
 from bridge.imports.problems import BadRows
-from bridge.imports.profile import NO_PROFILE, Profile
-from bridge.imports.reading import ImportReport, Progress, Reading, open_source
+from bridge.imports.profile import NO_PROFILE, FileFormat, Profile
+from bridge.imports.reading import ImportReport, Progress, Reading
+from bridge.imports.source import open_source
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
@@ -38,6 +39,7 @@ def import_file(
     *,
     settings: EtlSettings,
     profile: Profile | None = None,
+    file: FileFormat | None = None,
     shop: str | None = None,
     mapping: Mapping[str, str] | None = None,
     create_shops: bool = False,
@@ -50,13 +52,14 @@ def import_file(
     DATA_IMPORT_COMPLETED 由调用者随后发布。若进程死在提交与发布之间，导入已经完整地在库里，只是没有人知道：
     `etl imports` 看得到它，`etl publish` 补发事件；补发几次都无妨。
 
+    :param file: 文件的样子，盖过配置的 [file]。
     :param mapping: raw_orders 的列 → 来源的列，盖过配置；空串表示文件里没有这一列。
     :param on_progress: 收到（已处理字节，总字节）。
     :raises ImportFileError: 文件不能导入；没有 skip_bad_rows 时一个坏行就够。
     :raises DatabaseUnavailableError: 连不上数据库。
     """
     started = time.monotonic()
-    source = open_source(path, (profile or NO_PROFILE).file)
+    source = open_source(path, file or (profile or NO_PROFILE).file)
     columns = map_columns(source, profile, overrides=mapping or {}, shop=shop)
     builder = OrderBuilder(source, columns, settings.timezone)
     with BadRows(path, write=skip_bad_rows and not dry_run) as bad_rows:

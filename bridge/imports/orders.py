@@ -43,9 +43,10 @@ class OrderBuilder:
 
     def build(self, block: CellBlock) -> OrderBlock:
         """一块单元格变成订单；要合并时，整个文件必须是一块。"""
-        group = self.mapping.profile.group
-        problems = [*block.problems, *(find_unreadable_numbers(block.cells, name) for name in self.mapping.profile.file.numbers)]
-        table = block.cells.with_columns(to_expression_number(pl.col(name)) for name in self.mapping.profile.file.numbers)
+        group, numbers = self.mapping.profile.group, self.mapping.profile.file.numbers
+        missing = block.find_missing(self.source.columns, self.mapping.used)
+        problems = [missing, *block.problems, *(find_unreadable_numbers(block.cells, name) for name in numbers)]
+        table = block.cells.with_columns(to_expression_number(pl.col(name)) for name in numbers)
         by_line = {name: target for name, target in self.mapping.targets.items() if target.aggregate_expression is None}
         lines = self._convert(self._evaluate(table, by_line), by_line, problems)
         if group:

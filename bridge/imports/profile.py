@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import tomllib
 from collections.abc import Mapping
@@ -91,26 +92,30 @@ class TimeTarget(TextTarget):
 
 
 class FileFormat(_Table):
-    """来源文件的样子。excel 由内容认出，不必写。"""
+    """来源文件的样子；没写的由内容认出。header_row 是文件里的行号；keep_totals：合计行也当作订单。"""
 
     format: Literal["csv", "whitespace", "excel"] | None = None
     encoding: str | None = None
     separator: str | None = Field(default=None, min_length=1, max_length=1)
+    quotes: bool | None = None
     header: bool = True
+    header_row: Annotated[int, Field(ge=1)] | None = None
+    keep_totals: bool = False
     columns: Names = ()
     sheet: str | None = None
     numbers: Names = ()
 
     @field_validator("encoding")
     @classmethod
-    def _ascii_compatible(cls, value: str | None) -> str | None:
-        """按字节找换行，所以只收与 ASCII 兼容的编码（UTF-16 不是）。"""
+    def _known(cls, value: str | None) -> str | None:
         try:
-            usable = value is None or "\n".encode(value) == b"\n"
-        except LookupError:
+            usable = value is None or (
+                "\n".encode(value).decode(value) == "\n" and codecs.getincrementaldecoder(value)("strict") is not None
+            )
+        except (LookupError, UnicodeError):
             usable = False
         if not usable:
-            raise ValueError("must be a text encoding that contains ASCII, such as utf-8, gb18030, big5, cp1252")
+            raise ValueError("must be a text encoding such as utf-8, gb18030, big5, cp932, cp1252, utf-16")
         return value
 
     @field_validator("separator")
@@ -124,6 +129,8 @@ class FileFormat(_Table):
     def _consistent(self) -> Self:
         if self.header and self.columns:
             raise ValueError("columns names the columns of a file without a header: add header = false")
+        if self.header_row and not self.header:
+            raise ValueError("header_row names the row of the header, but header = false says that there is none")
         return self
 
 
@@ -204,6 +211,18 @@ def load_profile(name: str | Path) -> Profile:
         return Profile.model_validate(content)
     except ValidationError as error:
         raise ProfileError(f"the profile {path.name} is not usable: {_first_problem(error)}; correct the file") from error
+
+
+def override_format(file: FileFormat, given: Mapping[str, Any]) -> FileFormat:
+    """命令行给的盖过配置的 [file]；没给的是 None。
+
+    :raises ProfileError: 值不合格，或与配置矛盾。
+    """
+    options = {name: value for name, value in given.items() if value is not None}
+    try:
+        return FileFormat.model_validate({**file.model_dump(), **options})
+    except ValidationError as error:
+        raise ProfileError(f"the options do not fit: {_first_problem(error)}") from error
 
 
 def _find_profile(name: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""打开一个文件，不管它是文本还是表格，从头到尾读成一块块订单，一路记下合计与坏行。"""
+"""把一个文件从头到尾读成一块块订单，一路记下合计与坏行。"""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from uuid import UUID
 
 import polars as pl
 
-from bridge.imports.cells import CellBlock, Source
+from bridge.imports.cells import CellBlock, Shape
 from bridge.imports.errors import ImportFileError
 from bridge.imports.orders import OrderBuilder
 from bridge.imports.problems import BadRows
-from bridge.imports.profile import FileFormat
-from bridge.imports.spreadsheet import is_spreadsheet, open_spreadsheet
-from bridge.imports.text_table import open_text_table
 
 Progress = Callable[[int, int], None]
 
@@ -30,9 +27,11 @@ class ImportReport:
     :param rows: raw_orders 的行数。
     :param source_rows: 文件里的记录数，连坏行在内；一行一件商品时是商品行数。
     :param skipped_rows: 没有导入的记录数，原文在 rejected_file 里。
+    :param read_as: 文件是怎样读的。
     :param unknown_shops: 不在 shop_configs 里的店名与行数；ETL 会拒收这些行。
     """
 
+    read_as: Shape
     import_id: UUID | None = None
     rows: int = 0
     source_rows: int = 0
@@ -43,19 +42,6 @@ class ImportReport:
     first_ordered_at: datetime | None = None
     last_ordered_at: datetime | None = None
     seconds: float = 0.0
-
-
-def open_source(path: Path, file: FileFormat) -> Source:
-    """按 format 打开；没写就看内容。
-
-    :raises ImportFileError: 没有这个文件、读不了、是空的，或表头不能用。
-    """
-    try:
-        if file.format == "excel" or (file.format is None and is_spreadsheet(path)):
-            return open_spreadsheet(path, file)
-        return open_text_table(path, file)
-    except OSError as error:
-        raise ImportFileError(path, f"the file cannot be read ({error.strerror})", advice=f"check the path {path}") from error
 
 
 class Reading:
@@ -71,7 +57,7 @@ class Reading:
         self._bad_rows = bad_rows
         self._skip_bad_rows = skip_bad_rows
         self._on_progress = on_progress
-        self.report = ImportReport()
+        self.report = ImportReport(read_as=builder.source.shape)
         self.shops: Counter[str] = Counter()
 
     def orders(self) -> Iterator[pl.DataFrame]:
@@ -99,14 +85,14 @@ class Reading:
             return
         whole = list(blocks)
         problems = [problem for block in whole for problem in block.problems]
-        yield CellBlock(pl.concat([block.cells for block in whole]), problems, whole[-1].end_byte)
+        cells, short_rows, unread = (pl.concat([getattr(block, part) for block in whole]) for part in ("cells", "short_rows", "unread"))
+        yield CellBlock(cells, problems, whole[-1].end_byte, short_rows, unread)
 
     def _report(self, blocks: Iterable[CellBlock]) -> Iterator[CellBlock]:
-        total_bytes = self._builder.source.path.stat().st_size
         for block in blocks:
             yield block
             if self._on_progress:
-                self._on_progress(block.end_byte, total_bytes)
+                self._on_progress(block.end_byte, self._builder.source.size)
 
     def _count(self, orders: pl.DataFrame) -> None:
         report = self.report

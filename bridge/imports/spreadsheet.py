@@ -1,79 +1,89 @@
-"""读 Excel 与 OpenDocument 表格：单元格成为人看见的文字，行号是工作表的行号。"""
+"""一张工作表成为来源：单元格是人看见的文字，行号是工作表的行号。"""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import fastexcel
 import polars as pl
 
-from bridge.imports.cells import CellBlock, Source, drop_empty_rows, find_bad_cells, name_columns, name_positions
+from bridge.imports.cells import (
+    HEADER_ROWS,
+    CellBlock,
+    Shape,
+    Source,
+    check_width,
+    drop_empty_rows,
+    find_bad_cells,
+    find_header,
+    leave_out,
+    name_columns,
+    name_positions,
+)
+from bridge.imports.content import Content
 from bridge.imports.errors import ImportFileError
+from bridge.imports.problems import PROBLEMS
 from bridge.imports.profile import ROW_NUMBER, FileFormat
-from etl_assets.core.log import get_logger
-
-logger = get_logger(__name__)
-
-_ZIP_MARK = b"PK\x03\x04"  # xlsx、xlsb、ods
-_OLE_MARK = b"\xd0\xcf\x11\xe0"  # xls
+from bridge.imports.sheet import Sheet
 
 
-def is_spreadsheet(path: Path) -> bool:
-    """看内容不看扩展名：平台导出的 .xls 常常其实是文本，.csv 偶尔其实是 xlsx。"""
-    with path.open("rb") as file:
-        return file.read(4) in (_ZIP_MARK, _OLE_MARK)
+def open_sheet(content: Content, sheet: Sheet, file: FileFormat) -> Source:
+    """认出表头；标题、合计、空行不是订单。
 
-
-def open_spreadsheet(path: Path, file: FileFormat) -> Source:
-    """打开工作簿，默认第一张工作表。
-
-    :raises ImportFileError: 打不开（有密码、损坏）、没有这张表、表是空的。
+    :raises ImportFileError: 表是空的，或表头不能用。
     """
-    cells = _read_sheet(path, file.sheet)
+    path = content.path
+    check_width(path, sheet.cells.width)
+    cells = _show(sheet.cells)
     texts = [name for name in cells.columns if name != ROW_NUMBER]
     cells = drop_empty_rows(cells)
     if not cells.height:
         raise ImportFileError(path, "the sheet is empty")
+    shape = Shape(sheet.kind, content.member, sheet=sheet.name, hidden_rows=sheet.hidden_rows, stray_cells=list(sheet.stray_cells))
     repeated: frozenset[str] = frozenset()
+    header: tuple[str | None, ...] | None = None
     if file.header:
-        columns, repeated = name_columns(cells.select(texts).row(0))
-        cells = cells[1:]
+        shape.header_row = _find_header_row(content, cells, sheet, file)
+        header = _header(cells, sheet, shape.header_row)
+        columns, repeated = name_columns(header)
+        cells = cells.filter(pl.col(ROW_NUMBER) > shape.header_row)
     else:
         columns = name_positions(len(texts), file.columns, path)
     cells = cells.rename(dict(zip(texts, columns, strict=True)))
-    block = CellBlock(cells, find_bad_cells(cells, broken=False), path.stat().st_size)
-    return Source(path, columns, repeated, True, iter([block]))
+    cells = leave_out(cells, header, keep_totals=file.keep_totals, shape=shape)
+    block = CellBlock(cells, find_bad_cells(cells, broken=False), content.size, unread=_find_unread(sheet, cells, columns))
+    return Source(path, columns, repeated, True, iter([block]), content.size, shape)
 
 
-def _read_sheet(path: Path, sheet: str | None) -> pl.DataFrame:
-    """一张工作表的全部行，列名是位置；空单元格是 NULL，只有日期的日期时间去掉 00:00:00。"""
-    try:
-        content = path.read_bytes()
-        name = _choose_sheet(path, fastexcel.read_excel(content).sheet_names, sheet)
-        frame = pl.read_excel(
-            content,
-            sheet_name=name,
-            has_header=False,
-            drop_empty_rows=False,
-            drop_empty_cols=False,
-            raise_if_empty=False,
-            # 不跳过开头的空行，否则行号不是工作表的行号
-            read_options={"dtypes": "string", "skip_rows": 0},
-        )
-    except fastexcel.FastExcelError as error:
-        reason = str(error).splitlines()[0]
-        raise ImportFileError(
-            path, f"the workbook cannot be read ({reason})", advice="save it without a password as .xlsx or CSV"
-        ) from error
-    texts = [pl.col(column).cast(pl.String).alias(f"column {position}") for position, column in enumerate(frame.columns)]
+def _show(cells: pl.DataFrame) -> pl.DataFrame:
+    """列名是位置；空单元格是 NULL，只有日期的日期时间去掉 00:00:00。"""
+    texts = [pl.col(column).cast(pl.String).alias(f"column {position}") for position, column in enumerate(cells.columns)]
     shown = [text.str.replace(r"^([0-9]{4}-[0-9]{2}-[0-9]{2}) 00:00:00$", "$1") for text in texts]
-    return frame.select(pl.int_range(1, pl.len() + 1).alias(ROW_NUMBER), *(pl.when(text != "").then(text).name.keep() for text in shown))
+    return cells.select(pl.int_range(1, pl.len() + 1).alias(ROW_NUMBER), *(pl.when(text != "").then(text).name.keep() for text in shown))
 
 
-def _choose_sheet(path: Path, names: list[str], wanted: str | None) -> str:
-    if wanted is not None and wanted not in names:
-        raise ImportFileError(path, f"there is no sheet {wanted!r}; the workbook has {', '.join(names)}")
-    chosen = wanted or names[0]
-    if wanted is None and len(names) > 1:
-        logger.warning("only the first sheet is imported", file=path.name, sheet=chosen, other_sheets=names[1:])
-    return chosen
+def _find_header_row(content: Content, cells: pl.DataFrame, sheet: Sheet, file: FileFormat) -> int:
+    """表头在第几行；表头有合并到下一行的格，就到下一行为止。"""
+    if file.header_row is not None:
+        if file.header_row not in cells[ROW_NUMBER]:
+            raise ImportFileError(content.path, f"there is no header in row {file.header_row}: the row is empty")
+        return file.header_row
+    head = cells.head(HEADER_ROWS)
+    row = int(head[ROW_NUMBER][find_header(head.drop(ROW_NUMBER).rows())])
+    return max([row, *(merge.last_row + 1 for merge in sheet.merges if merge.first_row + 1 == row and merge.last_row < row + 3)])
+
+
+def _header(cells: pl.DataFrame, sheet: Sheet, row: int) -> tuple[str | None, ...]:
+    """表头的文字；向下合并的格，字在上面。"""
+    names = list(cells.filter(pl.col(ROW_NUMBER) == row).drop(ROW_NUMBER).row(0))
+    for merge in sheet.merges:
+        if merge.first_row + 1 < row <= merge.last_row + 1 and names[merge.first_column] is None:
+            names[merge.first_column] = sheet.cells[merge.first_row, merge.first_column]
+    return tuple(names)
+
+
+def _find_unread(sheet: Sheet, cells: pl.DataFrame, columns: tuple[str, ...]) -> pl.DataFrame:
+    """没有值、又不是空着的单元格：公式没有结果、错误值、合并到上一行去了。"""
+    unread = dict(sheet.unread)
+    for merge in sheet.merges:
+        for row in range(merge.first_row + 1, min(merge.last_row, sheet.cells.height - 1) + 1):
+            unread[row, merge.first_column] = f"is merged with row {merge.first_row + 1}: unmerge the cells"
+    found = [(row + 1, columns[column], problem, None) for (row, column), problem in unread.items() if 0 <= column < len(columns)]
+    return pl.DataFrame(found, schema=PROBLEMS, orient="row").join(cells.select(ROW_NUMBER), on=ROW_NUMBER, how="semi")

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import zipfile
 from decimal import Decimal
+from itertools import product
 from pathlib import Path
+from string import ascii_uppercase
 from xml.sax.saxutils import escape
 
 import pytest
 
+from bridge.imports import workbook
+from bridge.imports.cells import Source
 from bridge.imports.errors import ImportFileError
 from bridge.imports.mapping import map_columns
 from bridge.imports.orders import OrderBlock, OrderBuilder
+from bridge.imports.problems import merge_problems
 from bridge.imports.profile import FileFormat, Profile
-from bridge.imports.reading import open_source
+from bridge.imports.sheet import NO_RESULT
+from bridge.imports.source import open_source
 
+EXPORTS = Path(__file__).parents[1] / "exports"
 DATE, DATE_TIME = 1, 2
 Cell = str | float | tuple[float, int] | bool | None
 HEADER: list[Cell] = ["订单编号", "店铺", "买家昵称", "订单状态", "金额", "数量", "下单时间"]
@@ -140,12 +147,154 @@ def test_the_content_decides_what_a_file_is(tmp_path: Path) -> None:
     assert open_source(text, FileFormat()).columns == ("a", "b")
 
 
-def test_the_first_sheet_or_the_named_one_is_read(tmp_path: Path) -> None:
-    path = write_workbook(tmp_path / "a.xlsx", 一=[["a"], ["1"]], 二=[["b"], ["2"]])
-    assert open_source(path, FileFormat()).columns == ("a",)
+def patched(path: Path, old: str, new: str, part: str = "xl/s1.xml") -> Path:
+    """改一改工作簿的 XML；old 必须在。"""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert old in parts[part]
+    parts[part] = parts[part].replace(old, new)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in parts.items():
+            archive.writestr(name, text)
+    return path
+
+
+def read(path: Path, file: FileFormat | None = None) -> tuple[Source, list[tuple[object, ...]], list[tuple[int, str, str]]]:
+    source = open_source(path, file or FileFormat())
+    block = next(source.blocks)
+    missing = block.find_missing(source.columns, source.columns)
+    return source, block.cells.rows(), [row[:3] for row in merge_problems([*block.problems, missing]).rows()]
+
+
+ROWS: list[list[Cell]] = [["no", "who", "paid"], ["A1", "王", 5], ["A2", "李", 6]]
+READ = [(2, "A1", "王", "5"), (3, "A2", "李", "6")]
+
+
+def test_one_filled_sheet_is_read_and_several_must_be_chosen_from(tmp_path: Path) -> None:
+    path = write_workbook(tmp_path / "a.xlsx", 一=[["a"], ["1"]], 空=[], 二=[["b"], ["2"]])
+    with pytest.raises(ImportFileError, match=r"several sheets hold something: '一', '二'; nothing was imported: say which .* --sheet"):
+        open_source(path, FileFormat())
     assert open_source(path, FileFormat(sheet="二")).columns == ("b",)
-    with pytest.raises(ImportFileError, match="there is no sheet '三'; the workbook has 一, 二"):
+    with pytest.raises(ImportFileError, match="there is no sheet '三'; the file has '一', '空', '二'"):
         open_source(path, FileFormat(sheet="三"))
+    hidden = patched(path, '<sheet name="二"', '<sheet state="hidden" name="二"', "xl/workbook.xml")
+    assert open_source(hidden, FileFormat()).shape.sheet == "一"
+
+
+def test_titles_totals_and_hidden_rows_of_a_sheet(tmp_path: Path) -> None:
+    path = write_workbook(tmp_path / "a.xlsx", 单=[["订单导出"], [], *ROWS, ["总计", "-", 11]])
+    source, rows, problems = read(patched(path, '<row r="4">', '<row r="4" spans="1:3" hidden="1">'))
+    assert (rows, problems) == ([(4, "A1", "王", "5"), (5, "A2", "李", "6"), (6, "总计", "-", "11")], [])
+    assert str(source.shape) == "workbook, sheet '单', header in row 3, 1 hidden row read like the others"
+    wider = write_workbook(tmp_path / "b.xlsx", 单=[["no", "who", "paid", "at"], ["总计", "-", 11, "-"]])
+    assert read(wider)[0].shape.total_rows == 1
+
+
+@pytest.mark.parametrize("dimension", ["A1", "A1:B2", "A1:XFD1048576"])
+def test_a_wrong_dimension_hides_nothing(tmp_path: Path, dimension: str) -> None:
+    path = patched(write_workbook(tmp_path / "a.xlsx", 单=ROWS), "<sheetData>", f'<dimension ref="{dimension}"/><sheetData>')
+    assert read(path)[1] == READ
+
+
+@pytest.mark.parametrize("place", ["XFD3", "XFD1048576", "C1048576"])
+def test_a_stray_cell_far_away_is_left_out_and_said(tmp_path: Path, place: str) -> None:
+    stray = f'<row r="{place.lstrip("XFDC")}"><c r="{place}" t="n"><v>1</v></c></row></sheetData>'
+    path = patched(write_workbook(tmp_path / "a.xlsx", 单=ROWS), "</sheetData>", stray)
+    source, rows, _ = read(path)
+    assert rows[:2] == READ
+    assert source.shape.stray_cells == ([] if place == "C1048576" else [place])
+
+
+def test_sheets_with_too_many_columns_or_cells_are_refused_early(tmp_path: Path) -> None:
+    names = ["".join(letters) for length in (1, 2, 3) for letters in product(ascii_uppercase, repeat=length)][:16384]
+    cells = "".join(f'<c r="{name}4"><v>1</v></c>' for name in names)
+    path = patched(write_workbook(tmp_path / "a.xlsx", 单=ROWS), "</sheetData>", f'<row r="4">{cells}</row></sheetData>')
+    with pytest.raises(ImportFileError, match="the table has 16,384 columns; at most 2,000 can be read"):
+        open_source(path, FileFormat())
+    cells = "".join(f'<c r="{name}1000000"><v>1</v></c>' for name in names[:30])
+    path = patched(write_workbook(tmp_path / "b.xlsx", 单=ROWS), "</sheetData>", f'<row r="1000000">{cells}</row></sheetData>')
+    with pytest.raises(ImportFileError, match="the sheet spans 1,000,000 rows and 30 columns; at most 20,000,000 cells"):
+        open_source(path, FileFormat())
+
+
+def test_a_workbook_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workbook, "MAX_UNPACKED_BYTES", 5000)
+    path = patched(write_workbook(tmp_path / "a.xlsx", 单=ROWS), "</sheetData>", " " * 10_000 + "</sheetData>")
+    with pytest.raises(ImportFileError, match=r"the workbook unpacks to [0-9,]+ bytes; at most 5,000 are read"):
+        open_source(path, FileFormat())
+
+
+def test_cells_without_a_value_that_are_not_empty_are_bad_rows(tmp_path: Path) -> None:
+    """左边空着的列，读取器不算，位置也不能错。"""
+    rows: list[list[Cell]] = [[None, *line] for line in [*ROWS, ["A3", "张", 7], ["A4", "陈", 8], ["合计", None, 0]]]
+    path = write_workbook(tmp_path / "a.xlsx", 单=rows)
+    path = patched(path, '<c r="D2"><v>5</v></c>', '<c r="D2"><f>1+4</f><v/></c>')
+    path = patched(path, '<c r="D3"><v>6</v></c>', '<c r="D3" t="e"><v>#N/A</v></c>')
+    path = patched(path, '<c r="D4"><v>7</v></c>', '<c r="D4" t="str"><f>IF(1,"","")</f><v></v></c>')
+    path = patched(path, '<c r="D6"><v>0</v></c>', '<c r="D6"><f>SUM(D2:D5)</f><v/></c>')
+    merged = '<c r="C5" t="inlineStr"><is><t xml:space="preserve">陈</t></is></c>'
+    path = patched(path, merged, "")
+    path = patched(path, "</worksheet>", '<mergeCells count="1"><mergeCell ref="C4:C5"/></mergeCells></worksheet>')
+    source, cells, problems = read(path)
+    assert cells == [(2, "A1", "王", None), (3, "A2", "李", None), (4, "A3", "张", None), (5, "A4", None, "8")]
+    assert problems == [
+        (2, "paid", NO_RESULT),
+        (3, "paid", "is an error of the spreadsheet (#N/A)"),
+        (5, "who", "is merged with row 4: unmerge the cells"),
+    ]
+    assert source.shape.total_rows == 1
+    block = next(open_source(path, FileFormat()).blocks)
+    assert block.find_missing(source.columns, {"no"}).is_empty()
+
+
+def test_a_header_of_two_rows_is_merged(tmp_path: Path) -> None:
+    header: list[list[Cell]] = [["订单", "收货信息", None, None, "金额"], [None, "姓名", "电话", "地址", None]]
+    path = write_workbook(tmp_path / "a.xlsx", 单=[*header, ["A1", "王", "138", "杭州", 5], ["A2", "李", "139", "上海", 6]])
+    merges = '<mergeCells count="3"><mergeCell ref="A1:A2"/><mergeCell ref="B1:D1"/><mergeCell ref="E1:E2"/></mergeCells></worksheet>'
+    source, rows, problems = read(patched(path, "</worksheet>", merges))
+    assert (source.columns, problems) == (("订单", "姓名", "电话", "地址", "金额"), [])
+    assert rows[0] == (3, "A1", "王", "138", "杭州", "5")
+
+
+def test_a_reader_that_dies_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """原生读取器的分配器会终止进程；没了的只是子进程。"""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "fastexcel.py").write_text("import os\nos.abort()\n")
+    with pytest.raises(ImportFileError, match=r"the workbook cannot be read \(the reader failed on it: it is damaged, or far too large\)"):
+        open_source(write_workbook(tmp_path / "a.xlsx", 单=ROWS), FileFormat())
+
+
+OPEN_DOCUMENT = (
+    '<?xml version="1.0"?><office:document-content xmlns:office="urn:oasis:names:tc:opendocument:xmlns:office:1.0" '
+    'xmlns:table="urn:oasis:names:tc:opendocument:xmlns:table:1.0" xmlns:text="urn:oasis:names:tc:opendocument:xmlns:text:1.0">'
+    '<office:body><office:spreadsheet><table:table table:name="单">{}</table:table></office:spreadsheet></office:body>'
+    "</office:document-content>"
+)
+
+
+def write_open_document(path: Path, rows: list[list[str]], *, columns_repeated: int = 1) -> Path:
+    cell = '<table:table-cell office:value-type="string" table:number-columns-repeated="{}"><text:p>{}</text:p></table:table-cell>'
+    lines = ("".join(cell.format(columns_repeated, escape(text)) for text in row) for row in rows)
+    empty = (
+        '<table:table-row table:number-rows-repeated="1048500"><table:table-cell table:number-columns-repeated="16384"/></table:table-row>'
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet")
+        archive.writestr("META-INF/manifest.xml", "<manifest/>")
+        body = "".join(f"<table:table-row>{line}</table:table-row>" for line in lines)
+        archive.writestr("content.xml", OPEN_DOCUMENT.format(body + empty))
+    return path
+
+
+def test_open_document_and_old_excel_are_read_whatever_they_are_called(tmp_path: Path) -> None:
+    path = write_open_document(tmp_path / "orders.csv", [["no", "who", "paid"], ["A1", "王", "5"], ["A2", "李", "6"]])
+    assert read(path)[1] == READ
+    wide = write_open_document(tmp_path / "wide.ods", [["x"]], columns_repeated=16384)
+    with pytest.raises(ImportFileError, match="the table has 16,384 columns"):
+        open_source(wide, FileFormat())
+    source, rows, _ = read(EXPORTS / "excel97.xls")
+    assert source.columns == ("订单编号", "店铺", "买家", "金额", "下单时间")
+    assert rows == [(2, "A1", "店", "王伟", "12.5", "2026-03-02 09:05:00"), (3, "A2", "店", "李娜", "8", "2026-03-02 09:05:00")]
 
 
 def test_workbooks_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
