@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class Source:
 
     :param columns: 列名，各不相同；空的表头叫 column_N。
     :param repeated: 表头里出现不止一次的名字，不能用来指一列。
+    :param reread: 从头再读一遍：一列的写法要看后面的值才定得下来时用。
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Source:
     repeated: frozenset[str]
     is_spreadsheet: bool
     blocks: Iterator[CellBlock]
+    reread: Callable[[], Iterator[CellBlock]] = lambda: iter(())
 
 
 def name_columns(header: Sequence[str | None]) -> tuple[tuple[str, ...], frozenset[str]]:

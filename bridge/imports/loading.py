@@ -16,6 +16,8 @@ import sqlalchemy as sa
 from psycopg.copy import QueuedLibpqWriter
 from sqlalchemy.dialects.postgresql import insert
 
+from bridge.imports.conventions import GivenConventions
+from bridge.imports.errors import ColumnReading
 from bridge.imports.mapping import map_columns
 from bridge.imports.orders import OrderBuilder
 from bridge.imports.problems import BadRows
@@ -42,6 +44,7 @@ class ImportReport:
     :param rows: raw_orders 的行数。
     :param source_rows: 文件里的记录数；一行一件商品时是商品行数。
     :param skipped_rows: 没有导入的记录数，原文在 rejected_file 里。
+    :param conventions: 数与时刻的写法与平常不同的列。
     :param unknown_shops: 不在 shop_configs 里的店名与行数；ETL 会拒收这些行。
     """
 
@@ -54,6 +57,7 @@ class ImportReport:
     created_shops: Sequence[str]
     first_ordered_at: datetime | None
     last_ordered_at: datetime | None
+    conventions: Sequence[ColumnReading]
     seconds: float
 
 
@@ -64,6 +68,7 @@ def import_file(
     settings: EtlSettings,
     profile: Profile | None = None,
     shop: str | None = None,
+    given: GivenConventions | None = None,
     mapping: Mapping[str, str] | None = None,
     create_shops: bool = False,
     skip_bad_rows: bool = False,
@@ -76,6 +81,7 @@ def import_file(
     `etl imports` 看得到它，`etl publish` 补发事件；补发几次都无妨。
 
     :param mapping: raw_orders 的列 → 来源的列，盖过配置；空串表示文件里没有这一列。
+    :param given: 数与时刻怎样写，盖过配置；没说的由值来定。
     :param on_progress: 收到（已处理字节，总字节）。
     :raises ImportFileError: 文件不能导入；没有 skip_bad_rows 时一个坏行就够。
     :raises DatabaseUnavailableError: 连不上数据库。
@@ -83,7 +89,7 @@ def import_file(
     started = time.monotonic()
     source = open_source(path, profile.file if profile else FileFormat())
     columns = map_columns(source, profile, overrides=mapping or {}, shop=shop)
-    builder = OrderBuilder(source, columns, settings.timezone)
+    builder = OrderBuilder(source, columns, settings.timezone, given or GivenConventions())
     with BadRows(path, write=skip_bad_rows and not dry_run) as bad_rows:
         reading = Reading(builder, bad_rows, skip_bad_rows=skip_bad_rows, on_progress=on_progress)
         with translated_errors(), engine.begin() as connection:
@@ -105,6 +111,7 @@ def import_file(
         created_shops=created,
         first_ordered_at=reading.first_ordered_at,
         last_ordered_at=reading.last_ordered_at,
+        conventions=builder.conventions.describe(),
         seconds=time.monotonic() - started,
     )
     logger.info("file imported", file=path.name, import_id=str(import_id), rows=report.rows, skipped_rows=report.skipped_rows)

@@ -10,6 +10,7 @@ import polars as pl
 
 from bridge.imports.cells import Source
 from bridge.imports.errors import ImportFileError, ProfileError
+from bridge.imports.numbers import DecimalMark
 from bridge.imports.profile import (
     ROW_NUMBER,
     TARGETS,
@@ -62,6 +63,11 @@ class ColumnMapping:
     group: Grouping | None
     keep_extra: bool
     numbers: tuple[str, ...]
+    decimal: DecimalMark | None
+
+    def shown_column(self, name: str) -> str:
+        """消息里的列名：直接读的是来源的列，算出来的是 raw_orders 的列。"""
+        return self.sources[name].meta.root_names()[0] if self.targets[name].column is not None else name
 
 
 def map_columns(source: Source, profile: Profile | None, *, overrides: Mapping[str, str], shop: str | None) -> ColumnMapping:
@@ -95,6 +101,7 @@ def map_columns(source: Source, profile: Profile | None, *, overrides: Mapping[s
         group=group,
         keep_extra=profile is not None and profile.keep_extra,
         numbers=file.numbers,
+        decimal=file.decimal,
     )
 
 

@@ -48,6 +48,7 @@ class Reading:
             if built.orders.height and (self._skip_bad_rows or not self._bad_rows.count):
                 self._count(built.orders)
                 yield built.orders
+        self._builder.finish()
         if self._bad_rows.count and not (self._skip_bad_rows and self.rows):
             raise self._bad_rows.error()
         if not self.rows:

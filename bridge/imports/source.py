@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bridge.imports.cells import Source
@@ -17,8 +18,12 @@ def open_source(path: Path, file: FileFormat) -> Source:
     :raises ImportFileError: 没有这个文件、读不了、是空的，或表头不能用。
     """
     try:
-        if file.format == "excel" or (file.format is None and is_spreadsheet(path)):
-            return open_spreadsheet(path, file)
-        return open_text_table(path, file)
+        return replace(_open(path, file), reread=lambda: _open(path, file).blocks)
     except OSError as error:
         raise ImportFileError(path, f"the file cannot be read ({error.strerror})", advice=f"check the path {path}") from error
+
+
+def _open(path: Path, file: FileFormat) -> Source:
+    if file.format == "excel" or (file.format is None and is_spreadsheet(path)):
+        return open_spreadsheet(path, file)
+    return open_text_table(path, file)

@@ -10,6 +10,7 @@ import polars as pl
 from bridge.imports.cells import CellBlock, Source, drop_empty_rows, find_bad_cells, name_columns, name_positions
 from bridge.imports.errors import ImportFileError
 from bridge.imports.profile import ROW_NUMBER, FileFormat
+from bridge.imports.workbook_cells import find_lost_cells
 from etl_assets.core.log import get_logger
 
 logger = get_logger(__name__)
@@ -29,7 +30,7 @@ def open_spreadsheet(path: Path, file: FileFormat) -> Source:
 
     :raises ImportFileError: 打不开（有密码、损坏）、没有这张表、表是空的。
     """
-    cells = _read_sheet(path, file.sheet)
+    sheet, cells = _read_sheet(path, file.sheet)
     texts = [name for name in cells.columns if name != ROW_NUMBER]
     cells = drop_empty_rows(cells)
     if not cells.height:
@@ -41,12 +42,12 @@ def open_spreadsheet(path: Path, file: FileFormat) -> Source:
     else:
         columns = name_positions(len(texts), file.columns, path)
     cells = cells.rename(dict(zip(texts, columns, strict=True)))
-    block = CellBlock(cells, find_bad_cells(cells, broken=False), path.stat().st_size)
+    block = CellBlock(cells, [*find_bad_cells(cells, broken=False), *find_lost_cells(path, sheet, columns)], path.stat().st_size)
     return Source(path, columns, repeated, True, iter([block]))
 
 
-def _read_sheet(path: Path, sheet: str | None) -> pl.DataFrame:
-    """一张工作表的全部行，列名是位置；空单元格是 NULL，只有日期的日期时间去掉 00:00:00。"""
+def _read_sheet(path: Path, sheet: str | None) -> tuple[str, pl.DataFrame]:
+    """一张工作表的名字与全部行，列名是位置；空单元格是 NULL，只有日期的日期时间去掉 00:00:00。"""
     try:
         content = path.read_bytes()
         name = _choose_sheet(path, fastexcel.read_excel(content).sheet_names, sheet)
@@ -67,7 +68,9 @@ def _read_sheet(path: Path, sheet: str | None) -> pl.DataFrame:
         ) from error
     texts = [pl.col(column).cast(pl.String).alias(f"column {position}") for position, column in enumerate(frame.columns)]
     shown = [text.str.replace(r"^([0-9]{4}-[0-9]{2}-[0-9]{2}) 00:00:00$", "$1") for text in texts]
-    return frame.select(pl.int_range(1, pl.len() + 1).alias(ROW_NUMBER), *(pl.when(text != "").then(text).name.keep() for text in shown))
+    return name, frame.select(
+        pl.int_range(1, pl.len() + 1).alias(ROW_NUMBER), *(pl.when(text != "").then(text).name.keep() for text in shown)
+    )
 
 
 def _choose_sheet(path: Path, names: list[str], wanted: str | None) -> str:
