@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from bridge.imports.errors import ImportFileError
-from bridge.imports.problems import ERROR_VALUE, EXPORT_AGAIN, ROUNDED, find_problems
+from bridge.imports.problems import ERROR_VALUE, EXPORT_AGAIN, PROBLEMS, ROUNDED, find_problems
 from bridge.imports.profile import ROW_NUMBER
 from bridge.imports.typography import full_width_to_ascii
 
@@ -19,35 +19,36 @@ _KEPT_DIGITS = 15
 # 一个号码本来就以 n 个 0 结尾的机会是 10 的 -n 次方；合起来不到万分之一才说它是舍入的
 _ENOUGH_ZEROS = 4
 
-_ERROR = (
-    r"^(?:#{3,}|#(?:N/A|REF!|NAME\?|NULL!|NUM!|VALUE!|DIV/0!|SPILL!|CALC!|FIELD!|GETTING_DATA|BLOCKED!|CONNECT!|UNKNOWN!)|Err:[0-9]{3})$"
-)
-_SCIENTIFIC = r"^\s*[+-]?[0-9](?:[.,][0-9]+)?[Ee]\+[0-9]{1,3}\s*$"
-_LONG = r"^[0-9]{16,}$"
+_ERROR = r"^#(?:##+|N/A|REF!|NAME\?|NULL!|NUM!|VALUE!|DIV/0!|SPILL!|CALC!|FIELD!|GETTING_DATA|BLOCKED!|CONNECT!|UNKNOWN!)$"
+_SCIENTIFIC = r"^[+-]?[0-9](?:[.,][0-9]+)?[Ee]\+[0-9]{1,3}$"
+_ROUNDED_ID = r"^[0-9]{15}0+$"
 
 
 def find_error_values(frame: pl.DataFrame, name: str, column: str) -> pl.DataFrame:
-    """#N/A、##### 之类；先用便宜的判断，多数文件里一个也没有。"""
-    text = pl.col(name)
-    suspects = frame.lazy().filter(text.str.starts_with("#") | text.str.starts_with("Err:")).select(ROW_NUMBER, name).collect()
-    return find_problems(suspects, text.str.strip_chars().str.contains(_ERROR), column=column, problem=ERROR_VALUE, value=text)
+    """#N/A、##### 之类。"""
+    return _find(frame, name, column, frame[name].str.starts_with("#"), _ERROR, ERROR_VALUE)
 
 
 def find_rounded(frame: pl.DataFrame, name: str, column: str) -> pl.DataFrame:
     """2.51236E+18 那样的号码。"""
+    return _find(frame, name, column, frame[name].str.contains("+", literal=True), _SCIENTIFIC, ROUNDED)
+
+
+def _find(frame: pl.DataFrame, name: str, column: str, suspects: pl.Series, pattern: str, problem: str) -> pl.DataFrame:
+    """先用便宜的判断挑出 suspects，多数文件里一个也没有。"""
+    if not suspects.any():
+        return pl.DataFrame(schema=PROBLEMS)
     text = pl.col(name)
-    suspects = frame.lazy().filter(text.str.contains("E+", literal=True) | text.str.contains("e+", literal=True))
-    return find_problems(
-        suspects.select(ROW_NUMBER, name).collect(), text.str.contains(_SCIENTIFIC), column=column, problem=ROUNDED, value=text
-    )
+    found = frame.select(ROW_NUMBER, name).filter(suspects)
+    return find_problems(found, text.str.strip_chars().str.contains(pattern), column=column, problem=problem, value=text)
 
 
 def unprotect(ids: pl.Series) -> pl.Series:
     """="123"、制表符、撇号、全角数字：去掉保护，取号码本身。"""
     text = pl.col("id")
     wide = ids.str.len_bytes() > ids.str.len_chars()
-    protected = ids.str.contains(r"^[\t'=]|\t$") | wide
-    if not protected.any():
+    starts = [ids.str.starts_with(mark) for mark in ("\t", "'", "=")]
+    if not any(protected.any() for protected in (*starts, ids.str.ends_with("\t"), wide)):
         return ids
     inner = full_width_to_ascii(text.str.strip_chars("\t")).str.replace(r'^="([^"]*)"$', "$1").str.replace(r"^'([^']+)$", "$1")
     return ids.alias("id").to_frame().select(pl.when(inner != "").then(inner).alias(ids.name)).to_series()
@@ -65,11 +66,10 @@ class RoundedIds:
         self._rows: list[tuple[int, str]] = []
 
     def observe(self, rows: pl.Series, ids: pl.Series) -> None:
-        if not (ids.str.len_bytes() > _KEPT_DIGITS).any():
-            return
-        table = pl.DataFrame({"row": rows, "id": ids}).filter(pl.col("id").str.contains(_LONG))
-        rounded = table.filter(pl.col("id").str.slice(_KEPT_DIGITS).str.contains("^0+$"))
-        self._long += table.height
+        is_long = ids.str.len_bytes() > _KEPT_DIGITS
+        self._long += int(is_long.sum() or 0)
+        rounded = pl.DataFrame({"row": rows, "id": ids}).filter(is_long & ids.str.ends_with("0"))
+        rounded = rounded.filter(pl.col("id").str.contains(_ROUNDED_ID))
         self._rounded += rounded.height
         self._zeros += int((rounded["id"].unique().str.len_bytes() - _KEPT_DIGITS).sum() or 0)
         self._rows += rounded.head(6 - len(self._rows)).rows()
@@ -82,7 +82,7 @@ class RoundedIds:
             rows = ", ".join(str(row) for row, _ in self._rows[:5]) + (", …" if self._rounded > 5 else "")
             raise ImportFileError(
                 self._path,
-                f"{ROUNDED}, as in {self._rounded} of the {self._long} long numbers of the column (rows {rows})",
+                f"{ROUNDED}, as in {self._rounded} of the {self._long} long ids of the column (rows {rows})",
                 row=self._rows[0][0],
                 column=self._column,
                 value=self._rows[0][1],

@@ -100,6 +100,8 @@ class OrderBuilder:
 
     def _drop_unused(self, problems: pl.DataFrame) -> pl.DataFrame:
         """表格软件弄丢的单元格若不在用到的列里，不碍事。"""
+        if not problems.height:
+            return problems
         used = [*self.mapping.used, *self.mapping.numbers]
         return problems.filter(~pl.col("problem").is_in(list(LOST)) | pl.col("column").is_in(used))
 

@@ -272,7 +272,9 @@ def read_year_first(text: pl.Series) -> pl.Series:
     found = read_format(text, _USUAL)
     if found.null_count() == text.null_count():
         return found
-    plain = text.str.replace_all("/", "-", literal=True).str.replace(r"^([0-9-]+)T", "$1 ")
+    plain = text.str.replace_all("/", "-", literal=True)
+    if plain.str.contains("T", literal=True).any():
+        plain = plain.str.replace(r"^([0-9-]+)T", "$1 ")
     for time_format in (_USUAL, *_YEAR_FIRST):
         if not (found.is_null() & plain.is_not_null()).any():
             break

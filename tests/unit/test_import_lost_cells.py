@@ -62,7 +62,7 @@ def test_long_ids_that_all_end_in_zeros_were_rounded(tmp_path: Path) -> None:
     rounded = ["2512360000000010000", "2512360000000020000", "2512360000000030000"]
     assert refusal(tmp_path, "order_id", ["A1", *rounded]) == (
         "orders.csv, row 3, column 'order_id': '2512360000000010000' is a longer number that a spreadsheet has rounded: its last digits "
-        f"are lost, as in 3 of the 3 long numbers of the column (rows 3, 4, 5); nothing was imported: {SAVE_AS_TEXT}"
+        f"are lost, as in 3 of the 3 long ids of the column (rows 3, 4, 5); nothing was imported: {SAVE_AS_TEXT}"
     )
     kept = ["2512360000000010000", "2512360000000012345", "2512360000000017001"]
     assert read_column(tmp_path, "order_id", kept) == kept
