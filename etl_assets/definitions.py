@@ -5,12 +5,11 @@ from __future__ import annotations
 from dagster import Definitions, in_process_executor
 
 from etl_assets.core.asset_folders import asset_folders, import_of
-from etl_assets.orchestration.automation import overdue_days, tables_checked, yesterday_again
+from etl_assets.orchestration.automation import checks_job, etl_job, overdue_days, tables_checked, yesterday_again
 from etl_assets.orchestration.check_step import table_checks
 from etl_assets.orchestration.graph import graph_of
-from etl_assets.orchestration.jobs import checks_job, etl_job
 from etl_assets.orchestration.resources import EtlDatabase
-from etl_assets.orchestration.sources import SOURCES
+from etl_assets.orchestration.table_metadata import SOURCES
 
 # 资产的函数与它的文件夹同名
 _assets = [getattr(import_of(folder, "asset"), folder) for folder in asset_folders()]

@@ -24,7 +24,7 @@ from etl_assets.core.tables import raw_orders
 from etl_assets.customers.asset import customers
 from etl_assets.leads.asset import leads
 from etl_assets.orchestration.resources import EtlDatabase
-from etl_assets.orchestration.sources import SOURCES
+from etl_assets.orchestration.table_metadata import SOURCES
 from etl_assets.orders.asset import orders
 
 STOCK_SUBJECT = "events.stock.data_import.completed"

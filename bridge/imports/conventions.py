@@ -41,8 +41,8 @@ class Conventions:
     """
 
     def __init__(self, source: Source, mapping: ColumnMapping, given: GivenConventions) -> None:
-        path, decimal = source.path, given.decimal or mapping.decimal
-        self.cells = {name: NumberColumn(path, name, decimal) for name in mapping.numbers}
+        path, decimal = source.path, given.decimal or mapping.profile.file.decimal
+        self.cells = {name: NumberColumn(path, name, decimal) for name in mapping.profile.file.numbers}
         self.numbers: dict[str, NumberColumn] = {}
         self.times: dict[str, TimeColumn] = {}
         for name, target in mapping.targets.items():
@@ -58,11 +58,12 @@ class Conventions:
 
     def observe(self, raw: pl.DataFrame) -> SeenTargets:
         """看 raw 里有的各列；算出来已经是数、是时刻的不必看。"""
-        rows = raw[ROW_NUMBER]
-        text = {name for name in raw.columns if raw[name].dtype == pl.String}
+        rows, kinds = raw[ROW_NUMBER], raw.schema
+        numbers = [name for name in self.numbers if kinds.get(name) == pl.String]
+        times = [name for name in self.times if name in kinds and not kinds[name].is_temporal()]
         return SeenTargets(
-            {name: column.observe(rows, raw[name]) for name, column in self.numbers.items() if name in text},
-            {name: column.observe(rows, raw[name]) for name, column in self.times.items() if name in text},
+            {name: self.numbers[name].observe(rows, raw[name]) for name in numbers},
+            {name: self.times[name].observe(rows, raw[name].cast(pl.String)) for name in times},
         )
 
     def open_columns(self) -> list[NumberColumn | TimeColumn]:

@@ -18,12 +18,6 @@ INTEGER_LIMIT = 2**31
 _EXPRESSION_NUMBER = r"^-?[0-9]{1,12}(?:\.[0-9]{0,6})?$"
 
 
-def to_text(value: pl.Expr) -> pl.Expr:
-    """文字原样，别的类型写成文字；空的是 NULL。"""
-    text = value.cast(pl.String)
-    return pl.when(text != "").then(text)
-
-
 def convert_numbers(
     raw: pl.DataFrame, name: str, column: str, reading: NumberColumn, seen: SeenNumbers | None
 ) -> tuple[pl.Series, pl.DataFrame]:

@@ -48,21 +48,15 @@ def detect_encoding(path: Path) -> Encoding:
 
     :raises ImportFileError: 是 UTF-16，或根本不是分行的文字。
     """
-    utf8 = _check(path, "utf-8")
-    if utf8.first_bad_byte is None:
+    utf8 = check_encoding(path, "utf-8")
+    if utf8.first_bad_byte is None or _looks_like_utf8(path, utf8.first_bad_byte):
         return utf8
-    if _looks_like_utf8(path, utf8.first_bad_byte):
-        return utf8
-    gb18030 = _check(path, "gb18030")
+    gb18030 = check_encoding(path, "gb18030")
     return gb18030 if gb18030.first_bad_byte is None else max(utf8, gb18030, key=lambda tried: tried.first_bad_byte or 0)
 
 
 def check_encoding(path: Path, name: str) -> Encoding:
     """用给定的编码，只找第一个坏字节。"""
-    return _check(path, name)
-
-
-def _check(path: Path, name: str) -> Encoding:
     for offset, block in _read_byte_blocks(path):
         if offset == 0 and block.startswith(UTF16_MARKS):
             raise ImportFileError(path, "the file is UTF-16", advice="save it as CSV UTF-8")

@@ -17,7 +17,6 @@ from bridge.imports.conversion import (
     finish_amount,
     finish_quantity,
     read_expression_numbers,
-    to_text,
 )
 from bridge.imports.errors import ImportFileError
 from bridge.imports.lost_cells import RoundedIds, find_error_values, find_rounded, unprotect
@@ -61,11 +60,11 @@ class OrderBuilder:
 
     @property
     def _unused(self) -> list[str]:
-        return [name for name in self.source.columns if name not in self.mapping.used] if self.mapping.keep_extra else []
+        return [name for name in self.source.columns if name not in self.mapping.used] if self.mapping.profile.keep_extra else []
 
     def build(self, block: CellBlock) -> OrderBlock:
         """一块单元格变成订单；要合并时，整个文件必须是一块。"""
-        group = self.mapping.group
+        group = self.mapping.profile.group
         problems = [self._drop_unused(found) for found in block.problems]
         cells = block.cells.with_columns(unprotect(block.cells[name]) for name in self._ids)
         seen_cells = self.conventions.observe_cells(cells)
@@ -78,10 +77,7 @@ class OrderBuilder:
         if group:
             keys = [pl.col(name).alias(f"{_KEY}{name}") for name in group.by]
             lines = lines.with_columns(table.select(*keys, _lone_row(group.by).alias(_KEY)))
-            orders = self._group(lines, table, problems)
-        else:
-            orders = lines
-        orders = self._finish(orders, problems)
+        orders = self._finish(self._group(lines, table, problems) if group else lines, problems)
         bad = merge_problems(problems)
         if group and bad.height:
             bad = merge_problems([bad, _find_companions(lines, bad)])
@@ -102,7 +98,7 @@ class OrderBuilder:
         """表格软件弄丢的单元格若不在用到的列里，不碍事。"""
         if not problems.height:
             return problems
-        used = [*self.mapping.used, *self.mapping.numbers]
+        used = [*self.mapping.used, *self.mapping.profile.file.numbers]
         return problems.filter(~pl.col("problem").is_in(list(LOST)) | pl.col("column").is_in(used))
 
     def _settle(self) -> None:
@@ -159,7 +155,8 @@ class OrderBuilder:
         return convert_formatted_times(raw, name, column, target.format, zone, also_iso=self.source.is_spreadsheet)
 
     def _convert_text(self, raw: pl.DataFrame, name: str, column: str) -> tuple[pl.Series, pl.DataFrame]:
-        text = raw.select(ROW_NUMBER, to_text(pl.col(name)))
+        value = pl.col(name).cast(pl.String)
+        text = raw.select(ROW_NUMBER, pl.when(value != "").then(value))
         if name == "order_id":
             self._rounded_ids.observe(text[ROW_NUMBER], text[name])
         is_id = name in ("order_id", "customer_name")
@@ -220,7 +217,7 @@ class OrderBuilder:
         """是号码、或用来算号码的来源列。"""
         order_id = self.mapping.sources.get("order_id")
         roots = order_id.meta.root_names() if order_id is not None else []
-        by = self.mapping.group.by if self.mapping.group else ()
+        by = self.mapping.profile.group.by if self.mapping.profile.group else ()
         return frozenset({*roots, *by} - {ROW_NUMBER})
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from zoneinfo import available_timezones
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from bridge.imports.errors import ProfileError
 from bridge.imports.numbers import DecimalMark
@@ -29,6 +29,7 @@ _ACROSS_LINES = re.compile(
 )
 
 Aggregate = Literal["first", "last", "sum", "min", "max"]
+Names = Annotated[tuple[str, ...], Strict(strict=False)]  # TOML 的数组是 list
 
 
 class _Table(BaseModel):
@@ -105,15 +106,10 @@ class FileFormat(_Table):
     encoding: str | None = None
     separator: str | None = Field(default=None, min_length=1, max_length=1)
     header: bool = True
-    columns: tuple[str, ...] = ()
+    columns: Names = ()
     sheet: str | None = None
-    numbers: tuple[str, ...] = ()
+    numbers: Names = ()
     decimal: DecimalMark | None = None
-
-    @field_validator("columns", "numbers", mode="before")
-    @classmethod
-    def _tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
     @field_validator("encoding")
     @classmethod
@@ -144,12 +140,7 @@ class FileFormat(_Table):
 class Grouping(_Table):
     """一行是一件商品时：by 相同的行合成一个订单。by 为空的行各成一单。"""
 
-    by: tuple[str, ...] = Field(min_length=1)
-
-    @field_validator("by", mode="before")
-    @classmethod
-    def _tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+    by: Names = Field(min_length=1)
 
 
 class Orders(_Table):
@@ -189,6 +180,10 @@ class Profile(_Table):
         elif self.keep_extra:
             raise ValueError("keep_extra cannot be used with [group]: an order has no single source line")
         return self
+
+
+NO_PROFILE = Profile.model_construct(orders=Orders())
+"""没有配置：各列由表头与命令行的选项来。"""
 
 
 def parse_expression(text: str) -> pl.Expr:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import polars as pl
@@ -79,13 +80,8 @@ def open_text_table(path: Path, file: FileFormat) -> Source:
         first = replace(first, rows=first.rows[1:], fields=first.fields[1:])
     else:
         columns = name_positions(len(header), file.columns, path)
-    return Source(path, columns, repeated, False, _read_cells(first, records, columns, encoding))
-
-
-def _read_cells(first: _Records, others: Iterator[_Records], columns: tuple[str, ...], encoding: Encoding) -> Iterator[CellBlock]:
-    yield _to_cells(first, columns, encoding)
-    for records in others:
-        yield _to_cells(records, columns, encoding)
+    blocks = (_to_cells(block, columns, encoding) for block in chain([first], records))
+    return Source(path, columns, repeated, False, blocks)
 
 
 def _to_cells(records: _Records, columns: tuple[str, ...], encoding: Encoding) -> CellBlock:

@@ -121,7 +121,7 @@ def start_worker(stack: StackAddresses, code: Code, **settings: str) -> subproce
     ("added", "problem"),
     [
         pytest.param(SYNTAX_ERROR, "SyntaxError: invalid syntax", id="syntax"),
-        pytest.param("\nfrom etl_assets.orchestration.partitions import weekly\n", "ImportError: cannot import name 'weekly'", id="import"),
+        pytest.param("\nfrom etl_assets.orchestration.graph import weekly\n", "ImportError: cannot import name 'weekly'", id="import"),
         pytest.param("\nraise ValueError('no such stage')\n", "ValueError: no such stage", id="raises"),
     ],
 )

@@ -17,6 +17,8 @@ from bridge.imports import encoding
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders
 
+from .commands import use_in_commands
+
 FIELD = Path(__file__).parents[1] / "field"
 HEADER = "order_id,shop,customer_name,order_status,amount,quantity,ordered_at"
 ROW = "{n},店,张三,已完成,{amount},1,{time}"
@@ -37,8 +39,7 @@ def etl_import(
     engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Import:
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setattr("etl_assets.core.database_sync.get_engine", lambda: engine)
-    monkeypatch.setattr("etl_assets.core.settings.get_settings", lambda: etl_settings)
+    use_in_commands(monkeypatch, engine=engine, settings=etl_settings)
     monkeypatch.setattr("bridge.cli.imports._announce", lambda _: None)
 
     def run(*arguments: object) -> Said:

@@ -15,8 +15,7 @@ from bridge.imports.mapping import map_columns
 from bridge.imports.orders import OrderBuilder
 from bridge.imports.problems import BadRows
 from bridge.imports.profile import FileFormat, Profile
-from bridge.imports.reading import Reading
-from bridge.imports.source import open_source
+from bridge.imports.reading import Reading, open_source
 
 ROW = {
     "order_id": "A1",

@@ -13,8 +13,7 @@ from bridge.imports.mapping import map_columns
 from bridge.imports.orders import OrderBlock, OrderBuilder
 from bridge.imports.problems import BadRows
 from bridge.imports.profile import Profile
-from bridge.imports.reading import Reading
-from bridge.imports.source import open_source
+from bridge.imports.reading import Reading, open_source
 
 HEADER = "invoice,who,when,price,count,note\n"
 ORDERS: dict[str, dict[str, object]] = {
@@ -119,4 +118,4 @@ def test_lines_of_one_order_may_be_far_apart(tmp_path: Path, monkeypatch: pytest
         reading = Reading(builder, bad_rows, skip_bad_rows=False, on_progress=None)
         orders = [order for frame in reading.orders() for order in frame.select("order_id", "quantity").rows()]
     assert orders == [("A", 2), ("B", 50)]
-    assert (reading.rows, reading.source_rows) == (2, 52)
+    assert (reading.report.rows, reading.report.source_rows) == (2, 52)

@@ -13,7 +13,7 @@ from bridge.imports.errors import ImportFileError
 from bridge.imports.mapping import map_columns
 from bridge.imports.orders import OrderBlock, OrderBuilder
 from bridge.imports.profile import FileFormat, Profile
-from bridge.imports.source import open_source
+from bridge.imports.reading import open_source
 
 DATE, DATE_TIME = 1, 2
 Cell = str | float | tuple[float, int] | bool | None

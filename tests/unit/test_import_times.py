@@ -208,6 +208,20 @@ def test_the_zone_of_the_command_line_comes_before_that_of_the_profile(tmp_path:
     assert times == [9, 14]
 
 
+@pytest.mark.parametrize(
+    ("expression", "moment"),
+    [
+        ("CAST(amount AS BIGINT) + 1772413499", SEVEN_PAST_ONE),
+        ("DATE(ordered_at)", datetime(2026, 3, 1, 16, tzinfo=UTC)),
+        ("'2026-03-02 ' || '9:05'", SEVEN_PAST_ONE),
+    ],
+)
+def test_times_that_an_expression_computes(tmp_path: Path, expression: str, moment: datetime) -> None:
+    orders: dict[str, dict[str, object]] = {name: {"column": name} for name in ROW}
+    orders["ordered_at"] = {"expression": expression}
+    assert read_column(tmp_path, "ordered_at", ["2026-03-02"], profile=Profile.model_validate({"orders": orders})) == [moment]
+
+
 def test_an_order_beside_a_format_is_refused(tmp_path: Path) -> None:
     orders: dict[str, dict[str, object]] = {name: {"column": name} for name in ROW}
     orders["ordered_at"]["format"] = "%Y-%m-%d"

@@ -12,7 +12,7 @@ import pytest
 from bridge.imports.mapping import map_columns
 from bridge.imports.orders import OrderBuilder
 from bridge.imports.profile import FileFormat, Profile
-from bridge.imports.source import open_source
+from bridge.imports.reading import open_source
 
 ROW = {
     "order_id": "A1",
