@@ -269,7 +269,10 @@ def describe_clock_change(local: datetime, time_zone: str) -> str:
 
 def read_year_first(text: pl.Series) -> pl.Series:
     """2026-03-02 09:05:00、2026/3/2 9:05、2026-03-02T09:05:00、2026-03-02：常见，所以不走逐字的正则。"""
-    found = read_format(text, _USUAL)
+    found = pl.Series([None], dtype=pl.Datetime("us")).new_from_index(0, text.len())
+    # 第一个值用的是斜线，就不必白试一遍
+    if text.head(1).str.contains("-", literal=True).any():
+        found = read_format(text, _USUAL)
     if found.null_count() == text.null_count():
         return found
     plain = text.str.replace_all("/", "-", literal=True)
