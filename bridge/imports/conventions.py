@@ -66,6 +66,10 @@ class Conventions:
             {name: self.times[name].observe(rows, raw[name].cast(pl.String)) for name in times},
         )
 
+    @property
+    def targets(self) -> list[str]:
+        return [*self.numbers, *self.times]
+
     def open_columns(self) -> list[NumberColumn | TimeColumn]:
         return [column for column in self._all() if column.is_open]
 

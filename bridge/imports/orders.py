@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -66,11 +66,13 @@ class OrderBuilder:
         """一块单元格变成订单；要合并时，整个文件必须是一块。"""
         group = self.mapping.profile.group
         problems = [self._drop_unused(found) for found in block.problems]
+        bad_rows = merge_problems(problems)[ROW_NUMBER]
         cells = block.cells.with_columns(unprotect(block.cells[name]) for name in self._ids)
+        cells = _blank(cells, self.conventions.cells, bad_rows)
         seen_cells = self.conventions.observe_cells(cells)
         self._settle()
         table = self._read_cells(cells, seen_cells, problems)
-        raw = self._evaluate(table, self._by_line)
+        raw = _blank(self._evaluate(table, self._by_line), self.conventions.targets, bad_rows)
         seen = self.conventions.observe(raw)
         self._settle()
         lines = self._convert(raw, seen, self._by_line, problems)
@@ -109,8 +111,11 @@ class OrderBuilder:
         if not self.conventions.open_columns():
             return
         for block in self.source.reread():
-            seen = self.conventions.observe_cells(block.cells)
-            self.conventions.observe(self._evaluate(self._read_cells(block.cells, seen, []), self._by_line))
+            bad_rows = merge_problems([self._drop_unused(found) for found in block.problems])[ROW_NUMBER]
+            cells = _blank(block.cells, self.conventions.cells, bad_rows)
+            seen = self.conventions.observe_cells(cells)
+            raw = self._evaluate(self._read_cells(cells, seen, []), self._by_line)
+            self.conventions.observe(_blank(raw, self.conventions.targets, bad_rows))
             if not self.conventions.open_columns():
                 return
         raise self.conventions.open_columns()[0].ask()
@@ -219,6 +224,14 @@ class OrderBuilder:
         roots = order_id.meta.root_names() if order_id is not None else []
         by = self.mapping.profile.group.by if self.mapping.profile.group else ()
         return frozenset({*roots, *by} - {ROW_NUMBER})
+
+
+def _blank(frame: pl.DataFrame, columns: Collection[str], bad_rows: pl.Series) -> pl.DataFrame:
+    """字段错了位之类的坏行，其中的值不作写法的证据。"""
+    if not bad_rows.len():
+        return frame
+    is_bad = pl.col(ROW_NUMBER).is_in(bad_rows.implode())
+    return frame.with_columns(pl.when(~is_bad).then(name).alias(name) for name in columns if name in frame.columns)
 
 
 def _lone_row(by: tuple[str, ...]) -> pl.Expr:

@@ -304,13 +304,13 @@ def _take_apart(text: pl.Series, missing: pl.Series) -> pl.DataFrame:
 def _assemble(parts: pl.DataFrame, order: DateOrder) -> pl.Series:
     """拆开的各段 → 当地时刻（不管时差）；没有这个日子、这个钟点的是 NULL。"""
     year_part, month_part, day_part = _ORDERS[order]
-    dotted = pl.col("dot").is_not_null() & (pl.col("c").str.len_chars() == 4)
+    dotted = pl.col("dot").is_not_null()
     short = pl.col(year_part)
     long = pl.when(short.cast(pl.Int64) < 69).then(pl.lit("20") + short).otherwise(pl.lit("19") + short)
     written_year = pl.when(short.str.len_chars() == 4).then(short).otherwise(pl.when(short.str.len_chars() == 2).then(long))
-    # 用点分开的总是日在前：dd.mm.yyyy
+    # 用点分开的没有月在前的：dd.mm.yyyy、yy.mm.dd
     usable = pl.when((pl.col("c").str.len_chars() <= 2) | pl.lit(order != "year-first")).then(written_year)
-    year = pl.coalesce("y", pl.when(~dotted | pl.lit(order == "day-first")).then(usable))
+    year = pl.coalesce("y", pl.when(~dotted | pl.lit(order != "month-first")).then(usable))
     month, day = pl.coalesce("m", month_part), pl.coalesce("d", day_part)
     hour = pl.col("hour").cast(pl.Int64)
     marker = pl.coalesce("before", "after").str.to_lowercase()

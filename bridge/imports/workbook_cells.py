@@ -21,19 +21,25 @@ _CHUNK_BYTES = 4 << 20
 _KEPT = 10**15
 _EXACT = 2**53
 _ATTRIBUTE = re.compile(r"([\w:]+)\s*=\s*([\"'])(.*?)\2", re.DOTALL)
-
-_P = rb"(?:[A-Za-z0-9]+:)?"  # 命名空间前缀
-_CELL = rb"<" + _P + rb"c(\s[^>]*)?>\s*"
-_FORMULA = rb"<" + _P + rb"f(?:\s[^>]*)?(?:/>|>[^<]*</" + _P + rb"f>)\s*"
-_EMPTY_VALUE = rb"(?:<" + _P + rb"v\s*/>|<" + _P + rb"v>\s*</" + _P + rb"v>)?\s*"
-_NO_VALUE = re.compile(_CELL + _FORMULA + _EMPTY_VALUE + rb"</" + _P + rb"c>")
-_VALUE = _CELL + rb"(?:" + _FORMULA + rb")?<" + _P + rb"v>"
-_ERROR = re.compile(_VALUE + rb"(#[^<]*|Err:[0-9]+)</")
-_LONG = re.compile(_VALUE + rb"(-?[0-9]{16,}(?:\.[0-9]*)?|-?[0-9]+(?:\.[0-9]+)?[eE]\+?[0-9]+)</")
+_PREFIX = re.compile(rb"<([A-Za-z0-9]+:)?worksheet[\s>]")
 _TYPE = re.compile(rb"\st=[\"']([a-zA-Z]+)[\"']")
 _PLACE = re.compile(rb"\sr=[\"']([A-Z]+)([0-9]+)[\"']")
-_FILLED = re.compile(rb"<" + _P + rb"c\s[^>]*?\br=[\"']([A-Z]+)[0-9]+[\"'](?:[^>/]|/(?!>))*>")
-_ROW_END = re.compile(rb"</" + _P + rb"row>")
+# 把数字都换成 0、e 换成 E：一块里有没有长数字、科学记数法，一找便知
+_FOLDED = bytes.maketrans(b"123456789e", b"000000000E")
+_LONG_MARKS = (b"0" * 16, b"0E0", b"0E+0")
+
+
+class _Patterns:
+    """以标签的字面开头，所以扫得快；prefix 是命名空间前缀。"""
+
+    def __init__(self, prefix: bytes) -> None:
+        self.cell, self.formula, value = (b"<" + prefix + tag for tag in (b"c", b"f", b"v"))
+        empty = rb"(?:" + value + rb"\s*/>|" + value + rb">\s*</" + prefix + rb"v>)?\s*"
+        written = self.formula + rb"(?:\s[^>]*)?(?:/>|>[^<]*</" + prefix + rb"f>)\s*"
+        self.no_value = re.compile(written + empty + rb"</" + prefix + rb"c>")
+        self.error = re.compile(value + rb">(#[^<]*)<")
+        self.long = re.compile(value + rb">(-?[0-9]{16,}(?:\.[0-9]*)?|-?[0-9]+(?:\.[0-9]+)?[eE]\+?[0-9]+)<")
+        self.filled = re.compile(self.cell + rb"\s[^>]*?\br=[\"']([A-Z]+)[0-9]+[\"'](?:[^>/]|/(?!>))*>")
 
 
 def find_lost_cells(path: Path, sheet: str, columns: Sequence[str]) -> list[pl.DataFrame]:
@@ -77,16 +83,25 @@ def _read_tags(archive: zipfile.ZipFile, part: str, tag: str) -> list[dict[str, 
 
 
 def _scan(content: IO[bytes]) -> Iterator[tuple[int, int, str, str | None]]:
-    for chunk in _whole_rows(content):
-        for match in _NO_VALUE.finditer(chunk):
-            if _type_of(match[1]) != b"str":  # 结果是空字符串的公式有值
-                yield from _place(match[1], NO_VALUE, None)
-        for match in _ERROR.finditer(chunk):
-            if _type_of(match[1]) == b"e":
-                yield from _place(match[1], ERROR_VALUE, match[2].decode())
-        for match in _LONG.finditer(chunk):
-            if _type_of(match[1]) in (b"", b"n") and _is_rounded(match[2]):
-                yield from _place(match[1], ROUNDED, match[2].decode())
+    for patterns, chunk in _whole_rows(content):
+
+        def attributes(match: re.Match[bytes], chunk: bytes = chunk, cell: bytes = patterns.cell) -> bytes:
+            start = chunk.rfind(cell, 0, match.start())
+            return chunk[start : chunk.find(b">", start)] if start >= 0 else b""
+
+        if patterns.formula in chunk:
+            for match in patterns.no_value.finditer(chunk):
+                if _type_of(attributes(match)) != b"str":  # 结果是空字符串的公式有值
+                    yield from _place(attributes(match), NO_VALUE, None)
+        if b't="e"' in chunk or b"t='e'" in chunk:
+            for match in patterns.error.finditer(chunk):
+                if _type_of(attributes(match)) == b"e":
+                    yield from _place(attributes(match), ERROR_VALUE, match[1].decode())
+        folded = chunk.translate(_FOLDED)
+        if any(mark in folded for mark in _LONG_MARKS):
+            for match in patterns.long.finditer(chunk):
+                if _type_of(attributes(match)) in (b"", b"n") and _is_rounded(match[1]):
+                    yield from _place(attributes(match), ROUNDED, match[1].decode())
 
 
 def _is_rounded(number: bytes) -> bool:
@@ -94,13 +109,13 @@ def _is_rounded(number: bytes) -> bool:
     return size >= _KEPT and (size > _EXACT or int(size) % 10 == 0)
 
 
-def _type_of(attributes: bytes | None) -> bytes:
-    found = _TYPE.search(attributes or b"")
+def _type_of(attributes: bytes) -> bytes:
+    found = _TYPE.search(attributes)
     return found[1] if found else b""
 
 
-def _place(attributes: bytes | None, problem: str, value: str | None) -> Iterator[tuple[int, int, str, str | None]]:
-    found = _PLACE.search(attributes or b"")
+def _place(attributes: bytes, problem: str, value: str | None) -> Iterator[tuple[int, int, str, str | None]]:
+    found = _PLACE.search(attributes)
     if found:
         yield int(found[2]), _column_number(found[1]), problem, value
 
@@ -114,16 +129,21 @@ def _column_number(letters: bytes) -> int:
 
 def _filled_columns(content: IO[bytes]) -> Iterator[int]:
     """有内容的列：读表格的库从其中最左的一列数起。"""
-    for chunk in _whole_rows(content):
-        for letters in {match[1] for match in _FILLED.finditer(chunk)}:
+    for patterns, chunk in _whole_rows(content):
+        for letters in set(patterns.filled.findall(chunk)):
             yield _column_number(letters)
 
 
-def _whole_rows(content: IO[bytes]) -> Iterator[bytes]:
-    rest = b""
+def _whole_rows(content: IO[bytes]) -> Iterator[tuple[_Patterns, bytes]]:
+    """在行的末尾切开的块。"""
+    patterns, rest = None, b""
     while block := content.read(_CHUNK_BYTES):
         chunk = rest + block
-        end = max((match.end() for match in _ROW_END.finditer(chunk)), default=0)
-        yield chunk[:end]
-        rest = chunk[end:]
-    yield rest
+        if patterns is None:
+            prefix = _PREFIX.search(chunk)
+            patterns = _Patterns((prefix[1] or b"") if prefix else b"")
+        end = chunk.rfind(b"row>") + len(b"row>")
+        if end >= len(b"row>"):
+            yield patterns, chunk[:end]
+            chunk = chunk[end:]
+        rest = chunk

@@ -39,7 +39,12 @@ def write_column(folder: Path, column: str, values: Sequence[str]) -> Path:
 
 
 def read_file(
-    path: Path, *, given: GivenConventions = PLAIN, profile: Profile | None = None, time_zone: str = "Asia/Shanghai"
+    path: Path,
+    *,
+    given: GivenConventions = PLAIN,
+    profile: Profile | None = None,
+    time_zone: str = "Asia/Shanghai",
+    skip_bad_rows: bool = False,
 ) -> tuple[pl.DataFrame, list[ColumnReading]]:
     """
     :raises ImportFileError: 文件不能导入，一个坏行就够。
@@ -47,7 +52,7 @@ def read_file(
     source = open_source(path, profile.file if profile else FileFormat())
     builder = OrderBuilder(source, map_columns(source, profile, overrides={}, shop=None), time_zone, given)
     with BadRows(path, write=False) as bad_rows:
-        orders = list(Reading(builder, bad_rows, skip_bad_rows=False, on_progress=None).orders())
+        orders = list(Reading(builder, bad_rows, skip_bad_rows=skip_bad_rows, on_progress=None).orders())
     return pl.concat(orders), builder.conventions.describe()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import pytest
 from bridge.imports.errors import ImportFileError
 from bridge.imports.profile import Profile
 
+from . import test_import_spreadsheet
 from .import_columns import ROW, read_column, read_file, refusal
 from .test_import_spreadsheet import Cell, cell_xml, write_workbook
 
@@ -119,6 +121,7 @@ ROUNDED = "is a longer number that a spreadsheet has rounded"
         ("order_id", '<c r="@"><v>2512360000000000000</v></c>', ROUNDED),
         ("order_id", '<c r="@" t="n"><v>2.5123600000000001E+18</v></c>', ROUNDED),
         ("order_id", '<c r="@"><v>1234567890123450</v></c>', ROUNDED),
+        ("order_id", '<c r="@"><v>2.51236E18</v></c>', ROUNDED),
         ("order_id", '<c r="@"><v>2512360000123456789</v></c>', ROUNDED),
         ("amount", '<c r="@" t="e"><v>#N/A</v></c>', "'#N/A' is an error value of a spreadsheet"),
         ("amount", '<c r="@" t="e"><f>VLOOKUP(A1,B:B,1)</f><v>#REF!</v></c>', "'#REF!' is an error value of a spreadsheet"),
@@ -133,6 +136,17 @@ def test_what_a_workbook_lost_is_found_in_it(tmp_path: Path, column: str, xml: s
     said = refused(workbook(tmp_path, column, [ROW[column], Xml(xml)], left=left))
     assert said.startswith(f"orders.xlsx, row 3, column '{column}': ")
     assert problem in said
+
+
+@pytest.mark.parametrize("xml", ["<c r='@' t='e'><v>#N/A</v></c>", '<c r="@"><f>E2*F2</f></c>', '<c r="@"><v>2.51236E+18</v></c>'])
+def test_tags_may_have_a_prefix(tmp_path: Path, xml: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prefixed(rows: list[list[Cell]]) -> str:
+        text = re.sub(r"<(/?)(\w)", r"<\1x:\2", sheet_xml(rows))
+        return text.replace("xmlns=", "xmlns:x=")
+
+    sheet_xml = test_import_spreadsheet.sheet_xml
+    monkeypatch.setattr("tests.unit.test_import_spreadsheet.sheet_xml", prefixed)
+    assert "row 2, column 'order_id'" in refused(workbook(tmp_path, "order_id", [Xml(xml)]))
 
 
 @pytest.mark.parametrize(

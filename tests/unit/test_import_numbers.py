@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bridge.imports import encoding
 from bridge.imports.conventions import GivenConventions
-from bridge.imports.errors import ColumnReading, SeenCell
+from bridge.imports.errors import ColumnReading, ImportFileError, SeenCell
 from bridge.imports.numbers import DecimalMark
 from bridge.imports.profile import Profile
 
@@ -131,6 +131,13 @@ def test_a_value_far_behind_decides_for_the_first_block(
     said = refusal(tmp_path, "amount", [*values, "1,5" if decides == "7.5" else "1.5"])
     assert said is not None
     assert said.startswith("orders.csv, row 254, column 'amount': ")
+
+
+def test_a_row_with_fields_out_of_place_decides_nothing(tmp_path: Path) -> None:
+    path = write_column(tmp_path, "amount", ["85.500", "12.5"])
+    path.write_text(path.read_text(encoding="utf-8").replace("12.5,1,2024-01-05", "12.5,1,2024-01-05,x"), encoding="utf-8")
+    with pytest.raises(ImportFileError, match=r"row 2, column 'amount': '85\.500' is .*no value of the column tells"):
+        read_file(path, skip_bad_rows=True)
 
 
 def test_columns_of_expressions_have_conventions_too(tmp_path: Path) -> None:
