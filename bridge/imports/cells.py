@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class Source:
 
     :param columns: 列名，各不相同；空的表头叫 column_N。
     :param repeated: 表头里出现不止一次的名字，不能用来指一列。
+    :param numeric_rows: 工作簿的一列里，数（不是文字）在哪些行；知道不了的没有。
     :param reread: 从头再读一遍：一列的写法要看后面的值才定得下来时用。
     """
 
@@ -39,6 +40,7 @@ class Source:
     repeated: frozenset[str]
     is_spreadsheet: bool
     blocks: Iterator[CellBlock]
+    numeric_rows: Callable[[str], Collection[int]] = lambda _: ()
     reread: Callable[[], Iterator[CellBlock]] = lambda: iter(())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import polars as pl
 
@@ -42,12 +43,13 @@ class Conventions:
 
     def __init__(self, source: Source, mapping: ColumnMapping, given: GivenConventions) -> None:
         path, decimal = source.path, given.decimal or mapping.profile.file.decimal
-        self.cells = {name: NumberColumn(path, name, decimal) for name in mapping.profile.file.numbers}
+        self.cells = {name: NumberColumn(path, name, decimal, partial(source.numeric_rows, name)) for name in mapping.profile.file.numbers}
         self.numbers: dict[str, NumberColumn] = {}
         self.times: dict[str, TimeColumn] = {}
         for name, target in mapping.targets.items():
             if is_number(name, target):
-                self.numbers[name] = NumberColumn(path, mapping.shown_column(name), decimal)
+                column = mapping.shown_column(name)
+                self.numbers[name] = NumberColumn(path, column, decimal, partial(source.numeric_rows, column))
             elif isinstance(target, TimeTarget) and target.format is None:
                 self.times[name] = TimeColumn(path, mapping.shown_column(name), given.date_order or target.date_order)
             elif isinstance(target, TimeTarget) and given.date_order is not None:

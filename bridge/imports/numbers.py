@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +42,9 @@ _NUMBER: dict[DecimalMark, str] = {"point": _number(r"\.", ","), "comma": _numbe
 _OTHER: dict[DecimalMark, DecimalMark] = {"point": "comma", "comma": "point"}
 
 
+_NOWHERE = SeenCell(-1, "")
+
+
 @dataclass(frozen=True)
 class SeenNumbers:
     """一列在一块里的值；plain 是不必改写就能读的（空值是 NULL）。"""
@@ -56,12 +61,16 @@ class NumberColumn:
     """一列数：逐块看过去，记下第一个只能是小数点的、第一个只能是小数逗号的与第一个两可的值。
 
     :param given: 人说了是哪一种；那就不找，别种写法的值是坏行。
+    :param numeric_rows: 工作簿里这一列的数（不是文字）在哪些行：它们总是小数点，不说明旁边的文字怎样写。要看才找。
     """
 
-    def __init__(self, path: Path, column: str, given: DecimalMark | None) -> None:
+    def __init__(
+        self, path: Path, column: str, given: DecimalMark | None, numeric_rows: Callable[[], Collection[int]] = lambda: ()
+    ) -> None:
         self.column = column
         self._path = path
         self._given = given
+        self._find_numeric = numeric_rows
         self._seen: dict[DecimalMark, SeenCell] = {}
         self._open: SeenCell | None = None
 
@@ -83,13 +92,28 @@ class NumberColumn:
         """
         known = self._given or next(iter(self._seen), None)
         seen = SeenNumbers(text, text.str.contains(_PLAIN[known]))
+        if not seen.all_plain and self._numeric_rows:
+            numeric = rows.is_in(list(self._numeric_rows))
+            seen = SeenNumbers(text, seen.plain | (numeric & text.str.contains(_PLAIN["point"])))
+            rows, text = rows.filter(~numeric), text.filter(~numeric)
+            if self._seen.get("point", _NOWHERE).row in self._numeric_rows:
+                del self._seen["point"]
+            self._consider(rows, text, text.str.contains(_PLAIN[None]))
+        else:
+            self._consider(rows, text, seen.plain)
+        return seen
+
+    def _consider(self, rows: pl.Series, text: pl.Series, plain: pl.Series) -> None:
         if self._given is None:
             if "point" not in self._seen:
-                self._note("point", pl.DataFrame({"row": rows, "value": text}).filter(seen.plain & text.str.contains(".", literal=True)))
-            if not seen.all_plain:
-                self._weigh(pl.DataFrame({"row": rows, "value": text}).filter(~seen.plain))
+                self._note("point", pl.DataFrame({"row": rows, "value": text}).filter(plain & text.str.contains(".", literal=True)))
+            if not plain.all():
+                self._weigh(pl.DataFrame({"row": rows, "value": text}).filter(~plain))
             self._check()
-        return seen
+
+    @cached_property
+    def _numeric_rows(self) -> Collection[int]:
+        return self._find_numeric()
 
     def read(self, seen: SeenNumbers) -> pl.Series:
         """-1234.50 那样的文字；不是数的是 NULL。"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import fastexcel
@@ -10,7 +11,7 @@ import polars as pl
 from bridge.imports.cells import CellBlock, Source, drop_empty_rows, find_bad_cells, name_columns, name_positions
 from bridge.imports.errors import ImportFileError
 from bridge.imports.profile import ROW_NUMBER, FileFormat
-from bridge.imports.workbook_cells import find_lost_cells
+from bridge.imports.workbook_cells import find_lost_cells, find_numeric_rows
 from etl_assets.core.log import get_logger
 
 logger = get_logger(__name__)
@@ -43,7 +44,7 @@ def open_spreadsheet(path: Path, file: FileFormat) -> Source:
         columns = name_positions(len(texts), file.columns, path)
     cells = cells.rename(dict(zip(texts, columns, strict=True)))
     block = CellBlock(cells, [*find_bad_cells(cells, broken=False), *find_lost_cells(path, sheet, columns)], path.stat().st_size)
-    return Source(path, columns, repeated, True, iter([block]))
+    return Source(path, columns, repeated, True, iter([block]), partial(find_numeric_rows, path, sheet, columns))
 
 
 def _read_sheet(path: Path, sheet: str | None) -> tuple[str, pl.DataFrame]:

@@ -39,7 +39,9 @@ class _Patterns:
         self.no_value = re.compile(written + empty + rb"</" + prefix + rb"c>")
         self.error = re.compile(value + rb">(#[^<]*)<")
         self.long = re.compile(value + rb">(-?[0-9]{16,}(?:\.[0-9]*)?|-?[0-9]+(?:\.[0-9]+)?[eE]\+?[0-9]+)<")
-        self.filled = re.compile(self.cell + rb"\s[^>]*?\br=[\"']([A-Z]+)[0-9]+[\"'](?:[^>/]|/(?!>))*>")
+        filled = rb"[0-9]+[\"'](?:[^>/]|/(?!>))*>"
+        self.filled = re.compile(self.cell + rb"\s[^>]*?\br=[\"']([A-Z]+)" + filled)
+        self.in_first = re.compile(rb"\sr=[\"']A" + filled)
 
 
 def find_lost_cells(path: Path, sheet: str, columns: Sequence[str]) -> list[pl.DataFrame]:
@@ -55,11 +57,34 @@ def find_lost_cells(path: Path, sheet: str, columns: Sequence[str]) -> list[pl.D
         if not found:
             return []
         with archive.open(part) as content:
-            first = min(_filled_columns(content), default=1)
+            first = _first_column(content)
     rows = [
         (row, columns[position - first], problem, value) for row, position, problem, value in found if 0 <= position - first < len(columns)
     ]
     return [pl.DataFrame(rows, schema=PROBLEMS, orient="row")]
+
+
+def find_numeric_rows(path: Path, sheet: str, columns: Sequence[str], column: str) -> frozenset[int]:
+    """一列里单元格是数的那些行。"""
+    if column not in columns or not zipfile.is_zipfile(path):
+        return frozenset()
+    with zipfile.ZipFile(path) as archive:
+        part = _find_part(archive, sheet)
+        if part is None:
+            return frozenset()
+        with archive.open(part) as content:
+            position = _first_column(content) + list(columns).index(column)
+        with archive.open(part) as content:
+            return frozenset(_numeric_rows(content, position))
+
+
+def _numeric_rows(content: IO[bytes], position: int) -> Iterator[int]:
+    in_column = re.compile(rb"\sr=[\"']" + _column_letters(position) + rb"([0-9]+)[\"'][^>]*>")
+    for patterns, chunk in _whole_rows(content):
+        for match in in_column.finditer(chunk):
+            start = chunk.rfind(patterns.cell, 0, match.start())
+            if _type_of(chunk[start : match.end()]) in (b"", b"n"):
+                yield int(match[1])
 
 
 def _find_part(archive: zipfile.ZipFile, sheet: str) -> str | None:
@@ -127,11 +152,22 @@ def _column_number(letters: bytes) -> int:
     return number
 
 
-def _filled_columns(content: IO[bytes]) -> Iterator[int]:
-    """有内容的列：读表格的库从其中最左的一列数起。"""
+def _column_letters(number: int) -> bytes:
+    letters = b""
+    while number:
+        number, letter = divmod(number - 1, 26)
+        letters = bytes([65 + letter]) + letters
+    return letters
+
+
+def _first_column(content: IO[bytes]) -> int:
+    """有内容的最左一列：读表格的库从它数起。"""
+    first = 1 << 14
     for patterns, chunk in _whole_rows(content):
-        for letters in set(patterns.filled.findall(chunk)):
-            yield _column_number(letters)
+        if patterns.in_first.search(chunk):
+            return 1
+        first = min([first, *map(_column_number, set(patterns.filled.findall(chunk)))])
+    return first
 
 
 def _whole_rows(content: IO[bytes]) -> Iterator[tuple[_Patterns, bytes]]:

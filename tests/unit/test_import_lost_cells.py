@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from bridge.imports.conventions import GivenConventions
 from bridge.imports.errors import ImportFileError
 from bridge.imports.profile import Profile
 
@@ -136,6 +138,29 @@ def test_what_a_workbook_lost_is_found_in_it(tmp_path: Path, column: str, xml: s
     said = refused(workbook(tmp_path, column, [ROW[column], Xml(xml)], left=left))
     assert said.startswith(f"orders.xlsx, row 3, column '{column}': ")
     assert problem in said
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_numbers_of_a_workbook_say_nothing_about_the_text_beside_them(tmp_path: Path, left: int) -> None:
+    """数总是小数点；旁边的文字照文字的写法。"""
+    said = refused(workbook(tmp_path, "amount", [12.5, "85.500", 7], left=left))
+    assert said.startswith("orders.xlsx, row 3, column 'amount': '85.500' is 85.500 with a decimal point and 85500 with a decimal comma")
+    mixed = workbook(tmp_path, "amount", [12.5, "85.500", "1.234,5", 0.25, Xml('<c r="@"><f>A1</f><v>1.5</v></c>')], left=left)
+    assert read_file(mixed)[0]["amount"].to_list() == [Decimal(text) for text in ("12.5", "85500", "1234.5", "0.25", "1.5")]
+    alone = workbook(tmp_path, "quantity", [2, 1000, "1.500"], left=left)
+    assert "'1.500' is 1.500 with a decimal point" in refused(alone)
+    comma = read_file(alone, given=GivenConventions(decimal="comma"))[0]
+    assert comma["quantity"].to_list() == [2, 1000, 1500]
+    given = workbook(tmp_path, "amount", [12.5, 1.25, "85.500"], left=left)
+    assert read_file(given, given=GivenConventions(decimal="comma"))[0]["amount"].to_list() == [
+        Decimal("12.5"),
+        Decimal("1.25"),
+        Decimal(85500),
+    ]
+
+
+def test_a_number_of_a_workbook_with_three_decimals_is_what_it_is(tmp_path: Path) -> None:
+    assert "'85.125' has more than 2 decimals" in refused(workbook(tmp_path, "amount", [85.125, 7]))
 
 
 @pytest.mark.parametrize("xml", ["<c r='@' t='e'><v>#N/A</v></c>", '<c r="@"><f>E2*F2</f></c>', '<c r="@"><v>2.51236E+18</v></c>'])
