@@ -32,6 +32,7 @@ from etl_assets.testing.raw_data import RawData
 from tests.integration.engine.chain import Chain
 from tests.the_three import graph
 
+from .commands import use_in_commands
 from .conftest import NatsServer
 from .listening import Bridge, open_bridge
 from .warm_runs import status
@@ -71,7 +72,7 @@ def chain(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> Ch
 def etl(bridge: Bridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Etl:
     """`await etl("publish", …)`：像在终端里那样，自己的线程、自己的事件循环。"""
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("bridge.settings.get_bridge_settings", lambda: bridge.settings)
+    use_in_commands(monkeypatch, bridge_settings=bridge.settings)
     return lambda *arguments: asyncio.to_thread(CliRunner().invoke, cli, arguments)
 
 
