@@ -9,7 +9,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
+from zoneinfo import available_timezones
 
 import click
 from rich.console import Console
@@ -21,6 +23,10 @@ from bridge.settings import get_bridge_settings
 from etl_assets.core.database_sync import get_engine
 from etl_assets.core.log import configure_logging
 from etl_assets.core.settings import get_settings
+
+if TYPE_CHECKING:
+    from bridge.imports.numbers import DecimalMark
+    from bridge.imports.times import DateOrder
 
 _FULL_SECONDS = 1.0
 _IMPORTS_COLUMNS = ["import_id", "source_name", "status", "completed_at", "raw", "loaded", "superseded", "rejected", "waiting"]
@@ -37,6 +43,12 @@ _IMPORTS_COLUMNS = ["import_id", "source_name", "status", "completed_at", "raw",
 @click.option("--header-row", type=click.IntRange(min=1), help="The row of the file that holds the names of the columns.")
 @click.option("--sheet", help="The sheet of a workbook.")
 @click.option("--keep-totals", is_flag=True, default=None, help="Rows such as 合计 or Total are orders, too.")
+@click.option("--decimal-comma", "decimal", flag_value="comma", help="Numbers have a decimal comma: 1.234,50.")
+@click.option("--decimal-point", "decimal", flag_value="point", help="Numbers have a decimal point: 1,234.50.")
+@click.option("--day-first", "date_order", flag_value="day-first", help="Dates such as 03/04/2026 are in April.")
+@click.option("--month-first", "date_order", flag_value="month-first", help="Dates such as 03/04/2026 are in March.")
+@click.option("--year-first", "date_order", flag_value="year-first", help="Dates such as 03/04/05 are in 2003.")
+@click.option("--timezone", metavar="ZONE", help="Zone of the file's times that name none, such as Europe/Berlin. [default: ETL_TIMEZONE]")
 @click.option("--create-shops", is_flag=True, help="Add shops that shop_configs does not know.")
 @click.option("--skip-bad-rows", is_flag=True, help="Import the rest and write the bad rows beside the file.")
 @click.option("--dry-run", is_flag=True, help="Read and check the file, write nothing.")
@@ -53,6 +65,9 @@ def import_command(
     header_row: int | None,
     sheet: str | None,
     keep_totals: bool | None,
+    decimal: DecimalMark | None,
+    date_order: DateOrder | None,
+    timezone: str | None,
     create_shops: bool,
     skip_bad_rows: bool,
     dry_run: bool,
@@ -64,6 +79,8 @@ def import_command(
     All or nothing: one bad row and nothing is imported, unless --skip-bad-rows.
     """
     from bridge.events.subjects import DATA_IMPORT_COMPLETED
+    from bridge.imports.conventions import GivenConventions
+    from bridge.imports.errors import shorten
     from bridge.imports.loading import import_file
     from bridge.imports.profile import FileFormat, load_profile, override_format
 
@@ -71,7 +88,7 @@ def import_command(
     settings = get_settings()
     mapping = _parse_pairs(pairs)
     loaded = load_profile(profile) if profile else None
-    given = {
+    options = {
         "encoding": encoding,
         "separator": "\t" if separator in ("tab", "\\t") else separator,
         "quotes": quotes,
@@ -79,7 +96,10 @@ def import_command(
         "sheet": sheet,
         "keep_totals": keep_totals,
     }
-    shape = override_format(loaded.file if loaded else FileFormat(), given)
+    shape = override_format(loaded.file if loaded else FileFormat(), options)
+    if timezone is not None and timezone not in available_timezones():
+        raise click.BadParameter(f"{timezone!r} is not an IANA time zone name such as Europe/Berlin", param_hint="--timezone")
+    given = GivenConventions(decimal=decimal, date_order=date_order, time_zone=timezone)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(cell(file.name).plain, total=None)
@@ -90,6 +110,7 @@ def import_command(
             profile=loaded,
             file=shape,
             shop=shop,
+            given=given,
             mapping=mapping,
             create_shops=create_shops,
             skip_bad_rows=skip_bad_rows,
@@ -109,6 +130,9 @@ def import_command(
     if as_json:
         say_json(asdict(report))
         return
+    for reading in report.conventions:
+        because = f"row {reading.because.row}: {shorten(reading.because.value)}" if reading.because else "as asked for"
+        say(f"column {reading.column!r}: {reading.convention} ({because})", err=True)
     for name, rows in report.unknown_shops.items():
         say(f"warning: shop {name!r} is not in shop_configs, its {rows:,} rows will be rejected (--create-shops adds it)", err=True)
     first_day = report.first_ordered_at and report.first_ordered_at.astimezone(settings.zone).date()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,6 +112,8 @@ class Source:
     :param columns: 列名，各不相同；空的表头叫 column_N。
     :param repeated: 表头里出现不止一次的名字，不能用来指一列。
     :param size: blocks 里的 end_byte 到多少为止。
+    :param numeric_rows: 工作簿的一列里，数（不是文字）在哪些行；知道不了的没有。
+    :param reread: 从头再读一遍：一列的写法要看后面的值才定得下来时用。
     """
 
     path: Path
@@ -121,6 +123,8 @@ class Source:
     blocks: Iterator[CellBlock]
     size: int
     shape: Shape
+    numeric_rows: Callable[[str], Collection[int]] = lambda _: ()
+    reread: Callable[[], Iterator[CellBlock]] = lambda: iter(())
 
 
 def name_columns(header: Sequence[str | None]) -> tuple[tuple[str, ...], frozenset[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from bridge.errors import BridgeError
@@ -47,3 +48,20 @@ class ImportFileError(BridgeError, PermanentError):
         shown = f"{shorten(value)} " if value is not None else ""
         more = f" ({more_bad_rows} more bad row{'s' if more_bad_rows > 1 else ''})" if more_bad_rows else ""
         super().__init__(f"{place}: {shown}{problem}{more}; nothing was imported" + (f": {advice}" if advice else ""))
+
+
+@dataclass(frozen=True, order=True)
+class SeenCell:
+    """一个单元格：行号与原文。"""
+
+    row: int
+    value: str
+
+
+@dataclass(frozen=True)
+class ColumnReading:
+    """一列按什么写法读的；because 是使之确定的那个单元格，None 是人说的。"""
+
+    column: str
+    convention: str
+    because: SeenCell | None

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from psycopg.copy import QueuedLibpqWriter
 from sqlalchemy.dialects.postgresql import insert
 
+from bridge.imports.conventions import GivenConventions
 from bridge.imports.mapping import map_columns
 from bridge.imports.orders import OrderBuilder
 from bridge.imports.problems import BadRows
@@ -41,6 +42,7 @@ def import_file(
     profile: Profile | None = None,
     file: FileFormat | None = None,
     shop: str | None = None,
+    given: GivenConventions | None = None,
     mapping: Mapping[str, str] | None = None,
     create_shops: bool = False,
     skip_bad_rows: bool = False,
@@ -54,6 +56,7 @@ def import_file(
 
     :param file: 文件的样子，盖过配置的 [file]。
     :param mapping: raw_orders 的列 → 来源的列，盖过配置；空串表示文件里没有这一列。
+    :param given: 数与时刻怎样写，盖过配置；没说的由值来定。
     :param on_progress: 收到（已处理字节，总字节）。
     :raises ImportFileError: 文件不能导入；没有 skip_bad_rows 时一个坏行就够。
     :raises DatabaseUnavailableError: 连不上数据库。
@@ -61,7 +64,7 @@ def import_file(
     started = time.monotonic()
     source = open_source(path, file or (profile or NO_PROFILE).file)
     columns = map_columns(source, profile, overrides=mapping or {}, shop=shop)
-    builder = OrderBuilder(source, columns, settings.timezone)
+    builder = OrderBuilder(source, columns, settings.timezone, given or GivenConventions())
     with BadRows(path, write=skip_bad_rows and not dry_run) as bad_rows:
         reading = Reading(builder, bad_rows, skip_bad_rows=skip_bad_rows, on_progress=on_progress)
         report = reading.report

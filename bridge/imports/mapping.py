@@ -51,6 +51,10 @@ class ColumnMapping:
     used: frozenset[str]
     profile: Profile
 
+    def shown_column(self, name: str) -> str:
+        """消息里的列名：直接读的是来源的列，算出来的是 raw_orders 的列。"""
+        return self.sources[name].meta.root_names()[0] if self.targets[name].column is not None else name
+
 
 def map_columns(source: Source, profile: Profile | None, *, overrides: Mapping[str, str], shop: str | None) -> ColumnMapping:
     """合成对应关系：--shop 与 --map 盖过配置，配置盖过表头。`--map amount=`（空的）表示文件里没有这一列。

@@ -12,7 +12,8 @@ from bridge.imports.cells import MAX_COLUMNS, check_width
 from bridge.imports.content import Content
 from bridge.imports.encoding import Encoding, check_encoding, detect_encoding, read_text_blocks
 from bridge.imports.errors import ImportFileError
-from bridge.imports.sheet import NO_RESULT, Merge, Sheet, check_size, choose_sheet
+from bridge.imports.problems import NO_VALUE
+from bridge.imports.sheet import Lost, Merge, Sheet, check_size, choose_sheet
 
 _MARKUP = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype|html|head|meta|table|style|body|div|\?xml|\w*:?workbook)\b", re.I | re.S
@@ -34,7 +35,7 @@ class _Table:
     name: str
     rows: list[list[str | None]] = field(default_factory=list)
     merges: list[Merge] = field(default_factory=list)
-    unread: dict[tuple[int, int], str] = field(default_factory=dict)
+    unread: dict[tuple[int, int], Lost] = field(default_factory=dict)
     hidden_rows: int = 0
 
 
@@ -159,7 +160,7 @@ class _Parser(HTMLParser):
         text = "".join(self._text).strip()
         self.tables[-1].rows[row][column] = text or None
         if self._formula and not text:
-            self.tables[-1].unread[self._place] = NO_RESULT
+            self.tables[-1].unread[self._place] = NO_VALUE, None
         self._text = None
 
 

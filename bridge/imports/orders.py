@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import polars as pl
 
 from bridge.imports.cells import CellBlock, Source
-from bridge.imports.conversion import convert, find_unreadable_numbers, finish_amount, finish_quantity, to_expression_number
+from bridge.imports.conventions import Conventions, GivenConventions, SeenTargets, is_number
+from bridge.imports.conversion import (
+    convert_formatted_times,
+    convert_numbers,
+    convert_times,
+    finish_amount,
+    finish_quantity,
+    read_expression_numbers,
+)
 from bridge.imports.errors import ImportFileError
+from bridge.imports.lost_cells import RoundedIds, find_error_values, find_rounded, unprotect
 from bridge.imports.mapping import ColumnMapping
-from bridge.imports.problems import find_problems, merge_problems
-from bridge.imports.profile import ROW_NUMBER, AmountTarget, TextTarget
+from bridge.imports.numbers import SeenNumbers
+from bridge.imports.problems import PROBLEMS, find_problems, merge_problems
+from bridge.imports.profile import ROW_NUMBER, AmountTarget, TextTarget, TimeTarget
 
 _KEY = "group key "
 
@@ -31,6 +43,15 @@ class OrderBuilder:
     source: Source
     mapping: ColumnMapping
     time_zone: str
+    given: GivenConventions = field(default_factory=GivenConventions)
+
+    @cached_property
+    def conventions(self) -> Conventions:
+        return Conventions(self.source, self.mapping, self.given)
+
+    @cached_property
+    def _rounded_ids(self) -> RoundedIds:
+        return RoundedIds(self.source.path, self.mapping.shown_column("order_id"))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -43,12 +64,18 @@ class OrderBuilder:
 
     def build(self, block: CellBlock) -> OrderBlock:
         """一块单元格变成订单；要合并时，整个文件必须是一块。"""
-        group, numbers = self.mapping.profile.group, self.mapping.profile.file.numbers
-        missing = block.find_missing(self.source.columns, self.mapping.used)
-        problems = [missing, *block.problems, *(find_unreadable_numbers(block.cells, name) for name in numbers)]
-        table = block.cells.with_columns(to_expression_number(pl.col(name)) for name in numbers)
-        by_line = {name: target for name, target in self.mapping.targets.items() if target.aggregate_expression is None}
-        lines = self._convert(self._evaluate(table, by_line), by_line, problems)
+        group = self.mapping.profile.group
+        problems = self._find_bad(block)
+        bad_rows = merge_problems(problems)[ROW_NUMBER]
+        cells = block.cells.with_columns(unprotect(block.cells[name]) for name in self._ids)
+        cells = _blank(cells, self.conventions.cells, bad_rows)
+        seen_cells = self.conventions.observe_cells(cells)
+        self._settle()
+        table = self._read_cells(cells, seen_cells, problems)
+        raw = _blank(self._evaluate(table, self._by_line), self.conventions.targets, bad_rows)
+        seen = self.conventions.observe(raw)
+        self._settle()
+        lines = self._convert(raw, seen, self._by_line, problems)
         if group:
             keys = [pl.col(name).alias(f"{_KEY}{name}") for name in group.by]
             lines = lines.with_columns(table.select(*keys, _lone_row(group.by).alias(_KEY)))
@@ -58,19 +85,85 @@ class OrderBuilder:
             bad = merge_problems([bad, _find_companions(lines, bad)])
         return OrderBlock(self._add_extra(orders.join(bad, on=ROW_NUMBER, how="anti", maintain_order="left"), block.cells), bad)
 
+    def finish(self) -> None:
+        """读到底之后才看得出的毛病。
+
+        :raises ImportFileError: 订单号被表格软件舍入过。
+        """
+        self._rounded_ids.check()
+
+    @property
+    def _by_line(self) -> dict[str, TextTarget]:
+        return {name: target for name, target in self.mapping.targets.items() if target.aggregate_expression is None}
+
+    def _find_bad(self, block: CellBlock) -> list[pl.DataFrame]:
+        """不看值就知道的坏行。"""
+        used = {*self.mapping.used, *self.mapping.profile.file.numbers}
+        return [block.find_missing(self.source.columns, used), *block.problems]
+
+    def _settle(self) -> None:
+        """有列还定不下来，就先把整个文件看一遍，定下来为止。
+
+        :raises ImportFileError: 看完也定不下来：要人说。
+        """
+        if not self.conventions.open_columns():
+            return
+        for block in self.source.reread():
+            bad_rows = merge_problems(self._find_bad(block))[ROW_NUMBER]
+            cells = _blank(block.cells, self.conventions.cells, bad_rows)
+            seen = self.conventions.observe_cells(cells)
+            raw = self._evaluate(self._read_cells(cells, seen, []), self._by_line)
+            self.conventions.observe(_blank(raw, self.conventions.targets, bad_rows))
+            if not self.conventions.open_columns():
+                return
+        raise self.conventions.open_columns()[0].ask()
+
+    def _read_cells(self, cells: pl.DataFrame, seen: Mapping[str, SeenNumbers], problems: list[pl.DataFrame]) -> pl.DataFrame:
+        """表达式要用的列换成数。"""
+        numbers: list[pl.Series] = []
+        for name, column in self.conventions.cells.items():
+            values, unreadable = read_expression_numbers(cells, name, column, seen[name])
+            numbers.append(values)
+            problems += [find_error_values(cells, name, name), unreadable]
+        return cells.with_columns(numbers)
+
     def _evaluate(self, table: pl.DataFrame, targets: dict[str, TextTarget]) -> pl.DataFrame:
         columns = [self._compute(table.lazy().select(ROW_NUMBER, self.mapping.sources[name].alias(name)), name) for name in targets]
         return pl.DataFrame([table[ROW_NUMBER], *(column[name] for column, name in zip(columns, targets, strict=True))])
 
-    def _convert(self, raw: pl.DataFrame, targets: dict[str, TextTarget], problems: list[pl.DataFrame]) -> pl.DataFrame:
+    def _convert(
+        self, raw: pl.DataFrame, seen: SeenTargets, targets: Mapping[str, TextTarget], problems: list[pl.DataFrame]
+    ) -> pl.DataFrame:
         """逐列换类型；坏行记进 problems。"""
         converted: list[pl.Series] = []
         for name, target in targets.items():
-            column = self._shown_column(name)
-            values, unreadable = convert(raw, name, target, column=column, time_zone=self.time_zone, also_iso=self.source.is_spreadsheet)
+            column = self.mapping.shown_column(name)
+            if raw[name].dtype == pl.String:
+                problems.append(find_error_values(raw, name, column))
+            if isinstance(target, TimeTarget):
+                values, unreadable = self._convert_times(raw, name, target, seen)
+            elif is_number(name, target):
+                values, unreadable = convert_numbers(raw, name, column, self.conventions.numbers[name], seen.numbers.get(name))
+            else:
+                values, unreadable = self._convert_text(raw, name, column)
             converted.append(values.alias(name))
             problems.append(unreadable)
         return raw.with_columns(converted)
+
+    def _convert_times(self, raw: pl.DataFrame, name: str, target: TimeTarget, seen: SeenTargets) -> tuple[pl.Series, pl.DataFrame]:
+        zone = self.given.time_zone or target.time_zone or self.time_zone
+        column = self.mapping.shown_column(name)
+        if name in seen.times:
+            return convert_times(raw, name, column, self.conventions.times[name], seen.times[name], zone)
+        return convert_formatted_times(raw, name, column, target.format, zone, also_iso=self.source.is_spreadsheet)
+
+    def _convert_text(self, raw: pl.DataFrame, name: str, column: str) -> tuple[pl.Series, pl.DataFrame]:
+        value = pl.col(name).cast(pl.String)
+        text = raw.select(ROW_NUMBER, pl.when(value != "").then(value))
+        if name == "order_id":
+            self._rounded_ids.observe(text[ROW_NUMBER], text[name])
+        is_id = name in ("order_id", "customer_name")
+        return text[name], find_rounded(text, name, column) if is_id else pl.DataFrame(schema=PROBLEMS)
 
     def _group(self, lines: pl.DataFrame, table: pl.DataFrame, problems: list[pl.DataFrame]) -> pl.DataFrame:
         """同一订单的商品行合成一行，按第一行的先后。"""
@@ -87,17 +180,20 @@ class OrderBuilder:
                 problem = f"the aggregate_expression of {name} gives several values per order"
                 raise ImportFileError(self.source.path, problem, advice="use SUM, MAX, FIRST … in it")
             orders = orders.with_columns(values[name])
-        return self._convert(orders, by_order, problems)
+        seen = self.conventions.observe(orders.select(ROW_NUMBER, *by_order))
+        if self.conventions.open_columns():
+            raise self.conventions.open_columns()[0].ask()
+        return self._convert(orders, seen, by_order, problems)
 
     def _finish(self, orders: pl.DataFrame, problems: list[pl.DataFrame]) -> pl.DataFrame:
         """金额与数量收尾成表里的类型。"""
         amount = self.mapping.targets.get("amount")
         if isinstance(amount, AmountTarget):
-            values, bad = finish_amount(orders, amount, column=self._shown_column("amount"))
+            values, bad = finish_amount(orders, amount, column=self.mapping.shown_column("amount"))
             problems += bad
             orders = orders.with_columns(values.alias("amount"))
         if "quantity" in self.mapping.targets:
-            values, bad = finish_quantity(orders, column=self._shown_column("quantity"))
+            values, bad = finish_quantity(orders, column=self.mapping.shown_column("quantity"))
             problems += bad
             orders = orders.with_columns(values.alias("quantity"))
         return orders
@@ -119,11 +215,21 @@ class OrderBuilder:
                 self.source.path, f"{name} cannot be computed ({reason})", advice="correct its expression in the profile"
             ) from error
 
-    def _shown_column(self, name: str) -> str:
-        """消息里的列名：直接读的是来源的列，算出来的是 raw_orders 的列。"""
-        target = self.mapping.targets[name]
-        roots = self.mapping.sources[name].meta.root_names()
-        return roots[0] if target.column is not None else name
+    @cached_property
+    def _ids(self) -> frozenset[str]:
+        """是号码、或用来算号码的来源列。"""
+        order_id = self.mapping.sources.get("order_id")
+        roots = order_id.meta.root_names() if order_id is not None else []
+        by = self.mapping.profile.group.by if self.mapping.profile.group else ()
+        return frozenset({*roots, *by} - {ROW_NUMBER})
+
+
+def _blank(frame: pl.DataFrame, columns: Collection[str], bad_rows: pl.Series) -> pl.DataFrame:
+    """字段错了位之类的坏行，其中的值不作写法的证据。"""
+    if not bad_rows.len():
+        return frame
+    is_bad = pl.col(ROW_NUMBER).is_in(bad_rows.implode())
+    return frame.with_columns(pl.when(~is_bad).then(name).alias(name) for name in columns if name in frame.columns)
 
 
 def _lone_row(by: tuple[str, ...]) -> pl.Expr:

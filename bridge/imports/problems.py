@@ -15,6 +15,18 @@ from bridge.imports.profile import ROW_NUMBER
 # 一行是一行文件的一个毛病；column 是来源列名（没有列时为空串），value 是原文
 PROBLEMS = pl.Schema({ROW_NUMBER: pl.Int64(), "column": pl.String(), "problem": pl.String(), "value": pl.String()})
 
+# 表格软件弄丢了的单元格：改文件里的这一格没有用，要回到丢之前
+ROUNDED = "is a longer number that a spreadsheet has rounded: its last digits are lost"
+ERROR_VALUE = "is an error value of a spreadsheet, the value is lost"
+NO_VALUE = "is a formula without a stored value"
+EXPORT_AGAIN = "export again, or format the column as text before saving"
+LOST = {
+    ROUNDED: EXPORT_AGAIN,
+    ERROR_VALUE: "export again, or widen the column and mend its formulas before saving",
+    NO_VALUE: "open the file in a spreadsheet program and save it, so that the values are stored",
+}
+_SHOWN_ROWS = 5
+
 
 def find_problems(
     frame: pl.DataFrame, condition: pl.Expr, *, column: str | pl.Expr, problem: str | pl.Expr, value: pl.Expr | None
@@ -44,6 +56,7 @@ class BadRows(AbstractContextManager["BadRows"]):
         self._write = write
         self._file: IO[bytes] | None = None
         self._first: tuple[int, str, str, str | None] | None = None
+        self._alike: list[int] = []
         self.path: Path | None = None
         self.count = 0
 
@@ -55,6 +68,9 @@ class BadRows(AbstractContextManager["BadRows"]):
             # 只因同单的别行坏了的行没有自己的毛病，消息里不说它
             own = problems.filter((pl.col("column") != "") | pl.col("value").is_not_null())
             self._first = (own if own.height else problems).row(0)
+        _, column, problem, _ = self._first
+        alike = problems.filter(pl.col("column") == column, pl.col("problem") == problem)[ROW_NUMBER]
+        self._alike += alike.head(_SHOWN_ROWS + 1 - len(self._alike)).to_list()
         self.count += problems.height
         if self._write:
             self._append(problems, cells)
@@ -62,14 +78,15 @@ class BadRows(AbstractContextManager["BadRows"]):
     def error(self) -> ImportFileError:
         """以第一个坏行为内容的错误。"""
         row, column, problem, value = self._first or (0, "", "", None)
+        others = ", ".join(map(str, self._alike[:_SHOWN_ROWS])) + (", …" if len(self._alike) > _SHOWN_ROWS else "")
         return ImportFileError(
             self._source,
-            problem,
+            f"{problem} (rows {others})" if problem in LOST and len(self._alike) > 1 else problem,
             row=row,
             column=column or None,
             value=value,
             more_bad_rows=self.count - 1,
-            advice="correct the file, or import the other rows with --skip-bad-rows",
+            advice=f"{LOST.get(problem, 'correct the file')}, or import the other rows with --skip-bad-rows",
         )
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

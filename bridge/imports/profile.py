@@ -14,6 +14,8 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from bridge.imports.errors import ProfileError
+from bridge.imports.numbers import DecimalMark
+from bridge.imports.times import DateOrder
 
 SHIPPED_PROFILES = Path(__file__).parent / "profiles"
 TARGETS = ("order_id", "shop", "customer_name", "order_type", "order_status", "amount", "quantity", "ordered_at")
@@ -78,9 +80,10 @@ class AmountTarget(TextTarget):
 
 
 class TimeTarget(TextTarget):
-    """时间；format 是 strptime 写法，time_zone 用于没有时区的时间（默认 ETL_TIMEZONE）。"""
+    """时间；format 是 strptime 写法，date_order 是没有 format 时日期的先后，time_zone 用于没有时区的时间（默认 ETL_TIMEZONE）。"""
 
     format: str | None = None
+    date_order: DateOrder | None = None
     time_zone: str | None = None
 
     @field_validator("time_zone")
@@ -89,6 +92,12 @@ class TimeTarget(TextTarget):
         if value is not None and value not in available_timezones():
             raise ValueError("must be an IANA time zone name such as Asia/Shanghai or Europe/London")
         return value
+
+    @model_validator(mode="after")
+    def _one_order(self) -> Self:
+        if self.format is not None and self.date_order is not None:
+            raise ValueError("give format or date_order, not both: the format has an order")
+        return self
 
 
 class FileFormat(_Table):
@@ -104,6 +113,7 @@ class FileFormat(_Table):
     columns: Names = ()
     sheet: str | None = None
     numbers: Names = ()
+    decimal: DecimalMark | None = None
 
     @field_validator("encoding")
     @classmethod

@@ -12,7 +12,7 @@ from uuid import UUID
 import polars as pl
 
 from bridge.imports.cells import CellBlock, Shape
-from bridge.imports.errors import ImportFileError
+from bridge.imports.errors import ColumnReading, ImportFileError
 from bridge.imports.orders import OrderBuilder
 from bridge.imports.problems import BadRows
 
@@ -28,6 +28,7 @@ class ImportReport:
     :param source_rows: 文件里的记录数，连坏行在内；一行一件商品时是商品行数。
     :param skipped_rows: 没有导入的记录数，原文在 rejected_file 里。
     :param read_as: 文件是怎样读的。
+    :param conventions: 数与时刻的写法与平常不同的列。
     :param unknown_shops: 不在 shop_configs 里的店名与行数；ETL 会拒收这些行。
     """
 
@@ -41,6 +42,7 @@ class ImportReport:
     created_shops: Sequence[str] = field(default_factory=list)
     first_ordered_at: datetime | None = None
     last_ordered_at: datetime | None = None
+    conventions: Sequence[ColumnReading] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -72,6 +74,8 @@ class Reading:
             if built.orders.height and (self._skip_bad_rows or not self._bad_rows.count):
                 self._count(built.orders)
                 yield built.orders
+        self._builder.finish()
+        self.report.conventions = self._builder.conventions.describe()
         if self._bad_rows.count and not (self._skip_bad_rows and self.report.rows):
             raise self._bad_rows.error()
         if not self.report.rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from bridge.imports.errors import ImportFileError
 
 # 一百万行、二十列；再多就该是文本文件
 MAX_CELLS = 20_000_000
-NO_RESULT = "is a formula without a stored result: open the file in a spreadsheet program, save it, and import it again"
+Lost = tuple[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Merge:
 class Sheet:
     """cells 每行一行，连空行在内，列是位置，空的是 NULL。
 
-    :param unread: （行，列）→ 这一格为什么没有值。
+    :param unread: （行，列）→ 这一格的值为什么丢了，与还看得见的值。
+    :param numeric_rows: 一列里，数（不是文字）在哪些行，从 1 数；知道不了的没有。
     :param stray_cells: 离表格很远、没有读的单元格。
     """
 
@@ -37,9 +38,10 @@ class Sheet:
     name: str | None
     cells: pl.DataFrame
     merges: Sequence[Merge] = ()
-    unread: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    unread: Mapping[tuple[int, int], Lost] = field(default_factory=dict)
     hidden_rows: int = 0
     stray_cells: Sequence[str] = ()
+    numeric_rows: Callable[[int], Collection[int]] = lambda _: ()
 
 
 def choose_sheet(path: Path, names: Sequence[str], filled: Sequence[str], wanted: str | None) -> str:

@@ -7,6 +7,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -48,7 +49,7 @@ def open_source(path: Path, file: FileFormat) -> Source:
     :raises ImportFileError: 没有这个文件、读不了、是空的，或表头不能用。
     """
     try:
-        return _open(file_content(path), file)
+        return replace(_open(file_content(path), file), reread=lambda: _open(file_content(path), file).blocks)
     except OSError as error:
         raise ImportFileError(path, f"the file cannot be read ({error.strerror})", advice=f"check the path {path}") from error
 

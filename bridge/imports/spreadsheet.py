@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import polars as pl
 
 from bridge.imports.cells import (
@@ -49,7 +51,11 @@ def open_sheet(content: Content, sheet: Sheet, file: FileFormat) -> Source:
     cells = cells.rename(dict(zip(texts, columns, strict=True)))
     cells = leave_out(cells, header, keep_totals=file.keep_totals, shape=shape)
     block = CellBlock(cells, find_bad_cells(cells, broken=False), content.size, unread=_find_unread(sheet, cells, columns))
-    return Source(path, columns, repeated, True, iter([block]), content.size, shape)
+
+    def numeric_rows(column: str) -> Collection[int]:
+        return sheet.numeric_rows(columns.index(column)) if column in columns else ()
+
+    return Source(path, columns, repeated, True, iter([block]), content.size, shape, numeric_rows)
 
 
 def _show(cells: pl.DataFrame) -> pl.DataFrame:
@@ -80,10 +86,10 @@ def _header(cells: pl.DataFrame, sheet: Sheet, row: int) -> tuple[str | None, ..
 
 
 def _find_unread(sheet: Sheet, cells: pl.DataFrame, columns: tuple[str, ...]) -> pl.DataFrame:
-    """没有值、又不是空着的单元格：公式没有结果、错误值、合并到上一行去了。"""
+    """值已经丢了的单元格：公式没有结果、错误值、舍入了的长号码，或者合并到上一行去了。"""
     unread = dict(sheet.unread)
     for merge in sheet.merges:
         for row in range(merge.first_row + 1, min(merge.last_row, sheet.cells.height - 1) + 1):
-            unread[row, merge.first_column] = f"is merged with row {merge.first_row + 1}: unmerge the cells"
-    found = [(row + 1, columns[column], problem, None) for (row, column), problem in unread.items() if 0 <= column < len(columns)]
+            unread[row, merge.first_column] = f"is merged with row {merge.first_row + 1}: unmerge the cells", None
+    found = [(row + 1, columns[column], problem, value) for (row, column), (problem, value) in unread.items() if 0 <= column < len(columns)]
     return pl.DataFrame(found, schema=PROBLEMS, orient="row").join(cells.select(ROW_NUMBER), on=ROW_NUMBER, how="semi")

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,7 +19,8 @@ import polars as pl
 from bridge.imports.cells import MAX_COLUMNS, check_width
 from bridge.imports.content import Content
 from bridge.imports.errors import ImportFileError
-from bridge.imports.sheet import MAX_CELLS, NO_RESULT, Merge, Sheet, check_size, choose_sheet
+from bridge.imports.sheet import MAX_CELLS, Lost, Merge, Sheet, check_size, choose_sheet
+from bridge.imports.workbook_cells import CellSearch, column_position
 
 # 工作簿解开后至多这么大：一百万行、二十列的约是它的一半
 MAX_UNPACKED_BYTES = 1 << 30
@@ -30,14 +31,9 @@ _FAR_ROWS = 10_000
 _MAX_STRAY_CELLS = 10
 
 _TAG = r"<(?:\w+:)?"
-_CELL = r'\br="([A-Z]{1,3})([0-9]+)"[^>/]*>'
-_FORMULA_ALONE = (
-    rf"{_TAG}c\s[^>]*>\s*{_TAG}f(?:\s[^>]*)?(?:/>|>[^<]*</(?:\w+:)?f>)\s*"
-    rf"(?:{_TAG}v\s*/>|{_TAG}v></(?:\w+:)?v>)?\s*</(?:\w+:)?c>"
-)
-_ERROR = rf'{_TAG}c\s[^>]*\bt="e"[^>]*>.*?</(?:\w+:)?c>'
-_HIDDEN_ROW = rf'{_TAG}row\s[^>]*\bhidden="(?:1|true)"[^>/]*>'
-_MERGE = rf'{_TAG}mergeCell\s[^>]*ref="([A-Z]+)([0-9]+):([A-Z]+)([0-9]+)"'
+_CELL = r"""\br=["']([A-Z]{1,3})([0-9]+)["'][^>/]*>"""
+_HIDDEN_ROW = rf"""{_TAG}row\s[^>]*\bhidden=["'](?:1|true)["'][^>/]*>""".encode()
+_MERGE = rf"""{_TAG}mergeCell\s[^>]*ref=["']([A-Z]+)([0-9]+):([A-Z]+)([0-9]+)["']"""
 
 
 @dataclass
@@ -49,7 +45,7 @@ class _Facts:
     first_column: int = MAX_COLUMNS
     hidden_rows: int = 0
     merges: list[Merge] = field(default_factory=list)
-    unread: dict[tuple[int, int], str] = field(default_factory=dict)
+    unread: dict[tuple[int, int], Lost] = field(default_factory=dict)
 
 
 def read_workbook(content: Content, wanted: str | None) -> Sheet:
@@ -63,6 +59,7 @@ def read_workbook(content: Content, wanted: str | None) -> Sheet:
     with content.open() as file:
         data = file.read()
     facts, stray_cells = _Facts(), list[str]()
+    scanned: str | None = None
     if zipfile.is_zipfile(io.BytesIO(data)):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             size = sum(member.file_size for member in archive.infolist())
@@ -73,6 +70,7 @@ def read_workbook(content: Content, wanted: str | None) -> Sheet:
                 if parts:
                     wanted = choose_sheet(path, list(parts), [name for name, part in parts.items() if _is_filled(archive, part)], wanted)
                     facts = _scan(archive, parts[wanted].name)
+                    scanned = parts[wanted].name
                     if facts.columns > MAX_COLUMNS or facts.rows * facts.columns > MAX_CELLS:
                         data, stray_cells = _without_strays(path, archive, parts[wanted].name, facts)
             except (zipfile.BadZipFile, ElementTree.ParseError, KeyError, RuntimeError, NotImplementedError, EOFError, OSError) as error:
@@ -87,7 +85,11 @@ def read_workbook(content: Content, wanted: str | None) -> Sheet:
         if merge.first_row < cells.height and left <= merge.first_column < left + cells.width
     ]
     unread = {(row, column - left): problem for (row, column), problem in facts.unread.items()}
-    return Sheet("workbook", name, cells, merges, unread, facts.hidden_rows, stray_cells)
+
+    def numeric_rows(column: int) -> Collection[int]:
+        return _find_numeric_rows(content, scanned, left + column) if scanned else ()
+
+    return Sheet("workbook", name, cells, merges, unread, facts.hidden_rows, stray_cells, numeric_rows)
 
 
 def _too_large(path: Path, how: str, size: int) -> ImportFileError:
@@ -146,10 +148,10 @@ def _parse(archive: zipfile.ZipFile, name: str) -> ElementTree.Element:
 
 
 def _is_filled(archive: zipfile.ZipFile, part: _Part) -> bool:
-    return not part.hidden and any(re.search(_CELL, text) for text in _chunks(archive, part.name))
+    return not part.hidden and any(re.search(_CELL.encode(), chunk) for chunk in _chunks(archive, part.name))
 
 
-def _chunks(archive: zipfile.ZipFile, part: str) -> Iterator[str]:
+def _chunks(archive: zipfile.ZipFile, part: str) -> Iterator[bytes]:
     """在一行结束的地方切开的 XML。"""
     rest = b""
     with archive.open(part) as file:
@@ -159,49 +161,45 @@ def _chunks(archive: zipfile.ZipFile, part: str) -> Iterator[str]:
             if cut < 4:
                 rest = chunk
                 continue
-            yield chunk[:cut].decode(errors="replace")
+            yield chunk[:cut]
             rest = chunk[cut:]
-    yield rest.decode(errors="replace")
+    yield rest
 
 
-def _references(text: str) -> pl.DataFrame:
+def _references(chunk: bytes) -> pl.DataFrame:
     """有内容的单元格的列名与行号。"""
-    cells = pl.Series("cell", [text]).str.extract_all(_CELL).explode().drop_nulls()
+    cells = pl.Series("cell", [chunk.decode(errors="replace")]).str.extract_all(_CELL).explode().drop_nulls()
     return pl.select(cells.str.extract(_CELL, 1).alias("column"), cells.str.extract(_CELL, 2).cast(pl.Int64).alias("row"))
 
 
 def _scan(archive: zipfile.ZipFile, part: str) -> _Facts:
     facts = _Facts()
-    for text in _chunks(archive, part):
-        cells = _references(text)
+    search: CellSearch | None = None
+    for chunk in _chunks(archive, part):
+        search = search or CellSearch(chunk)
+        cells = _references(chunk)
         if cells.height:
             facts.rows = max(facts.rows, int(cells["row"].max()))  # type: ignore[arg-type]
-            used = [_column(name) for name in cells["column"].unique()]
+            used = [column_position(name) for name in cells["column"].unique()]
             facts.columns, facts.first_column = max(facts.columns, max(used) + 1), min(facts.first_column, *used)
-        facts.hidden_rows += len(re.findall(_HIDDEN_ROW, text))
+        facts.hidden_rows += len(re.findall(_HIDDEN_ROW, chunk))
         facts.merges += [
-            Merge(int(top) - 1, _column(left), int(bottom) - 1, _column(right)) for left, top, right, bottom in re.findall(_MERGE, text)
+            Merge(int(top) - 1, column_position(left), int(bottom) - 1, column_position(right))
+            for left, top, right, bottom in re.findall(_MERGE, chunk.decode(errors="replace") if b"mergeCell" in chunk else "")
         ]
-        alone = (
-            (found[0] for found in re.finditer(_FORMULA_ALONE, text) if 't="str"' not in found[0]) if "<f" in text or ":f" in text else ()
-        )
-        facts.unread |= {_place(found): NO_RESULT for found in alone}
-        errors = (found[0] for found in re.finditer(_ERROR, text)) if 't="e"' in text else ()
-        facts.unread |= {_place(found): f"is an error of the spreadsheet ({re.sub('<[^>]*>', '', found)})" for found in errors}
+        facts.unread |= dict(search.find_lost(chunk))
     return facts
 
 
-def _place(cell: str) -> tuple[int, int]:
-    found = re.search(_CELL, cell)
-    return (int(found[2]) - 1, _column(found[1])) if found else (-1, -1)
-
-
-def _column(name: str) -> int:
-    """A 是 0。"""
-    number = 0
-    for letter in name:
-        number = number * 26 + ord(letter) - 64
-    return number - 1
+def _find_numeric_rows(content: Content, part: str, position: int) -> frozenset[int]:
+    """一列里单元格是数的那些行；要看才看，所以再读一遍。"""
+    rows: set[int] = set()
+    search: CellSearch | None = None
+    with content.open() as file, zipfile.ZipFile(file) as archive:
+        for chunk in _chunks(archive, part):
+            search = search or CellSearch(chunk)
+            rows.update(search.find_numeric_rows(chunk, position))
+    return frozenset(rows)
 
 
 def _without_strays(path: Path, archive: zipfile.ZipFile, part: str, facts: _Facts) -> tuple[bytes, list[str]]:
@@ -209,9 +207,9 @@ def _without_strays(path: Path, archive: zipfile.ZipFile, part: str, facts: _Fac
 
     :raises ImportFileError: 表真的有这么大。
     """
-    cells = pl.concat([_references(text) for text in _chunks(archive, part)])
+    cells = pl.concat([_references(chunk) for chunk in _chunks(archive, part)])
     names = cells["column"].unique()
-    cells = cells.with_columns(pl.col("column").replace_strict(names, [_column(name) for name in names]).alias("position"))
+    cells = cells.with_columns(pl.col("column").replace_strict(names, [column_position(name) for name in names]).alias("position"))
     last_column, last_row = _end(cells["position"], _FAR_COLUMNS), _end(cells["row"], _FAR_ROWS)
     strays = cells.filter((pl.col("position") > last_column) | (pl.col("row") > last_row))
     if strays.height > _MAX_STRAY_CELLS or not strays.height:
@@ -220,7 +218,7 @@ def _without_strays(path: Path, archive: zipfile.ZipFile, part: str, facts: _Fac
     names_of_strays = [f"{column}{row}" for column, row in strays.select("column", "row").rows()]
     text = archive.read(part).decode(errors="replace")
     for name in names_of_strays:
-        text = re.sub(rf'{_TAG}c\s[^>]*\br="{name}"[^>/]*>.*?</(?:\w+:)?c>', "", text, count=1, flags=re.DOTALL)
+        text = re.sub(rf"""{_TAG}c\s[^>]*\br=["']{name}["'][^>/]*>.*?</(?:\w+:)?c>""", "", text, count=1, flags=re.DOTALL)
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as copy:
         for member in archive.namelist():

@@ -12,11 +12,12 @@ import pytest
 import sqlalchemy as sa
 
 from bridge.cli.main import main
-from bridge.imports.errors import ImportFileError
 from bridge.imports.loading import import_file
 from bridge.imports.profile import Profile, load_profile
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders
+
+from .commands import use_in_commands
 
 Etl = Callable[..., int]
 PAGES = b"<table><tr><td>order_id</td><td>customer_name</td></tr><tr><td>1</td><td>a</td></tr></table>" * 2
@@ -113,19 +114,10 @@ def test_an_export_gives_its_right_result(
         assert report.rows == 16
 
 
-def test_formulas_without_a_result_are_refused(engine: sa.Engine, etl_settings: EtlSettings) -> None:
-    with pytest.raises(ImportFileError, match=r"formulas\.xlsx, row 2, column '实付金额': is a formula without a stored result") as caught:
-        import_file(engine, EXPORTS / "formulas.xlsx", settings=etl_settings)
-    assert caught.value.more_bad_rows == 9
-    with engine.connect() as connection:
-        assert connection.scalar(sa.select(sa.func.count()).select_from(import_tasks)) == 0
-
-
 @pytest.fixture
 def etl(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Etl:
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("etl_assets.core.settings.get_settings", lambda: etl_settings)
-    monkeypatch.setattr("etl_assets.core.database_sync.get_engine", lambda: engine)
+    use_in_commands(monkeypatch, engine=engine, settings=etl_settings)
 
     def run(*arguments: str) -> int:
         with pytest.raises(SystemExit) as ended:

@@ -13,7 +13,8 @@ from bridge.imports.mapping import map_columns
 from bridge.imports.orders import OrderBlock, OrderBuilder
 from bridge.imports.problems import BadRows
 from bridge.imports.profile import Profile
-from bridge.imports.reading import Reading, open_source
+from bridge.imports.reading import Reading
+from bridge.imports.source import open_source
 
 HEADER = "invoice,who,when,price,count,note\n"
 ORDERS: dict[str, dict[str, object]] = {

@@ -12,7 +12,7 @@ from bridge.imports.errors import ImportFileError, ProfileError
 from bridge.imports.mapping import map_columns
 from bridge.imports.orders import OrderBuilder
 from bridge.imports.profile import TARGETS, FileFormat, load_profile
-from bridge.imports.reading import open_source
+from bridge.imports.source import open_source
 
 HEADER = "order_id,shop,customer_name,order_type,order_status,amount,quantity,ordered_at"
 ORDERS = """

@@ -16,9 +16,8 @@ from bridge.imports.cells import Source
 from bridge.imports.errors import ImportFileError
 from bridge.imports.mapping import map_columns
 from bridge.imports.orders import OrderBlock, OrderBuilder
-from bridge.imports.problems import merge_problems
+from bridge.imports.problems import ERROR_VALUE, NO_VALUE, merge_problems
 from bridge.imports.profile import FileFormat, Profile
-from bridge.imports.sheet import NO_RESULT
 from bridge.imports.source import open_source
 
 EXPORTS = Path(__file__).parents[1] / "exports"
@@ -238,8 +237,8 @@ def test_cells_without_a_value_that_are_not_empty_are_bad_rows(tmp_path: Path) -
     source, cells, problems = read(path)
     assert cells == [(2, "A1", "王", None), (3, "A2", "李", None), (4, "A3", "张", None), (5, "A4", None, "8")]
     assert problems == [
-        (2, "paid", NO_RESULT),
-        (3, "paid", "is an error of the spreadsheet (#N/A)"),
+        (2, "paid", NO_VALUE),
+        (3, "paid", ERROR_VALUE),
         (5, "who", "is merged with row 4: unmerge the cells"),
     ]
     assert source.shape.total_rows == 1

@@ -19,7 +19,7 @@ from bridge.imports.encoding import detect_encoding
 from bridge.imports.errors import ImportFileError
 from bridge.imports.problems import merge_problems
 from bridge.imports.profile import FileFormat
-from bridge.imports.reading import open_source
+from bridge.imports.source import open_source
 
 CELL = st.text(alphabet='ab1,"\n ;\t张é𝄞', max_size=6)
 
