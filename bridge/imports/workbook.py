@@ -20,7 +20,7 @@ from bridge.imports.cells import MAX_COLUMNS, check_width
 from bridge.imports.content import Content
 from bridge.imports.errors import ImportFileError
 from bridge.imports.sheet import MAX_CELLS, Lost, Merge, Sheet, check_size, choose_sheet
-from bridge.imports.workbook_cells import CellSearch, column_position
+from bridge.imports.workbook_cells import CellSearch, column_position, place_cells
 
 # 工作簿解开后至多这么大：一百万行、二十列的约是它的一半
 MAX_UNPACKED_BYTES = 1 << 30
@@ -31,7 +31,8 @@ _FAR_ROWS = 10_000
 _MAX_STRAY_CELLS = 10
 
 _TAG = r"<(?:\w+:)?"
-_CELL = r"""\br=["']([A-Z]{1,3})([0-9]+)["'][^>/]*>"""
+# 有内容的单元格；只有样式的里面没有标签，读取器当作没有
+_CELL = r"""\br=["']([A-Z]{1,3})([0-9]+)["'][^>/]*>\s*<[^/]"""
 _HIDDEN_ROW = rf"""{_TAG}row\s[^>]*\bhidden=["'](?:1|true)["'][^>/]*>""".encode()
 _MERGE = rf"""{_TAG}mergeCell\s[^>]*ref=["']([A-Z]+)([0-9]+):([A-Z]+)([0-9]+)["']"""
 
@@ -152,7 +153,11 @@ def _is_filled(archive: zipfile.ZipFile, part: _Part) -> bool:
 
 
 def _chunks(archive: zipfile.ZipFile, part: str) -> Iterator[bytes]:
-    """在一行结束的地方切开的 XML。"""
+    """在一行结束的地方切开的 XML，单元格都写着位置。"""
+    return place_cells(_whole_rows(archive, part))
+
+
+def _whole_rows(archive: zipfile.ZipFile, part: str) -> Iterator[bytes]:
     rest = b""
     with archive.open(part) as file:
         while chunk := file.read(_CHUNK_BYTES):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 
 from bridge.imports.problems import ERROR_VALUE, NO_VALUE, ROUNDED
 from bridge.imports.sheet import Lost
@@ -16,6 +17,8 @@ _KEPT = 10**15
 _EXACT = 2**53
 _PREFIX = re.compile(rb"<([A-Za-z0-9]+:)?worksheet[\s>]")
 _TYPE = re.compile(rb"\st=[\"']([a-zA-Z]+)[\"']")
+_ANY_CELL = re.compile(rb"<(?:\w+:)?c(?:\s[^>]*)?/?>")
+_ROW_OR_CELL = re.compile(rb"<((?:\w+:)?(?:row|c))((?:\s[^>]*)?/?)>")
 _PLACE = re.compile(rb"\sr=[\"']([A-Z]+)([0-9]+)[\"']")
 # 把数字都换成 0、e 换成 E：一块里有没有长数字、科学记数法，一找便知
 _FOLDED = bytes.maketrans(b"123456789e", b"000000000E")
@@ -65,6 +68,26 @@ class CellSearch:
         """值所在的那一格的标签。"""
         start = chunk.rfind(self._cell, 0, match.start())
         return chunk[start : chunk.find(b">", start)] if start >= 0 else b""
+
+
+def place_cells(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """有的程序不写单元格在哪里（r），一格接着一格：看第一格便知，补上。"""
+    first = next(chunks, b"")
+    cell = _ANY_CELL.search(first)
+    row, column = 0, -1
+
+    def number(match: re.Match[bytes]) -> bytes:
+        nonlocal row, column
+        if match[1].endswith(b"row"):
+            given = re.search(rb"\sr=[\"']([0-9]+)", match[2])
+            row, column = int(given[1]) if given else row + 1, -1
+            return match[0]
+        given = _PLACE.search(match[2])
+        column = column_position(given[1].decode()) if given else column + 1
+        return match[0] if given else b'<%s r="%s%d"%s>' % (match[1], column_letters(column), row, match[2])
+
+    for chunk in chain([first], chunks):
+        yield chunk if cell is None or _PLACE.search(cell[0]) else _ROW_OR_CELL.sub(number, chunk)
 
 
 def column_position(letters: str) -> int:

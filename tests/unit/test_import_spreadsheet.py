@@ -195,6 +195,18 @@ def test_a_wrong_dimension_hides_nothing(tmp_path: Path, dimension: str) -> None
     assert read(path)[1] == READ
 
 
+def test_cells_need_not_say_where_they_are(tmp_path: Path) -> None:
+    path = write_workbook(tmp_path / "a.xlsx", 单=[*ROWS, ["A3", "张", 7]])
+    for place in (f"{letter}{row}" for letter in "ABC" for row in range(1, 5)):
+        path = patched(path, f' r="{place}"', "")
+    path = patched(path, '<row r="2">', "<row>")
+    path = patched(path, "<c><v>6</v></c>", "<c><f>1+5</f></c>")
+    path = patched(path, '<row r="4">', '<row r="5">')
+    _, rows, problems = read(path)
+    assert rows == [READ[0], (3, "A2", "李", None), (5, "A3", "张", "7")]
+    assert problems == [(3, "paid", NO_VALUE)]
+
+
 @pytest.mark.parametrize("place", ["XFD3", "XFD1048576", "C1048576"])
 def test_a_stray_cell_far_away_is_left_out_and_said(tmp_path: Path, place: str) -> None:
     stray = f'<row r="{place.lstrip("XFDC")}"><c r="{place}" t="n"><v>1</v></c></row></sheetData>'
@@ -227,6 +239,7 @@ def test_cells_without_a_value_that_are_not_empty_are_bad_rows(tmp_path: Path) -
     """左边空着的列，读取器不算，位置也不能错。"""
     rows: list[list[Cell]] = [[None, *line] for line in [*ROWS, ["A3", "张", 7], ["A4", "陈", 8], ["合计", None, 0]]]
     path = write_workbook(tmp_path / "a.xlsx", 单=rows)
+    path = patched(path, '<row r="1">', '<row r="1"><c r="A1" s="1"></c>')
     path = patched(path, '<c r="D2"><v>5</v></c>', '<c r="D2"><f>1+4</f><v/></c>')
     path = patched(path, '<c r="D3"><v>6</v></c>', '<c r="D3" t="e"><v>#N/A</v></c>')
     path = patched(path, '<c r="D4"><v>7</v></c>', '<c r="D4" t="str"><f>IF(1,"","")</f><v></v></c>')
