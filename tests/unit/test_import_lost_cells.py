@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
@@ -157,6 +158,22 @@ def test_numbers_of_a_workbook_say_nothing_about_the_text_beside_them(tmp_path: 
         Decimal("1.25"),
         Decimal(85500),
     ]
+
+
+def test_a_workbook_in_an_archive_is_looked_at_too(tmp_path: Path) -> None:
+    path = tmp_path / "orders.zip"
+
+    def packed(column: str, *cells: Cell | Xml) -> Path:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(workbook(tmp_path, column, [*cells], left=1), "订单.xlsx")
+        return path
+
+    assert read_file(packed("amount", 12.5, "85.500", "1.234,5"))[0]["amount"].to_list() == [
+        Decimal("12.5"),
+        Decimal(85500),
+        Decimal("1234.5"),
+    ]
+    assert "row 3, column 'amount': is a formula without a stored value" in refused(packed("amount", 1, Xml('<c r="@"><f>A1</f></c>')))
 
 
 def test_a_number_of_a_workbook_with_three_decimals_is_what_it_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from decimal import Decimal
 from pathlib import Path
 
@@ -133,9 +134,22 @@ def test_a_value_far_behind_decides_for_the_first_block(
     assert said.startswith("orders.csv, row 254, column 'amount': ")
 
 
-def test_a_row_with_fields_out_of_place_decides_nothing(tmp_path: Path) -> None:
+def test_a_value_far_behind_decides_in_an_archive_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """再读一遍的还是压缩包里的那个文件；合计行不作证据。"""
+    monkeypatch.setattr(encoding, "BLOCK_BYTES", 512)
+    text = write_column(tmp_path, "amount", ["85.500", *["3"] * 200, "7,5"]).read_text(encoding="utf-8") + '合计,,,,"1,234.50"\n'
+    path = tmp_path / "orders.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("orders.csv", text)
+    orders, readings = read_file(path)
+    assert (orders["amount"][0], orders.height) == (Decimal(85500), 202)
+    assert readings == [ColumnReading("amount", "numbers with a decimal comma", SeenCell(203, "7,5"))]
+
+
+@pytest.mark.parametrize("bad", ["12.5,1,2024-01-05,x", "12.5,1"])
+def test_a_row_with_fields_out_of_place_decides_nothing(tmp_path: Path, bad: str) -> None:
     path = write_column(tmp_path, "amount", ["85.500", "12.5"])
-    path.write_text(path.read_text(encoding="utf-8").replace("12.5,1,2024-01-05", "12.5,1,2024-01-05,x"), encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8").replace("12.5,1,2024-01-05", bad), encoding="utf-8")
     with pytest.raises(ImportFileError, match=r"row 2, column 'amount': '85\.500' is .*no value of the column tells"):
         read_file(path, skip_bad_rows=True)
 
