@@ -114,6 +114,8 @@ class TimeColumn:
         self._note_usual(rows, text, usual)
         if others.height:
             self._weigh(others.with_columns(rows.gather(others["position"]).alias("row")))
+        self._refuse_two(self._kinds, _KIND_NAMES)
+        self._refuse_two(self._clocks, _CLOCK_NAMES)
         return SeenTimes(rows, text, usual, others)
 
     def read(self, seen: SeenTimes, time_zone: str) -> tuple[pl.Series, pl.Series]:
@@ -162,7 +164,8 @@ class TimeColumn:
         found: list[ColumnReading] = []
         for kind, cell in self._kinds.items():
             if kind == "parts":
-                because = None if self._given else next(iter(self._ruled_out.values()), cell)
+                other: DateOrder = "month-first" if self.order == "day-first" else "day-first"
+                because = None if self._given else self._ruled_out.get(other, cell)
                 found.append(ColumnReading(self.column, f"dates {self.order}", because))
             elif kind != "year":
                 found.append(ColumnReading(self.column, f"times as {_REPORTED[kind]}", cell))
@@ -189,11 +192,9 @@ class TimeColumn:
     def _weigh(self, others: pl.DataFrame) -> None:
         for kind in _KIND_NAMES:
             self._note(self._kinds, kind, others.filter(pl.col("kind") == kind))
-        self._refuse_two(self._kinds, _KIND_NAMES)
         marked = pl.coalesce("before", "after").is_not_null()
         self._note(self._clocks, "12", others.filter(marked))
         self._note(self._clocks, "24", others.filter(pl.col("hour").is_not_null(), ~marked))
-        self._refuse_two(self._clocks, _CLOCK_NAMES)
         parts = others.filter(pl.col("kind") == "parts")
         if parts.height:
             self._weigh_orders(parts)

@@ -132,6 +132,14 @@ def test_a_date_far_behind_decides_for_the_first_block(tmp_path: Path, monkeypat
     assert "'13/04/2026' in row 202" in said
 
 
+@pytest.mark.parametrize(("first", "second"), [("13/02/2026", "2026-02-13"), ("2026-02-13 9:05 PM", "2026-02-13 09:05:00")])
+def test_the_other_way_may_begin_in_another_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str) -> None:
+    monkeypatch.setattr(encoding, "BLOCK_BYTES", 512)
+    said = refusal(tmp_path, "ordered_at", [*[first] * 100, *[second] * 100])
+    assert said is not None
+    assert said.startswith(f"orders.csv, row 102, column 'ordered_at': {second!r} is read as ")
+
+
 @pytest.mark.parametrize(
     ("first", "second", "problem"),
     [
