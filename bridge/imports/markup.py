@@ -13,7 +13,7 @@ from bridge.imports.content import Content
 from bridge.imports.encoding import Encoding, check_encoding, detect_encoding, read_text_blocks
 from bridge.imports.errors import ImportFileError
 from bridge.imports.problems import NO_VALUE
-from bridge.imports.sheet import Lost, Merge, Sheet, check_size, choose_sheet
+from bridge.imports.sheet import LOST_CELLS, Merge, Sheet, check_size, choose_sheet
 
 _MARKUP = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype|html|head|meta|table|style|body|div|\?xml|\w*:?workbook)\b", re.I | re.S
@@ -35,7 +35,7 @@ class _Table:
     name: str
     rows: list[list[str | None]] = field(default_factory=list)
     merges: list[Merge] = field(default_factory=list)
-    unread: dict[tuple[int, int], Lost] = field(default_factory=dict)
+    unread: list[tuple[int, int, str, None]] = field(default_factory=list)
     hidden_rows: int = 0
 
 
@@ -64,7 +64,8 @@ def read_markup(content: Content, wanted: str | None) -> Sheet:
     rows = [[*row, *[None] * (width - len(row))] for row in table.rows]
     cells = pl.DataFrame(rows, schema={f"column {number}": pl.String for number in range(width)}, orient="row")
     name = table.name if len(tables) > 1 or parser.kind != "HTML" else None
-    return Sheet(f"{parser.kind}, {encoding.label}", name, cells, table.merges, table.unread, table.hidden_rows)
+    unread = pl.DataFrame(table.unread, schema=LOST_CELLS, orient="row")
+    return Sheet(f"{parser.kind}, {encoding.label}", name, cells, table.merges, unread, table.hidden_rows)
 
 
 def _find_encoding(content: Content) -> Encoding:
@@ -160,7 +161,7 @@ class _Parser(HTMLParser):
         text = "".join(self._text).strip()
         self.tables[-1].rows[row][column] = text or None
         if self._formula and not text:
-            self.tables[-1].unread[self._place] = NO_VALUE, None
+            self.tables[-1].unread.append((row, column, NO_VALUE, None))
         self._text = None
 
 

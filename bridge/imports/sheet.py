@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from bridge.imports.errors import ImportFileError
 
 # 一百万行、二十列；再多就该是文本文件
 MAX_CELLS = 20_000_000
-Lost = tuple[str, str | None]
+# 值丢了的单元格：行与列都从 0 数，为什么丢了，还看得见的值
+LOST_CELLS = pl.Schema({"row": pl.Int64(), "position": pl.Int64(), "problem": pl.String(), "value": pl.String()})
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Merge:
 class Sheet:
     """cells 每行一行，连空行在内，列是位置，空的是 NULL。
 
-    :param unread: （行，列）→ 这一格的值为什么丢了，与还看得见的值。
+    :param unread: 没有值、又不是空着的单元格，照 LOST_CELLS。
     :param numeric_rows: 一列里，数（不是文字）在哪些行，从 1 数；知道不了的没有。
     :param stray_cells: 离表格很远、没有读的单元格。
     """
@@ -38,7 +39,7 @@ class Sheet:
     name: str | None
     cells: pl.DataFrame
     merges: Sequence[Merge] = ()
-    unread: Mapping[tuple[int, int], Lost] = field(default_factory=dict)
+    unread: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LOST_CELLS))
     hidden_rows: int = 0
     stray_cells: Sequence[str] = ()
     numeric_rows: Callable[[int], Collection[int]] = lambda _: ()

@@ -23,7 +23,7 @@ from bridge.imports.content import Content
 from bridge.imports.errors import ImportFileError
 from bridge.imports.problems import PROBLEMS
 from bridge.imports.profile import ROW_NUMBER, FileFormat
-from bridge.imports.sheet import Sheet
+from bridge.imports.sheet import LOST_CELLS, Sheet
 
 
 def open_sheet(content: Content, sheet: Sheet, file: FileFormat) -> Source:
@@ -87,9 +87,12 @@ def _header(cells: pl.DataFrame, sheet: Sheet, row: int) -> tuple[str | None, ..
 
 def _find_unread(sheet: Sheet, cells: pl.DataFrame, columns: tuple[str, ...]) -> pl.DataFrame:
     """值已经丢了的单元格：公式没有结果、错误值、舍入了的长号码，或者合并到上一行去了。"""
-    unread = dict(sheet.unread)
-    for merge in sheet.merges:
-        for row in range(merge.first_row + 1, min(merge.last_row, sheet.cells.height - 1) + 1):
-            unread[row, merge.first_column] = f"is merged with row {merge.first_row + 1}: unmerge the cells", None
-    found = [(row + 1, columns[column], problem, value) for (row, column), (problem, value) in unread.items() if 0 <= column < len(columns)]
-    return pl.DataFrame(found, schema=PROBLEMS, orient="row").join(cells.select(ROW_NUMBER), on=ROW_NUMBER, how="semi")
+    merged = [
+        (row, merge.first_column, f"is merged with row {merge.first_row + 1}: unmerge the cells", None)
+        for merge in sheet.merges
+        for row in range(merge.first_row + 1, min(merge.last_row, sheet.cells.height - 1) + 1)
+    ]
+    unread = pl.concat([pl.DataFrame(merged, schema=LOST_CELLS, orient="row"), sheet.unread])
+    names = pl.DataFrame({"position": range(len(columns)), "column": columns})
+    found = unread.join(names, on="position", how="inner", maintain_order="left").with_columns((pl.col("row") + 1).alias(ROW_NUMBER))
+    return found.select(PROBLEMS.names()).join(cells.select(ROW_NUMBER), on=ROW_NUMBER, how="semi", maintain_order="left")

@@ -19,7 +19,7 @@ import polars as pl
 from bridge.imports.cells import MAX_COLUMNS, check_width
 from bridge.imports.content import Content
 from bridge.imports.errors import ImportFileError
-from bridge.imports.sheet import MAX_CELLS, Lost, Merge, Sheet, check_size, choose_sheet
+from bridge.imports.sheet import LOST_CELLS, MAX_CELLS, Merge, Sheet, check_size, choose_sheet
 from bridge.imports.workbook_cells import CellSearch, column_position, place_cells
 
 # 工作簿解开后至多这么大：一百万行、二十列的约是它的一半
@@ -46,7 +46,7 @@ class _Facts:
     first_column: int = MAX_COLUMNS
     hidden_rows: int = 0
     merges: list[Merge] = field(default_factory=list)
-    unread: dict[tuple[int, int], Lost] = field(default_factory=dict)
+    unread: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LOST_CELLS))
 
 
 def read_workbook(content: Content, wanted: str | None) -> Sheet:
@@ -85,7 +85,7 @@ def read_workbook(content: Content, wanted: str | None) -> Sheet:
         for merge in facts.merges
         if merge.first_row < cells.height and left <= merge.first_column < left + cells.width
     ]
-    unread = {(row, column - left): problem for (row, column), problem in facts.unread.items()}
+    unread = facts.unread.with_columns(pl.col("position") - left)
 
     def numeric_rows(column: int) -> Collection[int]:
         return _find_numeric_rows(content, scanned, left + column) if scanned else ()
@@ -179,6 +179,7 @@ def _references(chunk: bytes) -> pl.DataFrame:
 
 def _scan(archive: zipfile.ZipFile, part: str) -> _Facts:
     facts = _Facts()
+    lost: list[pl.DataFrame] = []
     search: CellSearch | None = None
     for chunk in _chunks(archive, part):
         search = search or CellSearch(chunk)
@@ -192,7 +193,8 @@ def _scan(archive: zipfile.ZipFile, part: str) -> _Facts:
             Merge(int(top) - 1, column_position(left), int(bottom) - 1, column_position(right))
             for left, top, right, bottom in re.findall(_MERGE, chunk.decode(errors="replace") if b"mergeCell" in chunk else "")
         ]
-        facts.unread |= dict(search.find_lost(chunk))
+        lost.append(pl.DataFrame(list(search.find_lost(chunk)), schema=LOST_CELLS, orient="row"))
+    facts.unread = pl.concat(lost)
     return facts
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from itertools import chain
 
 from bridge.imports.problems import ERROR_VALUE, NO_VALUE, ROUNDED
-from bridge.imports.sheet import Lost
 
 # Excel 只留 15 位；双精度数里的整数到 2^53 为止是精确的
 _KEPT = 10**15
@@ -38,8 +37,8 @@ class CellSearch:
         self._error = re.compile(value + rb">(#[^<]*)<")
         self._long = re.compile(value + rb">(-?[0-9]{16,}(?:\.[0-9]*)?|-?[0-9]+(?:\.[0-9]+)?[eE]\+?[0-9]+)<")
 
-    def find_lost(self, chunk: bytes) -> Iterator[tuple[tuple[int, int], Lost]]:
-        """没有存下值的公式、出错的公式、舍入了的长号码。"""
+    def find_lost(self, chunk: bytes) -> Iterator[tuple[int, int, str, str | None]]:
+        """没有存下值的公式、出错的公式、舍入了的长号码，照 LOST_CELLS。"""
         if self._formula in chunk:
             for match in self._no_value.finditer(chunk):
                 attributes = self._attributes(chunk, match)
@@ -116,7 +115,7 @@ def _type_of(attributes: bytes) -> bytes:
     return found[1] if found else b""
 
 
-def _place(attributes: bytes, problem: str, value: str | None) -> Iterator[tuple[tuple[int, int], Lost]]:
+def _place(attributes: bytes, problem: str, value: str | None) -> Iterator[tuple[int, int, str, str | None]]:
     found = _PLACE.search(attributes)
     if found:
-        yield (int(found[2]) - 1, column_position(found[1].decode())), (problem, value)
+        yield int(found[2]) - 1, column_position(found[1].decode()), problem, value
