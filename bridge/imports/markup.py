@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
@@ -18,6 +19,8 @@ from bridge.imports.sheet import LOST_CELLS, Merge, Sheet, check_size, choose_sh
 _MARKUP = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype|html|head|meta|table|style|body|div|\?xml|\w*:?workbook)\b", re.I | re.S
 )
+# 双精度数只有 15 位是准的，与工作簿里的数一样
+_DECIMAL = re.compile(r"-?[0-9]{1,15}\.[0-9]+")
 _CHARSET = re.compile(rb"""<(?:meta|\?xml)[^>]*(?:charset|encoding)\s*=\s*["']?([\w-]+)""", re.I)
 # 网页里写的名字，与浏览器一样当作它们的超集
 _SUPERSETS = {
@@ -37,6 +40,7 @@ class _Table:
     merges: list[Merge] = field(default_factory=list)
     unread: list[tuple[int, int, str, None]] = field(default_factory=list)
     hidden_rows: int = 0
+    numeric_rows: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
 
 
 def is_markup(head: bytes) -> bool:
@@ -65,7 +69,16 @@ def read_markup(content: Content, wanted: str | None) -> Sheet:
     cells = pl.DataFrame(rows, schema={f"column {number}": pl.String for number in range(width)}, orient="row")
     name = table.name if len(tables) > 1 or parser.kind != "HTML" else None
     unread = pl.DataFrame(table.unread, schema=LOST_CELLS, orient="row")
-    return Sheet(f"{parser.kind}, {encoding.label}", name, cells, table.merges, unread, table.hidden_rows)
+    return Sheet(
+        f"{parser.kind}, {encoding.label}",
+        name,
+        cells,
+        table.merges,
+        unread,
+        table.hidden_rows,
+        (),
+        lambda column: table.numeric_rows[column],
+    )
 
 
 def _find_encoding(content: Content) -> Encoding:
@@ -93,6 +106,7 @@ class _Parser(HTMLParser):
         self._text: list[str] | None = None
         self._place = (0, 0)
         self._formula = False
+        self._number = False
         self._cells = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -113,6 +127,8 @@ class _Parser(HTMLParser):
         elif self._depth == 1 and tag in ("td", "th", "cell"):
             self._end_cell()
             self._start_cell(given)
+        elif tag == "data":
+            self._number = given.get("type") == "Number"
         elif tag in ("br", "p", "div") and self._text:
             self._text.append("\n")
 
@@ -152,13 +168,16 @@ class _Parser(HTMLParser):
         table.rows[row] += [None] * (column + across - len(table.rows[row]))
         if across > 1 or down > 1:
             table.merges.append(Merge(row, column, row + down - 1, column + across - 1))
-        self._text, self._place, self._formula = [], (row, column), "formula" in given
+        self._text, self._place, self._formula, self._number = [], (row, column), "formula" in given, False
 
     def _end_cell(self) -> None:
         if self._text is None:
             return
         row, column = self._place
         text = "".join(self._text).strip()
+        if self._number:
+            self.tables[-1].numeric_rows[column].append(row + 1)
+            text = f"{float(text):.15g}" if _DECIMAL.fullmatch(text) else text
         self.tables[-1].rows[row][column] = text or None
         if self._formula and not text:
             self.tables[-1].unread.append((row, column, NO_VALUE, None))

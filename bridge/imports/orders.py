@@ -72,7 +72,7 @@ class OrderBuilder:
         seen_cells = self.conventions.observe_cells(cells)
         self._settle()
         table = self._read_cells(cells, seen_cells, problems)
-        raw = _blank(self._evaluate(table, self._by_line), self.conventions.targets, bad_rows)
+        raw = _blank(self._evaluate(table, self._by_line), [*self.conventions.targets, "order_id"], bad_rows)
         seen = self.conventions.observe(raw)
         self._settle()
         lines = self._convert(raw, seen, self._by_line, problems)

@@ -176,6 +176,12 @@ def test_a_workbook_in_an_archive_is_looked_at_too(tmp_path: Path) -> None:
     assert "row 3, column 'amount': is a formula without a stored value" in refused(packed("amount", 1, Xml('<c r="@"><f>A1</f></c>')))
 
 
+def test_a_number_that_a_workbook_rounded_can_be_skipped(tmp_path: Path) -> None:
+    path = workbook(tmp_path, "order_id", ["A1", Xml('<c r="@"><v>2.51236E+18</v></c>'), "A3"])
+    assert "row 3, column 'order_id': '2.51236E+18' is a longer number that a spreadsheet has rounded" in refused(path)
+    assert read_file(path, skip_bad_rows=True)[0]["order_id"].to_list() == ["A1", "A3"]
+
+
 def test_a_number_of_a_workbook_with_three_decimals_is_what_it_is(tmp_path: Path) -> None:
     assert "'85.125' has more than 2 decimals" in refused(workbook(tmp_path, "amount", [85.125, 7]))
 

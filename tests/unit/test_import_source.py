@@ -130,6 +130,20 @@ def test_an_xml_table_of_excel_2003_is_read(tmp_path: Path) -> None:
     assert str(source.shape) == "an Excel 2003 XML table, UTF-8, sheet '订单', header in row 1, 1 hidden row read like the others"
 
 
+def test_numbers_of_an_xml_table_are_numbers(tmp_path: Path) -> None:
+    """它们总是小数点、15 位有效数字；长的整数原样。"""
+    path = tmp_path / "orders.xls"
+    numbers = "".join(
+        f'<ss:Row><ss:Cell><ss:Data ss:Type="{kind}">{text}</ss:Data></ss:Cell></ss:Row>'
+        for kind, text in [("Number", "29.330000000000002"), ("String", "85.500"), ("Number", "692001100000000701"), ("Number", "?.")]
+    )
+    path.write_text(XML.replace("</ss:Table></ss:Worksheet><ss:Worksheet ss", numbers + "</ss:Table></ss:Worksheet><ss:Worksheet ss"))
+    source = open_source(path, FileFormat())
+    rows = next(source.blocks).cells.rows()
+    assert [row[1] for row in rows] == ["A&1", "29.33", "85.500", "692001100000000701", "?."]
+    assert set(source.numeric_rows("订单编号")) == {5, 7, 8}
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
