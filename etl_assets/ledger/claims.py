@@ -193,6 +193,7 @@ _QUIETEST_DAY = sa.text(f"""
     ORDER BY {_IS_LEASED.format(day="w.day")} OR EXISTS (
         SELECT FROM {_IS_DUE} AND l.day = w.day
         AND l.asset = ANY (SELECT unnest(ancestors) FROM etl.assets WHERE target = :of_target AND asset = :of_asset)
+        OFFSET 0 -- 每天各走索引：没有它，规划器把整本台账读成一张散列表
     ), w.day
     LIMIT 1""").bindparams(TARGET, sa.bindparam("of_asset", type_=sa.Text), sa.bindparam("days", type_=sa.ARRAY(sa.Date)))  # noqa: S608  # 只拼接常量
 

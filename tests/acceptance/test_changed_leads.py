@@ -20,7 +20,7 @@ from tests.acceptance.test_main_flow import import_and_wait, write_csv
 CUSTOMER = "关商机的客户"
 LEADS, CUSTOMERS = target_tables("public").leads, target_tables("public").customers
 OF_CUSTOMER = LEADS.c.customer_global_id.in_(sa.select(CUSTOMERS.c.customer_global_id).where(CUSTOMERS.c.customer_nickname == CUSTOMER))
-RUNS = """{ runsOrError(filter: {tags: [{key: "etl/trigger", value: "event"}, {key: "dagster/partition", value: "2026-08-09"}]}) {
+RUNS = """{ runsOrError(filter: {tags: [{key: "etl/trigger", value: "event"}, {key: "dagster/partition", value: "2025-05-09"}]}) {
     ... on Runs { results { status assetSelection { path } } } } }"""
 
 
@@ -50,11 +50,11 @@ def eventually(engine: sa.Engine, dealt: list[tuple[int, int]]) -> None:
 def test_changed_lead_is_dealt_again_once_it_is_told_of(
     etl: Etl, query: Query, stack_engine: sa.Engine, stack_settings: EtlSettings, tmp_path: Path
 ) -> None:
-    orders = [(f"CL-{day}", "关商机店", CUSTOMER, "大货订单", "待发货", "5", "1", f"2026-08-0{day} 12:00:00") for day in (7, 8, 9)]
+    orders = [(f"CL-{day}", "关商机店", CUSTOMER, "大货订单", "待发货", "5", "1", f"2025-05-0{day} 12:00:00") for day in (7, 8, 9)]
     import_and_wait(etl, str(write_csv(tmp_path / "leads.csv", orders)), "--create-shops")
     assert orders_of_leads(stack_engine) == [(1, 3)]
 
-    closed_at = datetime(2026, 8, 7, 12, tzinfo=UTC)
+    closed_at = datetime(2025, 5, 7, 12, tzinfo=UTC)
     lead_id, customer_id = change(stack_engine, closed_by="user", closed_at=closed_at, current_stage="LOST")
     etl("publish", "events.lead.changed", json.dumps({"lead_ids": ["00000000-0000-4000-8000-00000000dead"]}))
     etl("publish", "events.lead.changed", json.dumps({"status": "closed", "lead_ids": [str(lead_id)]}))

@@ -93,7 +93,7 @@ def test_what_is_right_is_ok_and_what_nobody_serves_is_a_warning(doctor: Doctor,
         ("DELETE FROM orders", "tables", "`etl backfill --from 2026-01-05 --to 2026-01-05`"),
         ("UPDATE customers SET total_amount = total_amount + 1", "table checks", "`etl backfill`"),
         ("ALTER TABLE orders ALTER COLUMN quantity TYPE bigint", "schema", "quantity"),
-        ("UPDATE etl.schema_version SET version_num = '0003'", "schema", "0004, 0005, 0006, 0007, 0008, 0009, 0010): run `etl init-db`"),
+        ("UPDATE etl.schema_version SET version_num = '0003'", "schema", "migrations are missing (0004, "),
     ],
 )
 def test_what_disagrees_is_said_with_what_to_do(

@@ -48,7 +48,7 @@ def random_change(randomness: Random) -> Event:
     if kind < 0.85:
         return Withdraw(randomness.randrange(1000))
     closing = {"closed_by": "user", "closed_at": random_moment(randomness), "current_stage": "LOST"}
-    return Touch(randomness.randrange(1000), randomness.choice([closing, {"owner": "王五"}]))
+    return Touch(randomness.randrange(1000), randomness.choice([closing, {"owner": "王五"}]), told=None)
 
 
 def random_import(randomness: Random) -> Import:
