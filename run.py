@@ -18,7 +18,7 @@ BOOTSTRAP = ROOT / ".bootstrap"
 VENV = ROOT / ".venv"
 MINORS = range(11, 15)  # Python 3.11 … 3.14，与 pyproject.toml 的 requires-python 相同
 TOOLS = ["pdm[locked]>=2.29,<3", "uv"]  # 不带 [locked] 的 PDM 眼下装出来不能用
-SCRIPTS = ("bench", "check", "demo", "test", "test-chaos", "test-deep", "up")
+SCRIPTS = ("bench", "check", "demo", "test", "test-chaos", "test-deep", "test-new-assets", "up")
 
 
 def find_python() -> str:

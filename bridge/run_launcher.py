@@ -1,5 +1,5 @@
-"""公开的名字：dagster.yaml 的 `module: bridge.run_launcher`；实现在 bridge.runs.launcher。"""
+"""公开的名字：dagster.yaml 的 `module: bridge.run_launcher`；实现在 bridge.runs.run_queue。"""
 
-from bridge.runs.launcher import WarmRunLauncher
+from bridge.runs.run_queue import WarmRunLauncher
 
 __all__ = ["WarmRunLauncher"]

@@ -47,7 +47,7 @@ async def supervised(name: str, work: Callable[[], Awaitable[None]], *, stop: as
         message = f"{type(error).__name__}: {error}" if error else "it ended without an error"
         _ended.say(f"{name} {type(error).__name__}", task=name, error=message, restart_in_seconds=pause_seconds, exc_info=error)
         await _write_down(name, message)
-        await _sleep(pause_seconds, stop)
+        await pause(pause_seconds, stop)
 
 
 def start_beside(name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
@@ -68,7 +68,8 @@ def _note(process: str, task: str, message: str) -> None:
         note_trouble(connection, process=process, task=task, message=message)
 
 
-async def _sleep(seconds: float, stop: asyncio.Event | None) -> None:
+async def pause(seconds: float, stop: asyncio.Event | None) -> None:
+    """等这么久，要求停下了就不再等。"""
     if stop is None:
         await asyncio.sleep(seconds)
         return

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from dagster import Definitions, in_process_executor
+from dagster import AssetsDefinition, Definitions, in_process_executor
 
 from etl_assets.core.asset_folders import asset_folders, import_of
-from etl_assets.orchestration.automation import overdue_days, tables_checked, yesterday_again
+from etl_assets.ledger.graph import GraphError
+from etl_assets.orchestration.automation import checks_job, etl_job, overdue_days, tables_checked, yesterday_again
 from etl_assets.orchestration.check_step import table_checks
 from etl_assets.orchestration.graph import graph_of
-from etl_assets.orchestration.jobs import checks_job, etl_job
 from etl_assets.orchestration.resources import EtlDatabase
-from etl_assets.orchestration.sources import SOURCES
+from etl_assets.orchestration.table_metadata import SOURCES
 
-# 资产的函数与它的文件夹同名
-_assets = [getattr(import_of(folder, "asset"), folder) for folder in asset_folders()]
+
+def _asset_of(folder: str) -> AssetsDefinition:
+    """:raises GraphError: 函数与文件夹不同名，例如照抄了别的文件夹。"""
+    found = getattr(import_of(folder, "asset"), folder, None)
+    if not isinstance(found, AssetsDefinition):
+        raise GraphError(f"etl_assets/{folder}/asset.py has no asset {folder}: name its function like the folder")
+    return found
+
+
+_assets = [_asset_of(folder) for folder in asset_folders()]
 
 defs = Definitions(
     assets=[*SOURCES, *_assets],

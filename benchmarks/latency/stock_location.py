@@ -17,17 +17,17 @@ import sqlalchemy as sa
 from dagster import DefaultSensorStatus, Definitions, ResourceParam, RunRequest, define_asset_job, in_process_executor, sensor
 from nats.aio.msg import Msg
 
-from bridge.events.subjects import EVENTS_STREAM
+from bridge.events.subjects import EVENTS_PREFIX, EVENTS_STREAM
 from bridge.settings import get_bridge_settings
 from etl_assets.core.business_day import local_day
 from etl_assets.core.tables import raw_orders
 from etl_assets.customers.asset import customers
 from etl_assets.leads.asset import leads
 from etl_assets.orchestration.resources import EtlDatabase
-from etl_assets.orchestration.sources import SOURCES
+from etl_assets.orchestration.table_metadata import SOURCES
 from etl_assets.orders.asset import orders
 
-STOCK_SUBJECT = "events.stock.data_import.completed"
+STOCK_SUBJECT = f"{EVENTS_PREFIX}stock.data_import.completed"
 _CONSUMER = "stock-dagster"
 _BATCH_SIZE = 100
 _PATIENCE_SECONDS = 0.5

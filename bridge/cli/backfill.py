@@ -10,8 +10,11 @@ from functools import partial
 import click
 
 from bridge.cli.events import wait_until_done
-from bridge.cli.options import with_stack
+from bridge.cli.options import timeout_option, transaction, with_stack
+from bridge.settings import get_bridge_settings
 from etl_assets.core.asset_folders import descriptions
+from etl_assets.core.errors import SettingsError
+from etl_assets.core.settings import get_settings
 
 _DAY = click.DateTime(["%Y-%m-%d"])
 
@@ -29,24 +32,12 @@ _DAY = click.DateTime(["%Y-%m-%d"])
     is_flag=True,
     help="Allow more deletes than ETL_MAX_DELETE_SHARE, and of renamed shops.",
 )
-@click.option(
-    "--timeout",
-    "timeout_seconds",
-    type=click.FloatRange(min=0),
-    default=3600.0,
-    show_default=True,
-    help="Stop waiting after this many seconds.",
-)
+@timeout_option(3600.0)
 @with_stack
 def backfill_command(first: datetime, last: datetime, asset: str | None, allow_deletes: bool, timeout_seconds: float) -> None:
     """Materialize a range of days again and wait: exit 0 when done, 1 when it failed, 2 on timeout."""
     from bridge.queue.doorbell import ring_workers
-    from bridge.settings import get_bridge_settings
     from etl_assets.core.business_day import DayRange, partition_range
-    from etl_assets.core.database_errors import translated_errors
-    from etl_assets.core.database_sync import get_engine
-    from etl_assets.core.errors import SettingsError
-    from etl_assets.core.settings import get_settings
     from etl_assets.ledger.graph import read_graph
     from etl_assets.ledger.requests import request_days
     from etl_assets.reports.progress import range_progress
@@ -55,7 +46,7 @@ def backfill_command(first: datetime, last: datetime, asset: str | None, allow_d
     days, partitions = DayRange(first.date(), last.date()), partition_range(settings)
     if days.first < partitions.first or days.last > partitions.last:
         raise SettingsError(f"{days} is outside the partitions {partitions}: choose days inside, or set ETL_PARTITIONS_START")
-    with translated_errors(), get_engine().begin() as connection:
+    with transaction() as connection:
         if asset is not None and asset not in (names := read_graph(connection, settings.target_schema).names):
             raise click.BadParameter(f"{asset!r} is not one of {', '.join(names)}", param_hint="--asset")
         request_days(connection, settings.target_schema, days, asset=asset, deletes_allowed_on=days if allow_deletes else ())

@@ -13,16 +13,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bridge.cli.options import with_stack
+from bridge.cli.options import Decorator, console, with_stack
 from bridge.cli.output import cell, say_json
 from bridge.errors import BridgeError
 from etl_assets.core.asset_folders import descriptions
+from etl_assets.core.database_sync import get_engine
 from etl_assets.core.errors import EtlError
+from etl_assets.core.settings import get_settings
 
 if TYPE_CHECKING:
     from etl_assets.comparison.comparing import Comparison, TableComparison
-
-_PIPE_WIDTH = 200
 
 
 class NotComparedError(BridgeError):
@@ -40,6 +40,10 @@ def _parse_tolerance(_ctx: click.Context, _option: click.Parameter, value: str) 
     return number
 
 
+def _tolerance_option(flag: str, name: str, help_text: str) -> Decorator:
+    return click.option(flag, name, callback=_parse_tolerance, metavar="NUMBER", default="0", show_default=True, help=help_text)
+
+
 @click.command("compare")
 @click.option("--left", required=True, metavar="SCHEMA", help="Schema of the one result, the old one say.")
 @click.option("--right", required=True, metavar="SCHEMA", help="Schema of the other result.")
@@ -49,23 +53,8 @@ def _parse_tolerance(_ctx: click.Context, _option: click.Parameter, value: str) 
     type=click.DateTime(["%Y-%m-%d"]),
     help="Only orders of this business day or later, customers and leads whose last order is, and so on.",
 )
-@click.option(
-    "--tolerance",
-    callback=_parse_tolerance,
-    metavar="NUMBER",
-    default="0",
-    show_default=True,
-    help="Amounts that differ by no more are the same.",
-)
-@click.option(
-    "--time-tolerance",
-    "time_tolerance_seconds",
-    callback=_parse_tolerance,
-    metavar="NUMBER",
-    default="0",
-    show_default=True,
-    help="Times that differ by no more seconds are the same.",
-)
+@_tolerance_option("--tolerance", "tolerance", "Amounts that differ by no more are the same.")
+@_tolerance_option("--time-tolerance", "time_tolerance_seconds", "Times that differ by no more seconds are the same.")
 @click.option("--ignore", "ignored", metavar="COLUMN", multiple=True, help="Do not compare this column; repeatable.")
 @click.option(
     "--samples",
@@ -99,8 +88,6 @@ def compare_command(
     """
     from bridge.operations.compare_report import describe, render_html
     from etl_assets.comparison.comparing import ComparisonRequest, compare_schemas
-    from etl_assets.core.database_sync import get_engine
-    from etl_assets.core.settings import get_settings
 
     chosen = tuple(dict.fromkeys(tables)) or tuple(descriptions())
     _check_usage(left, right, chosen, ignored, html_file)
@@ -151,7 +138,7 @@ def _write(file: Path, text: str) -> None:
 def _print(comparison: Comparison) -> None:
     from bridge.operations.compare_report import show_share, summarize
 
-    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    out = console()
     request = comparison.request
     summary = _table("table", "rows left", "rows right", "missing", "extra", "differing", "equal", numbers=range(1, 7))
     columns = _table("table", "column", "differing values", "largest difference (times in s)", numbers=(2, 3))
@@ -162,16 +149,16 @@ def _print(comparison: Comparison) -> None:
             if column.differing:
                 largest = "" if column.largest_difference is None else str(column.largest_difference)
                 _add(columns, table.table, column.column, f"{column.differing:,}", largest)
-    console.print(cell(f"left: {request.left}; right: {request.right}; missing: only left; extra: only right"))
-    console.print(summary)
+    out.print(cell(f"left: {request.left}; right: {request.right}; missing: only left; extra: only right"))
+    out.print(summary)
     if columns.rows:
-        console.print(columns)
+        out.print(columns)
     for table in comparison.tables:
-        _print_samples(console, table)
-    console.print(cell(summarize(comparison)))
+        _print_samples(out, table)
+    out.print(cell(summarize(comparison)))
 
 
-def _print_samples(console: Console, table: TableComparison) -> None:
+def _print_samples(out: Console, table: TableComparison) -> None:
     from bridge.operations.compare_report import show_pair, show_value
 
     samples = table.samples
@@ -184,7 +171,7 @@ def _print_samples(console: Console, table: TableComparison) -> None:
         shown = _table(table.table, *rows[0][1], "column", "left", "right")
         for kind, key, *values in rows:
             _add(shown, kind, *(show_value(part) for part in key.values()), *values)
-        console.print(shown)
+        out.print(shown)
 
 
 def _table(*headers: str, numbers: Iterable[int] = ()) -> Table:

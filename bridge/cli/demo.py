@@ -7,25 +7,26 @@ import os
 import sys
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bridge.cli.events import wait_until_done
 from bridge.cli.options import print_rows
 from bridge.cli.output import say
+from bridge.settings import BridgeSettings, get_bridge_settings
+from bridge.stack.addresses import StackAddresses
+from etl_assets.core.database_sync import get_engine
 from etl_assets.core.log import configure_logging
+from etl_assets.core.settings import EtlSettings, get_settings, read_settings
+from etl_assets.reports.progress import import_progress
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from bridge.demo.flow import Summary
     from bridge.imports.profile import Profile
-    from bridge.stack.addresses import StackAddresses
-    from etl_assets.core.settings import EtlSettings
 
+_TIMEOUT_SECONDS = 300.0
 _MAX_DIFFERENCES_SHOWN = 20
 
 
@@ -39,9 +40,7 @@ def demo_command(file: Path | None, profile: str | None, keep: bool) -> None:
     Exit 0 when all tables equal the row-by-row reference; nothing is left running.
     """
     from bridge.imports.profile import load_profile
-    from bridge.settings import BridgeSettings
     from bridge.stack.local import Stack
-    from etl_assets.core.settings import EtlSettings, read_settings
 
     configure_logging("demo", level="WARNING")
     for name in ("ETL_DATABASE_URL", "ETL_NATS_URL"):
@@ -73,45 +72,28 @@ def demo_command(file: Path | None, profile: str | None, keep: bool) -> None:
 def _run(folder: Path, file: Path | None, profile: Profile | None) -> bool:
     """导入、等待、汇总、核对；返回是否与参照一致。"""
     from bridge.demo.dataset import write_batches
-    from bridge.demo.flow import import_and_publish, map_order_types, summarize, wait_for_imports
+    from bridge.demo.flow import import_and_publish, map_order_types, summarize
+    from bridge.demo.reference import find_differences
     from bridge.events.history import read_completions
-    from bridge.settings import get_bridge_settings
-    from etl_assets.core.database_sync import get_engine
-    from etl_assets.core.settings import get_settings
 
     engine, settings = get_engine(), get_settings()
     if file is None:
         map_order_types(engine)
-    import_ids = []
+    import_ids = {}
     for position, path in enumerate([file] if file else write_batches(folder)):
         # 样例里有一行的店没人认识：只在第一批建店，那一行在后面的批次里
         report = import_and_publish(engine, settings, path, profile=profile, create_shops=position == 0)
         say(f"Imported {path.name}: {report.rows:,} rows in {report.seconds:.2f} s")
         if report.import_id is not None:
-            import_ids.append(report.import_id)
-    columns = (TextColumn("Materializing"), BarColumn(), MofNCompleteColumn(), TextColumn("days"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("days", total=None)
-        finished = wait_for_imports(
-            engine, settings, import_ids, on_progress=lambda done, total: bar.update(task, completed=done, total=total or None)
-        )
-    if not finished:
-        say("error: the imports did not reach the tables; see `etl status` and the logs (run with --keep)", err=True)
-        return False
-    _print_summary(summarize(engine, settings, asyncio.run(read_completions(get_bridge_settings()))))
-    return _check(engine, settings)
-
-
-def _print_summary(summary: Summary) -> None:
-    from bridge.demo.flow import STAGE_COLUMNS
-
-    print_rows(summary.assets, ["asset", "rows", "rejected", "runs", "days", "seconds"], "table", title="Assets")
-    print_rows(summary.lead_stages, STAGE_COLUMNS, "table", title="Lead stages")
-
-
-def _check(engine: sa.Engine, settings: EtlSettings) -> bool:
-    from bridge.demo.reference import find_differences
-
+            import_ids[path.name] = report.import_id
+    for name, import_id in import_ids.items():
+        progress = partial(import_progress, settings=settings, import_id=import_id)
+        if wait_until_done(name, progress, timeout_seconds=_TIMEOUT_SECONDS):
+            say("see `etl status` and the logs (run with --keep)", err=True)
+            return False
+    assets, lead_stages = summarize(engine, settings, asyncio.run(read_completions(get_bridge_settings())))
+    print_rows(assets, ["asset", "rows", "rejected", "runs", "days", "seconds"], "table", title="Assets")
+    print_rows(lead_stages, ["stage", "leads"], "table", title="Lead stages")
     differences = find_differences(engine, settings)
     for difference in differences[:_MAX_DIFFERENCES_SHOWN]:
         say(f"difference: {difference}", err=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bridge.cli.options import confirm, print_rows, readable, with_stack
 from bridge.cli.output import say, say_json
+from bridge.settings import get_bridge_settings
 
 if TYPE_CHECKING:
     from bridge.operations.dead_letters import DeadLetter, DeadLetters
@@ -19,18 +20,9 @@ if TYPE_CHECKING:
 _COLUMNS = ["letter_id", "stored_at", "subject", "attempts", "reason"]
 _EXIT_FAILED = 1
 
+_ids_argument = click.argument("letter_ids", metavar="[ID]...", nargs=-1)
+_all_option = click.option("--all", "everything", is_flag=True, help="Every letter.")
 _reason_option = click.option("--reason-contains", metavar="TEXT", help="Only letters whose reason contains this.")
-
-
-def _with_choice(command: Callable[..., None]) -> Callable[..., None]:
-    """哪些死信：点名，或者 --all，可以再按缘由挑。"""
-    for decorate in (
-        _reason_option,
-        click.option("--all", "everything", is_flag=True, help="Every letter."),
-        click.argument("letter_ids", metavar="[ID]...", nargs=-1),
-    ):
-        command = decorate(command)
-    return command
 
 
 @click.group("dlq")
@@ -47,7 +39,6 @@ def list_command(reason_contains: str | None, limit: int, as_json: bool) -> None
     """List dead letters, newest last."""
     from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY
     from bridge.operations.dead_letters import DeadLetters
-    from bridge.settings import get_bridge_settings
 
     async def read() -> tuple[Sequence[DeadLetter], list[dict[str, Any]], list[tuple[str, float]]]:
         async with DeadLetters(get_bridge_settings()) as letters:
@@ -79,7 +70,6 @@ def show_command(letter_id: str, as_json: bool) -> None:
     from pydantic_core import from_json
 
     from bridge.operations.dead_letters import DeadLetters
-    from bridge.settings import get_bridge_settings
 
     async def read() -> tuple[DeadLetter, str | None]:
         async with DeadLetters(get_bridge_settings()) as letters:
@@ -110,7 +100,9 @@ def show_command(letter_id: str, as_json: bool) -> None:
 
 
 @dlq_command.command("retry")
-@_with_choice
+@_ids_argument
+@_all_option
+@_reason_option
 @with_stack
 def retry_command(letter_ids: tuple[str, ...], everything: bool, reason_contains: str | None) -> None:
     """Put dead letters back on their subjects; each is deleted once the stream has stored its message again.
@@ -119,7 +111,6 @@ def retry_command(letter_ids: tuple[str, ...], everything: bool, reason_contains
     """
     from bridge.errors import LetterError
     from bridge.operations.dead_letters import DeadLetters
-    from bridge.settings import get_bridge_settings
 
     _check_choice(letter_ids, everything, reason_contains)
 
@@ -143,13 +134,14 @@ def retry_command(letter_ids: tuple[str, ...], everything: bool, reason_contains
 
 
 @dlq_command.command("drop")
-@_with_choice
+@_ids_argument
+@_all_option
+@_reason_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_stack
 def drop_command(letter_ids: tuple[str, ...], everything: bool, reason_contains: str | None, yes: bool) -> None:
     """Delete dead letters for good."""
     from bridge.operations.dead_letters import DeadLetters
-    from bridge.settings import get_bridge_settings
 
     _check_choice(letter_ids, everything, reason_contains)
 

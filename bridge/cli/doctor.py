@@ -11,6 +11,10 @@ from rich.text import Text
 
 from bridge.cli.options import with_stack
 from bridge.cli.output import cell, say_json
+from bridge.settings import get_bridge_settings
+from bridge.stack.addresses import default_state_dir
+from etl_assets.core.database_sync import get_engine
+from etl_assets.core.settings import get_settings
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
@@ -21,10 +25,6 @@ _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 def doctor_command(as_json: bool) -> None:
     """Look at settings, servers, tables, ledger and queues; say what is wrong and what to do. Exit 1 when there is an error."""
     from bridge.operations.doctor import examine
-    from bridge.settings import get_bridge_settings
-    from bridge.stack.addresses import default_state_dir
-    from etl_assets.core.database_sync import get_engine
-    from etl_assets.core.settings import get_settings
 
     findings = []
     console = Console(soft_wrap=True)

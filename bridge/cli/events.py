@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Coroutine
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
 from uuid import UUID
 
 import click
+import sqlalchemy as sa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
-from bridge.cli.options import with_stack
+from bridge.cli.options import timeout_option, transaction, with_stack
 from bridge.cli.output import say
+from bridge.settings import get_bridge_settings
 from etl_assets.core.errors import DatabaseUnavailableError, EtlError
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from etl_assets.reports.progress import Progress
+from etl_assets.core.settings import get_settings
+from etl_assets.reports.progress import Progress, handled_sequence, import_progress
 
 _EXIT_FAILED = 1
 _EXIT_TIMEOUT = 2
@@ -30,8 +29,6 @@ _POLL_SECONDS = 0.05
 _EAGER_SECONDS = 3.0
 """等得久的不差这半秒：过了这么久，问得稀一些。"""
 _CALM_POLL_SECONDS = 0.5
-
-Answer = TypeVar("Answer")
 
 
 @click.command("publish")
@@ -48,7 +45,6 @@ def publish_command(subject: str, event_json: str) -> None:
     from bridge.errors import InvalidEventError
     from bridge.events.envelope import event_type
     from bridge.events.publish import publish_event
-    from bridge.settings import get_bridge_settings
 
     try:
         event = event_type(subject).model_validate_json(event_json)
@@ -64,82 +60,59 @@ def publish_command(subject: str, event_json: str) -> None:
 
 @click.command("wait")
 @click.option("--import-id", type=click.UUID, required=True, help="The import that `etl import` printed.")
-@click.option(
-    "--timeout", "timeout_seconds", type=click.FloatRange(min=0), default=300.0, show_default=True, help="Give up after this many seconds."
-)
+@timeout_option(300.0)
 @with_stack
 def wait_command(import_id: UUID, timeout_seconds: float) -> None:
     """Wait until every day of an import is materialized: exit 0 when done, 1 when it failed, 2 on timeout."""
-    sys.exit(wait_for_import(import_id, timeout_seconds=timeout_seconds))
-
-
-def wait_for_import(import_id: UUID, *, timeout_seconds: float) -> int:
-    """等到导入进表；返回退出码。流里可能有它的又一个事件，先等监听器处理了，台账才说了算。"""
-    from etl_assets.core.settings import get_settings
-    from etl_assets.reports.progress import import_progress
-
-    with _ListenerBehind(import_id) as behind:
-        return wait_until_done(
+    # 流里可能有它的又一个事件，先等监听器处理了，台账才说了算
+    with _newest_event(import_id) as is_handled:
+        code = wait_until_done(
             f"import {import_id}",
             lambda connection: import_progress(connection, get_settings(), import_id),
             timeout_seconds=timeout_seconds,
-            caught_up=behind.has_caught_up,
+            caught_up=is_handled,
         )
+    sys.exit(code)
 
 
-class _ListenerBehind:
+@contextmanager
+def _newest_event(import_id: UUID) -> Iterator[Callable[[], bool]]:
     """流里此刻这次导入最新的事件，监听器处理了没有，始终用一条连接问；NATS 不在就说一声，只看台账。"""
+    from bridge.events.handled_events import handled_up_to, newest_unhandled
+    from bridge.events.subjects import DATA_IMPORT_COMPLETED
+    from bridge.jetstream.connection import JetStreamConnection
 
-    def __init__(self, import_id: UUID) -> None:
-        from bridge.jetstream.connection import JetStreamConnection
-        from bridge.settings import get_bridge_settings
+    settings, newest = get_bridge_settings(), 0
+    link = JetStreamConnection(settings, name="wait")
 
-        self._import_id = import_id
-        self._settings = get_bridge_settings()
-        self._connection = JetStreamConnection(self._settings, name="wait")
-        self._runner = asyncio.Runner()
-        self._newest = 0
+    async def find_newest() -> int:
+        await link.open()
+        return await newest_unhandled(link, settings, import_id)
 
-    def __enter__(self) -> Self:
-        self._newest = self._ask(self._find_newest(), otherwise=0)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        with self._runner:
-            self._runner.run(self._connection.close())
-
-    def has_caught_up(self) -> bool:
-        """台账记到了它；不必记的（重复的、没有入过表就撤回的）看确认到了哪里。"""
-        return self._newest == 0 or self._ledger_knows() or self._ask(self._has_acknowledged(), otherwise=True)
-
-    def _ledger_knows(self) -> bool:
-        from etl_assets.core.database_errors import translated_errors
-        from etl_assets.core.database_sync import get_engine
-        from etl_assets.core.settings import get_settings
-        from etl_assets.reports.progress import handled_sequence
-
-        with translated_errors(), get_engine().connect() as connection:
-            return handled_sequence(connection, get_settings(), self._import_id) >= self._newest
-
-    async def _find_newest(self) -> int:
-        from bridge.events.handled_events import newest_unhandled
-
-        await self._connection.open()
-        return await newest_unhandled(self._connection, self._settings, self._import_id)
-
-    async def _has_acknowledged(self) -> bool:
-        from bridge.events.handled_events import handled_up_to
-        from bridge.events.subjects import DATA_IMPORT_COMPLETED
-
-        return await handled_up_to(self._connection, self._settings, DATA_IMPORT_COMPLETED) >= self._newest
-
-    def _ask(self, question: Coroutine[Any, Any, Answer], *, otherwise: Answer) -> Answer:
+    def ask(question: Coroutine[Any, Any, int]) -> int:
+        """流里的序号；问不成的以后不等它，是 0。"""
+        nonlocal newest
         try:
-            return self._runner.run(question)
+            return runner.run(question)
         except EtlError as error:
             say(f"warning: cannot see whether events are still to be handled, going by the ledger alone: {error}", err=True)
-            self._newest = 0
-            return otherwise
+            newest = 0
+            return 0
+
+    def is_handled() -> bool:
+        """台账记到了它；不必记的（重复的、没有入过表就撤回的）看确认到了哪里。"""
+        if newest == 0:
+            return True
+        with transaction() as connection:
+            is_in_ledger = handled_sequence(connection, get_settings(), import_id) >= newest
+        return is_in_ledger or ask(handled_up_to(link, settings, DATA_IMPORT_COMPLETED)) >= newest
+
+    with asyncio.Runner() as runner:
+        try:
+            newest = ask(find_newest())
+            yield is_handled
+        finally:
+            runner.run(link.close())
 
 
 def wait_until_done(
@@ -153,9 +126,6 @@ def wait_until_done(
 
     :param caught_up: 为真之前，台账说什么都不算数。
     """
-    from etl_assets.core.database_errors import translated_errors
-    from etl_assets.core.database_sync import get_engine
-
     start = time.monotonic()
     deadline = start + timeout_seconds
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("days"), TimeElapsedColumn())
@@ -166,7 +136,7 @@ def wait_until_done(
         while True:
             try:
                 is_complete = is_complete or caught_up()
-                with translated_errors(), get_engine().connect() as connection:
+                with transaction() as connection:
                     progress = read_progress(connection)
             except DatabaseUnavailableError as error:
                 problem = str(error)

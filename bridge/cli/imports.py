@@ -15,10 +15,12 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bridge.cli.options import Format, print_rows, with_stack
+from bridge.cli.options import Format, print_rows, transaction, with_stack
 from bridge.cli.output import cell, say, say_json
-from etl_assets.core.database_errors import translated_errors
+from bridge.settings import get_bridge_settings
+from etl_assets.core.database_sync import get_engine
 from etl_assets.core.log import configure_logging
+from etl_assets.core.settings import get_settings
 
 _FULL_SECONDS = 1.0
 _IMPORTS_COLUMNS = ["import_id", "source_name", "status", "completed_at", "raw", "loaded", "superseded", "rejected", "waiting"]
@@ -64,8 +66,6 @@ def import_command(
     from bridge.events.subjects import DATA_IMPORT_COMPLETED
     from bridge.imports.loading import import_file
     from bridge.imports.profile import FileFormat, load_profile, override_format
-    from etl_assets.core.database_sync import get_engine
-    from etl_assets.core.settings import get_settings
 
     configure_logging("import", level="WARNING")
     settings = get_settings()
@@ -133,7 +133,6 @@ def _announce(import_id: UUID) -> None:
     from bridge.events.envelope import DataImportCompleted
     from bridge.events.publish import publish_event
     from bridge.events.subjects import DATA_IMPORT_COMPLETED
-    from bridge.settings import get_bridge_settings
 
     event, waiting = DataImportCompleted(import_id=import_id), False
     while True:
@@ -154,13 +153,10 @@ def _announce(import_id: UUID) -> None:
 @with_stack
 def imports_command(limit: int, how: Format) -> None:
     """List the imports: file, time, and how many rows were loaded, superseded, rejected or are still waiting."""
-    from etl_assets.core.database_sync import get_engine
-    from etl_assets.core.settings import get_settings
     from etl_assets.reports.reports import import_accounting
 
-    settings = get_settings()
-    with translated_errors(), get_engine().connect() as connection:
-        rows = [dict(row) for row in import_accounting(connection, settings, limit=limit)]
+    with transaction() as connection:
+        rows = [dict(row) for row in import_accounting(connection, get_settings(), limit=limit)]
     print_rows(rows, _IMPORTS_COLUMNS, how)
 
 

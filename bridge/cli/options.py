@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec
 
 import click
+import sqlalchemy as sa
 from rich.console import Console
 from rich.table import Table
 
 from bridge.cli.output import cell, say_csv, say_json
 from bridge.stack.addresses import default_state_dir, read_addresses
+from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.database_sync import get_engine
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.settings import get_settings
 
 P = ParamSpec("P")
 Format = Literal["table", "csv", "json"]
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 _PIPE_WIDTH = 200
 
 
@@ -55,6 +60,24 @@ def use_stack(state_dir: Path | None) -> None:
             os.environ[name] = value
 
 
+def timeout_option(default_seconds: float) -> Decorator:
+    help_text = "Stop waiting after this many seconds."
+    kind = click.FloatRange(min=0)
+    return click.option("--timeout", "timeout_seconds", type=kind, default=default_seconds, show_default=True, help=help_text)
+
+
+@contextmanager
+def transaction() -> Iterator[sa.Connection]:
+    """ETL 的数据库里的一个事务；它不在、不让做，是一句说得出怎么办的错误。"""
+    with translated_errors(), get_engine().begin() as connection:
+        yield connection
+
+
+def console() -> Console:
+    """不在终端里（管道、日志）就不按 80 列折行。"""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
 def print_rows(
     rows: Iterable[Mapping[str, Any]], columns: Sequence[str], how: Format, *, title: str | None = None, cut: str | None = None
 ) -> None:
@@ -78,8 +101,7 @@ def print_rows(
                 # 不折行的是格子，不是列：列不折行，rich 就去压缩别的列
                 cells[cut].no_wrap, cells[cut].overflow = True, "ellipsis"
             table.add_row(*cells.values())
-        # 不在终端里（管道、日志）就不按 80 列折行
-        Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
+        console().print(table)
 
 
 def confirm(question: str, *, yes: bool) -> None:

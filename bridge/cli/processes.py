@@ -14,7 +14,9 @@ import click
 from bridge.cli.options import with_stack
 from bridge.settings import LANES, get_bridge_settings
 from etl_assets.core.backoff import Backoff, failures_in_a_row
+from etl_assets.core.database_sync import get_engine
 from etl_assets.core.log import configure_logging, get_logger
+from etl_assets.core.settings import get_settings
 from etl_assets.embedded.child_process import with_launcher
 
 logger = get_logger(__name__)
@@ -122,8 +124,6 @@ async def _listen() -> None:
     from bridge.events.subjects import DATA_IMPORT_COMPLETED
     from bridge.queue.broker import SafeJetStreamBroker
     from bridge.runs.reconciler import DueBell, reconcile
-    from etl_assets.core.database_sync import get_engine
-    from etl_assets.core.settings import get_settings
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
 import click
 
-from bridge.cli.instants import parse_instant
 from bridge.cli.options import print_rows, with_stack
 from bridge.cli.output import say, say_json
+from bridge.settings import get_bridge_settings
+from etl_assets.core.settings import get_settings
 
 if TYPE_CHECKING:
     from bridge.operations.replay import ReplayReport
 
 _SHOWN_PROBLEMS = 10
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 @click.command("replay")
@@ -23,7 +28,7 @@ _SHOWN_PROBLEMS = 10
 @click.option("--seq", "first_sequence", type=click.IntRange(min=1), help="From this sequence of the stream on.")
 @click.option("--until", metavar="T", help="Only events before this time.")
 @click.option("--to-seq", "last_sequence", type=click.IntRange(min=1), help="Only up to this sequence, included.")
-@click.option("--subject", help="Only events of this subject [default: imports, and completions of another ETL].")
+@click.option("--subject", help="Only events of this subject [default: imports, completions of another ETL, events of assets].")
 @click.option("--dry-run", is_flag=True, help="Show what would be requested, write nothing.")
 @click.option("--force", is_flag=True, help="Also events whose days the ledger says are materialized.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -44,8 +49,6 @@ def replay_command(
     """
     from bridge.operations.replay import replay_events, replayable_subjects
     from bridge.queue.doorbell import ring_workers
-    from bridge.settings import get_bridge_settings
-    from etl_assets.core.settings import get_settings
 
     if subject is not None and subject not in (subjects := asyncio.run(replayable_subjects())):
         raise click.BadParameter(f"only events of {', '.join(subjects)} can be replayed", param_hint="--subject")
@@ -57,9 +60,9 @@ def replay_command(
     report = asyncio.run(
         replay_events(
             get_bridge_settings(),
-            first=first_sequence or parse_instant(since or "", zone=zone, option="--since"),
+            first=first_sequence or _parse_instant(since or "", zone=zone, option="--since"),
             last_sequence=last_sequence,
-            until=parse_instant(until, zone=zone, option="--until") if until is not None else None,
+            until=_parse_instant(until, zone=zone, option="--until") if until is not None else None,
             subject=subject,
             force=force,
             dry_run=dry_run,
@@ -70,11 +73,28 @@ def replay_command(
     _print(report, dry_run=dry_run, as_json=as_json)
 
 
+def _parse_instant(text: str, *, zone: ZoneInfo, option: str) -> datetime:
+    """`2026-03-05`（那天零点）、`2026-03-05T10:00`、带时区的、`90m`、`2h`、`3d`；没有时区的按 zone。
+
+    在命令里调，不做成 click 的类型：解析参数时栈的地址还没有放进环境变量，那时读设置就读早了。
+    """
+    try:
+        if ago := re.fullmatch(r"([0-9]{1,9})([smhdw])", text.strip()):
+            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        instant = datetime.fromisoformat(text.strip())
+        return (instant if instant.tzinfo else instant.replace(tzinfo=zone)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(
+            f"{text!r} is not a time: write 2026-03-05, 2026-03-05T10:00, 2026-03-05T10:00+08:00, or how long ago: 90m, 2h, 3d",
+            param_hint=option,
+        ) from error
+
+
 def _print(report: ReplayReport, *, dry_run: bool, as_json: bool) -> None:
     from etl_assets.core.business_day import contiguous_ranges
 
     counts = {
-        "events": report.events,
+        "events": report.counts.total(),
         **{verdict: report.counts[verdict] for verdict in ("requested", "skipped", "ignored", "not_completed", "invalid")},
     }
     partitions = {asset: [str(days) for days in contiguous_ranges(report.days[asset])] for asset in report.days}

@@ -9,9 +9,9 @@ from uuid import UUID
 
 import click
 
-from bridge.cli.options import Format, print_rows, with_stack
+from bridge.cli.options import Format, print_rows, transaction, with_stack
 from etl_assets.core.asset_folders import descriptions, has_module, import_of
-from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.settings import get_settings
 
 # 表格里给人看的列；CSV 与 JSON 给全部列
 _COLUMNS = {
@@ -47,8 +47,6 @@ def show_command(
 
     The text comes from buyers: CSV has a ' before what a spreadsheet would take for a formula; JSON has the values as they are.
     """
-    from etl_assets.core.database_sync import get_engine
-    from etl_assets.core.settings import get_settings
     from etl_assets.reports.shown_rows import show_rejected, show_rows
 
     if lead_id is not None and (not has_module(table, "of_lead") or customer is not None or day is not None):
@@ -58,7 +56,7 @@ def show_command(
     settings = get_settings()
     wanted: date | None = day.date() if day else None
     rows: Iterable[Mapping[Any, Any]]
-    with translated_errors(), get_engine().connect() as connection:
+    with transaction() as connection:
         if table == "rejected":
             rows = show_rejected(connection, settings, import_id=import_id, rule=rule, customer=customer, day=wanted, limit=limit)
         elif lead_id is not None:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import click
 
-from bridge.cli.options import with_stack
+from bridge.cli.options import transaction, with_stack
 from bridge.cli.output import say, say_json
-from bridge.stack.addresses import StackAddresses, default_state_dir, read_addresses
-from etl_assets.core.database_errors import translated_errors
+from bridge.settings import get_bridge_settings
+from bridge.stack.addresses import default_state_dir, read_addresses
+from etl_assets.core.database_sync import get_engine
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.log import configure_logging
+from etl_assets.core.settings import get_settings
 
 _STATE_DIR = click.Path(file_okay=False, path_type=Path)
 
@@ -28,9 +30,7 @@ def up_command(state_dir: Path | None, port: int | None, workers: int) -> None:
 
     ETL_DATABASE_URL and ETL_NATS_URL replace the embedded servers. Ctrl-C stops all of it.
     """
-    from bridge.settings import get_bridge_settings
     from bridge.stack.local import Stack
-    from etl_assets.core.settings import get_settings
 
     configure_logging("stack")
     stack = Stack(
@@ -44,7 +44,11 @@ def up_command(state_dir: Path | None, port: int | None, workers: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of export lines.")
 def env_command(state_dir: Path | None, as_json: bool) -> None:
     """Print the addresses of the stack that is up, passwords included: eval "$(etl env)"."""
-    environment = _running(state_dir or default_state_dir()).environment()
+    folder = state_dir or default_state_dir()
+    addresses = read_addresses(folder)
+    if addresses is None:
+        raise SettingsError(f"no stack is up in {folder}: start one with `etl up`")
+    environment = addresses.environment()
     if as_json:
         say_json(environment)
     else:
@@ -66,8 +70,6 @@ def init_db_command(create_indexes: bool) -> None:
     INVALID index that an interrupted build has left is dropped and built again. Exit 1 when some are still missing, because the role does
     not own the table, for instance: then the statements for its owner are printed.
     """
-    from etl_assets.core.database_sync import get_engine
-    from etl_assets.core.settings import get_settings
     from etl_assets.definitions import graph
     from etl_assets.ledger.graph import write_graph
     from etl_assets.migrations.upgrade import upgrade_database
@@ -78,7 +80,7 @@ def init_db_command(create_indexes: bool) -> None:
     created = upgrade_database(get_engine())
     say("created the application tables and schema etl" if created else "schema etl is up to date; the application tables were left alone")
     target = prepare_target(get_engine(), get_settings())
-    with translated_errors(), get_engine().begin() as connection:
+    with transaction() as connection:
         if write_graph(connection, get_settings().target_schema, graph):
             say(f"wrote down the assets: {', '.join(graph.names)}")
     if target.created_tables:
@@ -90,7 +92,7 @@ def init_db_command(create_indexes: bool) -> None:
         built = index_building.create_indexes(get_engine(), get_settings(), say)
         say(f"built {built} indexes" if built else "no index is missing")
         return
-    with translated_errors(), get_engine().connect() as connection:
+    with transaction() as connection:
         missing = find_index_work(connection, get_settings())
     for work in missing:
         say(work.problem if work.is_buildable else work.says)
@@ -98,10 +100,3 @@ def init_db_command(create_indexes: bool) -> None:
             say(f"  {statement};")
     if any(work.is_buildable for work in missing):
         say("run these one by one as the owner of the tables, or run `etl init-db --create-indexes`; neither locks anybody out")
-
-
-def _running(state_dir: Path) -> StackAddresses:
-    addresses = read_addresses(state_dir)
-    if addresses is None:
-        raise SettingsError(f"no stack is up in {state_dir}: start one with `etl up`")
-    return addresses

@@ -9,12 +9,13 @@ from typing import Any
 
 import click
 
-from bridge.cli.options import print_rows, with_stack
+from bridge.cli.options import print_rows, transaction, with_stack
 from bridge.cli.output import say, say_json
 from bridge.errors import BridgeError
-from etl_assets.core.database_errors import translated_errors
+from bridge.settings import get_bridge_settings
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError
 from etl_assets.core.log import redact
+from etl_assets.core.settings import get_settings
 
 _WATCH_SECONDS = 2.0
 EXIT_UNREADABLE = 2
@@ -42,10 +43,7 @@ def status_command(as_json: bool, watch: bool) -> None:
 
 def _collect() -> dict[str, Any]:
     """database 与 nats 是它们为什么不让做，None 是没有什么不对；一个不在，另一个照看。"""
-    from bridge.operations.queue_depths import read_queue_depths
-    from bridge.settings import get_bridge_settings
-    from etl_assets.core.database_sync import get_engine
-    from etl_assets.core.settings import get_settings
+    from bridge.operations.queues import read_queue_depths
     from etl_assets.ledger.troubles import recent_troubles, troubles_of_imports
     from etl_assets.reports import readiness, reports
     from etl_assets.reports.lookups import find_index_work
@@ -55,7 +53,7 @@ def _collect() -> dict[str, Any]:
         ("database", "nats", *_TABLES, "unpublished_events", "set_aside_events", "waiting_events", "scattered_orders", "indexes")
     )
     try:
-        with translated_errors(), get_engine().connect() as connection:
+        with transaction() as connection:
             report |= {
                 "ledger": [dict(row) for row in reports.ledger_summary(connection, settings)],
                 "held": [dict(row) for row in reports.held_days(connection, settings)],

@@ -9,8 +9,10 @@ from uuid import UUID
 import click
 
 from bridge.cli.events import wait_until_done
-from bridge.cli.options import confirm, with_stack
+from bridge.cli.options import confirm, timeout_option, transaction, with_stack
 from bridge.cli.output import say
+from bridge.settings import get_bridge_settings
+from etl_assets.core.settings import get_settings
 
 
 @click.command("withdraw")
@@ -18,14 +20,7 @@ from bridge.cli.output import say
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Show the days and orders that it affects, change nothing.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until the days are materialized.")
-@click.option(
-    "--timeout",
-    "timeout_seconds",
-    type=click.FloatRange(min=0),
-    default=300.0,
-    show_default=True,
-    help="Stop waiting after this many seconds.",
-)
+@timeout_option(300.0)
 @with_stack
 def withdraw_command(import_id: UUID, yes: bool, dry_run: bool, no_wait: bool, timeout_seconds: float) -> None:
     """Take an import back: each order returns to its version of an earlier import, or leaves the tables.
@@ -36,16 +31,12 @@ def withdraw_command(import_id: UUID, yes: bool, dry_run: bool, no_wait: bool, t
     from bridge.events.envelope import DataImportCompleted
     from bridge.events.publish import publish_event
     from bridge.events.subjects import DATA_IMPORT_COMPLETED
-    from bridge.settings import get_bridge_settings
     from etl_assets.core.business_day import contiguous_ranges
-    from etl_assets.core.database_errors import translated_errors
-    from etl_assets.core.database_sync import get_engine
-    from etl_assets.core.settings import get_settings
     from etl_assets.intake import withdrawal
     from etl_assets.reports.progress import import_progress
 
-    engine, settings = get_engine(), get_settings()
-    with translated_errors(), engine.begin() as connection:
+    settings = get_settings()
+    with transaction() as connection:
         before = withdrawal.read_traces(connection, settings, import_id)
     if before.is_gone:
         say(f"import {import_id} is withdrawn already, nothing of it is in the tables")
@@ -56,10 +47,10 @@ def withdraw_command(import_id: UUID, yes: bool, dry_run: bool, no_wait: bool, t
         say("dry run: nothing was changed")
         return
     confirm(f"Withdraw import {import_id}?", yes=yes)
-    with translated_errors(), engine.begin() as connection:
+    with transaction() as connection:
         withdrawal.mark_withdrawn(connection, import_id)
     # 提交之后的时刻：此后处理的事件都看得见撤回，是谁发的都一样
-    with translated_errors(), engine.begin() as connection:
+    with transaction() as connection:
         since = withdrawal.database_time(connection)
         in_ledger = withdrawal.concerns_ledger(connection, settings, import_id)
     event = DataImportCompleted.model_validate({"import_id": import_id, "status": "failed", "allow_deletes": True})
@@ -81,7 +72,7 @@ def withdraw_command(import_id: UUID, yes: bool, dry_run: bool, no_wait: bool, t
     )
     if code:
         sys.exit(code)
-    with translated_errors(), engine.connect() as connection:
+    with transaction() as connection:
         left, _ = withdrawal.count_orders(connection, settings, import_id)
     removed = max(before.named_orders - left, 0)
     replaced = max(before.own_orders - removed, 0)

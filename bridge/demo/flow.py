@@ -1,37 +1,22 @@
-"""演示的流程：自己的栈、导入、等待、汇总、核对。"""
+"""演示的步骤：样例的订单类型、导入并公布、汇总。"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import sqlalchemy as sa
 
 from bridge.demo.dataset import ORDER_TYPES
 from bridge.events import DataImportCompleted, publish_event_sync
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
-from bridge.imports.loading import ImportReport, import_file
+from bridge.imports.loading import import_file
 from bridge.imports.profile import Profile
+from bridge.imports.reading import ImportReport
 from etl_assets.core.etl_tables import rejected_rows
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import order_type_mappings, target_tables
-from etl_assets.reports.progress import import_progress
-
-STAGE_COLUMNS = ["stage", "leads"]
-_TIMEOUT_SECONDS = 300.0
-_POLL_SECONDS = 0.05
-
-
-@dataclass(frozen=True)
-class Summary:
-    """演示的结果：每个资产一行，商机每个阶段一行（stage 与 leads）。"""
-
-    assets: Sequence[dict[str, Any]]
-    lead_stages: Sequence[dict[str, Any]]
 
 
 def map_order_types(engine: sa.Engine) -> None:
@@ -51,25 +36,10 @@ def import_and_publish(
     return report
 
 
-def wait_for_imports(
-    engine: sa.Engine, settings: EtlSettings, import_ids: Sequence[UUID], *, on_progress: Callable[[int, int], None]
-) -> bool:
-    """等到每一批都进表；搁置或超时则为 False。"""
-    deadline = time.monotonic() + _TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
-        with engine.connect() as connection:
-            states = [import_progress(connection, settings, import_id) for import_id in import_ids]
-        on_progress(sum(state.done for state in states), sum(state.days for state in states))
-        if any(state.held for state in states):
-            return False
-        if all(state.handled and state.done == state.days for state in states):
-            return True
-        time.sleep(_POLL_SECONDS)
-    return False
-
-
-def summarize(engine: sa.Engine, settings: EtlSettings, completions: Sequence[tuple[str, dict[str, Any]]]) -> Summary:
-    """表里的行数来自数据库；运行、天数与秒数来自完成事件（资产、事件内容）。"""
+def summarize(
+    engine: sa.Engine, settings: EtlSettings, completions: Sequence[tuple[str, dict[str, Any]]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """每个资产一行，商机每个阶段一行。表里的行数来自数据库；运行、天数与秒数来自完成事件（资产、事件内容）。"""
     tables = target_tables(settings.target_schema)
     with engine.connect() as connection:
         rejected = connection.scalar(sa.select(sa.func.count()).select_from(rejected_rows))
@@ -93,4 +63,4 @@ def summarize(engine: sa.Engine, settings: EtlSettings, completions: Sequence[tu
                 "seconds": round(sum(event["duration_seconds"] for event in events), 2),
             }
         )
-    return Summary(assets=assets, lead_stages=lead_stages)
+    return assets, lead_stages

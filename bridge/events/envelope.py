@@ -1,32 +1,20 @@
-"""事件的信封：DOMAIN 第 7 节的字段；多出来的字段原样保留。"""
+"""不论有哪些资产都有的事件，与每个主题收什么事件；信封（Event）在 etl_assets/core/asset_events.py。"""
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Literal
-from uuid import UUID, uuid4
+from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
-
+from bridge.events.asset_events import asset_events
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, completed_asset
+from etl_assets.core.asset_events import Event
 
-EVENT_VERSION = "1.0"
 ENVELOPE_FIELDS = ("event_id", "event_version", "occurred_at", "status")
 """收到的事件必须带的字段；自己造事件时由默认值补上。"""
 
 IMPORT_STATUSES = ("completed", "failed")
 """只有这些状态的导入事件要求什么。"""
-
-
-class Event(BaseModel):
-    """每个事件都有的字段。"""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    event_id: UUID = Field(default_factory=uuid4)
-    event_version: str = EVENT_VERSION
-    occurred_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
-    status: str
 
 
 class DataImportCompleted(Event):
@@ -62,4 +50,7 @@ def event_type(subject: str) -> type[Event]:
     """发布到这个主题的事件类型；不认识的主题只检查公共字段。"""
     if subject == DATA_IMPORT_COMPLETED:
         return DataImportCompleted
-    return Event if completed_asset(subject) is None else EtlCompleted
+    if completed_asset(subject) is not None:
+        return EtlCompleted
+    of_asset = asset_events().get(subject)
+    return Event if of_asset is None else of_asset.event_type

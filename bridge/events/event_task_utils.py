@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 
 from bridge.errors import InvalidEventError
-from bridge.events.envelope import ENVELOPE_FIELDS, EVENT_VERSION, Event
-
-AnyEvent = TypeVar("AnyEvent", bound=Event)
+from bridge.events.envelope import ENVELOPE_FIELDS
+from etl_assets.core.asset_events import EVENT_VERSION, AnyEvent
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,8 @@ class EventTaskHandler(Generic[AnyEvent]):
             return self.event_type.model_validate_json(data, strict=True)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
-            raise InvalidEventError(f"field {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+            field = ".".join(map(str, problem["loc"]))
+            raise InvalidEventError(f"field {field}: {problem['msg']}" if field else problem["msg"]) from error
 
 
 def event_task_handler(

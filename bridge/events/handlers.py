@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from bridge.errors import tolerate
+from bridge.events.asset_events import events_by_subject
 from bridge.events.envelope import IMPORT_STATUSES, DataImportCompleted, EtlCompleted
 from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, Ignored, ReceivedEvent, event_task_handler
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, etl_completed
 from bridge.queue.task_names import MATERIALIZE_DUE
+from etl_assets.core.asset_events import AnyEvent, Asked, AssetEvent
 from etl_assets.core.business_day import partition_range
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.database_sync import get_engine
@@ -22,9 +24,12 @@ from etl_assets.ledger.graph import AssetGraph, read_graph
 from etl_assets.ledger.outbox import installation_id
 from etl_assets.ledger.requests import request_downstream
 
-_LOOK_SECONDS = 1.0
+logger = get_logger(__name__)
 
-_cannot_read_graph = RepeatedWarning(get_logger(__name__), "cannot listen yet")
+_LOOK_SECONDS = 1.0
+_SHOWN_IDS = 5
+
+_cannot_read_graph = RepeatedWarning(logger, "cannot listen yet")
 
 
 @event_task_handler(
@@ -46,14 +51,25 @@ def on_etl_completed(asset: str) -> EventTaskHandler[EtlCompleted]:
     return request
 
 
+def on_asset_event(subject: str, of_asset: AssetEvent[AnyEvent]) -> EventTaskHandler[AnyEvent]:
+    """资产自己认得的事件：要求什么，由它说。"""
+
+    @event_task_handler(subject=subject, event_type=of_asset.event_type, task_name=MATERIALIZE_DUE)
+    async def request(events: Sequence[ReceivedEvent[AnyEvent]]) -> Sequence[Decision]:
+        return await asyncio.to_thread(_handle, of_asset, events)
+
+    return request
+
+
 HANDLERS = (on_data_import_completed,)
 """不论有哪些资产。"""
 
 
 def handlers_of(graph: AssetGraph) -> tuple[EventTaskHandler[Any], ...]:
-    """HANDLERS，与每个后面还有资产的资产的。"""
+    """HANDLERS，每个后面还有资产的资产的，与各资产自己的。"""
     followed = [name for name in graph.names if graph.downstreams(name)]
-    return (*HANDLERS, *map(on_etl_completed, followed))
+    own = [on_asset_event(subject, event) for name in graph.names for subject, event in events_by_subject(name).items()]
+    return (*HANDLERS, *map(on_etl_completed, followed), *own)
 
 
 async def handlers_once_known(stop: asyncio.Event) -> Sequence[EventTaskHandler[Any]]:
@@ -113,6 +129,22 @@ def _request_downstream(asset: str, events: Sequence[ReceivedEvent[EtlCompleted]
         days = {day for day in partitions_done if partitions.first <= day <= partitions.last}
         request_downstream(connection, settings.target_schema, asset, days)
     return [Done(ring=usable) for usable in is_usable]
+
+
+def _handle(of_asset: AssetEvent[AnyEvent], events: Sequence[ReceivedEvent[AnyEvent]]) -> list[Decision]:
+    with translated_errors(), get_engine().begin() as connection:
+        asked = of_asset.handle(connection, get_settings(), [received.event for received in events])
+    return [_decide_asked(received, each) for received, each in zip(events, asked, strict=True)]
+
+
+def _decide_asked(received: ReceivedEvent[Any], asked: Asked) -> Decision:
+    shown = asked.unknown[:_SHOWN_IDS]
+    if not asked.days:
+        return Ignored(f"none of what it names is here: {', '.join(shown)}")
+    if shown:
+        unknown = len(asked.unknown)
+        logger.info("event names what is not here", subject=received.subject, sequence=received.sequence, unknown=unknown, first=shown)
+    return Done()
 
 
 def concerns(event: EtlCompleted, own_installation: str, target: str) -> bool:

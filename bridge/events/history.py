@@ -14,9 +14,7 @@ from bridge.settings import BridgeSettings
 
 async def read_completions(settings: BridgeSettings) -> list[tuple[str, dict[str, Any]]]:
     """流里全部的完成事件，按存下的次序：（资产，事件内容）。"""
-    connection = JetStreamConnection(settings, name="history")
-    await connection.open()
-    try:
+    async with JetStreamConnection(settings, name="history") as connection:
         state = await stream_state(connection, EVENTS_STREAM)
         everything = Stretch(1, state.last_seq if state else 0)
         return [
@@ -24,5 +22,3 @@ async def read_completions(settings: BridgeSettings) -> list[tuple[str, dict[str
             async for messages in read_stored(connection, EVENTS_STREAM, everything, subjects=[EVERY_ETL_COMPLETED])
             for message in messages
         ]
-    finally:
-        await connection.close()

@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Self
 
 from bridge.errors import InvalidEventError, PayloadTooLargeError
-from bridge.events.envelope import Event, event_type
+from bridge.events.envelope import event_type
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.settings import BridgeSettings, get_bridge_settings
+from etl_assets.core.asset_events import Event
 
 
 @dataclass(frozen=True)

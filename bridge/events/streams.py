@@ -8,6 +8,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy, 
 
 from bridge.events.subjects import EVENTS_DLQ_PREFIX, EVENTS_DLQ_STREAM, EVENTS_PREFIX, EVENTS_STREAM
 from bridge.jetstream.connection import JetStreamConnection
+from bridge.jetstream.dead_letters import letters_stream
 from bridge.jetstream.streams import adopt_stream, consumer_info, ensure_consumer, ensure_stream, stream_consumers
 from bridge.settings import BridgeSettings
 
@@ -36,14 +37,7 @@ def events_stream(settings: BridgeSettings) -> StreamConfig:
     )
 
 
-# 满了就拒收，事件留在 EVENTS 里；不过期：人丢弃之前什么都不丢
-DEAD_LETTERS = StreamConfig(
-    name=EVENTS_DLQ_STREAM,
-    subjects=[EVENTS_DLQ_PREFIX + ">"],
-    discard=DiscardPolicy.NEW,
-    max_bytes=64 * _MIB,
-    duplicate_window=600,
-)
+DEAD_LETTERS = letters_stream(EVENTS_DLQ_STREAM, EVENTS_DLQ_PREFIX + ">")
 
 
 def consumer_name(settings: BridgeSettings, subject: str) -> str:

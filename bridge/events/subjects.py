@@ -26,6 +26,11 @@ def completed_asset(subject: str) -> str | None:
     return asset if etl_completed(asset) == subject else None
 
 
+def event_subject(name: str) -> str:
+    """资产自己认得的事件（它的 events.py）的主题。"""
+    return EVENTS_PREFIX + name
+
+
 def dead_letter_subject(subject: str) -> str:
     """事件主题到死信主题：events.a.b 变成 events_dlq.a.b。"""
     return EVENTS_DLQ_PREFIX + subject.removeprefix(EVENTS_PREFIX)

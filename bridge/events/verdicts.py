@@ -10,9 +10,10 @@ from typing import Any, Literal
 from nats.aio.msg import Msg
 
 from bridge.errors import InvalidEventError, is_transient
-from bridge.events.event_task_utils import AnyEvent, Decision, Done, EventTaskHandler, ReceivedEvent, Rejected
+from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, ReceivedEvent, Rejected
 from bridge.jetstream.headers import header_text
 from bridge.settings import BridgeSettings
+from etl_assets.core.asset_events import AnyEvent
 from etl_assets.core.database_errors import fault_of, say_refused
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, PermanentError
 from etl_assets.core.log import RepeatedWarning, get_logger

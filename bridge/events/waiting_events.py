@@ -14,7 +14,7 @@ from bridge.events.envelope import DataImportCompleted
 from bridge.events.streams import DEAD_LETTERS
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM, dead_letter_subject
 from bridge.jetstream.connection import JetStreamConnection
-from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY, store_letter
+from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY, bury
 from bridge.jetstream.stored_messages import StoredMessage, stored_message
 from bridge.queue.broker import SafeJetStreamBroker
 from bridge.queue.task_names import MATERIALIZE_DUE
@@ -84,7 +84,7 @@ class WaitingEvents:
         """存进了死信流的才不再等；存不了的留着，到点再来。"""
         for first in range(0, len(overdue), _AT_ONCE):
             events = overdue[first : first + _AT_ONCE]
-            outcomes = await asyncio.gather(*(bury(self._broker.connection, event) for event in events), return_exceptions=True)
+            outcomes = await asyncio.gather(*(_bury(self._broker.connection, event) for event in events), return_exceptions=True)
             buried = [event for event, outcome in zip(events, outcomes, strict=True) if outcome is None]
             if buried:
                 await asyncio.to_thread(self._forget, buried)
@@ -110,9 +110,9 @@ def _patience(settings: BridgeSettings) -> Patience:
     return Patience(settings.event_backoff, limit_seconds=settings.event_retry_seconds)
 
 
-async def bury(connection: JetStreamConnection, event: WaitingEvent) -> None:
+async def _bury(connection: JetStreamConnection, event: WaitingEvent) -> None:
     """流里的原文进死信流；流里已经没有它，就由台账记得的造一封。"""
-    await store_letter(
+    await bury(
         connection,
         await _original(connection, event) or _remembered(event),
         letters=DEAD_LETTERS,

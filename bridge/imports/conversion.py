@@ -28,12 +28,6 @@ _ZONED_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z")
 _INSTANT = pl.Datetime("us", "UTC")
 
 
-def to_text(value: pl.Expr) -> pl.Expr:
-    """文字原样，别的类型写成文字；空的是 NULL。"""
-    text = value.cast(pl.String)
-    return pl.when(text != "").then(text)
-
-
 def to_number(text: pl.Expr) -> pl.Expr:
     """¥1,234.50 那样的文字 → 精确的数；不是数、或大到装不下的是 NULL。"""
     digits = text.str.replace_all(r"[¥￥$,\s]", "")
@@ -102,14 +96,14 @@ def convert(
         instants = to_instant(raw[name], time_format=target.format, time_zone=zone, also_iso=also_iso)
         expected = f"written as {target.format}" if target.format else "such as 2024-01-31 08:05:00"
         return instants, _find_unreadable(raw, name, instants, column, pl.lit(f"is not a possible date and time {expected} in {zone}"))
+    text = pl.col(name).cast(pl.String)
     if isinstance(target, AmountTarget) or name == "quantity":
         exact = raw[name].dtype.is_integer() or raw[name].dtype.is_decimal()
-        text = pl.col(name).cast(pl.String)
         numbers = raw.select(pl.col(name).cast(NUMBER, strict=False) if exact else to_number(text)).to_series()
         too_large = text.str.contains(_PLAIN_NUMBER)
         problem = pl.when(too_large).then(pl.lit("is too large")).otherwise(pl.lit("is not a number"))
         return numbers, _find_unreadable(raw, name, numbers, column, problem)
-    return raw.select(to_text(pl.col(name))).to_series(), pl.DataFrame(schema=PROBLEMS)
+    return raw.select(pl.when(text != "").then(text)).to_series(), pl.DataFrame(schema=PROBLEMS)
 
 
 def finish_amount(orders: pl.DataFrame, target: AmountTarget, *, column: str) -> tuple[pl.Series, list[pl.DataFrame]]:

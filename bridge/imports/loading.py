@@ -4,60 +4,33 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections import deque
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from uuid import UUID, uuid4, uuid5
 
 import polars as pl
-import psycopg
 import sqlalchemy as sa
 from psycopg.copy import QueuedLibpqWriter
 from sqlalchemy.dialects.postgresql import insert
 
-from bridge.imports.cells import Shape
 from bridge.imports.mapping import map_columns
 from bridge.imports.orders import OrderBuilder
 from bridge.imports.problems import BadRows
-from bridge.imports.profile import FileFormat, Profile
-from bridge.imports.reading import Progress, Reading
+from bridge.imports.profile import NO_PROFILE, FileFormat, Profile
+from bridge.imports.reading import ImportReport, Progress, Reading
 from bridge.imports.source import open_source
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, shop_configs
+from etl_assets.services.copy_out import driver_of
 
 logger = get_logger(__name__)
 
 # 由店名算出 shop_id：两处各自建的同名店是同一个 id
 SHOP_NAMESPACE = UUID("5a0c2d0e-6c1b-4a57-9d55-6f0d0c1f7e3a")
 CREATED_SHOP_PLATFORM = "import"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportReport:
-    """一次导入的结果。
-
-    :param import_id: 试运行时是 None。
-    :param rows: raw_orders 的行数。
-    :param source_rows: 文件里的记录数；一行一件商品时是商品行数。
-    :param skipped_rows: 没有导入的记录数，原文在 rejected_file 里。
-    :param read_as: 文件是怎样读的。
-    :param unknown_shops: 不在 shop_configs 里的店名与行数；ETL 会拒收这些行。
-    """
-
-    import_id: UUID | None
-    rows: int
-    source_rows: int
-    skipped_rows: int
-    rejected_file: Path | None
-    read_as: Shape
-    unknown_shops: Mapping[str, int]
-    created_shops: Sequence[str]
-    first_ordered_at: datetime | None
-    last_ordered_at: datetime | None
-    seconds: float
 
 
 def import_file(
@@ -86,39 +59,28 @@ def import_file(
     :raises DatabaseUnavailableError: 连不上数据库。
     """
     started = time.monotonic()
-    source = open_source(path, file or (profile.file if profile else FileFormat()))
+    source = open_source(path, file or (profile or NO_PROFILE).file)
     columns = map_columns(source, profile, overrides=mapping or {}, shop=shop)
     builder = OrderBuilder(source, columns, settings.timezone)
     with BadRows(path, write=skip_bad_rows and not dry_run) as bad_rows:
         reading = Reading(builder, bad_rows, skip_bad_rows=skip_bad_rows, on_progress=on_progress)
+        report = reading.report
         with translated_errors(), engine.begin() as connection:
-            import_id = None if dry_run else _load(connection, path.name, reading)
             if dry_run:
-                _read_to_end(reading)
-            created = _create_shops(connection, reading.shops) if create_shops and not dry_run else []
-            unknown = _find_unknown_shops(connection, reading.shops)
-            if import_id is not None:
-                _complete(connection, import_id, reading.rows)
-        bad_rows.keep()
-    report = ImportReport(
-        import_id=import_id,
-        rows=reading.rows,
-        source_rows=reading.source_rows,
-        skipped_rows=bad_rows.count,
-        rejected_file=bad_rows.path,
-        read_as=source.shape,
-        unknown_shops={name: reading.shops[name] for name in unknown},
-        created_shops=created,
-        first_ordered_at=reading.first_ordered_at,
-        last_ordered_at=reading.last_ordered_at,
-        seconds=time.monotonic() - started,
-    )
-    logger.info("file imported", file=path.name, import_id=str(import_id), rows=report.rows, skipped_rows=report.skipped_rows)
+                deque(reading.orders(), maxlen=0)
+            else:
+                report.import_id = _load(connection, path.name, reading)
+                if create_shops:
+                    report.created_shops = _create_shops(connection, reading.shops)
+            report.unknown_shops = {name: reading.shops[name] for name in _find_unknown_shops(connection, reading.shops)}
+    report.skipped_rows, report.rejected_file = bad_rows.count, bad_rows.path
+    report.seconds = time.monotonic() - started
+    logger.info("file imported", file=path.name, import_id=str(report.import_id), rows=report.rows, skipped_rows=report.skipped_rows)
     return report
 
 
 def _load(connection: sa.Connection, source_name: str, reading: Reading) -> UUID:
-    """登记导入并 COPY 全部订单；别的事务在提交之后才看得到。"""
+    """登记导入、COPY 全部订单、标成完成；别的事务在提交之后才看得到。"""
     # COPY 是一条语句，文件多大就要多久；它的时限由读文件的人掌握
     connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
@@ -127,6 +89,11 @@ def _load(connection: sa.Connection, source_name: str, reading: Reading) -> UUID
         sa.insert(import_tasks).values(import_id=import_id, source_name=source_name, status="pending", created_at=sa.func.clock_timestamp())
     )
     _copy_orders(connection, import_id, reading)
+    connection.execute(
+        sa.update(import_tasks)
+        .where(import_tasks.c.import_id == import_id)
+        .values(status="completed", row_count=reading.report.rows, completed_at=sa.func.clock_timestamp())
+    )
     return import_id
 
 
@@ -135,13 +102,10 @@ def _copy_orders(connection: sa.Connection, import_id: UUID, reading: Reading) -
 
     先开始 COPY 再读文件：读得再久，事务也不算闲着（idle_in_transaction_session_timeout）。
     """
-    driver = connection.connection.driver_connection
-    if not isinstance(driver, psycopg.Connection):
-        raise TypeError(f"COPY needs psycopg 3, not {type(driver).__module__}")
     preparer = connection.dialect.identifier_preparer
     names = ", ".join(preparer.quote(name) for name in ("import_id", *reading.columns))
     statement = f"COPY {preparer.format_table(raw_orders)} ({names}) FROM STDIN (FORMAT csv)"
-    with driver.cursor() as cursor, cursor.copy(statement.encode(), writer=QueuedLibpqWriter(cursor)) as copy:
+    with driver_of(connection).cursor() as cursor, cursor.copy(statement.encode(), writer=QueuedLibpqWriter(cursor)) as copy:
         for orders in reading.orders():
             copy.write(_to_csv(orders.select(pl.lit(str(import_id)).alias("import_id"), *reading.columns)))
 
@@ -153,26 +117,12 @@ def _to_csv(orders: pl.DataFrame) -> memoryview:
     return buffer.getbuffer()
 
 
-def _read_to_end(reading: Reading) -> None:
-    for _ in reading.orders():
-        pass
-
-
-def _complete(connection: sa.Connection, import_id: UUID, rows: int) -> None:
-    connection.execute(
-        sa.update(import_tasks)
-        .where(import_tasks.c.import_id == import_id)
-        .values(status="completed", row_count=rows, completed_at=sa.func.clock_timestamp())
-    )
-
-
 def _find_unknown_shops(connection: sa.Connection, shops: Iterable[str]) -> list[str]:
-    names = sorted(shops)
+    names = list(shops)
     known = connection.scalars(
         sa.select(shop_configs.c.shop_name).where(shop_configs.c.shop_name == sa.any_(sa.literal(names, sa.ARRAY(sa.Text))))
     )
-    present = set(known)
-    return [name for name in names if name not in present]
+    return sorted(set(names).difference(known))
 
 
 def _create_shops(connection: sa.Connection, shops: Iterable[str]) -> list[str]:

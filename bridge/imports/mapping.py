@@ -10,17 +10,7 @@ import polars as pl
 
 from bridge.imports.cells import Source
 from bridge.imports.errors import ImportFileError, ProfileError
-from bridge.imports.profile import (
-    ROW_NUMBER,
-    TARGETS,
-    AmountTarget,
-    FileFormat,
-    Grouping,
-    Profile,
-    TextTarget,
-    TimeTarget,
-    parse_expression,
-)
+from bridge.imports.profile import NO_PROFILE, ROW_NUMBER, TARGETS, AmountTarget, Profile, TextTarget, TimeTarget, parse_expression
 
 # 淘宝、天猫、京东、抖音导出的表头；一个文件里有好几个时取前面的
 HEADERS: dict[str, tuple[str, ...]] = {
@@ -59,9 +49,7 @@ class ColumnMapping:
     targets: Mapping[str, TextTarget]
     sources: Mapping[str, pl.Expr]
     used: frozenset[str]
-    group: Grouping | None
-    keep_extra: bool
-    numbers: tuple[str, ...]
+    profile: Profile
 
 
 def map_columns(source: Source, profile: Profile | None, *, overrides: Mapping[str, str], shop: str | None) -> ColumnMapping:
@@ -82,19 +70,17 @@ def map_columns(source: Source, profile: Profile | None, *, overrides: Mapping[s
         targets = _map_headers(source, targets, declined=[name for name, column in overrides.items() if not column])
     if "shop" not in targets and "shop" not in overrides:
         raise _no_column(source, "shop", ("shop",))
-    file = profile.file if profile else FileFormat()
-    group = profile.group if profile else None
+    given = profile or NO_PROFILE
     expressions = {name: _source_expression(source, name, target) for name, target in targets.items()}
-    used = {root for expression in expressions.values() for root in expression.meta.root_names()} | set(group.by if group else ())
-    for column in (*sorted(used - {ROW_NUMBER}), *file.numbers):
+    used = {root for expression in expressions.values() for root in expression.meta.root_names()}
+    used.update(given.group.by if given.group else ())
+    for column in (*sorted(used - {ROW_NUMBER}), *given.file.numbers):
         _require(source, column)
     return ColumnMapping(
         targets={name: targets[name] for name in TARGETS if name in targets},
         sources=expressions,
         used=frozenset(used),
-        group=group,
-        keep_extra=profile is not None and profile.keep_extra,
-        numbers=file.numbers,
+        profile=given,
     )
 
 

@@ -39,23 +39,21 @@ class OrderBuilder:
 
     @property
     def _unused(self) -> list[str]:
-        return [name for name in self.source.columns if name not in self.mapping.used] if self.mapping.keep_extra else []
+        return [name for name in self.source.columns if name not in self.mapping.used] if self.mapping.profile.keep_extra else []
 
     def build(self, block: CellBlock) -> OrderBlock:
         """一块单元格变成订单；要合并时，整个文件必须是一块。"""
-        group = self.mapping.group
+        profile = self.mapping.profile
+        group, numbers = profile.group, profile.file.numbers
         missing = block.find_missing(self.source.columns, self.mapping.used)
-        problems = [missing, *block.problems, *(find_unreadable_numbers(block.cells, name) for name in self.mapping.numbers)]
-        table = block.cells.with_columns(to_expression_number(pl.col(name)) for name in self.mapping.numbers)
+        problems = [missing, *block.problems, *(find_unreadable_numbers(block.cells, name) for name in numbers)]
+        table = block.cells.with_columns(to_expression_number(pl.col(name)) for name in numbers)
         by_line = {name: target for name, target in self.mapping.targets.items() if target.aggregate_expression is None}
         lines = self._convert(self._evaluate(table, by_line), by_line, problems)
         if group:
             keys = [pl.col(name).alias(f"{_KEY}{name}") for name in group.by]
             lines = lines.with_columns(table.select(*keys, _lone_row(group.by).alias(_KEY)))
-            orders = self._group(lines, table, problems)
-        else:
-            orders = lines
-        orders = self._finish(orders, problems)
+        orders = self._finish(self._group(lines, table, problems) if group else lines, problems)
         bad = merge_problems(problems)
         if group and bad.height:
             bad = merge_problems([bad, _find_companions(lines, bad)])

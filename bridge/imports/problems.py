@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 import polars as pl
 
@@ -37,13 +37,12 @@ def merge_problems(problems: Sequence[pl.DataFrame]) -> pl.DataFrame:
 
 
 class BadRows(AbstractContextManager["BadRows"]):
-    """收集一次导入的坏行。write 为真时边收边写 `<文件名>.rejected.csv`；没有 keep() 就退出时删掉它。"""
+    """收集一次导入的坏行。write 为真时边收边写 `<文件名>.rejected.csv`；中途出了错就删掉它。"""
 
     def __init__(self, source: Path, *, write: bool) -> None:
         self._source = source
         self._write = write
         self._file: IO[bytes] | None = None
-        self._kept = False
         self._first: tuple[int, str, str, str | None] | None = None
         self.path: Path | None = None
         self.count = 0
@@ -73,16 +72,10 @@ class BadRows(AbstractContextManager["BadRows"]):
             advice="correct the file, or import the other rows with --skip-bad-rows",
         )
 
-    def keep(self) -> None:
-        self._kept = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._file is not None:
             self._file.close()
-        if self.path is not None and not self._kept:
+        if self.path is not None and kind is not None:
             self.path.unlink()
 
     def _append(self, problems: pl.DataFrame, cells: pl.DataFrame) -> None:

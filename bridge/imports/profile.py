@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from zoneinfo import available_timezones
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 
 from bridge.imports.errors import ProfileError
 
@@ -28,6 +28,7 @@ _ACROSS_LINES = re.compile(
 )
 
 Aggregate = Literal["first", "last", "sum", "min", "max"]
+Names = Annotated[tuple[str, ...], Strict(strict=False)]  # TOML 的数组是 list
 
 
 class _Table(BaseModel):
@@ -100,14 +101,9 @@ class FileFormat(_Table):
     header: bool = True
     header_row: Annotated[int, Field(ge=1)] | None = None
     keep_totals: bool = False
-    columns: tuple[str, ...] = ()
+    columns: Names = ()
     sheet: str | None = None
-    numbers: tuple[str, ...] = ()
-
-    @field_validator("columns", "numbers", mode="before")
-    @classmethod
-    def _tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+    numbers: Names = ()
 
     @field_validator("encoding")
     @classmethod
@@ -141,12 +137,7 @@ class FileFormat(_Table):
 class Grouping(_Table):
     """一行是一件商品时：by 相同的行合成一个订单。by 为空的行各成一单。"""
 
-    by: tuple[str, ...] = Field(min_length=1)
-
-    @field_validator("by", mode="before")
-    @classmethod
-    def _tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+    by: Names = Field(min_length=1)
 
 
 class Orders(_Table):
@@ -186,6 +177,10 @@ class Profile(_Table):
         elif self.keep_extra:
             raise ValueError("keep_extra cannot be used with [group]: an order has no single source line")
         return self
+
+
+NO_PROFILE = Profile.model_construct(orders=Orders())
+"""没有配置：各列由表头与命令行的选项来。"""
 
 
 def parse_expression(text: str) -> pl.Expr:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
+from uuid import UUID
 
 import polars as pl
 
-from bridge.imports.cells import CellBlock
+from bridge.imports.cells import CellBlock, Shape
 from bridge.imports.errors import ImportFileError
 from bridge.imports.orders import OrderBuilder
 from bridge.imports.problems import BadRows
@@ -16,11 +19,35 @@ from bridge.imports.problems import BadRows
 Progress = Callable[[int, int], None]
 
 
+@dataclass(kw_only=True)
+class ImportReport:
+    """一次导入的结果，边读边记。
+
+    :param import_id: 试运行时是 None。
+    :param rows: raw_orders 的行数。
+    :param source_rows: 文件里的记录数，连坏行在内；一行一件商品时是商品行数。
+    :param skipped_rows: 没有导入的记录数，原文在 rejected_file 里。
+    :param read_as: 文件是怎样读的。
+    :param unknown_shops: 不在 shop_configs 里的店名与行数；ETL 会拒收这些行。
+    """
+
+    read_as: Shape
+    import_id: UUID | None = None
+    rows: int = 0
+    source_rows: int = 0
+    skipped_rows: int = 0
+    rejected_file: Path | None = None
+    unknown_shops: Mapping[str, int] = field(default_factory=dict)
+    created_shops: Sequence[str] = field(default_factory=list)
+    first_ordered_at: datetime | None = None
+    last_ordered_at: datetime | None = None
+    seconds: float = 0.0
+
+
 class Reading:
-    """一次通读；orders() 走完之后，合计才是全的。
+    """一次通读；orders() 走完之后，report 里的合计才是全的。
 
     :ivar columns: 每块里 raw_orders 的列。
-    :ivar source_rows: 文件里的记录数，连坏行在内；一行一件商品时是商品行数。
     :ivar shops: 修剪过的店名与它的行数。
     """
 
@@ -30,11 +57,8 @@ class Reading:
         self._bad_rows = bad_rows
         self._skip_bad_rows = skip_bad_rows
         self._on_progress = on_progress
-        self.rows = 0
-        self.source_rows = 0
+        self.report = ImportReport(read_as=builder.source.shape)
         self.shops: Counter[str] = Counter()
-        self.first_ordered_at: datetime | None = None
-        self.last_ordered_at: datetime | None = None
 
     def orders(self) -> Iterator[pl.DataFrame]:
         """逐块给出订单。遇到坏行又不许跳过时不再给出，但读到底，好说出还有多少。
@@ -43,20 +67,20 @@ class Reading:
         """
         for block in self._blocks():
             built = self._builder.build(block)
-            self.source_rows += block.cells.height
+            self.report.source_rows += block.cells.height
             self._bad_rows.add(built.problems, block.cells)
             if built.orders.height and (self._skip_bad_rows or not self._bad_rows.count):
                 self._count(built.orders)
                 yield built.orders
-        if self._bad_rows.count and not (self._skip_bad_rows and self.rows):
+        if self._bad_rows.count and not (self._skip_bad_rows and self.report.rows):
             raise self._bad_rows.error()
-        if not self.rows:
+        if not self.report.rows:
             raise ImportFileError(self._builder.source.path, "the file has a header but no rows")
 
     def _blocks(self) -> Iterator[CellBlock]:
         """要合并商品行时，整个文件是一块：一个订单的各行可以相隔很远。"""
         blocks = self._report(self._builder.source.blocks)
-        if self._builder.mapping.group is None:
+        if self._builder.mapping.profile.group is None:
             yield from blocks
             return
         whole = list(blocks)
@@ -71,11 +95,12 @@ class Reading:
                 self._on_progress(block.end_byte, self._builder.source.size)
 
     def _count(self, orders: pl.DataFrame) -> None:
-        self.rows += orders.height
+        report = self.report
+        report.rows += orders.height
         if "shop" in orders.columns:
             shops = orders["shop"].str.strip_chars().drop_nulls().value_counts()
             self.shops.update({name: rows for name, rows in shops.iter_rows() if name})
         if "ordered_at" in orders.columns:
-            moments = [moment for moment in (orders["ordered_at"].min(), orders["ordered_at"].max()) if isinstance(moment, datetime)]
-            self.first_ordered_at = min([*moments, *([self.first_ordered_at] if self.first_ordered_at else [])], default=None)
-            self.last_ordered_at = max([*moments, *([self.last_ordered_at] if self.last_ordered_at else [])], default=None)
+            found = (orders["ordered_at"].min(), orders["ordered_at"].max(), report.first_ordered_at, report.last_ordered_at)
+            moments = [moment for moment in found if isinstance(moment, datetime)]
+            report.first_ordered_at, report.last_ordered_at = min(moments, default=None), max(moments, default=None)

@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import nats.errors
 import nats.js.errors
@@ -49,7 +49,7 @@ _SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 class JetStreamConnection:
-    """一条断了就永远重连的连接；只有开头连不上才是错误。"""
+    """一条断了就永远重连的连接；只有开头连不上才是错误。`async with` 打开它，离开时断开。"""
 
     def __init__(self, settings: BridgeSettings, *, name: str, client: Client | None = None) -> None:
         self.client = client or Client()
@@ -63,7 +63,8 @@ class JetStreamConnection:
         self._trouble = RepeatedWarning(logger, "nats trouble")
         self._cannot_beat = RepeatedWarning(logger, "cannot tell NATS that the work goes on")
         self._usable = asyncio.Event()
-        self._on_disconnect: list[Callable[[], None]] = []
+        self.on_disconnect: list[Callable[[], None]] = []
+        """断线或关闭时要调用的。"""
 
     # ---- 连接 ----------------------------------------------------------------
 
@@ -87,6 +88,13 @@ class JetStreamConnection:
             self._opening = False
         # 到这里才算可用：开头连不上是错误，中途断开只是等
         self._usable.set()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def _connect(self) -> None:
         seconds = self.settings.connect_timeout_seconds
@@ -165,12 +173,8 @@ class JetStreamConnection:
         self._interrupt()
 
     def _interrupt(self) -> None:
-        for notify in self._on_disconnect:
+        for notify in self.on_disconnect:
             notify()
-
-    def call_on_disconnect(self, notify: Callable[[], None]) -> None:
-        """断线或关闭时调用 notify。"""
-        self._on_disconnect.append(notify)
 
     # ---- 问 ---------------------------------------------------------------------
 
@@ -215,7 +219,8 @@ class JetStreamConnection:
 
     async def publish(self, subject: str, data: bytes, *, message_id: str, headers: Mapping[str, str] | None = None) -> PubAck:
         """存进流里才返回；NATS 不在时以同一个编号重试，限期内等不到就抛错（迟到的那份会被去重）。"""
-        self._require_open()
+        if self.client.is_closed or not self._started:
+            raise NatsUnavailableError(f"the connection to NATS at {self._server} is not open: start it first")
         if not _SUBJECT.fullmatch(subject):
             raise InvalidSubjectError(subject)
         fields = {"Nats-Msg-Id": message_id, **(headers or {})}
@@ -258,10 +263,6 @@ class JetStreamConnection:
             return not (await self._ask_once("STREAM.NAMES", {"subject": subject}))["streams"]
         except nats.errors.Error:
             return False
-
-    def _require_open(self) -> None:
-        if self.client.is_closed or not self._started:
-            raise NatsUnavailableError(f"the connection to NATS at {self._server} is not open: start it first")
 
     async def confirm(self, message: Msg, verdict: bytes) -> None:
         """了结一条消息，等服务器答应：丢掉的确认就是第二次执行。

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from nats.aio.msg import Msg
-from nats.js.api import StreamConfig
+from nats.js.api import DiscardPolicy, StreamConfig
 
 from bridge.errors import StreamMissingError
 from bridge.jetstream.connection import JetStreamConnection
@@ -35,9 +35,14 @@ class DeadLetterHeader(StrEnum):
     """这两个只在正文被截短时才有：原来多长、全文的散列。"""
 
 
+def letters_stream(name: str, subjects: str) -> StreamConfig:
+    """满了就拒收，要埋的留在原来的流里；不过期：人丢弃之前什么都不丢。"""
+    return StreamConfig(name=name, subjects=[subjects], discard=DiscardPolicy.NEW, max_bytes=64 << 20, duplicate_window=600)
+
+
 async def bury(
     connection: JetStreamConnection,
-    message: Msg,
+    message: Msg | StoredMessage,
     *,
     letters: StreamConfig,
     subject: str,
@@ -46,43 +51,24 @@ async def bury(
     is_garbage: bool = False,
     labels: Mapping[str, str] | None = None,
 ) -> None:
-    """原文存进死信流之后才终结原消息；中途崩溃会再来一次，编号相同所以只存一份。
+    """原文存进死信流 letters（它不见了就建回来），之后才终结原消息；中途崩溃会再来一次，编号相同所以只存一份。
 
+    :param message: 取到手的消息；流里读来的（StoredMessage）没有什么要终结。
     :param is_garbage: 重试没有用的：大的只留开头。
     :raises StreamFullError: 死信流满了；原消息没有动。
     """
-    origin = message.metadata
-    stored = StoredMessage(origin.stream, origin.sequence.stream, origin.timestamp, message.subject, message.data)
-    await store_letter(
-        connection, stored, letters=letters, subject=subject, reason=reason, attempts=attempts, is_garbage=is_garbage, labels=labels
-    )
-    # 存下之后才终结：反过来，死在两步之间就丢了
-    await connection.confirm(message, b"+TERM dead-lettered")
-
-
-async def store_letter(
-    connection: JetStreamConnection,
-    message: StoredMessage,
-    *,
-    letters: StreamConfig,
-    subject: str,
-    reason: str,
-    attempts: int,
-    is_garbage: bool = False,
-    labels: Mapping[str, str] | None = None,
-) -> None:
-    """原文存进死信流 letters，它不见了就建回来；再来一次编号相同，所以只存一份。"""
+    original = StoredMessage.of(message) if isinstance(message, Msg) else message
     headers = {
         DeadLetterHeader.REASON: header_text(reason),
-        DeadLetterHeader.SUBJECT: message.subject,
-        DeadLetterHeader.STREAM: message.stream,
-        DeadLetterHeader.SEQUENCE: str(message.sequence),
+        DeadLetterHeader.SUBJECT: original.subject,
+        DeadLetterHeader.STREAM: original.stream,
+        DeadLetterHeader.SEQUENCE: str(original.sequence),
         DeadLetterHeader.ATTEMPTS: str(attempts),
         **(labels or {}),
     }
     # 带上发布时刻：流重建之后序号会重来
-    message_id = f"{message.stream}-{message.sequence}-{message.stored_at.timestamp():.6f}{message.key}"
-    data = message.data
+    message_id = f"{original.stream}-{original.sequence}-{original.stored_at.timestamp():.6f}{original.key}"
+    data = original.data
     cut = {
         **headers,
         DeadLetterHeader.ORIGINAL_BYTES: str(len(data)),
@@ -96,3 +82,6 @@ async def store_letter(
     except StreamMissingError:
         await ensure_stream(connection, letters)
         await connection.publish(subject, data, message_id=message_id, headers=headers)
+    if isinstance(message, Msg):
+        # 存下之后才终结：反过来，死在两步之间就丢了
+        await connection.confirm(message, b"+TERM dead-lettered")

@@ -71,7 +71,7 @@ class Puller:
         self._failed = RepeatedWarning(logger, "pull failed")
         self._ended = RepeatedWarning(logger, "pull ended")
         self._cannot_restore = RepeatedWarning(logger, "cannot restore the consumer yet")
-        connection.call_on_disconnect(self._forget_requests)
+        connection.on_disconnect.append(self._forget_requests)
 
     async def take(self, consumer: str) -> Msg | None:
         """现在就有的一条；没有就是 None，不等。"""

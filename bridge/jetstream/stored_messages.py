@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import nats.errors
 import nats.js.errors
 from nats.aio.msg import Msg
+from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from bridge.errors import NatsUnavailableError
@@ -37,6 +38,11 @@ class StoredMessage:
     key: str = ""
     """没有序号的（从没存进流里）靠它区分。"""
 
+    @classmethod
+    def of(cls, message: Msg) -> StoredMessage:
+        origin = message.metadata
+        return cls(origin.stream, origin.sequence.stream, origin.timestamp, message.subject, message.data)
+
 
 async def stored_message(connection: JetStreamConnection, stream: str, sequence: int) -> StoredMessage | None:
     """流里的这一条；已经不在了就是 None。"""
@@ -46,12 +52,6 @@ async def stored_message(connection: JetStreamConnection, stream: str, sequence:
 async def last_message(connection: JetStreamConnection, stream: str, subject: str) -> StoredMessage | None:
     """这个主题最新的一条；没有就是 None。"""
     return await _message(connection, stream, {"last_by_subj": subject})
-
-
-async def stored_at(connection: JetStreamConnection, stream: str, sequence: int) -> datetime | None:
-    """流存下这一条的时刻；已经不在了就是 None。"""
-    found = await stored_message(connection, stream, sequence)
-    return None if found is None else found.stored_at
 
 
 async def first_message(connection: JetStreamConnection, stream: str, subject: str, *, after: int) -> StoredMessage | None:
@@ -101,8 +101,10 @@ async def read_stored(
         fruitless += 1
         if fruitless > _FRUITLESS_ATTEMPTS:
             raise NatsUnavailableError(f"stream {stream} does not hand out its messages from {first} on: look into the log of NATS")
-        async with _reading(connection, stream, first, subjects, headers_only) as reader:
-            async for messages in reader:
+        async with _reading(connection, stream, first, subjects, headers_only) as (subscription, expected):
+            left = expected
+            async for messages in _in_order(subscription, expected):
+                left = messages[-1].metadata.num_pending
                 wanted = [message for message in messages if message.metadata.sequence.stream <= stretch.last]
                 if wanted:
                     fruitless = 0
@@ -110,42 +112,33 @@ async def read_stored(
                     yield wanted
                 if len(wanted) < len(messages):
                     return
-            if reader.finished:
+            if not left:
                 return
 
 
-class _Reader:
-    """一个消费者交出来的消息；缺了一条、断了、没有下文，就到此为止，`finished` 为假。"""
-
-    def __init__(self, fetch: Callable[[int, float], Awaitable[list[Msg]]], *, pending: int) -> None:
-        self._fetch = fetch
-        self._pending = pending
-        self._expected = 1
-
-    @property
-    def finished(self) -> bool:
-        return self._pending == 0
-
-    async def __aiter__(self) -> AsyncIterator[list[Msg]]:
-        while self._pending:
-            try:
-                fetched = await self._fetch(min(_BATCH_SIZE, self._pending), _PATIENCE_SECONDS)
-            except (nats.errors.Error, TimeoutError):
-                return
-            # 不确认的消息服务器不会再投：序号不连着的，从缺口起都不要
-            in_order = [message for place, message in enumerate(fetched) if message.metadata.sequence.consumer == self._expected + place]
-            if in_order:
-                self._expected += len(in_order)
-                self._pending = in_order[-1].metadata.num_pending
-                yield in_order
-            if len(in_order) < len(fetched):
-                return
+async def _in_order(subscription: JetStreamContext.PullSubscription, pending: int) -> AsyncIterator[list[Msg]]:
+    """一个消费者交出来的消息；缺了一条、断了、没有下文，就到此为止。"""
+    expected = 1
+    while pending:
+        try:
+            fetched = await subscription.fetch(min(_BATCH_SIZE, pending), _PATIENCE_SECONDS)
+        except (nats.errors.Error, TimeoutError):
+            return
+        # 不确认的消息服务器不会再投：序号不连着的，从缺口起都不要
+        in_order = [message for place, message in enumerate(fetched, expected) if message.metadata.sequence.consumer == place]
+        if in_order:
+            expected += len(in_order)
+            pending = in_order[-1].metadata.num_pending
+            yield in_order
+        if len(in_order) < len(fetched):
+            return
 
 
 @contextlib.asynccontextmanager
 async def _reading(
     connection: JetStreamConnection, stream: str, first: int | datetime, subjects: Sequence[str], headers_only: bool
-) -> AsyncIterator[_Reader]:
+) -> AsyncIterator[tuple[JetStreamContext.PullSubscription, int]]:
+    """临时的消费者，与它有多少要交出来。"""
     by_sequence = isinstance(first, int)
     config = ConsumerConfig(
         name=connection.client.new_inbox().rpartition(".")[2],
@@ -163,7 +156,7 @@ async def _reading(
     info = await ensure_consumer(connection, stream, config)
     subscription = await connection.context.pull_subscribe_bind(stream=stream, name=info.name)
     try:
-        yield _Reader(subscription.fetch, pending=info.num_pending or 0)
+        yield subscription, info.num_pending or 0
     finally:
         with contextlib.suppress(nats.errors.Error):
             await subscription.unsubscribe()

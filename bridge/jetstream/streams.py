@@ -74,12 +74,12 @@ async def ensure_consumer(connection: JetStreamConnection, stream: str, config: 
     with connection.managing(stream):
         if config.durable_name is None:
             return await _create_consumer(connection, stream, config)
-        existing = await _consumer_info(connection, stream, config.durable_name)
+        existing = await consumer_info(connection, stream, config.durable_name)
         if existing is None:
             with contextlib.suppress(nats.js.errors.BadRequestError, nats.js.errors.ServerError):
                 return await _create_consumer(connection, stream, config)
             # 两个进程同时建，起点算得不一样：以先建好的为准；不是这回事，下面再错一次
-            existing = await _consumer_info(connection, stream, config.durable_name)
+            existing = await consumer_info(connection, stream, config.durable_name)
         begun = existing.config if existing else config
         return await _create_consumer(
             connection,
@@ -97,7 +97,10 @@ async def _create_consumer(connection: JetStreamConnection, stream: str, config:
 async def consumer_info(connection: JetStreamConnection, stream: str, consumer: str) -> ConsumerInfo | None:
     """消费者的现状；没有这个流或消费者就是 None。"""
     with connection.managing(stream):
-        return await _consumer_info(connection, stream, consumer)
+        try:
+            return _parse_consumer_info(await connection.ask(f"CONSUMER.INFO.{stream}.{consumer}"))
+        except nats.js.errors.NotFoundError:
+            return None
 
 
 async def stream_consumers(connection: JetStreamConnection, stream: str) -> list[str]:
@@ -145,13 +148,6 @@ async def _stream_info(connection: JetStreamConnection, name: str, content: Mapp
             return await connection.ask(f"STREAM.INFO.{name}", content)
         except nats.js.errors.NotFoundError:
             return None
-
-
-async def _consumer_info(connection: JetStreamConnection, stream: str, consumer: str) -> ConsumerInfo | None:
-    try:
-        return _parse_consumer_info(await connection.ask(f"CONSUMER.INFO.{stream}.{consumer}"))
-    except nats.js.errors.NotFoundError:
-        return None
 
 
 def corrected_config(existing: Mapping[str, Any], wanted: StreamConfig) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
-from types import TracebackType
 from typing import Self
 
 from nats.aio.msg import Msg
 from nats.js.api import PubAck
 
 from bridge.errors import StrayLetterError, TruncatedLetterError, UnknownLetterError
+from bridge.events.asset_events import asset_events
 from bridge.events.handlers import HANDLERS
 from bridge.events.subjects import EVENTS_DLQ_PREFIX, EVENTS_DLQ_STREAM, EVENTS_PREFIX, EVENTS_STREAM, completed_asset, dead_letter_subject
 from bridge.jetstream.connection import JetStreamConnection
@@ -71,7 +71,7 @@ class DeadLetters:
         await self._connection.open()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._connection.close()
 
     async def matching(self, *, reason_contains: str | None = None) -> list[DeadLetter]:
@@ -111,7 +111,7 @@ class DeadLetters:
         if problem := self.problem(letter):
             raise StrayLetterError(letter_id, problem)
         # 后面没有资产的、后来拿走了的；只在这里问数据库，它不在时死信照样看得见
-        if completed_asset(letter.subject) is not None and letter.subject not in await replayable_subjects():
+        if _is_of_an_asset(letter.subject) and letter.subject not in await replayable_subjects():
             raise StrayLetterError(letter_id, f"nothing listens to {letter.subject}")
         if letter.original_bytes is not None:
             raise TruncatedLetterError(letter_id, kept_bytes=len(letter.body), original_bytes=letter.original_bytes)
@@ -165,5 +165,10 @@ def _letter(kind: str, message: Msg) -> DeadLetter:
 def _original_event(stored_subject: str) -> tuple[str, str] | None:
     """事件的死信原来的流与主题；不是我们处理的是 None。"""
     subject = EVENTS_PREFIX + stored_subject.removeprefix(EVENTS_DLQ_PREFIX)
-    is_ours = completed_asset(subject) is not None or subject in {handler.subject for handler in HANDLERS}
+    is_ours = _is_of_an_asset(subject) or subject in {handler.subject for handler in HANDLERS}
     return (EVENTS_STREAM, subject) if is_ours and dead_letter_subject(subject) == stored_subject else None
+
+
+def _is_of_an_asset(subject: str) -> bool:
+    """有没有谁听它，要看图里有哪些资产。"""
+    return completed_asset(subject) is not None or subject in asset_events()

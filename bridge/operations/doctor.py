@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.operations.findings import Finding
-from bridge.operations.queue_findings import look_at_newest_event, look_at_queues, look_at_server
+from bridge.operations.queues import look_at_newest_event, look_at_queues, look_at_server
 from bridge.settings import BridgeSettings
 from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.database_errors import translated_errors
@@ -23,6 +23,7 @@ from etl_assets.core.settings import EtlSettings
 from etl_assets.intake.named_orders import SCATTERED_REMEDY
 from etl_assets.ledger.troubles import recent_troubles, troubles_of_imports
 from etl_assets.migrations.upgrade import MINIMUM_SERVER_VERSION, missing_migrations
+from etl_assets.orders import lost_rows
 from etl_assets.reports import health, reports
 from etl_assets.reports.lookups import find_index_work
 from etl_assets.reports.readiness import assert_usable, assert_writable
@@ -124,8 +125,8 @@ def _ledger(engine: sa.Engine, settings: EtlSettings) -> Iterator[Finding]:
     with engine.connect() as connection:
         held = reports.held_days(connection, settings)
         silent = health.unannounced_imports(connection, settings)
-        unasked = health.unasked_days(connection, settings)
-        nowhere = health.rows_nowhere(connection, settings)
+        unasked = lost_rows.unasked_days(connection, settings)
+        nowhere = lost_rows.rows_nowhere(connection, settings)
         waiting = reports.count_waiting_events(connection, settings)
         aside = reports.set_aside_events(connection)
     if waiting.oldest is not None and datetime.now(UTC) - waiting.oldest > _WAITS_LONG:

@@ -14,15 +14,17 @@ import sqlalchemy as sa
 from nats.aio.msg import Msg
 
 from bridge.errors import InvalidEventError, StreamMissingError
+from bridge.events.asset_events import asset_events
 from bridge.events.envelope import DataImportCompleted, EtlCompleted
 from bridge.events.event_task_utils import EventTaskHandler, ReceivedEvent
 from bridge.events.handlers import concerns, handlers_of, import_event
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_PREFIX, EVENTS_STREAM, completed_asset
 from bridge.events.verdicts import receive
 from bridge.jetstream.connection import JetStreamConnection
-from bridge.jetstream.stored_messages import Stretch, read_stored, stored_at
+from bridge.jetstream.stored_messages import Stretch, read_stored, stored_message
 from bridge.jetstream.streams import stream_state
 from bridge.settings import BridgeSettings
+from etl_assets.core.asset_events import Event
 from etl_assets.core.business_day import partition_range
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.database_sync import get_engine
@@ -37,6 +39,7 @@ _NAMED_PROBLEMS = 50
 
 Verdict = Literal["requested", "skipped", "ignored", "not_completed", "invalid"]
 """requested：要求了日子；skipped：台账说做完了；ignored：与我们无关；not_completed：导入不在或没完成；invalid：不合约定。"""
+_VERDICTS: dict[str, Verdict] = {"done": "skipped", "irrelevant": "ignored", "asks for nothing": "ignored"}
 
 Result = TypeVar("Result")
 
@@ -61,15 +64,8 @@ class ReplayReport:
     begins_late_at: int | None = None
     """流里最早的序号；比要求的起点晚，更早的已经不在了。"""
 
-    @property
-    def events(self) -> int:
-        return self.counts.total()
-
-    def note(self, verdict: Verdict) -> None:
-        self.counts[verdict] += 1
-
     def complain(self, message: Msg, verdict: Verdict, reason: str) -> None:
-        self.note(verdict)
+        self.counts[verdict] += 1
         if len(self.problems) < _NAMED_PROBLEMS:
             self.problems.append(Problem(message.metadata.sequence.stream, message.subject, verdict, reason))
 
@@ -79,11 +75,11 @@ async def replayable_subjects() -> list[str]:
 
 
 def _replayable(graph: AssetGraph) -> list[EventTaskHandler[Any]]:
-    """能重放的：台账说得出它们的事件做完了没有；别的主题的处理器，台账一无所知。"""
+    """能重放的：台账说得出它们的事件做完了没有，或者再做一遍也没有害处；别的主题的处理器，我们一无所知。"""
     return [
         handler
         for handler in handlers_of(graph)
-        if handler.subject == DATA_IMPORT_COMPLETED or completed_asset(handler.subject) in graph.names
+        if handler.subject == DATA_IMPORT_COMPLETED or completed_asset(handler.subject) in graph.names or handler.subject in asset_events()
     ]
 
 
@@ -103,9 +99,7 @@ async def replay_events(
     :param until: 不含这个时刻。
     """
     graph = await asyncio.to_thread(_read_graph)
-    connection = JetStreamConnection(settings, name="replay")
-    await connection.open()
-    try:
+    async with JetStreamConnection(settings, name="replay") as connection:
         state = await stream_state(connection, EVENTS_STREAM)
         if state is None:
             raise StreamMissingError(f"{EVENTS_PREFIX}>")
@@ -113,15 +107,13 @@ async def replay_events(
         if await _begins_late(connection, state.first_seq, first):
             replaying.report.begins_late_at = state.first_seq
         stretch = Stretch(first, state.last_seq if last_sequence is None else min(last_sequence, state.last_seq))
-        async with contextlib.aclosing(read_stored(connection, EVENTS_STREAM, stretch, subjects=replaying.subjects)) as batches:
+        async with contextlib.aclosing(read_stored(connection, EVENTS_STREAM, stretch, subjects=sorted(replaying.handlers))) as batches:
             async for messages in batches:
                 in_time = [message for message in messages if until is None or message.metadata.timestamp < until]
                 await replaying.take(in_time)
                 if len(in_time) < len(messages):
                     break
         return replaying.report
-    finally:
-        await connection.close()
 
 
 async def _begins_late(connection: JetStreamConnection, first_sequence: int, first: int | datetime) -> bool:
@@ -129,8 +121,8 @@ async def _begins_late(connection: JetStreamConnection, first_sequence: int, fir
         return False
     if isinstance(first, int):
         return first < first_sequence
-    oldest = await stored_at(connection, EVENTS_STREAM, first_sequence)
-    return oldest is not None and first < oldest
+    oldest = await stored_message(connection, EVENTS_STREAM, first_sequence)
+    return oldest is not None and first < oldest.stored_at
 
 
 def _read_graph() -> AssetGraph:
@@ -143,24 +135,18 @@ class _Replay:
 
     def __init__(self, settings: BridgeSettings, graph: AssetGraph, *, subject: str | None, force: bool, dry_run: bool) -> None:
         self._graph = graph
-        self._handlers: dict[str, EventTaskHandler[Any]] = {
-            handler.subject: handler for handler in _replayable(graph) if subject in (None, handler.subject)
-        }
+        self.handlers = {handler.subject: handler for handler in _replayable(graph) if subject in (None, handler.subject)}
         self._max_bytes = settings.event_max_bytes
         self._force = force
         self._dry_run = dry_run
         self.report = ReplayReport(days={asset: set() for asset in graph.names})
 
-    @property
-    def subjects(self) -> list[str]:
-        return sorted(self._handlers)
-
     async def take(self, messages: Sequence[Msg]) -> None:
         """一批：不合约定的记下来，其余按主题问台账，每个主题一个事务。"""
-        valid: dict[str, list[tuple[Msg, ReceivedEvent[Any]]]] = {subject: [] for subject in self._handlers}
+        valid: dict[str, list[tuple[Msg, ReceivedEvent[Any]]]] = {subject: [] for subject in self.handlers}
         for message in messages:
             try:
-                received = receive(self._handlers[message.subject], message, max_bytes=self._max_bytes)
+                received = receive(self.handlers[message.subject], message, max_bytes=self._max_bytes)
             except InvalidEventError as error:
                 self.report.complain(message, "invalid", error.reason)
             else:
@@ -168,6 +154,8 @@ class _Replay:
         for subject, events in valid.items():
             if events and subject == DATA_IMPORT_COMPLETED:
                 await self._take_imports(events)
+            elif events and subject in asset_events():
+                await self._take_of_asset(subject, [received.event for _, received in events])
             elif events:
                 await self._take_completions(completed_asset(subject) or "", [received for _, received in events])
 
@@ -175,17 +163,11 @@ class _Replay:
         asked = [import_event(received) for _, received in events]
         replayed = await self._in_transaction(lambda connection, settings: replay_imports(connection, settings, asked, force=self._force))
         for (message, received), outcome in zip(events, replayed.outcomes, strict=True):
-            match outcome:
-                case "done":
-                    self.report.note("skipped")
-                case "irrelevant" | "asks for nothing":
-                    self.report.note("ignored")
-                case "pending":
-                    self.report.complain(message, "not_completed", f"import {received.event.import_id} is not completed in import_tasks")
-                case "missing":
-                    self.report.complain(message, "not_completed", f"import {received.event.import_id} is not in import_tasks")
-                case _:
-                    self.report.note("requested")
+            if outcome in ("pending", "missing"):
+                problem = "is not completed in import_tasks" if outcome == "pending" else "is not in import_tasks"
+                self.report.complain(message, "not_completed", f"import {received.event.import_id} {problem}")
+            else:
+                self.report.counts[_VERDICTS.get(outcome, "requested")] += 1
         for asset in self._graph.names:
             self.report.days[asset] |= set(replayed.days)
 
@@ -207,9 +189,17 @@ class _Replay:
 
         of_events, asked = await self._in_transaction(ask)
         for days in of_events:
-            self.report.note("ignored" if not days else "requested" if days & set(asked) else "skipped")
+            self.report.counts["ignored" if not days else "requested" if days & set(asked) else "skipped"] += 1
         for later in self._graph.descendants(asset):
             self.report.days[later] |= set(asked)
+
+    async def _take_of_asset(self, subject: str, events: Sequence[Event]) -> None:
+        """资产自己认得的事件，台账不记哪个做完了：都再要求一遍。"""
+        handle = asset_events()[subject].handle
+        for asked in await self._in_transaction(lambda connection, settings: handle(connection, settings, events)):
+            self.report.counts["requested" if asked.days else "ignored"] += 1
+            for asset in {asked.asset} | self._graph.descendants(asked.asset):
+                self.report.days[asset] |= set(asked.days)
 
     async def _in_transaction(self, ask: Callable[[sa.Connection, EtlSettings], Result]) -> Result:
         """别的运行挡着就再来；没有监听器替我们重投。"""

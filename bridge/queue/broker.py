@@ -51,6 +51,7 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         self.in_hand: set[Delivery] = set()
         """取到手、尚未了结的任务。"""
         self.replacing = False
+        """手里的任务了结之后换一个新的进程：它有一个线程停不下来。"""
         self.stopping = asyncio.Event()
         """这个进程该停下了：起不来而在等的，不必再等。"""
         self._returning: set[asyncio.Task[None]] = set()
@@ -134,10 +135,6 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         await asyncio.gather(*self._returning)
         await asyncio.gather(*(delivery.give_back() for delivery in list(self.in_hand)))
 
-    def replace_process_once_settled(self) -> None:
-        """手里的任务了结之后换一个新的进程：它有一个线程停不下来。"""
-        self.replacing = True
-
     # ---- 投递 ------------------------------------------------------------------
 
     async def kick(self, message: BrokerMessage) -> None:
@@ -185,7 +182,7 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
                 delivery.error = PermanentError("every delivery ended without an answer: worker killed, or frozen beyond the ack wait")
                 await delivery.settle()
             else:
-                yield TaskDelivery.of(delivery)
+                yield TaskDelivery(data=delivery.message.data, ack=lambda: None, delivery=delivery)
 
     async def _next_delivery(self) -> Delivery:
         """先按车道次序各看一眼；都空了才一起等。到手几条就做最急的，其余立刻还回去。"""
@@ -209,4 +206,4 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         task.add_done_callback(self._returning.discard)
 
     def _hold(self, message: Msg) -> Delivery:
-        return Delivery(message, broker=self, connection=self.connection, settings=self.settings, in_hand=self.in_hand)
+        return Delivery(message, self, self.connection, self.in_hand)

@@ -19,7 +19,7 @@ from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY, DeadLetterHeader,
 from bridge.jetstream.headers import header_text
 from bridge.jetstream.server_errors import MESSAGE_NOT_FOUND
 from bridge.queue.streams import TASKS_DLQ_STREAM, TASKS_DLQ_SUBJECT, TASKS_FORGIVEN_STREAM, TASKS_FORGIVEN_SUBJECT, task_letters
-from bridge.settings import BridgeSettings, Lane
+from bridge.settings import Lane
 from etl_assets.core.backoff import Backoff
 from etl_assets.core.database_errors import fault_of, say_refused
 from etl_assets.core.errors import DatabaseRefusedError, PermanentError
@@ -38,15 +38,7 @@ _letters_full = RepeatedWarning(logger, "the dead letters are full, tasks that b
 class Delivery:
     """取到手的一条任务消息：第几次尝试、执行的结局、怎样了结。"""
 
-    def __init__(
-        self,
-        message: Msg,
-        *,
-        broker: AsyncBroker,
-        connection: JetStreamConnection,
-        settings: BridgeSettings,
-        in_hand: set[Delivery],
-    ) -> None:
+    def __init__(self, message: Msg, broker: AsyncBroker, connection: JetStreamConnection, in_hand: set[Delivery]) -> None:
         """:param in_hand: 手里还有哪些；了结之前它在其中。"""
         self.message = message
         self.lane = cast("Lane", message.metadata.consumer)
@@ -55,11 +47,11 @@ class Delivery:
         self.error: BaseException | None = None
         self._broker = broker
         self._connection = connection
-        self._settings = settings
+        self._settings = connection.settings
         self._in_hand = in_hand
         self._deliveries = message.metadata.num_delivered
         self._forgiven = 0
-        self._forgiven_subject = f"{settings.own_name(TASKS_FORGIVEN_SUBJECT)}.{message.metadata.sequence.stream}"
+        self._forgiven_subject = f"{self._settings.own_name(TASKS_FORGIVEN_SUBJECT)}.{message.metadata.sequence.stream}"
         in_hand.add(self)
 
     @property
@@ -180,16 +172,8 @@ class Delivery:
 
 
 class TaskDelivery(AckableMessage):
-    """交给 TaskIQ 的消息；它的 ack 什么也不做，由 SafeReceiver 在任务结束后了结。"""
+    """交给 TaskIQ 的消息；TaskIQ 的 ack 时机随标签与参数变，我们只认任务的结局，由 SafeReceiver 在任务结束后了结。"""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     delivery: Delivery
-
-    @classmethod
-    def of(cls, delivery: Delivery) -> TaskDelivery:
-        return cls(data=delivery.message.data, ack=_acknowledge_later, delivery=delivery)
-
-
-def _acknowledge_later() -> None:
-    """TaskIQ 的 ack 时机随标签与参数变；我们只认任务的结局。"""

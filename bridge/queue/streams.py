@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nats.js.api import DiscardPolicy, RetentionPolicy, StreamConfig
 
+from bridge.jetstream.dead_letters import letters_stream
 from bridge.settings import BridgeSettings
 
 TASKS_STREAM = "TASKS"
@@ -43,10 +44,4 @@ def task_streams(settings: BridgeSettings) -> list[StreamConfig]:
 
 def task_letters(settings: BridgeSettings) -> StreamConfig:
     """任务的死信。"""
-    return StreamConfig(
-        name=settings.own_name(TASKS_DLQ_STREAM),
-        subjects=[f"{settings.own_name(TASKS_DLQ_SUBJECT)}.>"],
-        discard=DiscardPolicy.NEW,
-        max_bytes=64 * _MIB,
-        duplicate_window=600,
-    )
+    return letters_stream(settings.own_name(TASKS_DLQ_STREAM), f"{settings.own_name(TASKS_DLQ_SUBJECT)}.>")

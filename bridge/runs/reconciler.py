@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import sqlalchemy as sa
 
@@ -16,7 +16,7 @@ from bridge.events.waiting_events import WaitingEvents
 from bridge.queue.broker import SPARE_REMINDERS, SafeJetStreamBroker
 from bridge.queue.task_names import MATERIALIZE_DUE
 from bridge.settings import Lane
-from bridge.side_tasks import supervised
+from bridge.side_tasks import pause, supervised
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings
@@ -65,10 +65,7 @@ class DueBell:
 
 async def reconcile(stop: asyncio.Event, *, bell: DueBell, broker: SafeJetStreamBroker, engine: sa.Engine, settings: EtlSettings) -> None:
     """每隔几秒对一次账，直到 stop；几件事各做各的，一件做不成不耽误别的。"""
-
-    async def publish() -> None:
-        await publish_outbox(engine, broker.connection)
-
+    publish = partial(publish_outbox, engine, broker.connection)
     waiting = WaitingEvents(ring=bell.ring, broker=broker, engine=engine, settings=settings)
     unannounced = UnannouncedImports(ring=bell.ring, broker=broker, engine=engine, settings=settings)
     await asyncio.gather(
@@ -79,7 +76,7 @@ async def reconcile(stop: asyncio.Event, *, bell: DueBell, broker: SafeJetStream
     )
 
 
-async def _repeat(name: str, step: Callable[[], Awaitable[None]], stop: asyncio.Event, interval_seconds: float) -> None:
+async def _repeat(name: str, step: Callable[[], Awaitable[object]], stop: asyncio.Event, interval_seconds: float) -> None:
     """数据库或 NATS 不在就等下一次；别的错由看管它的记下。"""
 
     async def steps() -> None:
@@ -88,7 +85,6 @@ async def _repeat(name: str, step: Callable[[], Awaitable[None]], stop: asyncio.
                 await step()
             except Exception as error:  # noqa: BLE001  # 不是服务器不在的，原样抛出
                 tolerate(error, _cannot_reconcile, task=name)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), interval_seconds)
+            await pause(interval_seconds, stop)
 
     await supervised(name, steps, stop=stop)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from uuid import NAMESPACE_OID, uuid5
 
 import sqlalchemy as sa
@@ -68,18 +69,14 @@ def reconcile_runs(worker: RunWorker, *, due_at: float | None = None) -> list[Ri
             return []
         expired = leases.read_expired_leases(guard, worker.settings.target_schema)
         _assert_no_pause(worker, due_at)
-        return [*_bury_expired(worker, expired), *_look_after_unleased(worker)]
+        burials = (_alone(run_id, _bury_leased(worker, run_id, is_cancelled=is_cancelled)) for run_id, is_cancelled in expired)
+        return [*chain.from_iterable(burials), *_look_after_unleased(worker)]
 
 
 def _assert_no_pause(worker: RunWorker, due_at: float | None) -> None:
     paused_seconds = time.monotonic() - due_at if due_at is not None else 0.0
     if paused_seconds > worker.lease_seconds / 2:
         raise TransientError(f"the database or this process paused for {paused_seconds:.1f} s: living runs get time to settle")
-
-
-def _bury_expired(worker: RunWorker, expired: Sequence[sa.Row[tuple[str, bool]]]) -> Iterator[Ring]:
-    for run_id, is_cancelled in expired:
-        yield from _alone(run_id, _bury_leased(worker, run_id, is_cancelled=is_cancelled))
 
 
 def _bury_leased(worker: RunWorker, run_id: str, *, is_cancelled: bool) -> Iterator[Ring]:

@@ -18,7 +18,7 @@ from bridge.queue.broker import SPARE_REMINDERS, SafeJetStreamBroker
 from bridge.queue.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from bridge.runs.run_reconciler import INTERVAL_SECONDS, Ring, reconcile_runs
 from bridge.runs.worker import RunWorker, TakenRun
-from bridge.side_tasks import start_beside
+from bridge.side_tasks import pause, start_beside
 from bridge.warm_dagster.code_location import RunResult
 from etl_assets.core.database_errors import fault_of
 from etl_assets.core.errors import PermanentError
@@ -74,8 +74,7 @@ async def _load_patiently() -> RunWorker | None:
             if isinstance(error, OSError) or isinstance(fault_of(error), PermanentError):
                 raise
             tolerate(error, _cannot_load)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(broker.stopping.wait(), _LOAD_AGAIN_SECONDS)
+        await pause(_LOAD_AGAIN_SECONDS, broker.stopping)
     return None
 
 
@@ -143,10 +142,9 @@ async def _execute(worker: RunWorker, taken: TakenRun) -> None:
             guarding.cancel()
             _log(taken, executing.result())
         else:
-            grace_seconds = broker.settings.cancel_grace_seconds
             logger.error("the run does not stop, replacing the process", run_id=taken.run.run_id)
-            await _abandon(worker, taken, grace_seconds)
-            broker.replace_process_once_settled()
+            await _abandon(worker, taken)
+            broker.replacing = True
     finally:  # 收不了尾的运行，做完的资产也有完成事件
         broker.state.unpublished.set()
 
@@ -218,27 +216,27 @@ class _Aside:
             _cannot_write_events.say(type(error).__name__, error=str(error))
 
 
-async def _abandon(worker: RunWorker, taken: TakenRun, grace_seconds: float) -> None:
+async def _abandon(worker: RunWorker, taken: TakenRun) -> None:
     """进程无论如何都要换掉：收不回的租约会过期，标不成的由收尾的工人来标。"""
     try:
         async with asyncio.timeout(_ABANDON_SECONDS):
-            await asyncio.to_thread(worker.abandon, taken, grace_seconds=grace_seconds)
+            await asyncio.to_thread(worker.abandon, taken, grace_seconds=broker.settings.cancel_grace_seconds)
     except Exception:
         logger.exception("cannot abandon the run, another worker will bury it", run_id=taken.run.run_id)
 
 
 def _ring_later() -> None:
     """急雨里的门铃很多，一个工人至多留一个待敲的；工人这时死去，有对账者。"""
+
+    async def ring() -> None:
+        await asyncio.sleep(RUSH_QUIET_SECONDS)
+        try:
+            await broker.ring(MATERIALIZE_DUE, "event")
+        except Exception as error:  # noqa: BLE001  # 没有人看这件活的结局；敲不响的由对账者再敲
+            logger.warning("cannot ring now", task=MATERIALIZE_DUE, error=str(error))
+
     if broker.state.ringing_later is None or broker.state.ringing_later.done():
-        broker.state.ringing_later = asyncio.create_task(_ring_after(RUSH_QUIET_SECONDS))
-
-
-async def _ring_after(delay_seconds: float) -> None:
-    await asyncio.sleep(delay_seconds)
-    try:
-        await broker.ring(MATERIALIZE_DUE, "event")
-    except Exception as error:  # noqa: BLE001  # 没有人看这件活的结局；敲不响的由对账者再敲
-        logger.warning("cannot ring now", task=MATERIALIZE_DUE, error=str(error))
+        broker.state.ringing_later = asyncio.create_task(ring())
 
 
 async def _reconcile(worker: RunWorker) -> None:

@@ -250,7 +250,7 @@ class RunWorker:
             current_interruption.reset(tokens[1])
         if any(failure.kind == "refused" for failure in result.failures):
             self.refused.set()
-        self._insist(lambda: self._finish(taken, result))
+        self._insist(lambda: self._finish(taken, result, "The cancellation arrived after the work was done."))
         return result
 
     def heartbeat(self, lease: Lease) -> LeaseState:
@@ -280,8 +280,7 @@ class RunWorker:
     def abandon(self, taken: TakenRun, *, grace_seconds: float) -> None:
         """取消了却停不下来的运行：收回租约，它再也提交不了；进程随后换掉。"""
         message = f"Cancelled; it did not stop within {grace_seconds:g} s (ETL_CANCEL_GRACE_SECONDS), so its worker process is replaced."
-        if self._let_go(taken, None) is LeaseState.CANCEL_REQUESTED:
-            self._report_canceled(taken, message)
+        self._finish(taken, None, message)
 
     def _insist(self, step: Callable[[], Result]) -> Result:
         """收尾时数据库走开了、不让写、磁盘满了、行锁着：等它。丢下不管，租约会过期，别人当我们死了，算那些日子失败一次。"""
@@ -324,49 +323,40 @@ class RunWorker:
         kind = error.kind if isinstance(error, EtlError) else "unknown"
         return RunResult((RunFailure(None, kind, message),))
 
-    def _finish(self, taken: TakenRun, result: RunResult) -> None:
-        """取消来得太晚时，CANCELING 会盖掉 SUCCESS，没有别人来收尾。"""
-        if self._let_go(taken, result) is LeaseState.CANCEL_REQUESTED:
-            self._report_canceled(taken, "The cancellation arrived after the work was done.")
-
-    def _let_go(self, taken: TakenRun, result: RunResult | None) -> LeaseState:
+    def _finish(self, taken: TakenRun, result: RunResult | None, if_cancelled: str) -> None:
         """释放租约，同一事务里记下没做成的日子；租约早已不是我们的，就什么也不记，新的持有者会做。
 
         :param result: None 表示还没结束就放手。
+        :param if_cancelled: 有人要取消它，网页上怎么说。取消来得太晚时，CANCELING 会盖掉 SUCCESS，没有别人来收尾。
         """
         if taken.days is None or not taken.assets or (result is not None and result.succeeded):
-            return self._release(taken.lease)
-        with translated_errors(), self.engine.begin() as connection:
-            began_at = leases.read_acquired_at(connection, taken.lease) if result is not None and not result.succeeded else None
-            state = leases.release_lease(connection, taken.lease)
-            if state is LeaseState.CANCEL_REQUESTED:
-                hold_cancelled_days(connection, self.settings.target_schema, taken.assets, taken.days, run_id=taken.run.run_id)
-            elif state is LeaseState.VALID and result is not None:
-                self._record_failure(connection, taken.run, taken.assets, taken.days, result, began_at)
-        return state
-
-    def _report_canceled(self, taken: TakenRun, message: str) -> None:
+            state = self._release(taken.lease)
+        else:
+            with translated_errors(), self.engine.begin() as connection:
+                began_at = leases.read_acquired_at(connection, taken.lease) if result is not None else None
+                state = leases.release_lease(connection, taken.lease)
+                if state is LeaseState.CANCEL_REQUESTED:
+                    hold_cancelled_days(connection, self.settings.target_schema, taken.assets, taken.days, run_id=taken.run.run_id)
+                elif state is LeaseState.VALID and result is not None:
+                    self._record_failure(connection, taken, taken.days, result, began_at)
+        if state is not LeaseState.CANCEL_REQUESTED:
+            return
         run = self.instance.get_run_by_id(taken.run.run_id)
         if run is not None and run.status in (DagsterRunStatus.CANCELING, DagsterRunStatus.STARTED, DagsterRunStatus.STARTING):
-            self.instance.report_run_canceled(run, message)
+            self.instance.report_run_canceled(run, if_cancelled)
 
     def _release(self, lease: Lease) -> LeaseState:
         with translated_errors(), autocommitting(self.engine) as connection:
             return leases.release_lease(connection, lease)
 
     def _record_failure(
-        self,
-        connection: sa.Connection,
-        run: DagsterRun,
-        assets: tuple[str, ...],
-        days: DayRange,
-        result: RunResult,
-        began_at: datetime | None,
+        self, connection: sa.Connection, taken: TakenRun, days: DayRange, result: RunResult, began_at: datetime | None
     ) -> None:
         """失败的资产与排在它后面的没做成，别的分支照样做完了；失败的资产也要有完成事件。
 
         不知道是哪个失败的，就是没做完的那些；数据都提交了才出的错，没有哪个资产失败。排在两个失败的后面的，只算头一个的。
         """
+        run, assets = taken.run, taken.assets
         target, told = self.settings.target_schema, set[str]()
         for failure in result.failures:
             kind = "transient" if failure.kind == "refused" else failure.kind  # 数据库不让做的也是外面的原因

@@ -50,8 +50,9 @@ class EmbeddedNats(EmbeddedServer):
 
     def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         self._monitor_port = find_free_port()
-        write_private_file(self._config_file, json.dumps(self._config(), indent=2))
-        return launch([str(_find_binary()), "--config", str(self._config_file)], log, env={"PATH": os.defpath})
+        config = self.folder / "nats.conf"
+        write_private_file(config, json.dumps(self._config(), indent=2))
+        return launch([str(_find_binary()), "--config", str(config)], log, env={"PATH": os.defpath})
 
     def _answers(self, process: subprocess.Popen[bytes]) -> bool:
         return not has_exited(process) and _announced_name(self._port) == self._server_name
@@ -74,10 +75,6 @@ class EmbeddedNats(EmbeddedServer):
     def _server_name(self) -> str:
         """每个文件夹一个：就绪检查不会把抢走端口的别人认成自己。"""
         return f"dayline-{self.folder.stat().st_ino:x}"
-
-    @property
-    def _config_file(self) -> Path:
-        return self.folder / "nats.conf"
 
     def _config(self) -> dict[str, object]:
         """nats-server 的配置语法包含 JSON。"""

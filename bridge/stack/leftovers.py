@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from etl_assets.core.log import get_logger
@@ -19,7 +20,7 @@ logger = get_logger(__name__)
 
 
 def record_children(state_dir: Path, children: Iterable[ProcessIdentity]) -> None:
-    document = {"boot_id": _boot_id(), "children": [{"pid": child.pid, "started_ticks": child.started_ticks} for child in children]}
+    document = {"boot_id": _boot_id(), "children": list(map(asdict, children))}
     write_private_file(state_dir / _FILE_NAME, json.dumps(document))
 
 
@@ -71,7 +72,7 @@ def _read_recorded(state_dir: Path) -> list[ProcessIdentity]:
         return []
     if document["boot_id"] != _boot_id():  # 重启过：记下的进程都不在了，号码可能是别人的
         return []
-    return [ProcessIdentity(child["pid"], child["started_ticks"]) for child in document["children"]]
+    return [ProcessIdentity(**child) for child in document["children"]]
 
 
 def _boot_id() -> str:

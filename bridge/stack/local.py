@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -74,8 +74,8 @@ class Stack:
         self._port = port
         self._workers = workers
         self._services = services
-        self._announced = False
-        self._sockets: list[socket.socket] = []
+        self._held = ExitStack()
+        """停下时要放开的，后占的先放。"""
         self._supervisor = Supervisor(self._state_dir)
         self._postgres = None if settings.database_url else EmbeddedPostgres(self._state_dir / "postgres", durable=durable)
         self._nats = None if bridge_settings.nats_url else EmbeddedNats(self._state_dir / "nats", durable=durable)
@@ -93,14 +93,7 @@ class Stack:
 
     def stop(self) -> None:
         """停下所有进程；可以多次调用。"""
-        if self._announced:
-            remove_addresses(self._state_dir)
-            self._announced = False
-        self._supervisor.stop()
-        for server in self._embedded:
-            server.release()
-        while self._sockets:
-            self._sockets.pop().close()
+        self._held.close()
 
     def run(self, announce: Callable[[StackAddresses], None]) -> None:
         """在前台运行，直到 SIGINT、SIGTERM 或 SIGHUP；全部就绪时调用一次 `announce`。只能在主线程里用。"""
@@ -124,8 +117,11 @@ class Stack:
         return [server for server in (self._postgres, self._nats) if server]
 
     def _start(self) -> StackAddresses:
-        listener = self._listen()
-        self._sockets.append(listener)
+        listener = self._held.enter_context(self._listen())
+        code_server = self._held.enter_context(reserve_port())
+        for server in self._embedded:
+            self._held.callback(server.release)
+        self._held.callback(self._supervisor.stop)
         self._supervisor.start()
         if self._nats is None:
             asyncio.run(_check_nats(self._bridge_settings))
@@ -137,11 +133,11 @@ class Stack:
         addresses = self._find_addresses(listener.getsockname()[1])
         write_dagster_home(Path(addresses.dagster_home))
         self._upgrade_database(addresses)
-        self._supervisor.supervise(self._plan_services(addresses, listener))
+        self._supervisor.supervise(self._plan_services(addresses, listener, code_server_port=code_server.getsockname()[1]))
         self._supervisor.wait_until_ready(timeout_seconds=_APPLICATION_TIMEOUT_SECONDS)
 
+        self._held.callback(remove_addresses, self._state_dir)
         write_addresses(self._state_dir, addresses)
-        self._announced = True
         return addresses
 
     def _listen(self) -> socket.socket:
@@ -167,11 +163,8 @@ class Stack:
             started_ticks=own.started_ticks if own else 0,
         )
 
-    def _plan_services(self, addresses: StackAddresses, listener: socket.socket) -> list[Service]:
+    def _plan_services(self, addresses: StackAddresses, listener: socket.socket, *, code_server_port: int) -> list[Service]:
         workspace = self._state_dir / "workspace.yaml"
-        reserved = reserve_port()
-        self._sockets.append(reserved)
-        code_server_port = reserved.getsockname()[1]
         write_workspace(workspace, code_server_port=code_server_port)
         plan = ApplicationPlan(
             environment=self._environment(addresses),
@@ -219,9 +212,8 @@ def _as_service(server: EmbeddedServer) -> Service:
 
 
 async def _check_nats(settings: BridgeSettings) -> None:
-    connection = JetStreamConnection(settings, name="stack")
-    await connection.open()
-    await connection.close()
+    async with JetStreamConnection(settings, name="stack"):
+        pass
 
 
 @contextmanager

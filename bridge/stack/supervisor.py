@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,14 +34,6 @@ _CRASH_LOOP = 3
 logger = get_logger(__name__)
 
 
-def _nothing() -> None:
-    return
-
-
-def _never() -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Service:
     """一个受监督的子进程。"""
@@ -52,8 +44,8 @@ class Service:
     after: tuple[str, ...] = ()
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout_seconds: float = 10.0
-    after_exit: Callable[[], None] = _nothing
-    is_sick: Callable[[], bool] = _never
+    after_exit: Callable[[], None] = lambda: None
+    is_sick: Callable[[], bool] = lambda: False
     """活着却坏了，只有重启才会好。"""
 
 
@@ -125,12 +117,10 @@ class Supervisor:
         with self._changed:
             while waiting := [child for child in self._children.values() if not child.ready]:
                 hopeless = next((child for child in waiting if child.failures >= _CRASH_LOOP), None)
-                if hopeless:
-                    raise ServiceStartError(name=hopeless.service.name, log=self._log_path(hopeless), reason=hopeless.last_words)
-                if time.monotonic() > deadline:
-                    late = waiting[0]
-                    reason = f"not ready after {timeout_seconds:.0f} s"
-                    raise ServiceStartError(name=late.service.name, log=self._log_path(late), reason=reason)
+                if hopeless or time.monotonic() > deadline:
+                    failed = hopeless or waiting[0]
+                    reason = failed.last_words if hopeless else f"not ready after {timeout_seconds:.0f} s"
+                    raise ServiceStartError(name=failed.service.name, log=self._log_path(failed), reason=reason)
                 self._changed.wait(_TICK_SECONDS)
 
     def stop(self) -> None:
@@ -149,21 +139,18 @@ class Supervisor:
         while not self._stopping.wait(_TICK_SECONDS):
             with self._changed:
                 for child in self._children.values():
-                    self._advance_safely(child)
+                    try:
+                        self._advance(child)
+                    except Exception as error:  # noqa: BLE001 监督者的线程一死，所有子进程都会跟着死：一个出错不能连累别的
+                        self._back_off(child, f"{type(error).__name__}: {error}", exit_code=None)
                 self._changed.notify_all()
         self._stop_all()
-
-    def _advance_safely(self, child: _Child) -> None:
-        try:
-            self._advance(child)
-        except Exception as error:  # noqa: BLE001 监督者的线程一死，所有子进程都会跟着死：一个出错不能连累别的
-            self._back_off(child, f"{type(error).__name__}: {error}", exit_code=None)
 
     def _advance(self, child: _Child) -> None:
         if time.monotonic() < child.not_before:
             return
         if child.attempt is None:
-            if self._are_ready(child.service.after):
+            if all(self._children[name].ready for name in child.service.after):
                 self._launch(child)
         elif has_exited(child.attempt.process):
             self._handle_death(child, child.attempt)
@@ -184,9 +171,6 @@ class Supervisor:
             )
             send_group_signal(attempt.process.pid, signal.SIGKILL)
 
-    def _are_ready(self, names: Iterable[str]) -> bool:
-        return all(self._children[name].ready for name in names)
-
     def _launch(self, child: _Child) -> None:
         path = self._log_path(child)
         child.launched_at = time.monotonic()
@@ -197,7 +181,7 @@ class Supervisor:
         child.attempt = Attempt(process, path, start)
         child.identity = identify(process.pid)
         with suppress(OSError):  # 磁盘满了：它活着，只是监督者若被杀，下一个认不出它
-            self._record()
+            record_children(self._state_dir, [child.identity for child in self._children.values() if child.identity])
 
     def _handle_death(self, child: _Child, attempt: Attempt) -> None:
         exit_code = self._bury(child, attempt)
@@ -233,15 +217,13 @@ class Supervisor:
 
     def _stop_all(self) -> None:
         """先停没有别人依赖的；过了期限的整组 SIGKILL。"""
-        while running := [child for child in self._children.values() if child.attempt]:
-            needed = {name for child in running for name in child.service.after}
-            for child in running:
-                self._stop_step(child, child.attempt, may_stop=child.service.name not in needed)
+        while running := [(child, child.attempt) for child in self._children.values() if child.attempt]:
+            needed = {name for child, _ in running for name in child.service.after}
+            for child, attempt in running:
+                self._stop_step(child, attempt, may_stop=child.service.name not in needed)
             time.sleep(0.01)
 
-    def _stop_step(self, child: _Child, attempt: Attempt | None, *, may_stop: bool) -> None:
-        if attempt is None:
-            return
+    def _stop_step(self, child: _Child, attempt: Attempt, *, may_stop: bool) -> None:
         if has_exited(attempt.process):
             self._bury(child, attempt)
         elif child.kill_at is None:
@@ -251,9 +233,6 @@ class Supervisor:
         elif time.monotonic() > child.kill_at:
             logger.warning("child does not stop, killing it", name=child.service.name)
             send_group_signal(attempt.process.pid, signal.SIGKILL)
-
-    def _record(self) -> None:
-        record_children(self._state_dir, [child.identity for child in self._children.values() if child.identity])
 
     def _log_path(self, child: _Child) -> Path:
         return self._logs / f"{child.service.name}.log"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from dagster import (
@@ -22,30 +21,15 @@ from dagster import (
     RepositoryDefinition,
 )
 
+from bridge.warm_dagster import internals
 from bridge.warm_dagster.instance import deferring_events
-from bridge.warm_dagster.internals import (
-    PARENT_RUN_ID_TAG,
-    ROOT_RUN_ID_TAG,
-    ExecutionPlanSnapshot,
-    IJob,
-    LoadableTargetOrigin,
-    ManagedGrpcPythonEnvCodeLocationOrigin,
-    ReconstructableRepository,
-    RemoteRepositoryOrigin,
-    SerializableErrorInfo,
-    create_execution_plan,
-    execute_run_iterator,
-    initialize_repository_def_from_pointer,
-    snapshot_from_execution_plan,
-)
 from bridge.warm_dagster.runs import finished_assets
 from bridge.warm_dagster.storage_faults import noting_faults
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_errors import fault_of
 from etl_assets.core.errors import FailureKind
 from etl_assets.ledger.graph import AssetGraph
-from etl_assets.orchestration.asset_runs import partition_tags
-from etl_assets.orchestration.failures import kind_in
+from etl_assets.orchestration.asset_runs import failure_kind_in, partition_tags
 from etl_assets.orchestration.graph import graph_of
 
 
@@ -80,20 +64,20 @@ class _PlannedJob:
     job: JobDefinition
     checks: frozenset[AssetCheckKey] | None
     step_keys: Sequence[str]
-    plan_snapshot: ExecutionPlanSnapshot
+    plan_snapshot: internals.ExecutionPlanSnapshot
 
 
 class CodeLocation:
     """一个代码位置，载入一次；运行带着它的名字，网页才能重新执行它们。"""
 
     def __init__(self, *, module: str, attribute: str, location_name: str) -> None:
-        reconstructable = ReconstructableRepository.for_module(module, attribute, None)
-        self.repository: RepositoryDefinition = initialize_repository_def_from_pointer(reconstructable.pointer)
+        reconstructable = internals.ReconstructableRepository.for_module(module, attribute, None)
+        self.repository: RepositoryDefinition = internals.initialize_repository_def_from_pointer(reconstructable.pointer)
         self.graph: AssetGraph = graph_of(self.repository.asset_graph.assets_defs)
-        target = LoadableTargetOrigin(executable_path=sys.executable, module_name=module, attribute=attribute)
-        location_origin = ManagedGrpcPythonEnvCodeLocationOrigin(target, location_name)
+        target = internals.LoadableTargetOrigin(executable_path=sys.executable, module_name=module, attribute=attribute)
+        location_origin = internals.ManagedGrpcPythonEnvCodeLocationOrigin(target, location_name)
         self._python_origin = reconstructable.get_python_origin()
-        self._remote_origin = RemoteRepositoryOrigin(location_origin, self.repository.name)
+        self._remote_origin = internals.RemoteRepositoryOrigin(location_origin, self.repository.name)
         self._subsets: dict[tuple[str, frozenset[AssetKey] | None, frozenset[AssetCheckKey] | None], JobDefinition] = {}
         self._plans: dict[tuple[str, frozenset[AssetKey] | None, frozenset[AssetCheckKey] | None], _PlannedJob] = {}
 
@@ -104,10 +88,7 @@ class CodeLocation:
         key = (name, asset_selection, check_selection)
         if key not in self._subsets:
             whole = self.repository.get_job(name)
-            is_subset = asset_selection or check_selection
-            self._subsets[key] = (
-                whole.get_subset(asset_selection=asset_selection, asset_check_selection=check_selection) if is_subset else whole
-            )
+            self._subsets[key] = whole.get_subset(asset_selection=asset_selection, asset_check_selection=check_selection)
         return self._subsets[key]
 
     def create_run(
@@ -138,7 +119,7 @@ class CodeLocation:
         if run.asset_selection and not selection:
             return None
         # 父与根由 _create 重新写：抄来的指着更早的那一个
-        kept = {name: value for name, value in run.tags.items() if name not in (PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG)}
+        kept = {name: value for name, value in run.tags.items() if name not in (internals.PARENT_RUN_ID_TAG, internals.ROOT_RUN_ID_TAG)}
         checks = None if selection else run.asset_check_selection
         with deferring_events(instance):
             return self._create(
@@ -168,7 +149,7 @@ class CodeLocation:
         job = planned.job
         parent_id = parent.run_id if parent else None
         root_id = (parent.root_run_id or parent.run_id) if parent else None
-        lineage = {PARENT_RUN_ID_TAG: parent_id, ROOT_RUN_ID_TAG: root_id} if parent_id and root_id else {}
+        lineage = {internals.PARENT_RUN_ID_TAG: parent_id, internals.ROOT_RUN_ID_TAG: root_id} if parent_id and root_id else {}
         return instance.create_run(
             job_name=job_name,
             run_id=run_id,
@@ -197,11 +178,13 @@ class CodeLocation:
 
     def execute_run(self, instance: DagsterInstance, run: DagsterRun) -> RunResult:
         """在本线程里执行到底；资产的失败不抛出，记在结果里。"""
+        checks = None if run.asset_check_selection is None else frozenset(run.asset_check_selection)
+        job = self.job(run.job_name, frozenset(run.asset_selection or ()), checks)
         failures: list[RunFailure] = []
         succeeded, survived = False, 0
         with deferring_events(instance), noting_faults() as faults:
             # 不抛出：一个资产失败了，不靠它的还要做
-            for event in execute_run_iterator(_LoadedJob(self, self.job(run.job_name)), run, instance):
+            for event in internals.execute_run_iterator(_LoadedJob(job, self.repository), run, instance):
                 if event.event_type == DagsterEventType.STEP_START:
                     survived = len(faults)  # 挺过去了的与这一步的失败无关
                 if event.is_step_failure:
@@ -216,7 +199,7 @@ class CodeLocation:
         text = error.message.removeprefix(f"{error.cls_name}: ").strip() if error else ""
         return RunFailure(
             asset=next((name for name in self.graph.names if _key(name).to_python_identifier() == event.step_key), None),
-            kind=(said and kind_in(said.metadata)) or _kind_of_faults(faults),
+            kind=(said and failure_kind_in(said.metadata)) or _kind_of_faults(faults),
             error=(said and said.description) or text,
         )
 
@@ -235,8 +218,8 @@ class CodeLocation:
         key = (job_name, selection, checks)
         if run_config or key not in self._plans:
             job = self.job(job_name, selection, checks)
-            plan = create_execution_plan(job, run_config=run_config or {}, instance_ref=instance.get_ref())
-            snapshot = snapshot_from_execution_plan(plan, job.get_job_snapshot_id())
+            plan = internals.create_execution_plan(job, run_config=run_config or {}, instance_ref=instance.get_ref())
+            snapshot = internals.snapshot_from_execution_plan(plan, job.get_job_snapshot_id())
             planned = _PlannedJob(job=job, checks=checks, step_keys=plan.step_keys_to_execute, plan_snapshot=snapshot)
             if run_config:
                 return planned
@@ -244,46 +227,20 @@ class CodeLocation:
         return self._plans[key]
 
 
-class _LoadedJob(IJob):
-    """已在内存里的作业；与 ReconstructableJob 不同，它从不重新载入代码。"""
+class _LoadedJob(internals.InMemoryJob):
+    """已在内存里的作业，要做的资产已经选好；与 ReconstructableJob 不同，它从不重新载入代码。"""
 
-    def __init__(self, location: CodeLocation, job: JobDefinition) -> None:
-        self._location = location
-        self._job = job
-
-    def get_definition(self) -> JobDefinition:
-        return self._job
+    def __init__(self, job: JobDefinition, repository: RepositoryDefinition) -> None:
+        super().__init__(job)
+        self._repository = repository
 
     def get_repository_definition(self) -> RepositoryDefinition:
-        return self._location.repository
+        return self._repository
 
-    def get_subset(
-        self,
-        *,
-        op_selection: Iterable[str] | None = None,
-        asset_selection: AbstractSet[AssetKey] | None = None,
-        asset_check_selection: AbstractSet[AssetCheckKey] | None = None,
-    ) -> IJob:
+    def get_subset(self, *, op_selection: Iterable[str] | None = None, **_chosen: object) -> internals.InMemoryJob:
         if op_selection is None:
-            assets = None if asset_selection is None else frozenset(asset_selection)
-            checks = None if asset_check_selection is None else frozenset(asset_check_selection)
-            return _LoadedJob(self._location, self._location.job(self._job.name, assets, checks))
-        subset = self._job.get_subset(
-            op_selection=op_selection, asset_selection=asset_selection, asset_check_selection=asset_check_selection
-        )
-        return _LoadedJob(self._location, subset)
-
-    @property
-    def op_selection(self) -> AbstractSet[str] | None:
-        return self._job.op_selection
-
-    @property
-    def asset_selection(self) -> AbstractSet[AssetKey] | None:
-        return self._job.asset_selection
-
-    @property
-    def asset_check_selection(self) -> AbstractSet[AssetCheckKey] | None:
-        return self._job.asset_check_selection
+            return self
+        return _LoadedJob(self.get_definition().get_subset(op_selection=set(op_selection)), self._repository)
 
 
 def _key(asset: str) -> AssetKey:
@@ -296,7 +253,7 @@ def _kind_of_faults(faults: Sequence[Exception]) -> FailureKind:
     return "unknown" if fault is None else fault.kind
 
 
-def _innermost(error: SerializableErrorInfo | None) -> SerializableErrorInfo | None:
+def _innermost(error: internals.SerializableErrorInfo | None) -> internals.SerializableErrorInfo | None:
     """Dagster 把异常包了几层，它的存储的也是：取最里面说得出原因的那一层。"""
     while error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster"):
         error = error.cause

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dagster._core.definitions.job_base import IJob as IJob
+from dagster._core.definitions.job_base import InMemoryJob as InMemoryJob
 from dagster._core.definitions.reconstruct import ReconstructableRepository as ReconstructableRepository
 from dagster._core.definitions.reconstruct import initialize_repository_def_from_pointer as initialize_repository_def_from_pointer
 from dagster._core.errors import DagsterRunAlreadyExists as DagsterRunAlreadyExists

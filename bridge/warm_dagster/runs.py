@@ -43,11 +43,10 @@ def enqueue(instance: DagsterInstance, run: DagsterRun) -> None:
     instance.report_dagster_event(DagsterEvent.job_enqueue(run), run_id=run.run_id)
 
 
-def report_starting(instance: DagsterInstance, run: DagsterRun) -> DagsterRun:
+def report_starting(instance: DagsterInstance, run: DagsterRun) -> None:
     """由执行者来标 STARTING：等在队列里的运行不该看上去像正在启动。"""
     starting = DagsterEvent(event_type_value=DagsterEventType.PIPELINE_STARTING.value, job_name=run.job_name)
     instance.report_dagster_event(starting, run_id=run.run_id)
-    return run.with_status(DagsterRunStatus.STARTING)
 
 
 def unfinished_runs(instance: DagsterInstance, *, tag: str) -> list[RunRecord]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from pathlib import Path
 
 import uvicorn
 
@@ -39,21 +38,18 @@ class _Server(uvicorn.Server):
             logger.info("ready")
 
 
-def serve(listener: socket.socket, workspace: Path) -> None:
+def main(descriptor: str, workspace: str) -> None:
     """应答到收到停止信号为止。"""
+    os.environ["DAGSTER_EVENT_BATCH_SIZE"] = _EVENTS_AT_ONCE
+    configure_logging("webserver")
+    listener = socket.socket(fileno=int(descriptor))
     with open_lean_instance() as instance:
         instance.optimize_for_webserver(_STATEMENT_TIMEOUT_MILLISECONDS, _POOL_RECYCLE_SECONDS, _POOL_MAX_OVERFLOW)
-        target = WorkspaceFileTarget([str(workspace)])
+        target = WorkspaceFileTarget([workspace])
         with WorkspaceProcessContext(instance, target, version=__version__) as context:
             app = create_app_from_workspace_process_context(context, live_data_poll_rate=_LIVE_DATA_POLL_MILLISECONDS)
             guarded = UiGuard(app, hosts=get_bridge_settings().ui_hosts)
             _Server(uvicorn.Config(guarded, log_config=None, access_log=False)).run(sockets=[listener])
-
-
-def main(descriptor: str, workspace: str) -> None:
-    os.environ["DAGSTER_EVENT_BATCH_SIZE"] = _EVENTS_AT_ONCE
-    configure_logging("webserver")
-    serve(socket.socket(fileno=int(descriptor)), Path(workspace))
 
 
 if __name__ == "__main__":

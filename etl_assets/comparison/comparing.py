@@ -141,10 +141,7 @@ def _compare(connection: sa.Connection, table: str, pair: Pair, *, samples: int)
         pair = pair.numbered()
         _, _, *counts = connection.execute(count_differences(pair)).one()
     rows_left, rows_right, rows_both, differing, *per_column = counts
-    columns = [
-        ColumnDifferences(column.name, count, largest)
-        for column, count, largest in zip(pair.columns, per_column[::2], per_column[1::2], strict=True)
-    ]
+    found = zip(pair.columns, per_column[::2], per_column[1::2], strict=True)
     counted = TableComparison(
         table=table,
         rows_left=rows_left,
@@ -152,7 +149,7 @@ def _compare(connection: sa.Connection, table: str, pair: Pair, *, samples: int)
         missing=rows_left - rows_both,
         extra=rows_right - rows_both,
         differing=differing,
-        columns=columns,
+        columns=[ColumnDifferences(column.name, count, largest) for column, count, largest in found],
         samples=Samples(),
     )
     return counted if counted.equal or not samples else replace(counted, samples=_read_samples(connection, pair, counted, limit=samples))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from graphlib import CycleError
+from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING
 
 from etl_assets.core.errors import PermanentError
-from etl_assets.core.topological_order import upstreams_first
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
+    from typing import Any
 
     from etl_assets.core.asset_description import AssetDescription, TableCheck
+    from etl_assets.core.asset_events import AssetEvent
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -40,6 +41,12 @@ def checks_of(asset: str) -> Mapping[str, TableCheck]:
     return found
 
 
+def events_of(asset: str) -> Sequence[AssetEvent[Any]]:
+    """资产的 events.py 里的，它自己认得的事件；可以没有。"""
+    found: Sequence[AssetEvent[Any]] = import_of(asset, "events").EVENTS if has_module(asset, "events") else ()
+    return found
+
+
 @lru_cache(maxsize=1)
 def descriptions() -> Mapping[str, AssetDescription]:
     """资产 → 它的描述。一列由哪些资产的列算出，那些资产就在前面；互不相干的按字母。
@@ -56,3 +63,18 @@ def descriptions() -> Mapping[str, AssetDescription]:
     except CycleError as error:
         raise PermanentError(f"the columns of {' -> '.join(error.args[1])} are computed from each other: look at `sources`") from error
     return MappingProxyType({asset: found[asset] for asset in in_order})
+
+
+def upstreams_first(upstreams: Mapping[str, Collection[str]]) -> list[str]:
+    """名字 → 紧排在它前面的；同一层的按名字，谁来排都一样。
+
+    :raises graphlib.CycleError: 有几个互相在前面；args[1] 是它们。
+    """
+    sorter = TopologicalSorter(upstreams)
+    sorter.prepare()
+    in_order: list[str] = []
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready())
+        in_order += ready
+        sorter.done(*ready)
+    return in_order

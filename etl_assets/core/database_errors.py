@@ -38,16 +38,9 @@ class Decision:
     sentence: str
 
 
-@dataclass(frozen=True)
-class _Side:
-    """哪一边的数据库：地址在哪个设置里，表由哪个命令建。"""
-
-    url: str
-    init: str
-
-
-_OF_ETL = _Side("ETL_DATABASE_URL", "`etl init-db`")
-_OF_DAGSTER = _Side("DAGSTER_POSTGRES_URL", "`dagster instance migrate`")
+# 哪一边的数据库：地址在哪个设置里，表由哪个命令建
+_OF_ETL = {"url": "ETL_DATABASE_URL", "init": "`etl init-db`"}
+_OF_DAGSTER = {"url": "DAGSTER_POSTGRES_URL", "init": "`dagster instance migrate`"}
 
 _LOST = Decision(
     DatabaseUnavailableError,
@@ -71,7 +64,7 @@ _READ_ONLY = (
     "PostgreSQL is read-only, nothing was written; end that (default_transaction_read_only, the guard of a full disk), "
     "or point {url} at the primary"
 )
-READ_ONLY = _READ_ONLY.format(url=_OF_ETL.url)
+READ_ONLY = _READ_ONLY.format(**_OF_ETL)
 
 DECISIONS: Mapping[str, Decision] = {
     "08": _LOST,
@@ -152,10 +145,14 @@ def translate(cause: BaseException) -> EtlError:
     """一个驱动错误对应的 EtlError。没有等到提交的，都已回滚。"""
     decision = _decide(cause)
     side = _OF_DAGSTER if hasattr(cause, "pgcode") else _OF_ETL
-    summary = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
     if side is _OF_DAGSTER and decision.kind is PermanentError:
         decision = _UNKNOWN  # Dagster 存储里的行不是哪一天的内容
-    return decision.kind(f"{decision.sentence.format(url=side.url, init=side.init)}: {summary}")
+    return decision.kind(f"{decision.sentence.format(**side)}: {first_line(cause)}")
+
+
+def first_line(error: BaseException | None) -> str:
+    """错误的头一句；什么也没说的，是它的类名。"""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def fault_of(error: BaseException) -> EtlError | None:

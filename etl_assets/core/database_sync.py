@@ -107,12 +107,13 @@ def execute_compiled(connection: sa.Connection, statement: sa.Insert, parameters
 
     :param statement: 留着的同一个对象，值都是带类型的 bindparam。
     """
-    compiled = _compile(statement, connection.dialect)
+    compiled = compile_once(statement, connection.dialect)
     return connection.exec_driver_sql(str(compiled), compiled.construct_params(dict(parameters)))
 
 
-@lru_cache(maxsize=256)
-def _compile(statement: sa.ClauseElement, dialect: sa.Dialect) -> sa.Compiled:
+@lru_cache(maxsize=512)
+def compile_once(statement: sa.ClauseElement, dialect: sa.Dialect) -> sa.Compiled:
+    """每个运行都要的语句是留着的同一个对象，只编译一次。"""
     return statement.compile(dialect=dialect)
 
 
@@ -135,8 +136,8 @@ def execute_together(
     def bind(statement: sa.ClauseElement | str) -> str:
         if isinstance(statement, str):
             return statement
-        compiled = _compile(statement, connection.dialect)
-        return cursor.mogrify(str(compiled), compiled.construct_params(_of(compiled, parameters)))
+        compiled = compile_once(statement, connection.dialect)
+        return cursor.mogrify(str(compiled), compiled.construct_params(dict(parameters)))
 
     with psycopg.ClientCursor(driver) as cursor:
         message = "; ".join(map(bind, statements))
@@ -151,10 +152,6 @@ def execute_together(
         while cursor.nextset():
             found.append(_rows(cursor))
     return found
-
-
-def _of(compiled: sa.Compiled, parameters: Mapping[str, object]) -> dict[str, object]:
-    return {name: parameters[name] for name in compiled.params if name in parameters}
 
 
 def _rows(cursor: psycopg.Cursor[Any]) -> Sequence[tuple[Any, ...]]:

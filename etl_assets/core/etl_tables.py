@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
@@ -9,17 +11,26 @@ from etl_assets.core.tables import TIMESTAMP, customer_hash
 
 etl = sa.MetaData(schema="etl")
 
+TARGET = sa.bindparam("of_target", type_=sa.Text)
+"""语句里的目标 schema；语句只拼一次，每次执行用参数 of_target 填上。"""
+
+
+def _of_target(name: str, *columns: sa.Column[Any]) -> sa.Table:
+    """每个目标 schema 各有自己的行：主键从 target 起。"""
+    return sa.Table(name, etl, sa.Column("target", sa.Text, primary_key=True), *columns)
+
+
+# 一行：由它认出自己发的完成事件，不与别的 ETL 的混
 installation = sa.Table(
     "installation",
     etl,
     sa.Column("installation_id", sa.Uuid, primary_key=True, server_default=sa.func.gen_random_uuid()),
-    comment="one row: tells this installation's own completion events from those of another ETL",
 )
 
-ledger = sa.Table(
+# 一行一个资产的一天：requested 大于 materialized 就是到期。(changed_since, changed_until] 里的要求说得出变了什么；
+# fingerprint 是上次整天做时的店铺、映射与设置的，scope 是上次做的
+ledger = _of_target(
     "ledger",
-    etl,
-    sa.Column("target", sa.Text, primary_key=True),
     sa.Column("asset", sa.Text, primary_key=True),
     sa.Column("day", sa.Date, primary_key=True),
     sa.Column("requested", sa.BigInteger, nullable=False, server_default=sa.text("0")),
@@ -36,64 +47,55 @@ ledger = sa.Table(
     sa.Column("changed_until", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("fingerprint", sa.Text),
     sa.Column("scope", sa.Text),
-    comment="per asset and day: due while requested > materialized; the requests after changed_since up to changed_until name what "
-    "changed; fingerprint is of the references and settings when the day was last done as a whole; scope is that of the last run",
 )
-
-sa.Index(
-    "ix_ledger_due",
-    ledger.c.target,
-    ledger.c.day,
-    postgresql_where=ledger.c.requested > ledger.c.materialized,
-)
+sa.Index("ix_ledger_due", ledger.c.target, ledger.c.day, postgresql_where=ledger.c.requested > ledger.c.materialized)
 sa.Index("ix_ledger_materialized_at", ledger.c.target, ledger.c.asset, ledger.c.materialized_at)
-assets = sa.Table(
+
+# 代码位置的资产图，上游在前：台账照它走；台账里别的资产的行谁也不看
+assets = _of_target(
     "assets",
-    etl,
-    sa.Column("target", sa.Text, primary_key=True),
     sa.Column("asset", sa.Text, primary_key=True),
     sa.Column("position", sa.Integer, nullable=False),
     sa.Column("upstreams", pg.ARRAY(sa.Text), nullable=False),
     sa.Column("ancestors", pg.ARRAY(sa.Text), nullable=False),
     sa.Column("by_customer", sa.Boolean, nullable=False),
-    comment="the graph of the code location, upstreams first: what the ledger walks; rows of the ledger for other assets are ignored",
 )
 
-graphs = sa.Table(
+# 写过的图：代码旧的工人重起，不把自己的图再写回来
+graphs = _of_target(
     "graphs",
-    etl,
-    sa.Column("target", sa.Text, primary_key=True),
     sa.Column("digest", sa.Text, primary_key=True),
     sa.Column("written_at", TIMESTAMP, nullable=False, server_default=sa.func.now()),
-    comment="graphs that were ever written: a worker with older code that restarts does not write its own again",
 )
 
-import_events = sa.Table(
+# 不在图里了的资产：失去订单的客户也给它记标记，它回来时其间来的日子到期
+absent_assets = _of_target(
+    "absent_assets",
+    sa.Column("asset", sa.Text, primary_key=True),
+    sa.Column("by_customer", sa.Boolean, nullable=False),
+)
+
+# 每个导入最近处理的事件
+import_events = _of_target(
     "import_events",
-    etl,
-    sa.Column("target", sa.Text, primary_key=True),
     sa.Column("import_id", sa.Uuid, primary_key=True),
     sa.Column("event_id", sa.Uuid, nullable=False),
     sa.Column("handled_at", TIMESTAMP, nullable=False, server_default=sa.func.now()),
     sa.Column("stream_sequence", sa.BigInteger),
-    comment="the newest handled event of each import",
 )
 
-import_requests = sa.Table(
+# 一个导入要求一天时，台账（没有上游的资产）到的版本
+import_requests = _of_target(
     "import_requests",
-    etl,
-    sa.Column("target", sa.Text, primary_key=True),
     sa.Column("import_id", sa.Uuid, primary_key=True),
     sa.Column("day", sa.Date, primary_key=True),
     sa.Column("revision", sa.BigInteger, nullable=False),
-    comment="the ledger revision of orders at which an import asked for a day",
 )
-
 sa.Index("ix_import_requests_day", import_requests.c.target, import_requests.c.day, import_requests.c.revision)
-waiting_events = sa.Table(
+
+# 导入还没完成的事件：完成了就要求它的日子，过了限期进死信
+waiting_events = _of_target(
     "waiting_events",
-    etl,
-    sa.Column("target", sa.Text, primary_key=True),
     sa.Column("import_id", sa.Uuid, primary_key=True),
     sa.Column("event_id", sa.Uuid, primary_key=True),
     sa.Column("allow_deletes", sa.Boolean, nullable=False, server_default=sa.false()),
@@ -101,19 +103,17 @@ waiting_events = sa.Table(
     sa.Column("stored_at", TIMESTAMP, nullable=False),
     sa.Column("looks", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("look_at", TIMESTAMP, nullable=False, server_default=sa.func.now()),
-    comment="events whose import is not completed yet: taken in with it, or dead-lettered",
 )
-
 sa.Index("ix_waiting_events_look_at", waiting_events.c.target, waiting_events.c.look_at)
-import_watches = sa.Table(
+
+# 这两个时刻之间完成的导入，都有人宣布过，或者没有事件也收下了
+import_watches = _of_target(
     "import_watches",
-    etl,
-    sa.Column("target", sa.Text, primary_key=True),
     sa.Column("watched_from", TIMESTAMP, nullable=False),
     sa.Column("watched_until", TIMESTAMP, nullable=False),
-    comment="imports completed between these moments were announced, or taken in without an event",
 )
 
+# 一行一个正在执行的运行，以数据库的时钟为准；在数据事务里核对
 leases = sa.Table(
     "leases",
     etl,
@@ -126,28 +126,23 @@ leases = sa.Table(
     sa.Column("acquired_at", TIMESTAMP, nullable=False, server_default=sa.func.clock_timestamp()),
     sa.Column("expires_at", TIMESTAMP, nullable=False),
     sa.Column("cancel_requested_at", TIMESTAMP),
-    comment="one row per running run, by the database's clock; checked in the data transaction",
 )
 
-locks = sa.Table(
+# 代表业务日、客户（分条）、导入（分条）与领取的行；按序锁
+locks = _of_target(
     "locks",
-    etl,
-    sa.Column("target", sa.Text, primary_key=True),
     sa.Column("kind", sa.Text, primary_key=True),
     sa.Column("key", sa.Integer, primary_key=True),
-    comment="rows that stand for days, customers (striped), imports (striped) and the claim; locked in sorted order",
 )
 
-cold_sweeps = sa.Table(
+# 没有 closed_at 的商机（这个份额里的客户的）：最后一单早于 last_warm_day 的是 COLD，别的是 OPEN
+cold_sweeps = _of_target(
     "cold_sweeps",
-    etl,
-    sa.Column("target", sa.Text, primary_key=True),
     sa.Column("last_warm_day", sa.Date),
     sa.Column("rollout", sa.Text, nullable=False),
-    comment="leads without closed_at, of the customers in this share, are COLD if their last order is before last_warm_day, else OPEN",
 )
 
-# target 放在主键最后：它几乎总是同一个值
+# 订单 → 客户，与订单一起写下：找一个客户的订单不用扫表。target 放在主键最后：它几乎总是同一个值
 order_index = sa.Table(
     "order_index",
     etl,
@@ -157,13 +152,13 @@ order_index = sa.Table(
     sa.Column("customer_nickname", sa.Text),
     sa.Column("customer_key", sa.Text, nullable=False),
     sa.Column("order_date", sa.Date),
-    comment="order -> customer, written with the order: finding a customer's orders needs no scan",
 )
-
 # 散列：比文字短，名字再长也放得进。装在 B 树里：散列索引同一个键的行排成一条链，每插一行都从头走过
 sa.Index("ix_order_index_customer", customer_hash(order_index.c.customer_key))
 # 别的系统从一天里删去的订单，只有索引还记得
 sa.Index("ix_order_index_order_date", order_index.c.order_date)
+
+# 订单变了的客户；每个标记自成一个版本，由修好它的运行删去：那一天的运行，没有日子的随便哪个
 stale_customers = sa.Table(
     "stale_customers",
     etl,
@@ -172,43 +167,36 @@ stale_customers = sa.Table(
     sa.Column("asset", sa.Text, nullable=False),
     sa.Column("customer_key", sa.Text, nullable=False),
     sa.Column("day", sa.Date),
-    comment="customers whose orders changed; each mark is its own version and is deleted by the run that repaired it: "
-    "a run of its day, or any run where it has no day",
 )
-
 sa.Index("ix_stale_customers", stale_customers.c.target, stale_customers.c.asset, stale_customers.c.day)
-rejected_rows = sa.Table(
+
+# 一行一条拒收的原始行；没有业务日的，day 是 NULL
+rejected_rows = _of_target(
     "rejected_rows",
-    etl,
-    sa.Column("target", sa.Text, primary_key=True),
     sa.Column("raw_id", sa.BigInteger, primary_key=True),
     sa.Column("import_id", sa.Uuid, nullable=False),
     sa.Column("day", sa.Date),
     sa.Column("rule", sa.Text, nullable=False),
-    comment="one row per rejected raw row; day is NULL when the row has no business day",
 )
-
 sa.Index("ix_rejected_rows_import", rejected_rows.c.target, rejected_rows.c.import_id)
 sa.Index("ix_rejected_rows_day", rejected_rows.c.target, rejected_rows.c.day)
-day_accounts = sa.Table(
+
+# 一天的原始行各去了哪里：整天做的数出来，只做变了的接着算
+day_accounts = _of_target(
     "day_accounts",
-    etl,
-    sa.Column("target", sa.Text, primary_key=True),
     sa.Column("day", sa.Date, primary_key=True),
     sa.Column("account", pg.JSONB, nullable=False),
-    comment="where the raw rows of a day went: counted by runs of the whole day, carried forward by runs of what changed",
 )
 
-counted_imports = sa.Table(
+# 一天的账上，一个导入有几行
+counted_imports = _of_target(
     "counted_imports",
-    etl,
-    sa.Column("target", sa.Text, primary_key=True),
     sa.Column("day", sa.Date, primary_key=True),
     sa.Column("import_id", sa.Uuid, primary_key=True),
     sa.Column("rows", sa.Integer, nullable=False),
-    comment="how many raw rows of an import on a day the account of the day has",
 )
 
+# 在数据事务里写下的完成事件；NATS 存下了就删去
 outbox = sa.Table(
     "outbox",
     etl,
@@ -219,9 +207,9 @@ outbox = sa.Table(
     sa.Column("created_at", TIMESTAMP, nullable=False, server_default=sa.func.now()),
     sa.Column("problem", sa.Text),
     sa.Column("retry_at", TIMESTAMP),
-    comment="completion events written in the data transaction; deleted once NATS has stored them",
 )
 
+# 进程旁边的活出了什么事；status 与 doctor 给人看
 troubles = sa.Table(
     "troubles",
     etl,
@@ -231,5 +219,4 @@ troubles = sa.Table(
     sa.Column("times", sa.Integer, nullable=False, server_default=sa.text("1")),
     sa.Column("first_at", TIMESTAMP, nullable=False, server_default=sa.func.clock_timestamp()),
     sa.Column("last_at", TIMESTAMP, nullable=False, server_default=sa.func.clock_timestamp()),
-    comment="what went wrong beside the work of a process; shown by status and doctor",
 )

@@ -37,11 +37,6 @@ class Interruption:
             for connection in self._connections:
                 connection.cancel_safe(timeout=_CANCEL_SECONDS)
 
-    def check(self) -> None:
-        """:raises RunCancelledError: 已经要求停下。"""
-        if self.requested:
-            raise RunCancelledError
-
     def add(self, connection: psycopg.Connection[Any]) -> None:
         with self._lock:
             self._connections.add(connection)
@@ -56,9 +51,12 @@ current_interruption: ContextVar[Interruption | None] = ContextVar("current_inte
 
 
 def check_interruption() -> None:
-    """不经 SQLAlchemy 的语句（COPY）之前调用。"""
-    if interruption := current_interruption.get():
-        interruption.check()
+    """不经 SQLAlchemy 的语句（COPY）之前调用。
+
+    :raises RunCancelledError: 已经要求停下。
+    """
+    if (interruption := current_interruption.get()) and interruption.requested:
+        raise RunCancelledError
 
 
 def make_interruptible(engine: sa.Engine) -> None:

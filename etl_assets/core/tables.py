@@ -17,6 +17,7 @@ from etl_assets.core.text import WHITE_SPACE
 APPLICATION_SCHEMA = "public"
 application = sa.MetaData(schema=APPLICATION_SCHEMA)
 
+DIALECT: sa.Dialect = pg.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy 没给它注解
 TIMESTAMP = sa.DateTime(timezone=True)
 AMOUNT = sa.Numeric(14, 2)
 TOTAL = sa.Numeric(20, 2)

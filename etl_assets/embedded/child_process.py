@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 _LAUNCHER = Path(__file__).with_name("child_launcher.py")
 _START_TIME_FIELD = 19  # /proc/<pid>/stat 里 comm 之后的第 20 项：启动时刻，单位是时钟滴答
-
-
-@dataclass(frozen=True)
-class Account:
-    """子进程以谁的身份运行。"""
-
-    name: str
-    uid: int
-    gid: int
 
 
 @dataclass(frozen=True)
@@ -35,9 +28,9 @@ class ProcessIdentity:
         return identify(self.pid) == self
 
 
-def with_launcher(argv: Sequence[str], *, death_signal: signal.Signals, account: Account | None = None) -> list[str]:
+def with_launcher(argv: Sequence[str], *, death_signal: signal.Signals, account: pwd.struct_passwd | None = None) -> list[str]:
     """在命令前面加上启动器。父进程里启动它的那个 *线程* 结束时，子进程收到 `death_signal`。"""
-    owner = f"{account.uid}:{account.gid}" if account else ""
+    owner = f"{account.pw_uid}:{account.pw_gid}" if account else ""
     return [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), str(int(death_signal)), owner, *argv]
 
 
@@ -47,7 +40,7 @@ def launch(
     *,
     env: Mapping[str, str],
     death_signal: signal.Signals = signal.SIGKILL,
-    account: Account | None = None,
+    account: pwd.struct_passwd | None = None,
     inherited_fds: Sequence[int] = (),
     folder: Path | None = None,
 ) -> subprocess.Popen[bytes]:
@@ -67,16 +60,14 @@ def launch(
 def identify(pid: int) -> ProcessIdentity | None:
     """这个 pid 现在是谁；不存在或已是僵尸则为 None。"""
     fields = _stat_fields(pid)
-    if fields is None or fields[0] in "ZX":
-        return None
-    return ProcessIdentity(pid, int(fields[_START_TIME_FIELD]))
+    return ProcessIdentity(pid, int(fields[_START_TIME_FIELD])) if fields else None
 
 
 def session_members(session_id: int) -> Iterator[ProcessIdentity]:
     """一个会话里还活着的进程。"""
     for pid in running_pids():
         fields = _stat_fields(pid)
-        if fields is not None and fields[3] == str(session_id) and fields[0] not in "ZX":
+        if fields and fields[3] == str(session_id):
             yield ProcessIdentity(pid, int(fields[_START_TIME_FIELD]))
 
 
@@ -86,18 +77,14 @@ def running_pids() -> list[int]:
 
 def send_signal(pid: int, number: signal.Signals) -> None:
     """发信号；进程已经不在就算了。"""
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        return
 
 
 def send_group_signal(group_id: int, number: signal.Signals) -> None:
     """给整个进程组发信号；组里已经没有进程就算了。"""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(group_id, number)
-    except ProcessLookupError:
-        return
 
 
 def has_exited(process: subprocess.Popen[bytes]) -> bool:
@@ -108,8 +95,9 @@ def has_exited(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _stat_fields(pid: int) -> list[str] | None:
-    """/proc/<pid>/stat 里 comm 之后的各项：状态、父进程、组、会话……；comm 自己可能含空格与括号。"""
+    """/proc/<pid>/stat 里 comm 之后的各项：状态、父进程、组、会话……；comm 自己可能含空格与括号。不在了、已是僵尸的是 None。"""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+    return None if fields[0] in "ZX" else fields

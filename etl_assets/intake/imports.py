@@ -12,14 +12,13 @@ from uuid import UUID
 
 import psycopg.errors
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql as pg
 
-from etl_assets.core.arrays import unnest
+from etl_assets.core.arrays import in_arrays, insert_given
 from etl_assets.core.business_day import DayRange, local_day, partition_range
 from etl_assets.core.database_sync import execute_compiled
 from etl_assets.core.etl_tables import import_events, import_requests, rejected_rows, waiting_events
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import TIMESTAMP, import_tasks, order_id_key, raw_orders, target_tables
+from etl_assets.core.tables import import_tasks, order_id_key, raw_orders, target_tables
 from etl_assets.intake.named_orders import MANY_DAYS, named_orders, note_scattered_orders, versions_of
 from etl_assets.ledger.locks import lock_days, lock_imports
 from etl_assets.ledger.requests import request_days
@@ -79,10 +78,8 @@ def decide_outcomes(connection: sa.Connection, settings: EtlSettings, events: Se
     statuses = {row.import_id: row.status for row in known if row.status is not None}
     handled = {row.import_id: row.event_id for row in known if row.event_id is not None}
     withdrawn = [import_id for import_id in import_ids if statuses.get(import_id) == "failed"]
-    in_tables = _in_tables(connection, settings, withdrawn) if withdrawn else set()
-    unseen = [import_id for import_id in withdrawn if import_id not in in_tables and import_id not in handled]
-    if unseen:
-        in_tables |= _in_tables_or_in_a_run(connection, settings, unseen)
+    # 先前要求过的导入可能有运行还要写它，那时表里看不到它
+    traced = handled.keys() | _traced(connection, settings, [import_id for import_id in withdrawn if import_id not in handled])
 
     def decide(event: ImportEvent) -> Outcome:
         if not event.asks:
@@ -97,8 +94,7 @@ def decide_outcomes(connection: sa.Connection, settings: EtlSettings, events: Se
             case "completed":
                 return "requested"
             case "failed":
-                # 先前要求过的导入可能有运行还要写它，那时表里看不到它
-                return "requested" if event.import_id in in_tables or event.import_id in handled else "irrelevant"
+                return "requested" if event.import_id in traced else "irrelevant"
             case _:
                 return "pending"
 
@@ -107,7 +103,14 @@ def decide_outcomes(connection: sa.Connection, settings: EtlSettings, events: Se
 
 def has_traces(connection: sa.Connection, settings: EtlSettings, import_id: UUID) -> bool:
     """撤回的导入在表里还有行、拒收记录，或者可能有运行正写着它。"""
-    return bool(_in_tables(connection, settings, [import_id]) or _in_tables_or_in_a_run(connection, settings, [import_id]))
+    return bool(_traced(connection, settings, [import_id]))
+
+
+def _traced(connection: sa.Connection, settings: EtlSettings, withdrawn: Sequence[UUID]) -> set[UUID]:
+    """撤回的导入里，表里有痕迹或者可能有运行正写着的。"""
+    found = _in_tables(connection, settings, withdrawn) if withdrawn else set()
+    unseen = [import_id for import_id in withdrawn if import_id not in found]
+    return found | _in_tables_or_in_a_run(connection, settings, unseen) if unseen else found
 
 
 def _in_tables(connection: sa.Connection, settings: EtlSettings, import_ids: Sequence[UUID]) -> set[UUID]:
@@ -178,54 +181,36 @@ def _remember_requests(
     connection: sa.Connection, target: str, affected: Sequence[tuple[UUID, date]], revisions: Mapping[date, int]
 ) -> None:
     """记下每个导入在哪一天要求了哪个版本：`etl wait` 与完成事件的 import_ids 由此而来。"""
-    rows = {
-        "import_ids": [import_id for import_id, _ in affected],
-        "days": [day for _, day in affected],
-        "revisions": [revisions[day] for _, day in affected],
-    }
-    execute_compiled(connection, _REMEMBER_REQUESTS, {"of_target": target, **rows})
+    rows = [(import_id, day, revisions[day]) for import_id, day in affected]
+    execute_compiled(connection, _REMEMBER_REQUESTS, {"of_target": target, **in_arrays(import_requests, _REQUESTED, rows)})
 
 
 def _remember_events(connection: sa.Connection, target: str, events: Sequence[ImportEvent]) -> None:
     """记下每个导入最新的事件，整批一条语句。"""
-    newest = sorted({event.import_id: event for event in events}.items())
-    rows = {
-        "import_ids": [import_id for import_id, _ in newest],
-        "event_ids": [event.event_id for _, event in newest],
-        "sequences": [event.sequence for _, event in newest],
-    }
-    execute_compiled(connection, _REMEMBER_EVENTS, {"of_target": target, **rows})
+    newest = {event.import_id: (event.import_id, event.event_id, event.sequence) for event in events}
+    rows = [newest[import_id] for import_id in sorted(newest)]
+    execute_compiled(connection, _REMEMBER_EVENTS, {"of_target": target, **in_arrays(import_events, _HANDLED, rows)})
 
 
 def remember_waiting(connection: sa.Connection, target: str, events: Sequence[ImportEvent]) -> None:
     """记下要等导入的事件；不是从流里来的没有期限可言，不记。"""
-    newest = {(event.import_id, event.event_id): event for event in events if event.sequence is not None and event.stored_at is not None}
-    if not newest:
-        return
-    stored = newest.values()
-    rows = {
-        "import_ids": [event.import_id for event in stored],
-        "event_ids": [event.event_id for event in stored],
-        "allow_deletes": [event.allow_deletes for event in stored],
-        "sequences": [event.sequence for event in stored],
-        "stored_ats": [event.stored_at for event in stored],
+    newest = {
+        (event.import_id, event.event_id): (event.import_id, event.event_id, event.allow_deletes, event.sequence, event.stored_at)
+        for event in events
+        if event.sequence is not None and event.stored_at is not None
     }
-    execute_compiled(connection, _REMEMBER_WAITING, {"of_target": target, **rows})
+    if newest:
+        rows = list(newest.values())
+        execute_compiled(connection, _REMEMBER_WAITING, {"of_target": target, **in_arrays(waiting_events, _WAITING, rows)})
 
 
 # ---- 每批事件都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
 
-_TARGET = sa.bindparam("of_target", type_=sa.Text)
 _IMPORT_IDS = sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid))
-
-
-_WANTED = unnest("wanted", import_id=_IMPORT_IDS)
-_KNOWN_IMPORTS = (
-    sa.select(_WANTED.c.import_id, import_tasks.c.status, import_events.c.event_id)
-    .select_from(_WANTED)
-    .outerjoin(import_tasks, import_tasks.c.import_id == _WANTED.c.import_id)
-    .outerjoin(import_events, sa.and_(import_events.c.import_id == _WANTED.c.import_id, import_events.c.target == _TARGET))
-)
+_KNOWN_IMPORTS = sa.text("""
+    SELECT wanted.import_id, t.status, e.event_id FROM unnest(:import_ids) AS wanted (import_id)
+    LEFT JOIN public.import_tasks t ON t.import_id = wanted.import_id
+    LEFT JOIN etl.import_events e ON e.import_id = wanted.import_id AND e.target = :of_target""").bindparams(_IMPORT_IDS)
 
 
 @lru_cache(maxsize=8)
@@ -279,42 +264,28 @@ def _days_of_versions(orders: sa.FromClause, timezone: str, *columns: sa.ColumnE
     )
 
 
-def _remember_requests_statement() -> pg.Insert:
-    days, revisions = sa.bindparam("days", type_=sa.ARRAY(sa.Date)), sa.bindparam("revisions", type_=sa.ARRAY(sa.BigInteger))
-    row = unnest("row", import_id=_IMPORT_IDS, day=days, revision=revisions)
-    rows = sa.select(_TARGET, row.c.import_id, row.c.day, row.c.revision)
-    insert = pg.insert(import_requests).from_select(["target", "import_id", "day", "revision"], rows)
-    return insert.on_conflict_do_update(index_elements=["target", "import_id", "day"], set_={"revision": insert.excluded.revision})
+_REQUESTED = ("import_id", "day", "revision")
+_request = insert_given(import_requests, _REQUESTED)
+_REMEMBER_REQUESTS = _request.on_conflict_do_update(
+    index_elements=["target", "import_id", "day"], set_={"revision": _request.excluded.revision}
+)
 
+_HANDLED = ("import_id", "event_id", "stream_sequence")
+_event = insert_given(import_events, _HANDLED)
+_REMEMBER_EVENTS = _event.on_conflict_do_update(
+    index_elements=["target", "import_id"],
+    set_={
+        "event_id": _event.excluded.event_id,
+        "stream_sequence": sa.func.greatest(import_events.c.stream_sequence, _event.excluded.stream_sequence),  # 重投的旧事件不往回拨
+        "handled_at": sa.func.now(),
+    },
+)
 
-def _remember_events_statement() -> pg.Insert:
-    event_ids, sequences = sa.bindparam("event_ids", type_=sa.ARRAY(sa.Uuid)), sa.bindparam("sequences", type_=sa.ARRAY(sa.BigInteger))
-    row = unnest("row", import_id=_IMPORT_IDS, event_id=event_ids, stream_sequence=sequences)
-    rows = sa.select(_TARGET, row.c.import_id, row.c.event_id, row.c.stream_sequence)
-    insert = pg.insert(import_events).from_select(["target", "import_id", "event_id", "stream_sequence"], rows)
-    newest = sa.func.greatest(import_events.c.stream_sequence, insert.excluded.stream_sequence)  # 重投的旧事件不往回拨
-    fields = {"event_id": insert.excluded.event_id, "stream_sequence": newest, "handled_at": sa.func.now()}
-    return insert.on_conflict_do_update(index_elements=["target", "import_id"], set_=fields)
-
-
-def _remember_waiting_statement() -> pg.Insert:
-    """重投的只记一次；又发布了一回的（死信放回来的）从头等起。"""
-    row = unnest(
-        "row",
-        import_id=_IMPORT_IDS,
-        event_id=sa.bindparam("event_ids", type_=sa.ARRAY(sa.Uuid)),
-        allow_deletes=sa.bindparam("allow_deletes", type_=sa.ARRAY(sa.Boolean)),
-        stream_sequence=sa.bindparam("sequences", type_=sa.ARRAY(sa.BigInteger)),
-        stored_at=sa.bindparam("stored_ats", type_=sa.ARRAY(TIMESTAMP)),
-    )
-    columns = ["import_id", "event_id", "allow_deletes", "stream_sequence", "stored_at"]
-    rows = sa.select(_TARGET, *(row.c[name] for name in columns))
-    insert = pg.insert(waiting_events).from_select(["target", *columns], rows)
-    again = {name: insert.excluded[name] for name in columns[2:]} | {"looks": 0, "look_at": sa.func.now()}
-    return insert.on_conflict_do_update(
-        index_elements=["target", "import_id", "event_id"], set_=again, where=waiting_events.c.stored_at < insert.excluded.stored_at
-    )
-
-
-_REMEMBER_REQUESTS, _REMEMBER_EVENTS = _remember_requests_statement(), _remember_events_statement()
-_REMEMBER_WAITING = _remember_waiting_statement()
+_WAITING = ("import_id", "event_id", "allow_deletes", "stream_sequence", "stored_at")
+_waiting = insert_given(waiting_events, _WAITING)
+# 重投的只记一次；又发布了一回的（死信放回来的）从头等起
+_REMEMBER_WAITING = _waiting.on_conflict_do_update(
+    index_elements=["target", "import_id", "event_id"],
+    set_={**{name: _waiting.excluded[name] for name in _WAITING[2:]}, "looks": 0, "look_at": sa.func.now()},
+    where=waiting_events.c.stored_at < _waiting.excluded.stored_at,
+)

@@ -9,10 +9,8 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from etl_assets.core.etl_tables import assets, import_events, import_requests, ledger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.intake.imports import ImportEvent, Outcome, decide_outcomes, request_affected_days
-from etl_assets.ledger.graph import IN_GRAPH
 from etl_assets.ledger.locks import lock_imports
 from etl_assets.ledger.requests import request_downstream
 
@@ -46,22 +44,8 @@ def _done_events(connection: sa.Connection, target: str, events: Sequence[Import
 
     更晚要序号与时刻都更晚：流重建之后序号会重来，两台机器的时钟会有出入。
     """
-    of_day = sa.and_(ledger.c.target == target, ledger.c.asset == assets.c.asset, ledger.c.day == import_requests.c.day)
-    unfinished = (
-        sa.select(import_requests.c.day)
-        .select_from(import_requests)
-        .join(assets, assets.c.target == target)
-        .outerjoin(ledger, of_day)
-        .where(
-            import_requests.c.target == target,
-            import_requests.c.import_id == import_events.c.import_id,
-            sa.func.coalesce(ledger.c.materialized, -1) < import_requests.c.revision,
-        )
-        .exists()
-    )
-    import_ids = sa.cast(list({event.import_id for event in events}), sa.ARRAY(sa.Uuid))
-    newest = sa.select(import_events).where(import_events.c.target == target, import_events.c.import_id == sa.any_(import_ids), ~unfinished)
-    handled = {row.import_id: row for row in connection.execute(newest)}
+    import_ids = list({event.import_id for event in events})
+    handled = {row.import_id: row for row in connection.execute(_NEWEST_DONE, {"of_target": target, "import_ids": import_ids})}
 
     def is_covered(event: ImportEvent) -> bool:
         row = handled.get(event.import_id)
@@ -84,17 +68,23 @@ def replay_completion(
 
 def _done_days(connection: sa.Connection, target: str, asset: str, days: Mapping[date, datetime]) -> set[date]:
     """紧跟在后面的都在那个时刻之后被要求过，而且再往后也都做完了：做它们的运行读得到别处写的。"""
-    made = sa.literal(asset)
-    rows = connection.execute(
-        sa.select(
-            ledger.c.day,
-            sa.func.min(ledger.c.requested_at).filter(made == sa.any_(assets.c.upstreams)).label("requested_at"),
-            sa.func.bool_or(ledger.c.requested > ledger.c.materialized).label("is_due"),
-        )
-        .join(assets, IN_GRAPH)
-        .where(
-            made == sa.any_(assets.c.ancestors), ledger.c.target == target, ledger.c.day == sa.any_(sa.cast(list(days), sa.ARRAY(sa.Date)))
-        )
-        .group_by(ledger.c.day)
-    )
+    rows = connection.execute(_FOLLOWING, {"of_target": target, "of_asset": asset, "days": list(days)})
     return {row.day for row in rows if not row.is_due and row.requested_at is not None and row.requested_at >= days[row.day]}
+
+
+# 要求的日子全程做完了的导入，它们最新的事件
+_NEWEST_DONE = sa.text("""
+    SELECT e.import_id, e.event_id, e.stream_sequence, e.handled_at FROM etl.import_events e
+    WHERE e.target = :of_target AND e.import_id = ANY (:import_ids) AND NOT EXISTS (
+        SELECT FROM etl.import_requests r JOIN etl.assets a ON a.target = e.target
+        LEFT JOIN etl.ledger l ON l.target = e.target AND l.asset = a.asset AND l.day = r.day
+        WHERE r.target = e.target AND r.import_id = e.import_id AND coalesce(l.materialized, -1) < r.revision
+    )""").bindparams(sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid)))
+
+# of_asset 后面的资产，一行一天：紧跟着它的最早何时要求的，有没有到期的
+_FOLLOWING = sa.text("""
+    SELECT l.day, min(l.requested_at) FILTER (WHERE :of_asset = ANY (a.upstreams)) AS requested_at,
+           bool_or(l.requested > l.materialized) AS is_due
+    FROM etl.ledger l JOIN etl.assets a ON a.target = l.target AND a.asset = l.asset
+    WHERE :of_asset = ANY (a.ancestors) AND l.target = :of_target AND l.day = ANY (:days)
+    GROUP BY l.day""").bindparams(sa.bindparam("days", type_=sa.ARRAY(sa.Date)))

@@ -30,7 +30,21 @@ def handle_apart(
     if not items:
         return [], True
     done: list[Item] = []
-    error = _attempt(engine, items, handle, done)
+
+    def attempt(some: Sequence[Item]) -> EtlError | None:
+        try:
+            with translated_errors(), engine.begin() as connection:
+                finished = handle(connection, some)
+        except DatabaseUnavailableError:
+            raise
+        except EtlError as error:
+            return error
+        except Exception as error:  # noqa: BLE001  # 一个上面的什么错，都拖不住别的
+            return EtlError(f"{type(error).__name__}: {error}")
+        done.extend(finished)
+        return None
+
+    error = attempt(items)
     if error is None:
         return done, True
     if len(items) == 1:
@@ -40,26 +54,7 @@ def handle_apart(
     for item in random.sample(items, len(items)):  # 每次都从同样几个试起，会一直轮不到别的
         if failed == PROBES:
             return done, False
-        if error := _attempt(engine, [item], handle, done):
+        if error := attempt([item]):
             complain(item, error)
             failed += 1
     return done, True
-
-
-def _attempt(
-    engine: sa.Engine,
-    items: Sequence[Item],
-    handle: Callable[[sa.Connection, Sequence[Item]], Sequence[Item]],
-    done: list[Item],
-) -> EtlError | None:
-    try:
-        with translated_errors(), engine.begin() as connection:
-            finished = handle(connection, items)
-    except DatabaseUnavailableError:
-        raise
-    except EtlError as error:
-        return error
-    except Exception as error:  # noqa: BLE001  # 一个上面的什么错，都拖不住别的
-        return EtlError(f"{type(error).__name__}: {error}")
-    done += finished
-    return None

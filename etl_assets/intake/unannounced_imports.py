@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 import sqlalchemy as sa
 
 from etl_assets.core.errors import EtlError
-from etl_assets.core.etl_tables import import_events, import_watches, waiting_events
+from etl_assets.core.etl_tables import TARGET, import_events, waiting_events
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks
@@ -72,23 +72,16 @@ def event_id_of(import_id: UUID) -> UUID:
     return uuid5(_NAMESPACE, str(import_id))
 
 
-_TARGET = sa.bindparam("of_target", type_=sa.Text)
 _BEGIN = sa.text("""
     INSERT INTO etl.import_watches (target, watched_from, watched_until)
     SELECT :of_target, started, started FROM (SELECT now() - make_interval(secs => :grace) AS started) AS beginning
     ON CONFLICT DO NOTHING
 """).bindparams(sa.bindparam("grace", type_=sa.Double))
-_WATCH = (
-    sa.select(import_watches.c.watched_from, import_watches.c.watched_until, sa.func.now().label("now"))
-    .where(import_watches.c.target == _TARGET)
-    .with_for_update(skip_locked=True)
-)
+_WATCH = sa.text("""
+    SELECT watched_from, watched_until, now() AS now FROM etl.import_watches WHERE target = :of_target FOR UPDATE SKIP LOCKED
+""")
+_ADVANCE = sa.text("UPDATE etl.import_watches SET watched_until = greatest(watched_until, :until) WHERE target = :of_target")
 _UNTIL = sa.bindparam("until", type_=import_tasks.c.completed_at.type)
-_ADVANCE = (
-    sa.update(import_watches)
-    .where(import_watches.c.target == _TARGET)
-    .values(watched_until=sa.func.greatest(import_watches.c.watched_until, _UNTIL))
-)
 _SILENT = (
     sa.select(import_tasks.c.import_id)
     .where(
@@ -96,7 +89,7 @@ _SILENT = (
         import_tasks.c.completed_at > sa.bindparam("after", type_=import_tasks.c.completed_at.type),
         import_tasks.c.completed_at <= _UNTIL,
         *(
-            ~sa.exists().where(known.c.target == _TARGET, known.c.import_id == import_tasks.c.import_id)
+            ~sa.exists().where(known.c.target == TARGET, known.c.import_id == import_tasks.c.import_id)
             for known in (import_events, waiting_events)
         ),
     )

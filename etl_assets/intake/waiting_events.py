@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 import sqlalchemy as sa
 
-from etl_assets.core.arrays import unnest
+from etl_assets.core.arrays import given_rows, in_arrays
 from etl_assets.core.backoff import Backoff
 from etl_assets.core.errors import EtlError
-from etl_assets.core.etl_tables import waiting_events
+from etl_assets.core.etl_tables import TARGET, waiting_events
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.intake.imports import ImportEvent, take_in
@@ -37,13 +36,10 @@ class Patience:
     limit_seconds: float
 
 
-@dataclass(frozen=True)
-class WaitingEvent:
-    """还在等的一个事件。"""
+@dataclass(frozen=True, kw_only=True)
+class WaitingEvent(ImportEvent):
+    """还在等的一个事件；都是从流里来的。"""
 
-    import_id: UUID
-    event_id: UUID
-    allow_deletes: bool
     sequence: int
     stored_at: datetime
     looks: int
@@ -98,7 +94,7 @@ def _take_in(engine: sa.Engine, settings: EtlSettings, events: Sequence[WaitingE
     """要求它们的日子；处理不了的留着下次再看，导入既然在，就不进死信。返回要求了几次导入。"""
 
     def take(connection: sa.Connection, ripe: Sequence[WaitingEvent]) -> list[WaitingEvent]:
-        outcomes = list(zip(ripe, take_in(connection, settings, [_import_event(event) for event in ripe]), strict=True))
+        outcomes = list(zip(ripe, take_in(connection, settings, ripe), strict=True))
         _forget(connection, settings.target_schema, [event for event, outcome in outcomes if outcome not in ("pending", "missing")])
         return [event for event, outcome in outcomes if outcome == "requested"]
 
@@ -109,20 +105,10 @@ def _take_in(engine: sa.Engine, settings: EtlSettings, events: Sequence[WaitingE
     return len(requested)
 
 
-def _import_event(event: WaitingEvent) -> ImportEvent:
-    return ImportEvent(
-        event.import_id, event.event_id, allow_deletes=event.allow_deletes, sequence=event.sequence, stored_at=event.stored_at
-    )
-
-
 def _forget(connection: sa.Connection, target: str, events: Sequence[WaitingEvent]) -> None:
     """正好又发布了一回的，序号是新的：它还要等。"""
-    keys = {
-        "import_ids": [event.import_id for event in events],
-        "event_ids": [event.event_id for event in events],
-        "sequences": [event.sequence for event in events],
-    }
-    connection.execute(_FORGET, {"of_target": target, **keys})
+    rows = [(event.import_id, event.event_id, event.sequence) for event in events]
+    connection.execute(_FORGET, {"of_target": target, **in_arrays(waiting_events, _KEY, rows)})
 
 
 # 一条语句：锁住到点的行、排到下一次、看它们的导入
@@ -150,15 +136,7 @@ _LOOK = sa.text("""
     sa.bindparam("longest_delay", type_=sa.Double),
     sa.bindparam("limit_seconds", type_=sa.Double),
 )
-_GONE = unnest(
-    "gone",
-    import_id=sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid)),
-    event_id=sa.bindparam("event_ids", type_=sa.ARRAY(sa.Uuid)),
-    sequence=sa.bindparam("sequences", type_=sa.ARRAY(sa.BigInteger)),
-)
-_FORGET = sa.delete(waiting_events).where(
-    waiting_events.c.target == sa.bindparam("of_target", type_=sa.Text),
-    waiting_events.c.import_id == _GONE.c.import_id,
-    waiting_events.c.event_id == _GONE.c.event_id,
-    waiting_events.c.stream_sequence == _GONE.c.sequence,
-)
+_KEY = ("import_id", "event_id", "stream_sequence")
+_GONE = given_rows(waiting_events, _KEY)
+_IS_GONE = [waiting_events.c[name] == _GONE.c[name] for name in _KEY]
+_FORGET = sa.delete(waiting_events).where(waiting_events.c.target == TARGET, *_IS_GONE)

@@ -14,6 +14,7 @@ from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, order_id_key, raw_orders, shop_configs, target_tables, trimmed
 from etl_assets.intake.imports import has_traces, read_affected_days
 from etl_assets.reports.progress import import_progress
+from etl_assets.services.order_index import same_order
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,12 @@ def count_orders(connection: sa.Connection, settings: EtlSettings, import_id: UU
         .distinct()
         .subquery("named")
     )
-    same = sa.and_(orders.c.shop_id == named.c.shop_id, orders.c.order_id == named.c.order_id)
-    counts = sa.select(sa.func.count(), sa.func.count().filter(orders.c.import_id == import_id)).select_from(named).join(orders, same)
-    total, own = connection.execute(counts).one()
-    return total, own
+    counts = (
+        sa.select(sa.func.count(), sa.func.count().filter(orders.c.import_id == import_id))
+        .select_from(named)
+        .join(orders, same_order(orders, named))
+    )
+    return connection.execute(counts).tuples().one()
 
 
 def mark_withdrawn(connection: sa.Connection, import_id: UUID) -> None:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import lru_cache
-from typing import Any, NamedTuple
+from datetime import date, datetime, timedelta
+from typing import NamedTuple
 from uuid import uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import execute_together
-from etl_assets.core.etl_tables import assets, import_events, import_requests, leases, ledger
-from etl_assets.core.tables import import_tasks
-from etl_assets.ledger.graph import IN_GRAPH, LINE
-from etl_assets.ledger.leases import Lease, in_seconds
+from etl_assets.core.etl_tables import TARGET
+from etl_assets.ledger.leases import Lease
 from etl_assets.ledger.locks import lock_parameters, lock_statements
-from etl_assets.ledger.requests import overlap
 
 MAX_DAYS_PER_RUN = 30
 _NAMED_EVENTS = 10
@@ -30,7 +25,7 @@ RUSH_ROWS = 10_000
 """等着的导入已有这么多行，够一个运行做的，就不再等。"""
 _MOST_LOOKED_AT = 1_000
 SMALL_ROWS = 1_000
-"""等着的导入没有成急雨、一共不到这么多行，就是小的日子：不到一秒就做完。"""
+"""等着的导入没有成急雨、一共不到这么多行，或者等着的只是不到这么多个客户，就是小的日子：不到一秒就做完。"""
 RUSH_QUIET_SECONDS = 1.0
 RUSH_PATIENCE_SECONDS = 10.0
 """急雨里的日子静下来这么久再做；一直不静，离上次做完这么久也做。"""
@@ -75,13 +70,10 @@ def claim_due_days(
     :param small: 只领小的：说得出变了什么，等着的是几次小导入。
     """
     lease = Lease(run_id=run_id, token=uuid4())
-    values = {"run_id": run_id, "token": lease.token, "owner": owner, "of_target": target, "seconds": lease_seconds}
-    *_, claimed = execute_together(
-        connection,
-        *lock_statements(),
-        _claim(small=small),
-        parameters=values | {"known": None if known is None else sorted(known)} | lock_parameters(target, "claim", [0]),
-    )
+    values = {"run_id": run_id, "token": lease.token, "owner": owner, "seconds": lease_seconds}
+    of_whom = {"of_target": target, "known": None if known is None else sorted(known), "small": small}
+    locks = lock_parameters(target, "claim", [0])
+    *_, claimed = execute_together(connection, *lock_statements(), _CLAIM, parameters=values | of_whom | locks)
     ((first, last, available, failed_run_id, other_failed_run_id, made, asked_by, leased_run_id),) = claimed
     if first is None:
         return None
@@ -100,22 +92,25 @@ def claim_due_days(
 
 def has_claimable_days(connection: sa.Connection, target: str) -> bool:
     """有没有到期、没人做、也不在等重试的日子。"""
-    days = _claimable_days()
-    return bool(connection.execute(sa.select(sa.select(days.c.day).exists()), {"of_target": target, "known": None}).scalar())
+    return bool(connection.scalar(_HAS_CLAIMABLE, {"of_target": target, "known": None, "small": False}))
 
 
 def has_days_in_a_rush(connection: sa.Connection, target: str) -> bool:
     """有没有到期、只因为还在一阵急雨里才不能领的日子。"""
-    waiting = sa.select(ledger.c.day).join(assets, IN_GRAPH).where(_IS_DUE, _is_in_a_rush())
-    return bool(connection.execute(sa.select(waiting.exists()), {"of_target": target}).scalar())
+    return bool(connection.scalar(_HAS_RUSHED, {"of_target": target}))
+
+
+def quietest_day(connection: sa.Connection, target: str, asset: str, days: Collection[date]) -> date:
+    """这些天里没有活挡着 asset 的最早的一天：它的上游不到期，也没有运行占着；都挡着就是最早的。"""
+    parameters = {"of_target": target, "of_asset": asset, "days": sorted(days)}
+    day: date = connection.execute(_QUIETEST_DAY, parameters).scalar_one()
+    return day
 
 
 def read_overdue_days(connection: sa.Connection, target: str, after: timedelta) -> list[tuple[DayRange, datetime]]:
     """到期了这么久还没人做的日子，连续的成一段（至多 30 天），连同等了最久的要求的时刻。"""
-    due = _claimable_days()
-    overdue = sa.select(due.c.day, due.c.since).where(due.c.since < sa.func.clock_timestamp() - after).order_by(due.c.day)
     ranges: list[tuple[DayRange, datetime]] = []
-    for day, since in connection.execute(overdue, {"of_target": target, "known": None}):
+    for day, since in connection.execute(_OVERDUE, {"of_target": target, "known": None, "small": False, "after": after}):
         last = ranges[-1] if ranges else None
         if last and day == last[0].last + timedelta(days=1) and len(last[0]) < MAX_DAYS_PER_RUN:
             ranges[-1] = (DayRange(last[0].first, day), min(last[1], since))
@@ -124,165 +119,125 @@ def read_overdue_days(connection: sa.Connection, target: str, after: timedelta) 
     return ranges
 
 
-# ---- 语句 ------------------------------------------------------------------------
+# ---- 语句；l 是台账的一行，a 是它的资产 ------------------------------------------------
 
-_TARGET = sa.bindparam("of_target", type_=sa.Text)
-_KNOWN = sa.bindparam("known", type_=sa.ARRAY(sa.Text))
-_IS_DUE = sa.and_(ledger.c.target == _TARGET, ledger.c.requested > ledger.c.materialized)
-_IS_KNOWN = sa.func.coalesce(LINE.op("<@")(_KNOWN), sa.true(), type_=sa.Boolean())
+_IS_DUE = """
+    etl.ledger l JOIN etl.assets a ON a.target = l.target AND a.asset = l.asset
+    WHERE l.target = :of_target AND l.requested > l.materialized"""
+_IS_KNOWN = "coalesce(array_append(a.ancestors, a.asset) <@ :known, true)"
+
+# 等着这一行的导入，至多看这么多个
+_WAITING = """
+    SELECT t.row_count FROM etl.import_requests r LEFT JOIN public.import_tasks t ON t.import_id = r.import_id
+    WHERE r.target = l.target AND r.day = l.day AND r.revision > l.materialized LIMIT {most}"""
+
+# 刚做完，又积下了许多导入，还在来：等一等，几千个事件才不会一个运行接着一个运行。从没做过的日子、积得够多的不等
+_IS_IN_A_RUSH = f"""
+    CASE WHEN l.requested_at > clock_timestamp() - interval '{RUSH_QUIET_SECONDS} seconds'
+          AND l.materialized_at > clock_timestamp() - interval '{RUSH_PATIENCE_SECONDS} seconds'
+    THEN (
+        SELECT count(*) > {RUSH_IMPORTS} AND coalesce(sum(row_count), 0) < {RUSH_ROWS}
+        FROM ({_WAITING.format(most=_MOST_LOOKED_AT)}) AS waiting
+    ) ELSE false END"""  # noqa: S608  # 只拼接常量
+
+# 等着这一行的标记，至多数到 SMALL_ROWS 个
+_MARKED_CUSTOMERS = f"""
+    SELECT count(*) FROM (
+        SELECT FROM etl.stale_customers m WHERE m.target = l.target AND m.asset = l.asset AND m.day = l.day LIMIT {SMALL_ROWS}
+    ) AS marks"""  # noqa: S608  # 只拼接常量
+
+# 不知道行数的导入算大的；整天重做的也是。没有导入等着的，看标记了几个客户
+_IS_SMALL = f"""
+    l.changed_until = l.requested AND (
+        SELECT count(*) BETWEEN 1 AND {RUSH_IMPORTS} AND sum(coalesce(row_count, {SMALL_ROWS})) < {SMALL_ROWS}
+               OR count(*) = 0 AND cardinality(a.ancestors) > 0 AND ({_MARKED_CUSTOMERS}) < {SMALL_ROWS}
+        FROM ({_WAITING.format(most=RUSH_IMPORTS + 1)}) AS waiting
+    )"""  # noqa: S608  # 只拼接常量
+
+# 有运行占着这一天
+_IS_LEASED = "EXISTS (SELECT FROM etl.leases s WHERE s.target = :of_target AND {day} BETWEEN s.first_day AND s.last_day)"
+
+# due_days 一行一个能领的日子：since 是等了最久的要求。
+# 到期而前面没有到期的资产，能领的是 starts，在等的（搁置、等重试、急雨、领的人没有它）是 stuck
+_DUE_DAYS = f"""
+    WITH due_assets AS (
+        SELECT l.day, l.asset, l.requested_at, l.failed_run_id, a.ancestors,
+               array_agg(l.asset) OVER (PARTITION BY l.day) AS due,
+               l.held_reason IS NULL AND (l.retry_at IS NULL OR l.retry_at <= clock_timestamp()) AND NOT ({_IS_IN_A_RUSH})
+               AND {_IS_KNOWN} AND (NOT :small OR ({_IS_SMALL})) AS is_ready
+        FROM {_IS_DUE} AND NOT {_IS_LEASED.format(day="l.day")}
+    ), due_days AS (
+        SELECT day,
+               array_agg(asset ORDER BY asset) FILTER (WHERE is_ready) AS starts,
+               array_agg(asset ORDER BY asset) FILTER (WHERE NOT is_ready) AS stuck,
+               min(requested_at) FILTER (WHERE is_ready) AS since,
+               min(failed_run_id) FILTER (WHERE is_ready) AS failed_run_id
+        FROM due_assets WHERE NOT coalesce(ancestors && due, false)
+        GROUP BY day HAVING bool_or(is_ready)
+    )"""  # noqa: S608  # 只拼接常量
 
 
-@lru_cache(maxsize=2)
-def _claim(*, small: bool) -> sa.Select[Any]:
-    """`_oldest_island`、它的资产与事件，和给它记下的租约的运行。每次领都要，只建一次。"""
-    island = _oldest_island(small=small).cte("island").prefix_with("MATERIALIZED")
-    # 排在动不了的后面的不做：它们轮到时还要再做
-    is_made = sa.and_(overlap(LINE, island.c.starts), ~overlap(LINE, island.c.stuck), _IS_KNOWN)
-    made = sa.select(assets.c.asset).where(assets.c.target == _TARGET, is_made).order_by(assets.c.position)
-    names = ("run_id", "token", "owner")
-    given = [sa.bindparam(name, type_=leases.c[name].type) for name in names]
-    seconds = sa.bindparam("seconds", type_=sa.Float)
-    rows = sa.select(*given, _TARGET, island.c.first, island.c.last, in_seconds(seconds)).where(island.c.first.is_not(None))
-    insert = pg.insert(leases).from_select([*names, "target", "first_day", "last_day", "expires_at"], rows)
-    leased = insert.on_conflict_do_nothing().returning(leases.c.run_id).cte("leased")
-    return sa.select(
-        *island.c["first", "last", "available", "failed_run_id", "other_failed_run_id"],
-        sa.func.array(made.scalar_subquery()),
-        _asking_events(island),
-        sa.select(leased.c.run_id).scalar_subquery(),
+def _text(statement: str) -> sa.TextClause:
+    known, small = sa.bindparam("known", type_=sa.ARRAY(sa.Text)), sa.bindparam("small", type_=sa.Boolean)
+    return sa.text(statement).bindparams(TARGET, known, small)
+
+
+_HAS_CLAIMABLE = _text(f"{_DUE_DAYS} SELECT EXISTS (SELECT FROM due_days)")  # noqa: S608  # 只拼接常量
+_HAS_RUSHED = sa.text(f"SELECT EXISTS (SELECT FROM {_IS_DUE} AND {_IS_IN_A_RUSH})").bindparams(TARGET)  # noqa: S608  # 只拼接常量
+_OVERDUE = _text(
+    f"{_DUE_DAYS} SELECT day, since FROM due_days WHERE since < clock_timestamp() - :after ORDER BY day"  # noqa: S608  # 只拼接常量
+).bindparams(sa.bindparam("after", type_=sa.Interval))
+
+_QUIETEST_DAY = sa.text(f"""
+    SELECT w.day FROM unnest(:days) AS w (day)
+    ORDER BY {_IS_LEASED.format(day="w.day")} OR EXISTS (
+        SELECT FROM {_IS_DUE} AND l.day = w.day
+        AND l.asset = ANY (SELECT unnest(ancestors) FROM etl.assets WHERE target = :of_target AND asset = :of_asset)
+    ), w.day
+    LIMIT 1""").bindparams(TARGET, sa.bindparam("of_asset", type_=sa.Text), sa.bindparam("days", type_=sa.ARRAY(sa.Date)))  # noqa: S608  # 只拼接常量
+
+# 等得最久的一段：头、尾、从哪些资产起、哪些动不了、能领的日子共有几个、上次失败的运行（最小的与最大的）；
+# 它的资产（排在动不了的后面的不做：它们轮到时还要再做），还等着它们的导入中最新的几个，给它记下的租约的运行
+_CLAIM = _text(f"""
+    {_DUE_DAYS}, islands AS (
+        -- 连续的日子减去行号得同一个值，于是每段连续、起点相同的日子成一组
+        SELECT *, count(*) OVER () AS available,
+               day - CAST(row_number() OVER (PARTITION BY starts, stuck ORDER BY day) AS integer) AS number
+        FROM due_days
+    ), oldest AS (
+        SELECT * FROM islands ORDER BY since, day LIMIT 1
+    ), island AS MATERIALIZED (
+        SELECT min(i.day) AS first_day, max(i.day) AS last_day, max(o.starts) AS starts, max(o.stuck) AS stuck,
+               max(o.available) AS available,
+               min(i.failed_run_id) AS failed_run_id, max(i.failed_run_id) AS other_failed_run_id
+        FROM islands i JOIN oldest o ON i.number = o.number AND i.starts = o.starts AND i.stuck IS NOT DISTINCT FROM o.stuck
+        WHERE i.day BETWEEN o.day AND o.day + {MAX_DAYS_PER_RUN - 1}
+    ), leased AS (
+        INSERT INTO etl.leases (run_id, token, owner, target, first_day, last_day, expires_at)
+        SELECT :run_id, :token, :owner, :of_target, first_day, last_day, clock_timestamp() + make_interval(secs => :seconds)
+        FROM island WHERE first_day IS NOT NULL
+        ON CONFLICT DO NOTHING RETURNING run_id
+    ), newest AS (
+        SELECT e.import_id, e.event_id, e.stream_sequence, max(r.revision) AS revision
+        FROM island i
+        JOIN etl.ledger l ON l.target = :of_target AND l.asset = ANY (i.starts) AND l.day BETWEEN i.first_day AND i.last_day
+        JOIN etl.import_requests r ON r.target = :of_target AND r.day = l.day AND r.revision > l.materialized
+        JOIN etl.import_events e ON e.target = :of_target AND e.import_id = r.import_id
+        GROUP BY e.import_id, e.event_id, e.stream_sequence
+        ORDER BY revision DESC, e.import_id LIMIT {_NAMED_EVENTS}
     )
-
-
-def _asking_events(island: sa.CTE) -> sa.ScalarSelect[Any]:
-    """还等着这段日子里要从头做起的资产的导入，最新的几个。"""
-    waits = sa.and_(
-        ledger.c.target == _TARGET,
-        ledger.c.asset == sa.any_(island.c.starts),
-        ledger.c.day.between(island.c.first, island.c.last),
-    )
-    asked = sa.and_(import_requests.c.target == _TARGET, import_requests.c.day == ledger.c.day)
-    newest = (
-        sa.select(
-            import_events.c.import_id,
-            import_events.c.event_id,
-            import_events.c.stream_sequence,
-            sa.func.max(import_requests.c.revision).label("revision"),
-        )
-        .select_from(ledger)
-        .join(import_requests, sa.and_(asked, import_requests.c.revision > ledger.c.materialized))
-        .join(import_events, sa.and_(import_events.c.target == _TARGET, import_events.c.import_id == import_requests.c.import_id))
-        .where(waits)
-        .group_by(import_events.c.import_id, import_events.c.event_id, import_events.c.stream_sequence)
-        .order_by(sa.desc("revision"), import_events.c.import_id)
-        .limit(_NAMED_EVENTS)
-        .correlate(island)
-        .subquery("newest")
-    )
-    event = sa.func.jsonb_build_array(newest.c.import_id, newest.c.event_id, newest.c.stream_sequence)
-    listed = sa.func.jsonb_agg(pg.aggregate_order_by(event, newest.c.revision.desc(), newest.c.import_id), type_=pg.JSONB)
-    return sa.select(listed).scalar_subquery()
-
-
-def _oldest_island(*, small: bool) -> sa.Select[Any]:
-    """等得最久的一段：头、尾、从哪些资产起、哪些动不了、能领的日子共有几个、上次失败的运行（最小的与最大的）。"""
-    due = _claimable_days(small=small)
-    same = (due.c.starts, due.c.stuck)
-    # 连续的日子减去行号得同一个值，于是每段连续、起点相同的日子成一组
-    island = due.c.day - sa.cast(sa.func.row_number().over(partition_by=same, order_by=due.c.day), sa.Integer)
-    islands = sa.select(*due.c, sa.func.count().over().label("available"), island.label("island")).cte("islands")
-    oldest = sa.select(islands).order_by(islands.c.since, islands.c.day).limit(1).subquery("oldest")
-    reach = oldest.c.day + (MAX_DAYS_PER_RUN - 1)
-    is_same = [islands.c[name].is_not_distinct_from(oldest.c[name]) for name in ("island", "starts", "stuck")]
-
-    def of_all(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        return sa.func.max(column, type_=column.type).label(column.key)
-
-    return (
-        sa.select(
-            sa.func.min(islands.c.day).label("first"),
-            sa.func.max(islands.c.day).label("last"),
-            *[of_all(oldest.c[name]) for name in ("starts", "stuck", "available")],
-            sa.func.min(islands.c.failed_run_id).label("failed_run_id"),
-            sa.func.max(islands.c.failed_run_id).label("other_failed_run_id"),
-        )
-        .join(oldest, sa.and_(*is_same))
-        .where(islands.c.day.between(oldest.c.day, reach))
-    )
-
-
-@lru_cache(maxsize=2)
-def _claimable_days(*, small: bool = False) -> sa.Subquery:
-    """一行一个能领的日子：since 是等了最久的要求。
-
-    到期而前面没有到期的资产，能领的是 starts，在等的（搁置、等重试、急雨、领的人没有它）是 stuck。
-    """
-    leased = (
-        sa.select(leases.c.run_id).where(leases.c.target == _TARGET, ledger.c.day.between(leases.c.first_day, leases.c.last_day)).exists()
-    )
-    is_ready = sa.and_(
-        ledger.c.held_reason.is_(None),
-        sa.or_(ledger.c.retry_at.is_(None), ledger.c.retry_at <= sa.func.clock_timestamp()),
-        ~_is_in_a_rush(),
-        _IS_KNOWN,
-        *([_is_small()] if small else []),
-    )
-    due_assets = (
-        sa.select(
-            *ledger.c["day", "asset", "requested_at", "failed_run_id"],
-            assets.c.ancestors,
-            sa.func.array_agg(ledger.c.asset, type_=pg.ARRAY(sa.Text)).over(partition_by=ledger.c.day).label("due"),
-            is_ready.label("is_ready"),
-        )
-        .join(assets, IN_GRAPH)
-        .where(_IS_DUE, ~leased)
-        .subquery("due_assets")
-    )
-    due = due_assets.c
-    names = sa.func.array_agg(pg.aggregate_order_by(due.asset, due.asset), type_=pg.ARRAY(sa.Text))
-    return (
-        sa.select(
-            due.day,
-            names.filter(due.is_ready).label("starts"),
-            names.filter(~due.is_ready).label("stuck"),
-            sa.func.min(due.requested_at).filter(due.is_ready).label("since"),
-            sa.func.min(due.failed_run_id).filter(due.is_ready).label("failed_run_id"),
-        )
-        .where(~overlap(due.ancestors, due.due))
-        .group_by(due.day)
-        .having(sa.func.bool_or(due.is_ready))
-        .subquery("due_days")
-    )
-
-
-def _is_in_a_rush() -> sa.ColumnElement[bool]:
-    """刚做完，又积下了许多导入，还在来：等一等，几千个事件才不会一个运行接着一个运行。从没做过的日子、积得够多的不等。"""
-    recent = sa.and_(ledger.c.requested_at > in_seconds(-RUSH_QUIET_SECONDS), ledger.c.materialized_at > in_seconds(-RUSH_PATIENCE_SECONDS))
-    waiting = _waiting(_MOST_LOOKED_AT)
-    rows = sa.func.coalesce(sa.func.sum(waiting.c.row_count), 0)
-    many = sa.select(sa.and_(sa.func.count() > RUSH_IMPORTS, rows < RUSH_ROWS)).select_from(waiting)
-    return sa.case((recent, many.scalar_subquery()), else_=sa.false())
-
-
-def _is_small() -> sa.ColumnElement[bool]:
-    """不知道行数的导入算大的；整天重做的也是。"""
-    waiting = _waiting(RUSH_IMPORTS + 1)
-    unknown = sa.func.coalesce(waiting.c.row_count, SMALL_ROWS)
-    counted = sa.select(sa.and_(sa.func.count().between(1, RUSH_IMPORTS), sa.func.sum(unknown) < SMALL_ROWS)).select_from(waiting)
-    return sa.and_(ledger.c.changed_until == ledger.c.requested, counted.scalar_subquery())
-
-
-def _waiting(limit: int) -> sa.Subquery:
-    """等着这一行的导入，至多看这么多个。"""
-    return (
-        sa.select(import_tasks.c.row_count)
-        .select_from(import_requests)
-        .outerjoin(import_tasks, import_tasks.c.import_id == import_requests.c.import_id)
-        .where(
-            import_requests.c.target == ledger.c.target,
-            import_requests.c.day == ledger.c.day,
-            import_requests.c.revision > ledger.c.materialized,
-        )
-        .correlate(ledger)
-        .limit(limit)
-        .subquery()
-    )
+    SELECT first_day, last_day, available, failed_run_id, other_failed_run_id,
+           ARRAY(
+               SELECT a.asset FROM etl.assets a
+               WHERE a.target = :of_target AND array_append(a.ancestors, a.asset) && starts
+                     AND NOT coalesce(array_append(a.ancestors, a.asset) && stuck, false) AND {_IS_KNOWN}
+               ORDER BY a.position
+           ),
+           (
+               SELECT jsonb_agg(jsonb_build_array(import_id, event_id, stream_sequence) ORDER BY revision DESC, import_id)
+               FROM newest
+           ),
+           (SELECT run_id FROM leased)
+    FROM island""").bindparams(  # noqa: S608  # 只拼接常量
+    sa.bindparam("token", type_=sa.Uuid), sa.bindparam("seconds", type_=sa.Double)
+)

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 
 from etl_assets.core.backoff import Backoff
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.etl_tables import ledger
+from etl_assets.core.etl_tables import assets, ledger
 from etl_assets.core.tables import TIMESTAMP
 from etl_assets.core.text import storable
-from etl_assets.ledger.graph import roots_of
+from etl_assets.ledger.graph import LINE
 
 MAX_FAILURES = 5
 FAILED_DAY = Backoff(first_seconds=5.0, longest_seconds=60.0)
@@ -37,7 +37,7 @@ def record_failure(
     """这些资产没做成：还到期的日子稍后再试，或者搁置，直到有新的要求；返回有这样的日子的资产，次序照旧。
 
     :param kind: transient 的原因在外面，等得越久试得越疏，不计次数；permanent 重试无用，立刻搁置；unknown 间隔翻倍，次数用尽搁置。
-    :param began_at: 运行何时开始。此后又有人要求的日子不搁置：他也许正为此改好了什么，这个运行却没看见。
+    :param began_at: 运行何时开始。此后又有人要求的日子不搁置：他也许正为此改好了什么，这个运行却没看见。run_id 自己交下去的不算。
     """
     overdue = _overdue(target, failed, days)
     _lock(connection, overdue)
@@ -48,7 +48,7 @@ def record_failure(
         "unknown": backoff.seconds_in_sql(ledger.c.failures + 1),
     }[kind]
     failures = ledger.c.failures + (0 if kind == "transient" else 1)
-    held = sa.and_(sa.or_(sa.literal(kind == "permanent"), failures >= MAX_FAILURES), ~_requested_since(target, began_at))
+    held = sa.and_(sa.or_(sa.literal(kind == "permanent"), failures >= MAX_FAILURES), ~_requested_since(target, began_at, run_id))
     retry_at = sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, backoff_seconds)
     recorded = set(
         connection.scalars(
@@ -90,11 +90,19 @@ def _overdue(target: str, names: Iterable[str], days: DayRange) -> sa.ColumnElem
     )
 
 
-def _requested_since(target: str, moment: datetime | None) -> sa.ColumnElement[bool]:
-    """要求只记在没有上游的资产的行里；别的资产自己的是上游做完的时刻。"""
-    root = ledger.alias("root")
-    same = sa.and_(root.c.target == target, root.c.asset.in_(roots_of(target)), root.c.day == ledger.c.day)
-    return sa.select(root.c.day).where(same, root.c.requested_at > sa.literal(moment, TIMESTAMP)).exists()
+def _requested_since(target: str, moment: datetime | None, run_id: str | None) -> sa.ColumnElement[bool]:
+    """它或它依赖的，这一天在 moment 之后又有要求；不是 run_id 刚做完上游、自己交下去的那一个。"""
+    asked, made = ledger.alias("asked"), ledger.alias("made")
+    passed_on = sa.select(made.c.day).where(
+        made.c.target == target, made.c.day == asked.c.day, made.c.run_id == run_id, made.c.materialized_at == asked.c.requested_at
+    )
+    return (
+        sa.select(asked.c.day)
+        .join(assets, sa.and_(assets.c.target == asked.c.target, sa.any_(LINE) == asked.c.asset))
+        .where(assets.c.asset == ledger.c.asset, asked.c.target == target, asked.c.day == ledger.c.day)
+        .where(asked.c.requested_at > sa.literal(moment, TIMESTAMP), ~passed_on.exists())
+        .exists()
+    )
 
 
 def _lock(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> None:

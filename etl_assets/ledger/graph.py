@@ -14,9 +14,9 @@ from graphlib import CycleError
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from etl_assets.core.asset_folders import upstreams_first
 from etl_assets.core.errors import DatabaseRefusedError, PermanentError
-from etl_assets.core.etl_tables import assets, graphs, ledger
-from etl_assets.core.topological_order import upstreams_first
+from etl_assets.core.etl_tables import absent_assets, assets, graphs, ledger
 
 _WRITE_LOCK = 0x45544E
 
@@ -125,11 +125,6 @@ def line_of(target: str, asset: str) -> sa.Select[tuple[str]]:
     return sa.select(sa.func.unnest(LINE, type_=sa.Text())).where(assets.c.target == target, assets.c.asset == asset)
 
 
-def roots_of(target: str) -> sa.Select[tuple[str]]:
-    """SQL：没有上游的资产；导入抬高的是它们。"""
-    return sa.select(assets.c.asset).where(assets.c.target == target, sa.func.cardinality(assets.c.upstreams) == 0)
-
-
 def write_graph(connection: sa.Connection, target: str, graph: AssetGraph, *, if_new: bool = False) -> bool:
     """让 `etl.assets` 就是这张图，台账认识的日子都有它的行；返回写了没有。
 
@@ -140,15 +135,27 @@ def write_graph(connection: sa.Connection, target: str, graph: AssetGraph, *, if
     if if_new and connection.scalar(sa.select(was_written.exists())):
         return False
     connection.execute(pg.insert(graphs).values(target=target, digest=graph.digest).on_conflict_do_nothing())
-    if _read(connection, target) == graph:
+    before = _read(connection, target)
+    if before == graph:
         return False
     # 别人正补的行、正记的标记：要么在这之前，要么看得见新的图。也挡住 FOR UPDATE：先锁行后改行的，正好在我们两边等着
     connection.exec_driver_sql(f"LOCK TABLE {ledger.fullname} IN EXCLUSIVE MODE")
     connection.execute(sa.delete(assets).where(assets.c.target == target))
     connection.execute(sa.insert(assets), _rows(target, graph))
-    connection.execute(_FILL, {"of_target": target})
+    returned = _note_absent(connection, target, before, graph)
+    connection.execute(_FILL, {"of_target": target, "returned": returned})
     connection.execute(_CATCH_UP, {"of_target": target})
     return True
+
+
+def _note_absent(connection: sa.Connection, target: str, before: AssetGraph, graph: AssetGraph) -> list[str]:
+    """记下不在图里了的资产；返回回来了的。"""
+    gone = [asset for asset in before.assets if asset.name not in graph.names]
+    if gone:
+        rows = [{"target": target, "asset": asset.name, "by_customer": asset.by_customer} for asset in gone]
+        connection.execute(sa.insert(absent_assets), rows)
+    back = sa.delete(absent_assets).where(absent_assets.c.target == target, absent_assets.c.asset.in_(graph.names))
+    return list(connection.scalars(back.returning(absent_assets.c.asset)))
 
 
 def _rows(target: str, graph: AssetGraph) -> list[dict[str, object]]:
@@ -165,42 +172,25 @@ def _rows(target: str, graph: AssetGraph) -> list[dict[str, object]]:
     ]
 
 
-_TARGET = sa.bindparam("of_target", type_=sa.Text)
+# 一行一个资产的一天：revision 是该做到或要求到的版本（上游都做到了的；没有上游的，这一天要求到了的），own 是台账里它要求到的
+_REACHED = """
+    SELECT a.asset, l.day, max(l.requested) FILTER (WHERE l.asset = a.asset) AS own,
+           coalesce(
+               CASE WHEN cardinality(a.ancestors) = 0 THEN max(l.requested)
+                    ELSE min(l.materialized) FILTER (WHERE l.asset = ANY (a.ancestors)) END, 0
+           ) AS revision
+    FROM etl.assets a JOIN etl.ledger l ON l.target = a.target
+    WHERE a.target = :of_target GROUP BY a.asset, a.ancestors, l.day"""
 
+# 新资产遇见旧日子：既不到期，也没有人做过它；先前的导入不等它。回来的资产没有行的，是其间来的日子，到期
+_FILL = sa.text(f"""
+    INSERT INTO etl.ledger (target, asset, day, requested, requested_at, materialized)
+    SELECT :of_target, asset, day, revision,
+           CASE WHEN asset = ANY (:returned) THEN clock_timestamp() END,
+           CASE WHEN asset = ANY (:returned) THEN 0 ELSE revision END
+    FROM ({_REACHED}) AS reached WHERE own IS NULL""").bindparams(sa.bindparam("returned", type_=sa.ARRAY(sa.Text)))  # noqa: S608  # 只拼接常量
 
-def _reached(*, has_row: bool) -> sa.Select[tuple[str, object, int]]:
-    """SQL：一行一个资产的一天，该做到或要求到的版本：上游都做到了的；没有上游的，这一天要求到了的。
-
-    :param has_row: 台账里已经有它、却要求得比这低的；否则是台账里还没有它的。
-    """
-    common = sa.func.min(ledger.c.materialized).filter(ledger.c.asset == sa.any_(assets.c.ancestors))
-    is_root = sa.func.cardinality(assets.c.ancestors) == 0
-    revision = sa.func.coalesce(sa.case((is_root, sa.func.max(ledger.c.requested)), else_=common), 0)
-    own = sa.func.max(ledger.c.requested).filter(ledger.c.asset == assets.c.asset)
-    return (
-        sa.select(assets.c.asset, ledger.c.day, revision.label("revision"))
-        .join(ledger, ledger.c.target == assets.c.target)
-        .where(assets.c.target == _TARGET)
-        .group_by(assets.c.asset, assets.c.ancestors, ledger.c.day)
-        .having(own < revision if has_row else own.is_(None))
-    )
-
-
-def _fill() -> sa.Insert:
-    """新资产遇见旧日子：既不到期，也没有人做过它；先前的导入不等它。"""
-    new = _reached(has_row=False).subquery("new")
-    rows = sa.select(_TARGET, new.c.asset, new.c.day, new.c.revision, new.c.revision)
-    return sa.insert(ledger).from_select(["target", "asset", "day", "requested", "materialized"], rows)
-
-
-def _catch_up() -> sa.Update:
-    """换了上游的、拿走又放回来的资产：上游都做到了而它没有的，到期。"""
-    behind = _reached(has_row=True).subquery("behind")
-    return (
-        sa.update(ledger)
-        .where(ledger.c.target == _TARGET, ledger.c.asset == behind.c.asset, ledger.c.day == behind.c.day)
-        .values(requested=behind.c.revision, requested_at=sa.func.clock_timestamp())
-    )
-
-
-_FILL, _CATCH_UP = _fill(), _catch_up()
+# 换了上游的、拿走又放回来的资产：上游都做到了而它没有的，到期
+_CATCH_UP = sa.text(f"""
+    UPDATE etl.ledger SET requested = behind.revision, requested_at = clock_timestamp() FROM ({_REACHED}) AS behind
+    WHERE target = :of_target AND ledger.asset = behind.asset AND ledger.day = behind.day AND own < revision""")  # noqa: S608  # 只拼接常量

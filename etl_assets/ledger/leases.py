@@ -12,10 +12,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.database_sync import execute_compiled
 from etl_assets.core.errors import LeaseLostError
 from etl_assets.core.etl_tables import leases
 
@@ -62,8 +60,7 @@ def acquire_lease(
         "last_day": days and days.last,
         "seconds": lease_seconds,
     }
-    inserted = execute_compiled(connection, _ACQUIRE, values)
-    return lease if inserted.first() else None
+    return lease if connection.execute(_ACQUIRE, values).first() else None
 
 
 def extend_lease(connection: sa.Connection, lease: Lease, *, lease_seconds: float) -> LeaseState:
@@ -100,21 +97,14 @@ def release_lease(connection: sa.Connection, lease: Lease) -> LeaseState:
     return _state(connection.execute(own.returning(leases.c.cancel_requested_at)).first())
 
 
-def assert_lease_valid(connection: sa.Connection) -> None:
-    """栅栏：在数据事务里锁住租约行直到提交；租约不在就抛 LeaseLostError，事务随之回滚。"""
-    statements, parameters = fence()
-    for statement in statements:
-        judge_fence(connection.execute(statement, parameters).all())
-
-
 def fence() -> tuple[Sequence[sa.Select[Any]], Mapping[str, object]]:
-    """栅栏的语句与参数，给要与别的一起发的；它的行交给 `judge_fence`。没有租约就没有语句。"""
+    """栅栏：在数据事务里锁住租约行直到提交。它的语句与参数，与别的一起发；它的行交给 `judge_fence`。没有租约就没有语句。"""
     lease = current_lease.get()
     return ([_LOCK_VALID], _named(lease)) if lease is not None else ([], {})
 
 
 def judge_fence(locked: Sequence[object]) -> None:
-    """:raises LeaseLostError: 有租约，却没有锁到它。"""
+    """:raises LeaseLostError: 有租约，却没有锁到它；事务随之回滚。"""
     lease = current_lease.get()
     if lease is not None and not locked:
         raise LeaseLostError(lease.run_id)
@@ -126,7 +116,7 @@ def read_expired_leases(connection: sa.Connection, target: str) -> Sequence[sa.R
     它们的日子还占着，直到有人收了尾、删去租约：重来的运行才知道自己接着谁。
     """
     is_cancelled = leases.c.cancel_requested_at.is_not(None).label("is_cancelled")
-    return connection.execute(sa.select(leases.c.run_id, is_cancelled).where(leases.c.target == target, _is_expired())).all()
+    return connection.execute(sa.select(leases.c.run_id, is_cancelled).where(leases.c.target == target, _EXPIRED)).all()
 
 
 def delete_expired_lease(connection: sa.Connection, run_id: str) -> bool:
@@ -134,7 +124,7 @@ def delete_expired_lease(connection: sa.Connection, run_id: str) -> bool:
 
     删不到的（False）别人已经收了尾：同一事务里什么也不该再记。删到的，别人等到提交就删不到。
     """
-    return connection.execute(sa.delete(leases).where(leases.c.run_id == run_id, _is_expired())).rowcount == 1
+    return connection.execute(sa.delete(leases).where(leases.c.run_id == run_id, _EXPIRED)).rowcount == 1
 
 
 def in_seconds(seconds: float | sa.ColumnElement[float]) -> sa.ColumnElement[object]:
@@ -152,20 +142,11 @@ def _named(lease: Lease) -> dict[str, object]:
     return {"of_run": lease.run_id, "of_token": lease.token}
 
 
-def _is_expired() -> sa.ColumnElement[bool]:
-    return leases.c.expires_at <= sa.func.clock_timestamp()
-
-
-_ACQUIRE = (
-    pg.insert(leases)
-    .values(
-        {column.name: sa.bindparam(column.name, type_=column.type) for column in leases.c["run_id", "token", "owner", "target"]}
-        | {name: sa.bindparam(name, type_=sa.Date) for name in ("first_day", "last_day")}
-        | {"expires_at": in_seconds(sa.bindparam("seconds", type_=sa.Float))}
-    )
-    .on_conflict_do_nothing()
-    .returning(leases.c.run_id)
-)
+_EXPIRED = leases.c.expires_at <= sa.func.clock_timestamp()
+_ACQUIRE = sa.text("""
+    INSERT INTO etl.leases (run_id, token, owner, target, first_day, last_day, expires_at)
+    VALUES (:run_id, :token, :owner, :target, :first_day, :last_day, clock_timestamp() + make_interval(secs => :seconds))
+    ON CONFLICT DO NOTHING RETURNING run_id""").bindparams(sa.bindparam("token", type_=sa.Uuid))
 _VALID = sa.and_(
     leases.c.run_id == sa.bindparam("of_run"),
     leases.c.token == sa.bindparam("of_token"),

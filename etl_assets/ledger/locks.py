@@ -12,10 +12,9 @@ from typing import Any, Literal
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql as pg
 
-from etl_assets.core.database_sync import execute_compiled, execute_together
-from etl_assets.core.etl_tables import locks
+from etl_assets.core.database_sync import execute_together
+from etl_assets.core.etl_tables import TARGET, locks
 from etl_assets.core.tables import customer_hash
 
 LockKind = Literal["day", "customer", "import", "claim"]
@@ -32,7 +31,7 @@ def acquire_locks(connection: sa.Connection, target: str, kind: LockKind, keys: 
         return
     parameters = lock_parameters(target, kind, wanted)
     if len(connection.execute(_LOCK, parameters).all()) < len(wanted):  # 第一次用到的键才有得补；散列的一次补齐
-        execute_compiled(connection, _ADD, parameters | ({"keys": list(range(STRIPES))} if kind in _STRIPED else {}))
+        connection.execute(_ADD, parameters | ({"keys": list(range(STRIPES))} if kind in _STRIPED else {}))
         connection.execute(_LOCK, parameters).all()
 
 
@@ -46,19 +45,14 @@ def lock_parameters(target: str, kind: LockKind, keys: Iterable[int]) -> dict[st
 
 
 _KEYS = sa.bindparam("keys", type_=sa.ARRAY(sa.Integer))
-_OF_TARGET, _OF_KIND = (sa.bindparam(name, type_=sa.Text) for name in ("of_target", "of_kind"))
-_LOCK = (
-    sa.select(locks.c.key)
-    .where(locks.c.target == _OF_TARGET, locks.c.kind == _OF_KIND, locks.c.key == sa.any_(_KEYS))
-    .order_by(locks.c.key)
-    .with_for_update()
-)
-_NEW_KEY = sa.func.unnest(_KEYS).column_valued("key")
-_ADD = (
-    pg.insert(locks)
-    .from_select(["target", "kind", "key"], sa.select(_OF_TARGET, _OF_KIND, _NEW_KEY).order_by(_NEW_KEY))
-    .on_conflict_do_nothing()
-)
+_OF_KIND = sa.bindparam("of_kind", type_=sa.Text)
+_LOCK = sa.text("""
+    SELECT key FROM etl.locks WHERE target = :of_target AND kind = :of_kind AND key = ANY (:keys) ORDER BY key FOR UPDATE
+""").bindparams(_KEYS)
+_ADD = sa.text("""
+    INSERT INTO etl.locks (target, kind, key) SELECT :of_target, :of_kind, key FROM unnest(:keys) AS key ORDER BY key
+    ON CONFLICT DO NOTHING
+""").bindparams(_KEYS)
 
 
 def lock_days(connection: sa.Connection, target: str, days: Iterable[date]) -> None:
@@ -74,7 +68,7 @@ def lock_customers(
     statements = (_lock_stripes(customers), _count_stripes(customers), *then)
     locked, ((wanted,),), *found = execute_together(connection, *statements, parameters={**parameters, **every})
     if len(locked) < wanted:  # 第一次用到的才有得补，一次补齐
-        execute_compiled(connection, _ADD, every)
+        connection.execute(_ADD, every)
         _, _, *found = execute_together(connection, *statements, parameters={**parameters, **every})
     return found
 
@@ -86,7 +80,7 @@ def stripe_of(customer_key: sa.ColumnElement[str]) -> sa.ColumnElement[int]:
 
 @lru_cache(maxsize=16)
 def _lock_stripes(customers: sa.Table) -> sa.Select[tuple[int]]:
-    own = sa.and_(locks.c.target == _OF_TARGET, locks.c.kind == _OF_KIND, locks.c.key.in_(sa.select(stripe_of(customers.c.customer_key))))
+    own = sa.and_(locks.c.target == TARGET, locks.c.kind == _OF_KIND, locks.c.key.in_(sa.select(stripe_of(customers.c.customer_key))))
     return sa.select(locks.c.key).where(own).order_by(locks.c.key).with_for_update(of=locks)
 
 

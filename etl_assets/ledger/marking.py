@@ -230,7 +230,7 @@ def marking() -> sa.Select[tuple[UUID]]:
             fingerprint=sa.case((scope == "whole", sa.bindparam("seen_fingerprint", type_=sa.Text)), else_=ledger.c.fingerprint),
             **NOTHING_HELD,
         )
-        .returning(ledger.c.day, ledger.c.materialized)
+        .returning(ledger.c.day, ledger.c.materialized, ledger.c.materialized_at)
         .cte("marked")
     )
     # 别的上游做到了哪里，看刚锁住的行：等锁的工夫别人提交的，这条语句的快照里没有

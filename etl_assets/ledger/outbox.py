@@ -15,11 +15,11 @@ from uuid import UUID, uuid4
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from etl_assets.core.asset_events import EVENT_VERSION
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.etl_tables import installation, outbox
 from etl_assets.core.text import storable
 
-EVENT_VERSION = "1.0"
 PART_SIZE = 1_000
 """一份里至多这么多导入、这么多天：加上最长的 error 也不到 64 KiB，ETL_EVENT_MAX_BYTES 最小是它。"""
 LONGEST_ERROR = 2_000

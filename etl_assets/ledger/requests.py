@@ -40,7 +40,7 @@ def request_days(
     """要求重做这些天，先前的失败与搁置一笔勾销；返回每一天要求到的版本。
 
     :param asset: 从它起；缺省是从没有上游的那些起，就像有了新的导入。它的上游这时还到期的不抬它，它们做完时自然到期。
-    :param changed_only: `import_requests` 说得出变了什么，不必整天重做。
+    :param changed_only: `import_requests` 或标记说得出变了什么，不必整天重做。
     :param deletes_allowed_on: 其中有人明确允许大量删除的日子；它们总是整天重做。
     :raises DatabaseRefusedError: 还没有代码位置写下有哪些资产。
     """
@@ -167,13 +167,14 @@ def _renumbering(kind: Literal["import", "asset", "made"]) -> sa.Update:
     if kind == "made":
         return _of_rows(standing).where(goes_along).values(values)
     deletes_allowed = ledger.c.day == sa.any_(sa.bindparam("deletes_allowed_on", type_=sa.ARRAY(sa.Date)))
-    changed_only = sa.and_(sa.bindparam("changed_only", type_=sa.Boolean), ~deletes_allowed, rises)
+    changed_only = sa.and_(sa.bindparam("changed_only", type_=sa.Boolean), ~deletes_allowed)
     return (
         _of_rows(standing)
         .where(sa.or_(is_raised, goes_along, sa.and_(is_below, _is_held_up())))
         .values(
             values
-            | changed_until(row.next, changed_only, is_whole=sa.and_(is_raised, ~changed_only))
+            # 上游还到期的不抬它：变了什么，它们做完时轮到它就看得见
+            | changed_until(row.next, sa.and_(rises, changed_only), is_whole=sa.and_(is_raised, ~changed_only))
             | {"requested_at": sa.case((rises, _moment_of(row.turn)), else_=ledger.c.requested_at)}
             | {"allow_deletes": sa.or_(ledger.c.allow_deletes, sa.and_(is_raised, deletes_allowed))}
             | {name: sa.case((is_below, value), else_=ledger.c[name]) for name, value in NOTHING_HELD.items()}
@@ -223,17 +224,17 @@ def passing_on(made: sa.FromClause, rows: sa.FromClause, *, is_whole: sa.ColumnE
 
     整天做的，后面的下一次也整天做：别的上游还没到的那些，轮到时只交代得出那时变了什么。
 
-    :param made: asset 这些天做到的版本：day、materialized。
+    :param made: asset 这些天做到的版本与时刻：day、materialized、materialized_at。后面的从那一刻起被要求，认得出是哪个运行交下去的。
     :param rows: 这些天此刻的行，刚锁住时读的：day、asset、materialized；asset 自己的以 made 为准。
     """
     reached = sa.case((rows.c.asset == _ASSET, made.c.materialized), else_=rows.c.materialized)
     common = (
-        sa.select(assets.c.asset, made.c.day, sa.func.min(reached).label("revision"))
+        sa.select(assets.c.asset, made.c.day, made.c.materialized_at, sa.func.min(reached).label("revision"))
         .select_from(assets)
         .join(made, sa.true())
         .join(rows, sa.and_(rows.c.day == made.c.day, rows.c.asset == sa.any_(assets.c.upstreams)))
         .where(assets.c.target == _TARGET, sa.any_(assets.c.upstreams) == _ASSET)
-        .group_by(assets.c.asset, made.c.day)
+        .group_by(assets.c.asset, made.c.day, made.c.materialized_at)
         .subquery("common")
     )
     rises = common.c.revision > ledger.c.requested
@@ -243,7 +244,7 @@ def passing_on(made: sa.FromClause, rows: sa.FromClause, *, is_whole: sa.ColumnE
         .values(
             {"requested": sa.func.greatest(ledger.c.requested, common.c.revision)}
             | changed_until(common.c.revision, sa.and_(rises, ~is_whole), is_whole=is_whole)
-            | {"requested_at": sa.case((rises, sa.func.clock_timestamp()), else_=ledger.c.requested_at)}
+            | {"requested_at": sa.case((rises, common.c.materialized_at), else_=ledger.c.requested_at)}
             | {name: sa.case((rises, value), else_=ledger.c[name]) for name, value in NOTHING_HELD.items()}
         )
     )
@@ -253,7 +254,8 @@ def _pass_on() -> sa.Update:
     """别处做的没有留标记，后面的整天做。"""
     now = sa.and_(ledger.c.target == _TARGET, ledger.c.day == sa.any_(_DAYS))
     rows = sa.select(ledger.c.day, ledger.c.asset, ledger.c.materialized).where(now).subquery("rows")
-    made = sa.select(ledger.c.day, ledger.c.materialized).where(now, ledger.c.asset == _ASSET).subquery("made")
+    moment = sa.func.clock_timestamp().label("materialized_at")
+    made = sa.select(ledger.c.day, ledger.c.materialized, moment).where(now, ledger.c.asset == _ASSET).subquery("made")
     return passing_on(made, rows, is_whole=sa.true())
 
 

@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
 
-from etl_assets.core.database_errors import driver_error, translate
+from etl_assets.core.database_errors import driver_error, first_line, translate
 from etl_assets.core.errors import DatabaseUnavailableError, PermanentError
 from etl_assets.core.tables import APPLICATION_SCHEMA, application_tables
 
@@ -58,7 +58,7 @@ def upgrade_database(engine: sa.Engine) -> bool:
     except (sa.exc.OperationalError, sa.exc.InternalError) as error:
         raise translate(driver_error(error)) from error
     except sa.exc.ProgrammingError as error:
-        raise PermanentError(f"cannot create the schema: {_first_line(error)}; the role needs CREATE on the database") from error
+        raise PermanentError(f"cannot create the schema: {first_line(error.orig)}; the role needs CREATE on the database") from error
 
 
 def missing_migrations(engine: sa.Engine) -> list[str]:
@@ -85,7 +85,3 @@ def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     return config
-
-
-def _first_line(error: sa.exc.DBAPIError) -> str:
-    return str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__

@@ -6,20 +6,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import date, datetime
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import sqlalchemy as sa
-from dagster import AssetExecutionContext, MaterializeResult, MetadataValue
+from dagster import AssetExecutionContext, Failure, MaterializeResult, MetadataValue
 
 from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.business_day import DayRange, partition_range
 from etl_assets.core.database_errors import fault_of
-from etl_assets.core.errors import EtlError, PermanentError
+from etl_assets.core.errors import EtlError, FailureKind, PermanentError
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.text import escape_invisible
 from etl_assets.ledger.leases import current_lease
-from etl_assets.orchestration.failures import failure_of
 from etl_assets.orchestration.internals import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
 from etl_assets.orchestration.resources import EtlDatabase
 from etl_assets.services.materialization import AssetReport, RunContext
@@ -30,6 +29,7 @@ logger = get_logger(__name__)
 ALLOW_DELETES_TAG = "etl/allow_deletes"
 TRIGGER_TAG = "etl/trigger"
 EVENT = "event"
+_FAILURE_KIND = "failure_kind"
 _LONGEST_CELL = 60
 _MARKDOWN = re.compile(r"[!-,./:-@\[-`{-~]")  # ASCII 的标点，单独的连字号不算
 
@@ -47,7 +47,13 @@ def materialize(context: AssetExecutionContext, database: EtlDatabase, etl: Etl)
     except Exception as error:
         if (fault := fault_of(error)) is None:
             raise
-        raise failure_of(fault) from error
+        raise Failure(description=str(fault), metadata={_FAILURE_KIND: fault.kind}) from error
+
+
+def failure_kind_in(metadata: Mapping[str, MetadataValue]) -> FailureKind | None:
+    """`materialize` 写在失败里的种类，工人凭它决定何时再试；不是它写的是 None。"""
+    value = metadata[_FAILURE_KIND].value if _FAILURE_KIND in metadata else None
+    return next((kind for kind in get_args(FailureKind) if kind == value), None)
 
 
 def days_of(context: AssetExecutionContext, settings: EtlSettings) -> DayRange:
@@ -96,9 +102,7 @@ def run_of(context: AssetExecutionContext) -> RunContext:
 
 def result_of(report: AssetReport, database: EtlDatabase) -> MaterializeResult[None]:
     """元数据是整个区间的数字；一天的运行里就是那一天的，另有样例与按类型、阶段的笔数。"""
-    by_rule: Counter[str] = Counter()
-    for account in report.accounts:
-        by_rule.update(account.rejected)
+    by_rule = sum((Counter(account.rejected) for account in report.accounts), Counter[str]())
     return MaterializeResult(
         metadata={
             "days": len(report.days),

@@ -2,25 +2,19 @@
 
 from collections.abc import Iterator
 
-from dagster import (
-    AssetCheckExecutionContext,
-    AssetCheckResult,
-    AssetCheckSeverity,
-    AssetCheckSpec,
-    ResourceParam,
-    multi_asset_check,
-)
+import dagster as dg
 
 from etl_assets.core.asset_folders import checks_of, descriptions
 from etl_assets.orchestration.asset_runs import tagged_days
 from etl_assets.orchestration.resources import EtlDatabase
 from etl_assets.services.table_checks import count_violations
 
-_SPECS = [AssetCheckSpec(name, asset=asset, description=check.says) for asset in descriptions() for name, check in checks_of(asset).items()]
+_CHECKS = [(asset, name, check) for asset in descriptions() for name, check in checks_of(asset).items()]
+_SPECS = [dg.AssetCheckSpec(name, asset=asset, description=check.says) for asset, name, check in _CHECKS]
 
 
-@multi_asset_check(name="check_tables", specs=_SPECS, can_subset=True)
-def table_checks(context: AssetCheckExecutionContext, database: ResourceParam[EtlDatabase]) -> Iterator[AssetCheckResult]:
+@dg.multi_asset_check(name="check_tables", specs=_SPECS, can_subset=True)
+def table_checks(context: dg.AssetCheckExecutionContext, database: dg.ResourceParam[EtlDatabase]) -> Iterator[dg.AssetCheckResult]:
     """一步做完所选的：每多一步，人就多等几十毫秒。"""
     days = tagged_days(context.run.tags)
     wanted = {(key.asset_key.to_user_string(), key.name) for key in context.selected_asset_check_keys}
@@ -28,10 +22,10 @@ def table_checks(context: AssetCheckExecutionContext, database: ResourceParam[Et
         names = {name for of_asset, name in wanted if of_asset == asset}
         found = count_violations(database.engine, database.settings, asset, days) if names else {}
         for name in sorted(names):
-            yield AssetCheckResult(
+            yield dg.AssetCheckResult(
                 asset_key=asset,
                 check_name=name,
                 passed=found[name] == 0,
-                severity=AssetCheckSeverity.ERROR,
+                severity=dg.AssetCheckSeverity.ERROR,
                 metadata={"violations": found[name], "looked_at": str(days or "the whole table")},
             )

@@ -3,8 +3,7 @@
 from dagster import AssetExecutionContext, ResourceParam
 
 from etl_assets.core.settings import get_settings
-from etl_assets.orchestration.daily_asset import daily_asset
-from etl_assets.orchestration.partitions import daily_partitions
+from etl_assets.orchestration.daily_asset import daily_asset, daily_partitions
 from etl_assets.orchestration.resources import EtlDatabase
 from etl_assets.orders.account_checks import CheckedEvents, account_check_specs, materialize_checked
 from etl_assets.orders.etl import materialize_orders

@@ -12,14 +12,15 @@ import polars as pl
 import sqlalchemy as sa
 
 from etl_assets.core.arrays import unnest
-from etl_assets.core.business_day import DayRange
-from etl_assets.core.etl_tables import day_accounts
+from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, DayRange, bound
+from etl_assets.core.etl_tables import TARGET, day_accounts
 from etl_assets.core.tables import TIMESTAMP
 from etl_assets.ledger.marking import Revisions
 from etl_assets.orders.transform import References, TransformedRows, reject_unindexable, transform
 from etl_assets.services import raw_rows
-from etl_assets.services.day_accounts import ORDER_KEYS, StoredDay, read_stored_days
+from etl_assets.services.day_accounts import StoredDay, read_stored_days
 from etl_assets.services.materialization import DataTransaction
+from etl_assets.services.order_index import same_order
 from etl_assets.services.vectorized_queries import read_frame
 
 FEW_ROWS = 1_000
@@ -79,7 +80,7 @@ def read_changed(transaction: DataTransaction, source: sa.Connection, references
     keys = judged.versions.select(KEY).unique()
     elsewhere = _judge(transaction, read_frame(source, _rows_of_orders(rows), _named(keys, references.shops, import_ids)), references)
     versions = pl.concat([judged.versions, elsewhere.versions])
-    existing = read_frame(transaction.connection, _rows_in_orders(transaction.tables.orders), _columns(keys))
+    existing = read_frame(transaction.connection, _rows_in_orders(transaction.tables.orders), named_keys(keys))
     on_days = pl.col("order_date").is_between(days.first, days.last)
     at_hand = pl.concat([versions.filter(on_days).select(KEY), existing.filter(on_days).select(KEY)]).unique()
     versions, existing = (frame.join(at_hand, on=KEY, how="semi") for frame in (versions, existing))
@@ -102,8 +103,7 @@ def read_changed(transaction: DataTransaction, source: sa.Connection, references
 
 def read_limit(source: sa.Connection, transaction: DataTransaction) -> int:
     """等着的导入至多有多少行，才值得逐个去找。"""
-    days = transaction.days
-    stored_rows = source.scalar(_STORED_ROWS, {"of_target": transaction.target, "first": days.first, "last": days.last})
+    stored_rows = source.scalar(_STORED_ROWS, {"of_target": transaction.target, **bound(transaction.days)})
     return min(max(FEW_ROWS, (stored_rows or 0) // 4), MANY_ROWS)
 
 
@@ -137,7 +137,8 @@ def _assert_counted(changed: ChangedOrders, days: DayRange, revisions: Revisions
         raise WholeDaysNeededError("rows of orders are from an import that is not counted yet")
 
 
-def _columns(keys: pl.DataFrame) -> Mapping[str, list[str]]:
+def named_keys(keys: pl.DataFrame) -> Mapping[str, list[str]]:
+    """参数 shop_ids 与 order_ids：一个位置一个订单。"""
     return {"shop_ids": keys["shop_id"].to_list(), "order_ids": keys["order_id"].to_list()}
 
 
@@ -148,26 +149,28 @@ def _named(keys: pl.DataFrame, shops: pl.DataFrame, import_ids: list[str]) -> Ma
 
 # ---- 每个运行都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
 
-_IMPORT_IDS = sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid(as_uuid=False)))
-_DAYS = (sa.bindparam("first", type_=sa.Date), sa.bindparam("last", type_=sa.Date))
-_TARGET = sa.bindparam("of_target", type_=sa.Text)
+IMPORT_IDS = sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid(as_uuid=False)))
+_ORDER_KEYS = {
+    "shop_id": sa.bindparam("shop_ids", type_=sa.ARRAY(sa.Uuid(as_uuid=False))),
+    "order_id": sa.bindparam("order_ids", type_=sa.ARRAY(sa.Text)),
+}
 _FIRST_MOMENT, _LAST_MOMENT = (sa.cast(moment, TIMESTAMP) for moment in ("0001-01-02 00:00:00+00", "9999-12-30 00:00:00+00"))
 _STORED_ROWS = sa.select(sa.cast(sa.func.sum(sa.cast(day_accounts.c.account["raw"].astext, sa.BigInteger)), sa.BigInteger)).where(
-    day_accounts.c.target == _TARGET, day_accounts.c.day.between(*_DAYS)
+    day_accounts.c.target == TARGET, day_accounts.c.day.between(FIRST_DAY, LAST_DAY)
 )
 
 
 @lru_cache(maxsize=8)
 def _rows_of_imports(rows: sa.Subquery) -> sa.Select[Any]:
-    of_imports = sa.select(*raw_rows.frame_columns(rows)).where(rows.c.import_id == sa.any_(_IMPORT_IDS))
+    of_imports = sa.select(*raw_rows.frame_columns(rows)).where(rows.c.import_id == sa.any_(IMPORT_IDS))
     return of_imports.limit(sa.bindparam("at_most", type_=sa.BigInteger))
 
 
 @lru_cache(maxsize=8)
 def _rows_of_orders(rows: sa.Subquery) -> sa.Select[Any]:
     """这些订单在别的导入里的版本。"""
-    return raw_rows.of_orders(rows, ORDER_KEYS["order_id"], sa.bindparam("shops", type_=sa.ARRAY(sa.Text))).where(
-        rows.c.import_id != sa.all_(_IMPORT_IDS)
+    return raw_rows.of_orders(rows, _ORDER_KEYS["order_id"], sa.bindparam("shops", type_=sa.ARRAY(sa.Text))).where(
+        rows.c.import_id != sa.all_(IMPORT_IDS)
     )
 
 
@@ -181,5 +184,15 @@ def _rows_in_orders(orders: sa.Table) -> sa.Select[Any]:
     columns = [
         fitting.get(column.name, column).label(column.name) for column in orders.c if column.name not in ("created_at", "updated_at")
     ]
-    named = unnest("named", **ORDER_KEYS)
-    return sa.select(*columns).join(named, sa.and_(orders.c.shop_id == named.c.shop_id, orders.c.order_id == named.c.order_id))
+    return _of_named(orders, *columns)
+
+
+@lru_cache(maxsize=8)
+def rows_of_orders(orders: sa.Table) -> sa.Select[Any]:
+    """这些订单在 orders 里的行，一行一个：shop_id、order_id、raw_id；参数见 `named_keys`。"""
+    return _of_named(orders, sa.cast(orders.c.shop_id, sa.Text), orders.c.order_id, orders.c.raw_id)
+
+
+def _of_named(orders: sa.Table, *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    named = unnest("named", **_ORDER_KEYS)
+    return sa.select(*columns).join(named, same_order(orders, named))

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from etl_assets.core.asset_description import LookedAt, TableCheck
 from etl_assets.core.tables import import_tasks, shop_configs
-from etl_assets.services.account_check import find_wrong_days
+from etl_assets.orders.recount import find_wrong_days
 
 
 def _repeated(looked_at: LookedAt) -> sa.Select[Any]:

@@ -13,12 +13,14 @@ import sqlalchemy as sa
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.idle_transactions import kept_alive
 from etl_assets.core.settings import EtlSettings
+from etl_assets.ledger.marking import Revisions
+from etl_assets.orders.carrying import carry_forward
 from etl_assets.orders.changed import WholeDaysNeededError, read_changed
 from etl_assets.orders.load import load
 from etl_assets.orders.transform import read_references
 from etl_assets.orders.versions import MoreDaysNeededError, StagedOrders, stage_changed_orders, stage_whole_days
 from etl_assets.services.accounting import verify_days
-from etl_assets.services.day_accounts import StoredDay, carry_forward, forget_days, store_counted_days
+from etl_assets.services.day_accounts import StoredDay, forget_days, store_counted_days
 from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
 from etl_assets.services.parts import in_parts
 from etl_assets.services.vectorized_queries import WriteCounts
@@ -47,10 +49,11 @@ def materialize_orders(engine: sa.Engine, settings: EtlSettings, days: DayRange,
 def materialize_locked(engine: sa.Engine, settings: EtlSettings, days: DayRange, run: RunContext, locked: frozenset[date]) -> AssetReport:
     """:raises MoreDaysNeededError: 要连别的日子一起锁住；什么也没写。"""
     with data_transaction(engine, settings, asset="orders", days=days, run=run, locked=locked) as transaction:
-        staged = extract(engine, transaction, locked)
+        revisions = transaction.read_revisions()
+        staged = extract(engine, transaction, revisions, locked)
         written, after = load(transaction, staged)
         accounts = account(transaction, staged, written, after, locked)
-        report = transaction.complete(staged.revisions, scope=staged.scope, written=written, rejected=staged.rejected.height)
+        report = transaction.complete(revisions, scope=staged.scope, written=written, rejected=staged.rejected.height)
         return replace(
             report,
             whole_because=staged.whole_because,
@@ -59,17 +62,18 @@ def materialize_locked(engine: sa.Engine, settings: EtlSettings, days: DayRange,
         )
 
 
-def extract(engine: sa.Engine, transaction: DataTransaction, locked: frozenset[date]) -> StagedOrders:
-    """读、换算、暂存手头的订单，选出赢家。"""
-    # 先读台账的版本，再开快照：之后才要求的，做完了也仍然到期
-    revisions = transaction.read_revisions()
+def extract(engine: sa.Engine, transaction: DataTransaction, revisions: Revisions, locked: frozenset[date]) -> StagedOrders:
+    """读、换算、暂存手头的订单，选出赢家。
+
+    :param revisions: 开快照之前读的台账：之后才要求的，做完了也仍然到期。
+    """
     with open_snapshot(engine, transaction.settings) as source:
         references = read_references(source)
         try:
             changed = read_changed(transaction, source, references, revisions)
         except WholeDaysNeededError as reason:
-            return stage_whole_days(transaction, source, references, revisions, locked, str(reason))
-        return stage_changed_orders(transaction, source, changed, revisions, references, locked)
+            return stage_whole_days(transaction, source, references, locked, str(reason))
+        return stage_changed_orders(transaction, source, changed, references, locked)
 
 
 @contextmanager
@@ -90,26 +94,9 @@ def account(
 
     :raises AccountingError: 有一天不平。
     """
-    connection, target, days = transaction.connection, transaction.target, transaction.days
     if staged.changed is not None:
-        changed = staged.changed
-        repeated = staged.superseded.filter("is_repeated")["raw_id"]
-        versions = changed.rows.versions.with_columns(is_repeated=pl.col("raw_id").is_in(repeated.implode()))
-        carried = carry_forward(
-            connection,
-            target,
-            changed.stored,
-            days=days,
-            run_id=transaction.run.run_id,
-            versions=versions,
-            before=changed.existing,
-            after=after,
-            counted=changed.counted,
-            arrived=changed.arrived,
-            rejecting=staged.rejected["import_id"].unique().to_list(),
-            defer=transaction.defer,
-        )
-        return [carried[day] for day in days]
+        return carry_forward(transaction, staged.changed, staged.superseded, after)
+    connection, target, days = transaction.connection, transaction.target, transaction.days
     accounts = verify_days(
         connection,
         transaction.settings,

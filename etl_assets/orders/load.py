@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import polars as pl
@@ -15,12 +15,12 @@ from etl_assets.core.etl_tables import order_index, rejected_rows
 from etl_assets.core.tables import import_tasks, order_id_key, raw_orders, trimmed
 from etl_assets.ledger.marking import Scope
 from etl_assets.ledger.requests import days_allowing_deletes
-from etl_assets.orders.versions import StagedOrders, same_order
+from etl_assets.orders.changed import KEY, named_keys, rows_of_orders
+from etl_assets.orders.versions import StagedOrders
 from etl_assets.services import raw_rows
 from etl_assets.services.customer_keys import customer_key
-from etl_assets.services.day_accounts import rows_of_orders
 from etl_assets.services.materialization import DataTransaction
-from etl_assets.services.order_index import INDEXED, index_orders, index_statement, insert_marks, unindex_orders
+from etl_assets.services.order_index import INDEXED, index_orders, index_statement, insert_marks, same_order, unindex_orders
 from etl_assets.services.vectorized_queries import (
     Upsert,
     WriteCounts,
@@ -88,10 +88,10 @@ def write_winners(transaction: DataTransaction, staged: StagedOrders, winners: s
         upsert_text(connection, winners, orders, ORDER_UPSERT, staged_rows=staged.count),
         index_statement(target, winners),
     ]
-    of_after: dict[str, object] = {}
+    of_after: Mapping[str, object] = {}
     if staged.changed is not None:
-        statements.append(rows_of_orders(target))
-        of_after = {f"{name}s": staged.changed.rows.versions[name].to_list() for name in ("shop_id", "order_id")}
+        statements.append(rows_of_orders(orders))
+        of_after = named_keys(staged.changed.rows.versions.select(KEY).unique())
     _, ((inserted, updated),), _, *after = execute_together(connection, *statements, parameters={**bound(transaction.days), **of_after})
     schema = {"shop_id": pl.String, "order_id": pl.String, "raw_id": pl.Int64}
     return WriteCounts(inserted=inserted, updated=updated), pl.DataFrame(after[0] if after else [], schema=schema, orient="row")
@@ -172,7 +172,7 @@ def _mark_changed(orders: sa.Table, target: str, winners: sa.Table, scope: Scope
     keys = sa.select(winners.c.customer_key).outerjoin(orders, same_order(winners, orders)).where(changed)
     if scope == "whole":
         keys = keys.where(sa.not_(winners.c.order_date.between(FIRST_DAY, LAST_DAY)))
-    return insert_marks(target, keys, FIRST_DAY)
+    return insert_marks(target, keys, FIRST_DAY, lost=scope == "whole")
 
 
 @lru_cache(maxsize=64)

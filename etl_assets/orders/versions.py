@@ -14,7 +14,7 @@ from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, bound
 from etl_assets.core.database_sync import execute_together, note_staged
 from etl_assets.core.etl_tables import order_index
 from etl_assets.core.tables import order_id_key, raw_orders, shop_configs, trimmed
-from etl_assets.ledger.marking import Revisions, Scope
+from etl_assets.ledger.marking import Scope
 from etl_assets.orders.changed import ChangedOrders
 from etl_assets.orders.transform import References, TransformedRows, reject_unindexable, transform
 from etl_assets.orders.winners import find_superseded, won_outside
@@ -22,9 +22,9 @@ from etl_assets.services import raw_rows
 from etl_assets.services.accounting import count_raw_rows
 from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.materialization import DataTransaction
-from etl_assets.services.rollout import Share
+from etl_assets.services.order_index import same_order
 from etl_assets.services.vectorized_queries import (
-    analyze_staging,
+    analysis,
     copy_into,
     create_staging,
     read_frame,
@@ -43,15 +43,25 @@ class StagedVersions:
     unmapped 一行一个类型没有映射的版本：raw_id、order_date、raw_order_type。
     """
 
+    transaction: DataTransaction
+    source: sa.Connection
+    references: References
     table: sa.Table
-    share: Share
     parts: list[pl.DataFrame] = field(default_factory=list)
     unmapped: list[pl.DataFrame] = field(default_factory=list)
     rejected: list[pl.DataFrame] = field(default_factory=list)
 
-    def add(self, connection: sa.Connection, rows: TransformedRows) -> None:
-        copy_into(connection, rows.versions.drop("is_unmapped"), self.table)
-        in_share = self.share.covers().alias("in_share")
+    def stage(self, statement: sa.Select[tuple[object, ...]]) -> None:
+        """读、换算、暂存：一边在 `source` 上读着下一批，一边把这一批 COPY 进事务。"""
+        connection, days = self.transaction.connection, self.transaction.days
+        with reading_ahead(self.source, statement, bound(days)) as batches:
+            for batch in batches:
+                if not batch.is_empty() or not self.parts:  # 订单多半没有别的版本
+                    self._add(reject_unindexable(connection, transform(batch, self.references, days), days))
+
+    def _add(self, rows: TransformedRows) -> None:
+        copy_into(self.transaction.connection, rows.versions.drop("is_unmapped"), self.table)
+        in_share = self.transaction.share.covers().alias("in_share")
         of_import = pl.col("import_id").cast(pl.Categorical)  # 许多行共用几个
         self.parts.append(rows.versions.select("shop_id", "order_id", of_import, "raw_id", "order_date", in_share))
         self.unmapped.append(rows.versions.filter("is_unmapped").select("raw_id", "order_date", "raw_order_type"))
@@ -72,19 +82,18 @@ class StagedOrders:
     gone 一行一个没有赢家的订单（shop_id、order_id、order_date 与现有那一行的 customer_nickname、customer_key）。
     superseded 一行一个输掉的有效版本，outside 一行一个赢家在份额之外的订单的；aside 暂存表里是 superseded 的那些。
     unmapped 一行一个类型没有映射的赢家；shops 是评判所用的店铺。raw 见 `count_raw_rows`。
-    changed 是只做变了的；整天做的是 None，whole_because 说为什么。
+    changed 是只做变了的，没有要删的、份额之外的，账接着算；整天做的是 None，whole_because 说为什么。
     """
 
     winners: sa.Table
     count: int
-    gone: pl.DataFrame
     rejected: pl.DataFrame
     superseded: pl.DataFrame
-    outside: pl.DataFrame
-    unmapped: pl.DataFrame
-    raw: pl.DataFrame
-    revisions: Revisions
     shops: pl.DataFrame
+    unmapped: pl.DataFrame = field(default_factory=pl.DataFrame)
+    gone: pl.DataFrame = field(default_factory=pl.DataFrame)
+    outside: pl.DataFrame = field(default_factory=pl.DataFrame)
+    raw: pl.DataFrame = field(default_factory=pl.DataFrame)
     aside: sa.Table | None = None
     changed: ChangedOrders | None = None
     whole_because: str | None = None
@@ -105,7 +114,6 @@ def stage_changed_orders(
     transaction: DataTransaction,
     source: sa.Connection,
     changed: ChangedOrders,
-    revisions: Revisions,
     references: References,
     locked: frozenset[date],
 ) -> StagedOrders:
@@ -119,13 +127,8 @@ def stage_changed_orders(
     return StagedOrders(
         winners=staging,
         count=winners.height,
-        gone=changed.existing.clear(),
         rejected=changed.rows.rejected,
         superseded=superseded,
-        outside=candidates.clear(),
-        unmapped=winners.filter("is_unmapped"),
-        raw=changed.arrived,
-        revisions=revisions,
         shops=references.shops,
         changed=changed,
     )
@@ -135,27 +138,29 @@ def stage_whole_days(
     transaction: DataTransaction,
     source: sa.Connection,
     references: References,
-    revisions: Revisions,
     locked: frozenset[date],
     because: str,
 ) -> StagedOrders:
     """区间内的行一边读一边换算、暂存；然后按键去找同样那些订单在别的日子的版本。"""
     rows = raw_rows.scope(transaction.settings)
-    versions = StagedVersions(create_staging(transaction.connection, VERSIONS, version_columns(transaction)), transaction.share)
-    stage_rows(transaction, source, rows_on_days(rows), references, versions)
-    missing = read_orders_without_version(transaction, versions.table)
+    staging = create_staging(transaction.connection, VERSIONS, version_columns(transaction))
+    versions = StagedVersions(transaction, source, references, staging)
+    versions.stage(rows_on_days(rows))
+    missing = read_orders_without_version(transaction, staging)
     at_hand = stage_keys(source, pl.concat([versions.keys(), missing.select("shop_id", "order_id")]), references.shops)
-    stage_rows(transaction, source, rows_elsewhere(rows, at_hand), references, versions)
-    assert_locked(versions.days() | read_days_of_rows(transaction, versions.table), locked)
+    versions.stage(rows_elsewhere(rows, at_hand))
+    # 手头的订单此刻在 orders 里、而不在这个区间的日子
+    of_rows = transaction.connection.scalars(_days_of_rows(transaction.tables.orders, staging), bound(transaction.days))
+    assert_locked(versions.days().union(of_rows), locked)
     candidates = rank_contested(source, pl.concat(versions.parts))
     raw = count_raw_rows(source, transaction.settings, transaction.days)
     outside = candidates.clear() if transaction.share.is_whole else won_outside(candidates)
     losers = find_superseded(candidates)
-    aside = set_superseded_aside(transaction.connection, versions.table, losers, outside)
+    aside = set_superseded_aside(transaction.connection, staging, losers, outside)
     superseded = losers.join(outside, on="raw_id", how="anti")
     unmapped = pl.concat(versions.unmapped).join(superseded, on="raw_id", how="anti").join(outside, on="raw_id", how="anti")
     return StagedOrders(
-        winners=versions.table,
+        winners=staging,
         count=candidates.height - superseded.height - outside.height,
         gone=missing.join(versions.keys(), on=["shop_id", "order_id"], how="anti"),
         rejected=pl.concat(versions.rejected),
@@ -164,7 +169,6 @@ def stage_whole_days(
         outside=outside,
         unmapped=unmapped,
         raw=raw,
-        revisions=revisions,
         shops=references.shops,
         whole_because=because,
     )
@@ -174,22 +178,6 @@ def assert_locked(days: set[date], locked: frozenset[date]) -> None:
     """:raises MoreDaysNeededError: 有没锁的。"""
     if elsewhere := frozenset(days - locked):
         raise MoreDaysNeededError(elsewhere)
-
-
-def stage_rows(
-    transaction: DataTransaction,
-    source: sa.Connection,
-    statement: sa.Select[tuple[object, ...]],
-    references: References,
-    versions: StagedVersions,
-) -> None:
-    """读、换算、暂存：一边在 `source` 上读着下一批，一边把这一批 COPY 进事务。"""
-    with reading_ahead(source, statement, bound(transaction.days)) as batches:
-        for batch in batches:
-            if batch.is_empty() and versions.parts:  # 订单多半没有别的版本
-                continue
-            rows = transform(batch, references, transaction.days)
-            versions.add(transaction.connection, reject_unindexable(transaction.connection, rows, transaction.days))
 
 
 @lru_cache(maxsize=8)
@@ -204,7 +192,7 @@ def stage_keys(source: sa.Connection, orders: pl.DataFrame, shops: pl.DataFrame)
     columns = [sa.Column("shop", shop_configs.c.shop_name.type), sa.Column("order_id", raw_orders.c.order_id.type)]
     at_hand = create_staging(source, "orders_at_hand", columns)
     copy_into(source, keys, at_hand)
-    analyze_staging(source, at_hand)
+    source.exec_driver_sql(analysis(source, at_hand))
     return at_hand
 
 
@@ -235,11 +223,6 @@ def read_orders_without_version(transaction: DataTransaction, versions: sa.Table
     return missing.with_columns(pl.col("customer_nickname").fill_null("")).with_columns(customer_key())
 
 
-def read_days_of_rows(transaction: DataTransaction, versions: sa.Table) -> set[date]:
-    """手头的订单此刻在 orders 里、而不在这个区间的日子。"""
-    return set(transaction.connection.scalars(_days_of_rows(transaction.tables.orders, versions), bound(transaction.days)))
-
-
 def rank_contested(source: sa.Connection, versions: pl.DataFrame) -> pl.DataFrame:
     """加 is_contested：订单有几个版本；与 import_rank：它们的导入之间的先后，一个这样的订单也没有的导入不必问，是 NULL。"""
     marked = versions.with_columns(is_contested=pl.struct("shop_id", "order_id").is_duplicated())
@@ -263,11 +246,6 @@ def set_superseded_aside(connection: sa.Connection, staging: sa.Table, losers: p
         parameters={"losers": losers["raw_id"].to_list(), "outside": outside["raw_id"].to_list()},
     )
     return aside
-
-
-def same_order(left: sa.FromClause, right: sa.FromClause) -> sa.ColumnElement[bool]:
-    """SQL 条件：两边是同一个订单。"""
-    return sa.and_(left.c.shop_id == right.c.shop_id, left.c.order_id == right.c.order_id)
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 import psycopg.errors
 import sqlalchemy as sa
 
-from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.database_errors import first_line, translated_errors
 from etl_assets.core.errors import PermanentError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.reports.lookups import IndexWork, find_index_work
@@ -66,10 +66,9 @@ def _build(engine: sa.Engine, connection: sa.Connection, work: IndexWork, say: S
     except sa.exc.DBAPIError as error:
         if error.connection_invalidated:
             raise
-        reason = str(error.orig).strip().splitlines()[0]
         is_denied = isinstance(error.orig, psycopg.errors.InsufficientPrivilege)
         remedy = f"let {work.owner} run, one by one: {'; '.join(work.statements)}" if is_denied else AGAIN
-        say(f"cannot build the index on {work.lookup.table_name} ({reason}): {remedy}")
+        say(f"cannot build the index on {work.lookup.table_name} ({first_line(error.orig)}): {remedy}")
         return False
     return True
 

@@ -9,9 +9,8 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.etl_tables import assets, import_events, import_requests, ledger
+from etl_assets.core.etl_tables import import_events
 from etl_assets.core.settings import EtlSettings
-from etl_assets.ledger.graph import IN_GRAPH
 
 
 @dataclass(frozen=True)
@@ -36,29 +35,8 @@ def import_progress(connection: sa.Connection, settings: EtlSettings, import_id:
     handled = connection.execute(event if since is None else event.where(import_events.c.handled_at >= since)).first()
     if since is not None and handled is None:
         return Progress(handled=False, days=0, done=0, held=0, held_reason=None)
-    of_day = sa.and_(ledger.c.target == target, ledger.c.asset == assets.c.asset, ledger.c.day == import_requests.c.day)
-    days = (
-        sa.select(
-            sa.func.bool_and(ledger.c.materialized >= import_requests.c.revision).label("is_done"),
-            sa.func.max(ledger.c.held_reason).label("reason"),
-        )
-        .select_from(import_requests)
-        .join(assets, assets.c.target == target)
-        .join(ledger, of_day)
-        .where(import_requests.c.target == target, import_requests.c.import_id == import_id)
-        .group_by(import_requests.c.day)
-        .subquery("days")
-    )
-    waiting_in_vain = sa.and_(~days.c.is_done, days.c.reason.is_not(None))
-    total, done, held_days, held_reason = connection.execute(
-        sa.select(
-            sa.func.count(),
-            sa.func.count().filter(days.c.is_done),
-            sa.func.count().filter(waiting_in_vain),
-            sa.func.max(days.c.reason).filter(waiting_in_vain),
-        ).select_from(days)
-    ).one()
-    return Progress(handled=handled is not None, days=total, done=done, held=held_days, held_reason=held_reason)
+    days = _DAYS_OF_IMPORT.bindparams(target=target, import_id=import_id).subquery("days")
+    return _read(connection, days, handled=handled is not None)
 
 
 def handled_sequence(connection: sa.Connection, settings: EtlSettings, import_id: UUID) -> int:
@@ -74,29 +52,37 @@ def range_progress(connection: sa.Connection, settings: EtlSettings, days: DayRa
 
     :param asset: 只看它、排在它后面的，与它们等着的；别的分支到期、搁置都不相干。
     """
-    due = ledger.c.requested > ledger.c.materialized
-    by_day = (
-        sa.select(sa.func.bool_or(due).label("is_due"), sa.func.max(ledger.c.held_reason).filter(due).label("reason"))
-        .join(assets, IN_GRAPH)
-        .where(ledger.c.target == settings.target_schema, days.includes(ledger.c.day), _concerns(asset))
-        .group_by(ledger.c.day)
-        .subquery("by_day")
+    parameters = {"target": settings.target_schema, "first": days.first, "last": days.last, "asset": asset}
+    return _read(connection, _DAYS_OF_RANGE.bindparams(**parameters).subquery("days"), handled=True)
+
+
+def _read(connection: sa.Connection, days: sa.Subquery, *, handled: bool) -> Progress:
+    """:param days: 一行一天：is_done，与搁置的缘由 reason。"""
+    in_vain = sa.and_(~days.c.is_done, days.c.reason.is_not(None))
+    counts = sa.select(
+        sa.func.count().label("days"),
+        sa.func.count().filter(days.c.is_done).label("done"),
+        sa.func.count().filter(in_vain).label("held"),
+        sa.func.max(days.c.reason).filter(in_vain).label("held_reason"),
     )
-    total, done, held, reason = connection.execute(
-        sa.select(
-            sa.func.count(),
-            sa.func.count().filter(~by_day.c.is_due),
-            sa.func.count(by_day.c.reason),
-            sa.func.max(by_day.c.reason),
-        ).select_from(by_day)
-    ).one()
-    return Progress(handled=True, days=total, done=done, held=held, held_reason=reason)
+    return Progress(handled=handled, **connection.execute(counts.select_from(days)).one()._mapping)
 
 
-def _concerns(asset: str | None) -> sa.ColumnElement[bool]:
-    if asset is None:
-        return sa.true()
-    asked = assets.alias("asked")
-    is_asked = sa.and_(asked.c.target == assets.c.target, sa.or_(asked.c.asset == asset, asked.c.ancestors.any(asset)))
-    is_or_leads_to = sa.or_(asked.c.asset == assets.c.asset, asked.c.ancestors.any(assets.c.asset))
-    return sa.select(asked.c.asset).where(is_asked, is_or_leads_to).exists()
+_DAYS_OF_IMPORT = sa.text("""
+    SELECT bool_and(l.materialized >= r.revision) AS is_done, max(l.held_reason) AS reason
+    FROM etl.import_requests r JOIN etl.assets a ON a.target = :target
+    JOIN etl.ledger l ON l.target = :target AND l.asset = a.asset AND l.day = r.day
+    WHERE r.target = :target AND r.import_id = :import_id
+    GROUP BY r.day""").columns(is_done=sa.Boolean, reason=sa.Text)
+
+# asset 是 NULL 就看全部
+_DAYS_OF_RANGE = sa.text("""
+    SELECT bool_and(l.requested <= l.materialized) AS is_done,
+           max(l.held_reason) FILTER (WHERE l.requested > l.materialized) AS reason
+    FROM etl.ledger l JOIN etl.assets a ON a.target = l.target AND a.asset = l.asset
+    WHERE l.target = :target AND l.day BETWEEN :first AND :last AND (CAST(:asset AS text) IS NULL OR EXISTS (
+        SELECT FROM etl.assets asked
+        WHERE asked.target = a.target AND (asked.asset = :asset OR :asset = ANY (asked.ancestors))
+              AND (asked.asset = a.asset OR a.asset = ANY (asked.ancestors))
+    ))
+    GROUP BY l.day""").columns(is_done=sa.Boolean, reason=sa.Text)

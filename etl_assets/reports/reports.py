@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
-from etl_assets.core.etl_tables import assets, leases, ledger, outbox, rejected_rows, waiting_events
+from etl_assets.core.etl_tables import outbox, rejected_rows
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, shop_configs, target_tables, trimmed
-from etl_assets.ledger.graph import IN_GRAPH
 
 RECENT_REJECTED = 1_000
 
@@ -22,9 +20,8 @@ def import_accounting(connection: sa.Connection, settings: EtlSettings, *, limit
     superseded 是同一订单另有赢家的行；waiting 是还没有哪次运行处理过的行。不在范围的导入只有 raw。
     """
     orders = target_tables(settings.target_schema).orders
-    target = settings.target_schema
     chosen = _newest_imports(limit)
-    rejected = sa.and_(rejected_rows.c.raw_id == raw_orders.c.raw_id, rejected_rows.c.target == target)
+    rejected = sa.and_(rejected_rows.c.raw_id == raw_orders.c.raw_id, rejected_rows.c.target == settings.target_schema)
     winner = sa.and_(orders.c.shop_id == shop_configs.c.shop_id, orders.c.order_id == trimmed(raw_orders.c.order_id))
     in_scope = chosen.c.status == "completed"
     is_rejected = rejected_rows.c.raw_id.is_not(None)
@@ -37,10 +34,7 @@ def import_accounting(connection: sa.Connection, settings: EtlSettings, *, limit
     loaded, superseded, refused = count(is_loaded), count(is_superseded), count(is_rejected)
     statement = (
         sa.select(
-            chosen.c.import_id,
-            chosen.c.source_name,
-            chosen.c.status,
-            chosen.c.completed_at,
+            *chosen.c["import_id", "source_name", "status", "completed_at"],
             sa.func.count(raw_orders.c.raw_id).label("raw"),
             loaded.label("loaded"),
             superseded.label("superseded"),
@@ -72,81 +66,63 @@ def _newest_imports(limit: int | None) -> sa.Subquery:
 
 def ledger_summary(connection: sa.Connection, settings: EtlSettings) -> Sequence[sa.RowMapping]:
     """每个资产一行：台账里最后的一天、到期、等着重试、搁置、等得最久的一天，最近一次做的是整天还是变了的。只看到期的日子：做完的有几千个。"""
-    target = settings.target_schema
-    is_due = sa.and_(ledger.c.target == target, ledger.c.requested > ledger.c.materialized)
-    held = ledger.c.held_reason.is_not(None)
-    due = (
-        sa.select(
-            ledger.c.asset,
-            sa.func.count().filter(~held).label("due"),
-            sa.func.count().filter(ledger.c.retry_at > sa.func.now()).label("waiting_to_retry"),
-            sa.func.count().filter(held).label("held"),
-            sa.func.min(ledger.c.requested_at).filter(~held).label("oldest_due_since"),
-        )
-        .where(is_due)
-        .group_by(ledger.c.asset)
-        .subquery("of_due")
-    )
+    return connection.execute(_LEDGER_SUMMARY, {"target": settings.target_schema}).mappings().all()
 
-    def newest(column: sa.ColumnElement[Any]) -> sa.ScalarSelect[Any]:
-        return sa.select(sa.func.max(column)).where(ledger.c.target == target, ledger.c.asset == assets.c.asset).scalar_subquery()
 
-    last_scope = (
-        sa.select(ledger.c.scope)
-        .where(ledger.c.target == target, ledger.c.asset == assets.c.asset, ledger.c.materialized_at.is_not(None))
-        .order_by(ledger.c.materialized_at.desc())
-        .limit(1)
-    )
-    statement = (
-        sa.select(
-            assets.c.asset,
-            newest(ledger.c.day).label("last_day"),
-            *(sa.func.coalesce(due.c[name], 0).label(name) for name in ("due", "waiting_to_retry", "held")),
-            due.c.oldest_due_since,
-            newest(ledger.c.materialized_at).label("last_materialized_at"),
-            last_scope.scalar_subquery().label("last_scope"),
-        )
-        .select_from(assets.outerjoin(due, due.c.asset == assets.c.asset))
-        .where(assets.c.target == target, newest(ledger.c.day).is_not(None))
-        .order_by(assets.c.position)
-    )
-    return connection.execute(statement).mappings().all()
+_LEDGER_SUMMARY = sa.text("""
+    SELECT a.asset, days.last_day,
+           coalesce(of_due.due, 0) AS due, coalesce(of_due.waiting_to_retry, 0) AS waiting_to_retry,
+           coalesce(of_due.held, 0) AS held, of_due.oldest_due_since, last.materialized_at AS last_materialized_at, last.scope AS last_scope
+    FROM etl.assets a
+    LEFT JOIN (
+        SELECT asset,
+               count(*) FILTER (WHERE held_reason IS NULL) AS due,
+               count(*) FILTER (WHERE retry_at > now()) AS waiting_to_retry,
+               count(*) FILTER (WHERE held_reason IS NOT NULL) AS held,
+               min(requested_at) FILTER (WHERE held_reason IS NULL) AS oldest_due_since
+        FROM etl.ledger WHERE target = :target AND requested > materialized GROUP BY asset
+    ) AS of_due ON of_due.asset = a.asset
+    JOIN LATERAL (
+        SELECT max(day) AS last_day FROM etl.ledger WHERE target = :target AND asset = a.asset
+    ) AS days ON days.last_day IS NOT NULL
+    LEFT JOIN LATERAL (
+        SELECT materialized_at, scope FROM etl.ledger
+        WHERE target = :target AND asset = a.asset AND materialized_at IS NOT NULL ORDER BY materialized_at DESC LIMIT 1
+    ) AS last ON true
+    WHERE a.target = :target ORDER BY a.position""")
 
 
 def held_days(connection: sa.Connection, settings: EtlSettings, *, limit: int = 20) -> Sequence[sa.RowMapping]:
     """搁置的日子与缘由。"""
-    statement = (
-        sa.select(ledger.c.asset, ledger.c.day, ledger.c.held_reason)
-        .join(assets, IN_GRAPH)
-        .where(ledger.c.target == settings.target_schema, ledger.c.held_reason.is_not(None), ledger.c.requested > ledger.c.materialized)
-        .order_by(ledger.c.day)
-        .limit(limit)
-    )
-    return connection.execute(statement).mappings().all()
+    return connection.execute(_HELD, {"target": settings.target_schema, "limit": limit}).mappings().all()
+
+
+_HELD = sa.text("""
+    SELECT l.asset, l.day, l.held_reason FROM etl.ledger l JOIN etl.assets a ON a.target = l.target AND a.asset = l.asset
+    WHERE l.target = :target AND l.held_reason IS NOT NULL AND l.requested > l.materialized
+    ORDER BY l.day LIMIT :limit""")
 
 
 def running_leases(connection: sa.Connection, settings: EtlSettings) -> Sequence[sa.RowMapping]:
     """正在执行的运行。"""
-    statement = (
-        sa.select(leases.c.run_id, leases.c.owner, leases.c.first_day, leases.c.last_day, leases.c.acquired_at)
-        .where(leases.c.target == settings.target_schema, leases.c.expires_at > sa.func.clock_timestamp())
-        .order_by(leases.c.acquired_at)
-    )
-    return connection.execute(statement).mappings().all()
+    return connection.execute(_RUNNING, {"target": settings.target_schema}).mappings().all()
+
+
+_RUNNING = sa.text("""
+    SELECT run_id, owner, first_day, last_day, acquired_at FROM etl.leases
+    WHERE target = :target AND expires_at > clock_timestamp() ORDER BY acquired_at""")
 
 
 def rejected_by_rule(connection: sa.Connection, settings: EtlSettings) -> Sequence[sa.RowMapping]:
     """最近拒收的 RECENT_REJECTED 行里，每条规则各几行。"""
-    recent = (
-        sa.select(rejected_rows.c.rule)
-        .where(rejected_rows.c.target == settings.target_schema)
-        .order_by(rejected_rows.c.raw_id.desc())
-        .limit(RECENT_REJECTED)
-        .subquery("recent")
-    )
-    rows = sa.func.count().label("rows")
-    statement = sa.select(recent.c.rule, rows).group_by(recent.c.rule).order_by(rows.desc(), recent.c.rule)
-    return connection.execute(statement).mappings().all()
+    return connection.execute(_REJECTED, {"target": settings.target_schema, "limit": RECENT_REJECTED}).mappings().all()
+
+
+_REJECTED = sa.text("""
+    SELECT rule, count(*) AS rows FROM (
+        SELECT rule FROM etl.rejected_rows WHERE target = :target ORDER BY raw_id DESC LIMIT :limit
+    ) AS recent
+    GROUP BY rule ORDER BY rows DESC, rule""")
 
 
 def unpublished_events(connection: sa.Connection) -> int:
@@ -156,17 +132,18 @@ def unpublished_events(connection: sa.Connection) -> int:
 
 def set_aside_events(connection: sa.Connection) -> sa.Row[tuple[int, str | None]]:
     """发件箱里发不了、放在一边的：events 几个，problem 最早那个的原因。"""
-    first = sa.select(outbox.c.problem).where(outbox.c.problem.is_not(None)).order_by(outbox.c.outbox_id).limit(1)
-    return connection.execute(
-        sa.select(sa.func.count(outbox.c.problem).label("events"), first.scalar_subquery().label("problem")).select_from(outbox)
-    ).one()
+    return connection.execute(_SET_ASIDE).one()
+
+
+_SET_ASIDE = sa.text("""
+    SELECT count(problem) AS events, (
+        SELECT problem FROM etl.outbox WHERE problem IS NOT NULL ORDER BY outbox_id LIMIT 1
+    ) AS problem FROM etl.outbox""")
 
 
 def count_waiting_events(connection: sa.Connection, settings: EtlSettings) -> sa.Row[tuple[int, datetime | None]]:
     """等着导入的事件：events 几个，oldest 最早的是何时发布的。"""
-    waiting = waiting_events.c
-    return connection.execute(
-        sa.select(sa.func.count().label("events"), sa.func.min(waiting.stored_at).label("oldest")).where(
-            waiting.target == settings.target_schema
-        )
-    ).one()
+    return connection.execute(_WAITING, {"target": settings.target_schema}).one()
+
+
+_WAITING = sa.text("SELECT count(*) AS events, min(stored_at) AS oldest FROM etl.waiting_events WHERE target = :target")

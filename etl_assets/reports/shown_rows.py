@@ -16,7 +16,7 @@ from etl_assets.core.errors import PermanentError
 from etl_assets.core.etl_tables import rejected_rows
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, target_tables
-from etl_assets.services.day_rows import customers_with_orders
+from etl_assets.services.day_rows import OnDays, customers_with_orders
 
 _ORDERS_PER_ROW, _LOOK_FURTHER, _LOOKS = 5, 20, 3
 """找最新的客户：一行先看这么多订单，不够就看这么多倍，至多几回。"""
@@ -33,9 +33,7 @@ def show_rows(
     if not descriptions()[asset].by_customer:
         return _show_of_days(connection, settings, asset, customer=customer, day=day, limit=limit)
     read = partial(_show_of_customers, connection, settings, asset, customer=customer, limit=limit)
-    if day is not None:
-        return read(among=target_tables(settings.target_schema).orders.c.order_date == day, day=day)
-    return _show_newest(connection, settings, read, limit=limit)
+    return read(lambda its_day: its_day == day) if day is not None else _show_newest(connection, settings, read, limit=limit)
 
 
 def _show_of_days(
@@ -76,7 +74,7 @@ def _show_newest(
         oldest = connection.scalar(days.offset(looked_at).limit(1))
         if oldest is None:
             break
-        rows = read(among=orders.c.order_date >= oldest, since=oldest)
+        rows = read(lambda its_day, oldest=oldest: its_day >= oldest)
         if len(rows) >= limit:
             return rows
         looked_at *= _LOOK_FURTHER
@@ -87,31 +85,27 @@ def _show_of_customers(
     connection: sa.Connection,
     settings: EtlSettings,
     asset: str,
+    on_days: OnDays | None = None,
     *,
     customer: str | None,
     limit: int,
-    among: sa.ColumnElement[bool] | None = None,
-    day: date | None = None,
-    since: date | None = None,
 ) -> Sequence[sa.RowMapping]:
     """客户，或他们的行，带着他们的昵称。
 
-    :param among: 只看有这样的订单的客户。
-    :param day, since: 最后一单在这一天、不早于这一天。
+    :param on_days: 只要最后一单在这些日子的。
     """
     tables = target_tables(settings.target_schema)
     customers, shown = tables.customers, tables.of_asset[asset]
     columns = [shown] if shown is customers else [customers.c[_NICKNAME], shown]
     theirs = shown.c.customer_global_id == customers.c.customer_global_id
     source: sa.FromClause = shown if shown is customers else shown.outerjoin(customers, theirs)
-    if among is not None:
-        named = customers_with_orders(tables, among).distinct().subquery("named")
+    if on_days is not None:
+        named = customers_with_orders(tables, on_days(tables.orders.c.order_date)).distinct().subquery("named")
         source = named.join(customers, customers.c.customer_key == named.c.customer_key)
         source = source if shown is customers else source.join(shown, theirs)
     dated_by = shown.c[descriptions()[asset].dated_by]
-    last_day = local_day(dated_by, settings.timezone)
-    wanted = [last_day == day if day is not None else sa.true(), last_day >= since if since is not None else sa.true()]
-    statement = sa.select(*columns).select_from(source).where(_is_named(customers.c[_NICKNAME], customer), *wanted)
+    wanted = sa.true() if on_days is None else on_days(local_day(dated_by, settings.timezone))
+    statement = sa.select(*columns).select_from(source).where(_is_named(customers.c[_NICKNAME], customer), wanted)
     return connection.execute(statement.order_by(dated_by.desc().nulls_last()).limit(limit)).mappings().all()
 
 
@@ -126,34 +120,23 @@ def show_rejected(
     import_id: UUID | None,
     rule: str | None,
     customer: str | None,
-    day: Any,
+    day: date | None,
     limit: int,
 ) -> Sequence[sa.RowMapping]:
     """被拒收的原始行与缘由，新的在前；值照原样，时刻是文本，因为它可能正是装不下的那个。"""
     raw, rejected = raw_orders.c, rejected_rows.c
-    conditions = [rejected.target == settings.target_schema]
-    if import_id is not None:
-        conditions.append(rejected.import_id == import_id)
-    if rule is not None:
-        conditions.append(rejected.rule == rule)
-    if day is not None:
-        conditions.append(rejected.day == day)
-    if customer is not None:
-        conditions.append(raw.customer_name.contains(customer, autoescape=True))
-    columns = (raw.order_id, raw.shop, raw.customer_name, raw.order_type, raw.order_status, raw.amount, raw.quantity)
+    wanted = {rejected.import_id: import_id, rejected.rule: rule, rejected.day: day}
     statement = (
         sa.select(
-            rejected.day,
-            rejected.rule,
-            rejected.raw_id,
-            rejected.import_id,
+            *rejected["day", "rule", "raw_id", "import_id"],
             import_tasks.c.source_name,
-            *columns,
+            *raw["order_id", "shop", "customer_name", "order_type", "order_status", "amount", "quantity"],
             sa.cast(raw.ordered_at, sa.Text).label("ordered_at"),
         )
         .select_from(rejected_rows)
         .outerjoin(raw_orders, raw.raw_id == rejected.raw_id)
         .outerjoin(import_tasks, import_tasks.c.import_id == rejected.import_id)
-        .where(*conditions)
+        .where(rejected.target == settings.target_schema, _is_named(raw.customer_name, customer))
+        .where(*[column == value for column, value in wanted.items() if value is not None])
     )
     return connection.execute(statement.order_by(rejected.raw_id.desc()).limit(limit)).mappings().all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date
 from functools import lru_cache
 from typing import Any
 
@@ -12,11 +12,11 @@ import polars as pl
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from etl_assets.core.business_day import DayRange, local_day
+from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, DayRange, bound, local_day, may_fall_on_days
 from etl_assets.core.errors import EtlError
 from etl_assets.core.etl_tables import order_index, rejected_rows
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import TIMESTAMP, import_tasks, raw_orders, shop_configs, target_tables, trimmed
+from etl_assets.core.tables import import_tasks, raw_orders, shop_configs, target_tables, trimmed
 from etl_assets.services.order_index import same_order
 from etl_assets.services.raw_rows import IN_SCOPE
 from etl_assets.services.rollout import Share
@@ -80,7 +80,7 @@ def count_raw_rows(snapshot: sa.Connection, settings: EtlSettings, days: DayRang
 
     与数据读在同一个快照里，所以此刻才完成、才撤回的导入两边都不算。
     """
-    counted = read_frame(snapshot, _count_raw_rows(settings.timezone), _near(days))
+    counted = read_frame(snapshot, _count_raw_rows(settings.timezone), bound(days))
     return counted.filter(pl.col("day").is_between(days.first, days.last))
 
 
@@ -106,17 +106,19 @@ def verify_days(
     :raises AccountingError: 有一天不平。
     """
     # 数的是表里此刻的行，不是我们以为写下的：触发器吞掉的、别的程序改掉的，才看得见
-    counts = connection.execute(_count_written(settings.target_schema, share), {"first": days.first, "last": days.last}).all()
+    counts = connection.execute(_count_written(settings.target_schema, share), bound(days)).all()
     losers = _count_superseded(connection, settings, days, aside, rows=superseded.height)
     elsewhere = dict(outside["order_date"].value_counts().iter_rows())
     arrived = dict(raw.group_by("day").agg(pl.col("rows").sum()).iter_rows())
     accounts = [
-        _account(
-            [row for row in counts if row.day == day],
+        DayAccount(
             day=day,
             raw=arrived.get(day, 0),
+            loaded=sum(row.rows for row in counts if row.day == day and row.rule is None),
             superseded=losers.get(day, 0),
             outside=elsewhere.get(day, 0),
+            rejected={row.rule: row.rows for row in counts if row.day == day and row.rule is not None},
+            rejected_examples={row.rule: row.examples for row in counts if row.day == day and row.rule is not None},
         )
         for day in days
     ]
@@ -126,19 +128,6 @@ def verify_days(
     return accounts
 
 
-def _account(counts: Sequence[sa.Row[Any]], *, day: date, raw: int, superseded: int, outside: int) -> DayAccount:
-    rejected = [row for row in counts if row.rule is not None]
-    return DayAccount(
-        day=day,
-        raw=raw,
-        loaded=sum(row.rows for row in counts if row.rule is None),
-        superseded=superseded,
-        outside=outside,
-        rejected={row.rule: row.rows for row in rejected},
-        rejected_examples={row.rule: row.examples for row in rejected},
-    )
-
-
 def _count_superseded(
     connection: sa.Connection, settings: EtlSettings, days: DayRange, aside: sa.Table | None, *, rows: int
 ) -> Mapping[date, int]:
@@ -146,10 +135,9 @@ def _count_superseded(
         return {}
     orders = target_tables(settings.target_schema).orders
     losers = sized(aside)
-    same_order = sa.and_(orders.c.shop_id == losers.c.shop_id, orders.c.order_id == losers.c.order_id)
     by_day = (
         sa.select(losers.c.order_date, sa.func.count().label("rows"))
-        .join(orders, sa.and_(same_order, orders.c.raw_id != losers.c.raw_id))
+        .join(orders, sa.and_(same_order(orders, losers), orders.c.raw_id != losers.c.raw_id))
         .where(days.includes(losers.c.order_date))
         .group_by(losers.c.order_date)
     )
@@ -174,12 +162,12 @@ def _find_lost(
     statement = (
         sa.select(raw_orders.c.raw_id)
         .join(import_tasks, import_tasks.c.import_id == raw_orders.c.import_id)
-        .where(IN_SCOPE, _is_near(), local_day(raw_orders.c.ordered_at, settings.timezone) == day)
+        .where(IN_SCOPE, may_fall_on_days(raw_orders.c.ordered_at), local_day(raw_orders.c.ordered_at, settings.timezone) == day)
         .where(~loaded.exists(), ~rejected.exists(), lost, raw_orders.c.raw_id != sa.all_(of_others))
         .order_by(raw_orders.c.raw_id)
         .limit(EXAMPLES)
     )
-    return connection.scalars(statement, _near(DayRange(day, day))).all()
+    return connection.scalars(statement, bound(DayRange(day, day))).all()
 
 
 # ---- 每个运行都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
@@ -191,7 +179,7 @@ def _count_raw_rows(timezone: str) -> sa.Select[Any]:
     return (
         sa.select(day, raw_orders.c.import_id, sa.func.count().label("rows"))
         .join(import_tasks, import_tasks.c.import_id == raw_orders.c.import_id)
-        .where(IN_SCOPE, _is_near())
+        .where(IN_SCOPE, may_fall_on_days(raw_orders.c.ordered_at))
         .group_by(sa.text("1, 2"))
     )
 
@@ -200,7 +188,6 @@ def _count_raw_rows(timezone: str) -> sa.Select[Any]:
 def _count_written(schema: str, share: Share) -> sa.CompoundSelect[Any]:
     """orders 一天一行，只数份额之内的；拒收的一天一条规则一行。"""
     orders, rejected = target_tables(schema).orders.c, rejected_rows.c
-    first, last = (sa.bindparam(name, type_=sa.Date) for name in ("first", "last"))
     no_rule, no_examples = sa.cast(sa.null(), sa.Text), sa.cast(sa.null(), sa.ARRAY(sa.BigInteger))
     smallest = sa.func.array_agg(pg.aggregate_order_by(rejected.raw_id, rejected.raw_id))[1:EXAMPLES]
     rows = sa.func.count().label("rows")
@@ -209,21 +196,8 @@ def _count_written(schema: str, share: Share) -> sa.CompoundSelect[Any]:
         ours = sa.and_(order_index.c.target == schema, share.covers_key(order_index.c.customer_key))
         loaded = loaded.join(order_index, same_order(target_tables(schema).orders)).where(ours)
     return sa.union_all(
-        loaded.where(orders.order_date.between(first, last)).group_by(orders.order_date),
+        loaded.where(orders.order_date.between(FIRST_DAY, LAST_DAY)).group_by(orders.order_date),
         sa.select(rejected.day, rejected.rule, rows, smallest)
-        .where(rejected.target == schema, rejected.day.between(first, last))
+        .where(rejected.target == schema, rejected.day.between(FIRST_DAY, LAST_DAY))
         .group_by(rejected.day, rejected.rule),
     )
-
-
-def _is_near() -> sa.ColumnElement[bool]:
-    after, before = (sa.bindparam(name, type_=TIMESTAMP) for name in ("after", "before"))
-    return sa.and_(raw_orders.c.ordered_at >= after, raw_orders.c.ordered_at < before)
-
-
-def _near(days: DayRange) -> Mapping[str, datetime]:
-    """两边各放宽一天，能用 ordered_at 上的索引；精确的日子由 local_day 判断。"""
-    return {
-        "after": datetime.combine(days.first - timedelta(days=1), time.min, UTC),
-        "before": datetime.combine(days.last + timedelta(days=2), time.min, UTC),
-    }

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import codecs
 import io
-import queue
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from itertools import chain
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
 import polars as pl
 import psycopg
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSON, JSONB
-from sqlalchemy.util import LRUCache
+from sqlalchemy.dialects.postgresql import JSON
 
+from etl_assets.core.database_sync import compile_once
 from etl_assets.core.interruption import check_interruption
 from etl_assets.services import few_rows
 
 _READ_CHUNK_BYTES = 16 << 20
-_compiled: LRUCache[sa.Select[Any], sa.Compiled] = LRUCache(200)
 Parameters = Mapping[str, object]
 """语句里 bindparam 的值。"""
 _POLARS_TYPES: tuple[tuple[type[sa.types.TypeEngine[Any]], pl.DataType], ...] = (
@@ -35,7 +33,6 @@ _POLARS_TYPES: tuple[tuple[type[sa.types.TypeEngine[Any]], pl.DataType], ...] = 
     (sa.String, pl.String()),
     (sa.Uuid, pl.String()),
     (JSON, pl.String()),
-    (JSONB, pl.String()),
 )
 
 
@@ -78,41 +75,21 @@ def reading_ahead(
     离开 with 时没读完的查询被取消；出来以前连接归那个线程用。
     """
     schema = {column.name: polars_type(column.type) for column in statement.selected_columns}
-    chunks: queue.Queue[io.BytesIO | BaseException | None] = queue.Queue(maxsize=1)
-    stopped = threading.Event()
-    source = _copy_out(connection, statement, parameters, stopped)
+    source = _copy_out(connection, statement, parameters)
     first = next(source)  # 头一批就在这里读；多半只有这一批，不必起线程
     if first.tell() < _READ_CHUNK_BYTES and next(source, None) is None:
         yield iter([_parse(first, schema)])
         return
 
-    def put(item: io.BytesIO | BaseException | None) -> None:
-        while not stopped.is_set():
-            with suppress(queue.Full):
-                chunks.put(item, timeout=0.1)
-                return
-
-    def read() -> None:
-        try:
-            for chunk in chain([first], source):
-                put(chunk)
-            put(None)
-        except BaseException as error:  # noqa: BLE001  # 交给读的一方抛出
-            put(error)
-
-    def batches() -> Iterator[pl.DataFrame]:
-        while (chunk := chunks.get()) is not None:
-            if isinstance(chunk, BaseException):
-                raise chunk
+    def batches(reader: ThreadPoolExecutor) -> Iterator[pl.DataFrame]:
+        chunk: io.BytesIO | None = first
+        while chunk is not None:
+            following = reader.submit(next, source, None)
             yield _parse(chunk, schema)
+            chunk = following.result()
 
-    reader = threading.Thread(target=read, name="read-ahead", daemon=True)
-    reader.start()
-    try:
-        yield batches()
-    finally:
-        stopped.set()
-        reader.join()
+    with closing(source), ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+        yield batches(reader)
 
 
 def driver_of(connection: sa.Connection) -> psycopg.Connection[Any]:
@@ -120,10 +97,8 @@ def driver_of(connection: sa.Connection) -> psycopg.Connection[Any]:
     return driver
 
 
-def _copy_out(
-    connection: sa.Connection, statement: sa.Select[Any], given: Parameters, stopped: threading.Event | None = None
-) -> Iterator[io.BytesIO]:
-    """COPY 的 csv 文本，一块约 16 MB；至少一块，可能是空的。`stopped` 置位后取消查询。"""
+def _copy_out(connection: sa.Connection, statement: sa.Select[Any], given: Parameters) -> Generator[io.BytesIO, None, None]:
+    """COPY 的 csv 文本，一块约 16 MB；至少一块，可能是空的。没读完就关上（close）的，取消查询。"""
     check_interruption()
     text, parameters = _compile(connection, statement, given)
     buffer = io.BytesIO()
@@ -136,14 +111,14 @@ def _copy_out(
                 yield buffer
                 is_first = False
                 buffer = io.BytesIO()
-                if stopped is not None and stopped.is_set():
-                    return
     if buffer.tell() or is_first:
         yield buffer
 
 
-def _booleans_as_text(statement: sa.Select[Any], columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:
+@lru_cache(maxsize=200)
+def _booleans_as_text(statement: sa.Select[Any]) -> sa.Select[Any]:
     """COPY 把布尔写成 t/f，read_csv 只认 true/false。"""
+    columns = list(statement.selected_columns)
     if not any(isinstance(column.type, sa.Boolean) for column in columns):
         return statement
     return statement.with_only_columns(
@@ -154,10 +129,7 @@ def _booleans_as_text(statement: sa.Select[Any], columns: Sequence[sa.ColumnElem
 
 def _compile(connection: sa.Connection, statement: sa.Select[Any], given: Parameters) -> tuple[str, Mapping[str, Any] | None]:
     """COPY 不收服务器端参数，psycopg 在客户端绑定；只有带参数时它才把 %% 还原成 %。列表写成 = ANY(数组)，不写 IN。"""
-    compiled = _compiled.get(statement)
-    if compiled is None:  # 每个运行都要的语句是留着的同一个对象，只编译一次
-        printable = _booleans_as_text(statement, list(statement.selected_columns))
-        compiled = _compiled[statement] = printable.compile(dialect=connection.dialect)
+    compiled = compile_once(_booleans_as_text(statement), connection.dialect)
     parameters = compiled.construct_params(dict(given))
     return (str(compiled), parameters) if parameters else (str(compiled).replace("%%", "%"), None)
 

@@ -1,8 +1,8 @@
-"""手头的客户与他们的全部订单：customers 与 leads 两个 ETL 的共同输入。"""
+"""手头的客户（有订单的、陈旧的）与他们的全部订单：customers 与 leads 两个 ETL 的共同输入。"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
@@ -11,25 +11,23 @@ import polars as pl
 import sqlalchemy as sa
 
 from etl_assets.core.asset_folders import descriptions
-from etl_assets.core.business_day import bound
-from etl_assets.core.database_sync import note_staged
-from etl_assets.core.etl_tables import order_index
-from etl_assets.core.tables import TargetTables
+from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, DayRange, bound
+from etl_assets.core.database_sync import execute_together, note_staged
+from etl_assets.core.etl_tables import order_index, stale_customers
+from etl_assets.core.tables import TargetTables, left_behind
 from etl_assets.ledger.locks import lock_customers, stripe_of
 from etl_assets.ledger.marking import Revisions, Scope
 from etl_assets.services.batch import bite_of, whole_groups
 from etl_assets.services.customer_keys import customer_id
 from etl_assets.services.figures import has_status, status_spellings
 from etl_assets.services.materialization import Begin, DataTransaction, retry_conflicts
-from etl_assets.services.order_index import CONSUME_MARKS, adopt_orders, marks_of, of_customer, restage_customers, stage_customers
-from etl_assets.services.vectorized_queries import WriteCounts, read_frame, reading_ahead
+from etl_assets.services.order_index import adopt_orders, of_customer, same_order
+from etl_assets.services.rollout import Share
+from etl_assets.services.vectorized_queries import WriteCounts, analysis, copy_into, create_staging, read_frame, reading_ahead, take_staging
 
 Write: TypeAlias = Callable[[DataTransaction, sa.Table, pl.DataFrame], WriteCounts]
 """读、算、写这些锁住的客户；给它的还有 `read_customer_ids` 的结果。"""
 Done = TypeVar("Done")
-
-FEW_CUSTOMERS = 500
-"""这么多的 id 与锁一起读；再多的 COPY。"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,7 @@ def _choose(begin: Begin, write: Write, complete: Callable[[DataTransaction, Com
             keys = read_frame(connection, _by_stripe(table))
             note_staged(connection, int(keys.estimated_size()))
             return _Many(keys=keys, chosen=chosen)
-        written = _compute(transaction, table, count, write) if count else WriteCounts()
+        written = _compute(transaction, table, write) if count else WriteCounts()
         return complete(transaction, replace(chosen, written=written))
 
 
@@ -93,7 +91,7 @@ def _is_indexed(transaction: DataTransaction) -> bool:
 
 def _compute_bite(begin: Begin, started_at: float, keys: pl.DataFrame, write: Write) -> WriteCounts:
     with begin(started_at=started_at) as transaction:
-        return _compute(transaction, restage_customers(transaction.connection, keys), keys.height, write)
+        return _compute(transaction, restage_customers(transaction.connection, keys), write)
 
 
 def _complete(begin: Begin, computed: Computed, complete: Callable[[DataTransaction, Computed], Done]) -> Done:
@@ -101,16 +99,52 @@ def _complete(begin: Begin, computed: Computed, complete: Callable[[DataTransact
         return complete(transaction, computed)
 
 
-def _compute(transaction: DataTransaction, at_hand: sa.Table, count: int, write: Write) -> WriteCounts:
+def _compute(transaction: DataTransaction, at_hand: sa.Table, write: Write) -> WriteCounts:
     """锁住了才读；标记在读订单之前读，所以消掉的都确实修好了。"""
     connection, target = transaction.connection, transaction.target
-    statements: list[sa.ClauseElement] = [marks_of(target, transaction.asset, at_hand)]
-    if is_few := count <= FEW_CUSTOMERS:
-        statements.append(_customer_ids(transaction.tables, at_hand))
-    marks, *known = lock_customers(connection, target, at_hand, then=statements, parameters=bound(transaction.days))
-    written = write(transaction, at_hand, _with_ids(_parse_ids(known[0])) if is_few else read_customer_ids(transaction, at_hand))
+    statements = (marks_of(target, transaction.asset, at_hand), _customer_ids(transaction.tables, at_hand))
+    marks, ids = lock_customers(connection, target, at_hand, then=statements, parameters=bound(transaction.days))
+    known = pl.DataFrame(ids, schema={"customer_key": pl.String, "customer_global_id": pl.String}, orient="row")
+    written = write(transaction, at_hand, _with_ids(known))
     transaction.defer(CONSUME_MARKS, {"mark_ids": [mark_id for (mark_id,) in marks]})
     return written
+
+
+def stage_customers(
+    connection: sa.Connection, tables: TargetTables, asset: str, days: DayRange, share: Share, scope: Scope
+) -> tuple[sa.Table, int]:
+    """临时表 customers_at_hand 与其行数；position 从 0 起给客户编号。
+
+    份额之内、该资产在这些天陈旧的客户，商机被人改得不像样的；整天做的，加上这些天有订单的全部客户。
+    没有订单、只因有人碰过商机而留下的客户，算过一次就不再陈旧；人收手以后，哪一天的运行都从商机那里找到他，让他走。
+    """
+    at_hand, emptied = take_staging(connection, "customers_at_hand", _at_hand_columns())
+    statements = (emptied, _insert_customers(at_hand, tables, asset, share, scope), analysis(connection, at_hand), _count_rows(at_hand))
+    *_, ((count,),) = execute_together(connection, *statements, parameters=bound(days))
+    return at_hand, count
+
+
+@lru_cache(maxsize=16)
+def _count_rows(table: sa.Table) -> sa.Select[tuple[int]]:
+    return sa.select(sa.func.count()).select_from(table)
+
+
+def _at_hand_columns() -> list[sa.Column[Any]]:
+    return [sa.Column("customer_key", sa.Text), sa.Column("position", sa.Integer)]
+
+
+def restage_customers(connection: sa.Connection, keys: pl.DataFrame) -> sa.Table:
+    """同样的临时表，装着选定了的客户中的一口。"""
+    at_hand = create_staging(connection, "customers_at_hand", _at_hand_columns())
+    copy_into(connection, keys.with_row_index("position").select("customer_key", "position"), at_hand)
+    connection.exec_driver_sql(analysis(connection, at_hand))
+    return at_hand
+
+
+CONSUME_MARKS = sa.delete(stale_customers).where(
+    stale_customers.c.mark_id == sa.any_(sa.bindparam("mark_ids", type_=sa.ARRAY(sa.BigInteger)))
+)
+"""删去修好的标记；事务失败则标记还在。"""
 
 
 def read_customer_orders(transaction: DataTransaction, at_hand: sa.Table) -> Iterator[pl.DataFrame]:
@@ -132,11 +166,6 @@ def read_customer_ids(transaction: DataTransaction, at_hand: sa.Table) -> pl.Dat
     return _with_ids(read_frame(transaction.connection, _customer_ids(transaction.tables, at_hand)))
 
 
-def _parse_ids(rows: Sequence[tuple[Any, ...]]) -> pl.DataFrame:
-    found = [(key, None if known is None else str(known)) for key, known in rows]
-    return pl.DataFrame(found, schema={"customer_key": pl.String, "customer_global_id": pl.String}, orient="row")
-
-
 def _with_ids(existing: pl.DataFrame) -> pl.DataFrame:
     known = pl.col("customer_global_id").is_not_null().alias("is_known")
     return existing.with_columns(known, pl.coalesce("customer_global_id", customer_id()).alias("customer_global_id"))
@@ -154,19 +183,12 @@ def _by_stripe(customers: sa.Table) -> sa.Select[tuple[str]]:
 @lru_cache(maxsize=64)
 def _customer_orders(tables: TargetTables, at_hand: sa.Table) -> sa.Select[Any]:
     orders = tables.orders
-    columns: list[sa.ColumnElement[Any]] = [
-        at_hand.c.position,
-        order_index.c.customer_key,
-        *[
-            orders.c[name]
-            for name in ("order_id", "customer_nickname", "latest_status", "system_order_type", "amount", "ordered_at", "order_date")
-        ],
-    ]
+    names = ("order_id", "customer_nickname", "latest_status", "system_order_type", "amount", "ordered_at", "order_date")
     return (
-        sa.select(*columns)
+        sa.select(at_hand.c.position, order_index.c.customer_key, *orders.c[names])
         .select_from(at_hand)
         .join(order_index, of_customer(at_hand.c.customer_key))
-        .join(orders, sa.and_(orders.c.shop_id == order_index.c.shop_id, orders.c.order_id == order_index.c.order_id))
+        .join(orders, same_order(orders))
         .where(order_index.c.target == tables.schema)
         .order_by(at_hand.c.position)
     )
@@ -175,6 +197,40 @@ def _customer_orders(tables: TargetTables, at_hand: sa.Table) -> sa.Select[Any]:
 @lru_cache(maxsize=64)
 def _customer_ids(tables: TargetTables, at_hand: sa.Table) -> sa.Select[Any]:
     customers = tables.customers
-    return sa.select(at_hand.c.customer_key, customers.c.customer_global_id).outerjoin(
-        customers, customers.c.customer_key == at_hand.c.customer_key
-    )
+    known_id = sa.cast(customers.c.customer_global_id, sa.Text).label("customer_global_id")
+    return sa.select(at_hand.c.customer_key, known_id).outerjoin(customers, customers.c.customer_key == at_hand.c.customer_key)
+
+
+@lru_cache(maxsize=64)
+def _insert_customers(at_hand: sa.Table, tables: TargetTables, asset: str, share: Share, scope: Scope) -> sa.Insert:
+    orders, target = tables.orders, tables.schema
+    wanted = [sa.select(stale_customers.c.customer_key).where(of_days) for of_days in _stale(target, asset)]
+    wanted.append(_released(tables))
+    if scope == "whole":
+        of_day = sa.and_(order_index.c.target == target, orders.c.order_date.between(FIRST_DAY, LAST_DAY))
+        wanted.append(sa.select(order_index.c.customer_key).join(orders, same_order(orders)).where(of_day))
+    of_share = [keys.where(share.covers_key(keys.selected_columns[0])) for keys in wanted]
+    keys = sa.union(*of_share).subquery("keys")
+    numbered = sa.select(keys.c.customer_key, sa.func.row_number().over() - 1)
+    return sa.insert(at_hand).from_select(["customer_key", "position"], numbered)
+
+
+def _released(tables: TargetTables) -> sa.Select[tuple[str]]:
+    """商机被人改得不像样的客户。按行去找客户，不用联接：规划器会把这样的商机估得很多，于是读全部客户。"""
+    customers, leads = tables.customers, tables.leads
+    owner = sa.select(customers.c.customer_key).where(customers.c.customer_global_id == leads.c.customer_global_id).scalar_subquery()
+    released = sa.select(owner.label("customer_key")).where(left_behind(leads)).subquery("released")
+    return sa.select(released.c.customer_key).where(released.c.customer_key.is_not(None))
+
+
+def _stale(target: str, asset: str) -> list[sa.ColumnElement[bool]]:
+    """该资产在这些天的标记，与哪天都行的：两个条件，各走一段索引。"""
+    of_asset = sa.and_(stale_customers.c.target == target, stale_customers.c.asset == asset)
+    return [sa.and_(of_asset, of_days) for of_days in (stale_customers.c.day.between(FIRST_DAY, LAST_DAY), stale_customers.c.day.is_(None))]
+
+
+@lru_cache(maxsize=64)
+def marks_of(target: str, asset: str, at_hand: sa.Table) -> sa.CompoundSelect[tuple[int]]:
+    """语句：手头客户此刻的标记；锁住客户之后、读订单之前读，所以只消掉确实修好的。"""
+    is_at_hand = at_hand.c.customer_key == stale_customers.c.customer_key
+    return sa.union_all(*[sa.select(stale_customers.c.mark_id).join(at_hand, is_at_hand).where(mine) for mine in _stale(target, asset)])

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import import_tasks, order_type_mappings, raw_orders, shop_configs, target_tables
+from etl_assets.core.tables import DIALECT, import_tasks, order_type_mappings, raw_orders, shop_configs, target_tables
 from etl_assets.ledger.marking import Fingerprint
 
 RULES = 1
@@ -29,7 +29,8 @@ def _fingerprint(schema: str) -> sa.ScalarSelect[str]:
     """表的文件换了也算变：那是从备份里恢复的、清空了再装的，不是我们写的。"""
     tables = target_tables(schema)
     written = (tables.orders, tables.customers, tables.leads)
-    files = [sa.func.pg_relation_filenode(sa.func.to_regclass(_quoted(table))) for table in (raw_orders, import_tasks, *written)]
+    names = [DIALECT.identifier_preparer.format_table(table) for table in (raw_orders, import_tasks, *written)]
+    files = [sa.func.pg_relation_filenode(sa.func.to_regclass(name)) for name in names]
     mappings = order_type_mappings.c
     shops = _rows(shop_configs.c.shop_id, shop_configs.c.shop_name)
     types = _rows(mappings.raw_order_type, mappings.system_order_type)
@@ -40,7 +41,3 @@ def _fingerprint(schema: str) -> sa.ScalarSelect[str]:
 def _rows(key: sa.ColumnElement[object], value: sa.ColumnElement[object]) -> sa.ScalarSelect[str]:
     """小表的全部行写成一串文字。"""
     return sa.select(sa.cast(sa.func.array_agg(pg.aggregate_order_by(sa.func.row(key, value), key)), sa.Text)).scalar_subquery()
-
-
-def _quoted(table: sa.Table) -> str:
-    return ".".join('"' + part.replace('"', '""') + '"' for part in (table.schema or "", table.name))

@@ -23,7 +23,7 @@ from etl_assets.core.interruption import check_interruption
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TargetTables, target_tables
-from etl_assets.ledger.leases import assert_lease_valid, fence, judge_fence
+from etl_assets.ledger.leases import fence, judge_fence
 from etl_assets.ledger.locks import lock_parameters, lock_statements
 from etl_assets.ledger.marking import Revisions, Scope, marking, parse_revisions, prepare_marking, read_revisions, revisions_query
 from etl_assets.ledger.outbox import Completion, add_completion, announcement, announcing
@@ -158,7 +158,7 @@ class DataTransaction:
         *seen, finished = self.send_last(*looks, _mark_and_announce(), parameters={**marked, **announced, **of_look})
         if len(finished) > announced["most_imports"]:  # 一份装不下的，另写
             add_completion(self.connection, self.target, replace(completion, import_ids=[import_id for (import_id,) in finished]))
-            assert_lease_valid(self.connection)
+            self.send_last(parameters={})
         return AssetReport(
             asset=self.asset,
             days=self.days,

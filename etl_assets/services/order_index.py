@@ -11,27 +11,16 @@ import polars as pl
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, DayRange, bound
-from etl_assets.core.database_sync import execute_together
-from etl_assets.core.etl_tables import assets, order_index, stale_customers
+from etl_assets.core.business_day import FIRST_DAY, DayRange, bound
+from etl_assets.core.etl_tables import absent_assets, assets, order_index, stale_customers
 from etl_assets.core.idle_transactions import kept_alive
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import TargetTables, customer_hash, left_behind, target_tables
+from etl_assets.core.tables import TargetTables, customer_hash, target_tables
+from etl_assets.ledger.graph import LINE
 from etl_assets.ledger.locks import lock_days
-from etl_assets.ledger.marking import Scope
 from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.rollout import Share
-from etl_assets.services.vectorized_queries import (
-    analysis,
-    analyze_staging,
-    copy_into,
-    create_staging,
-    read_frame,
-    reading_ahead,
-    release_staging,
-    stage_frame,
-    take_staging,
-)
+from etl_assets.services.vectorized_queries import copy_into, create_staging, read_frame, reading_ahead, release_staging, stage_frame
 
 ANY_DAY = sa.cast(sa.null(), sa.Date)
 
@@ -76,7 +65,7 @@ def index_statement(target: str, orders: sa.Table) -> sa.Insert:
         .cte("changed")
     )
     left = sa.select(changed.c.old_key).where(changed.c.old_key != changed.c.customer_key)
-    marked = insert_marks(target, left, FIRST_DAY).cte("marked")
+    marked = insert_marks(target, left, FIRST_DAY, lost=True).cte("marked")
     updated = (
         sa.update(order_index)
         .where(same_order(changed), order_index.c.target == changed.c.target)
@@ -93,57 +82,33 @@ def index_statement(target: str, orders: sa.Table) -> sa.Insert:
 def unindex_orders(connection: sa.Connection, target: str, gone: sa.Table, days: DayRange | None) -> None:
     """这些订单（shop_id、order_id）没有了：给它们的客户记陈旧，删去索引。"""
     theirs = sa.and_(same_order(gone), order_index.c.target == target)
-    connection.execute(insert_marks(target, sa.select(order_index.c.customer_key).join(gone, theirs), FIRST_DAY), _marked_on(days))
+    lost = sa.select(order_index.c.customer_key).join(gone, theirs)
+    connection.execute(insert_marks(target, lost, FIRST_DAY, lost=True), _marked_on(days))
     connection.execute(sa.delete(order_index).where(theirs))
 
 
-def insert_marks(target: str, customer_keys: sa.Select[tuple[str]], day: sa.ColumnElement[date] = ANY_DAY) -> sa.Insert:
+def insert_marks(
+    target: str,
+    customer_keys: sa.Select[tuple[str]],
+    day: sa.ColumnElement[date] = ANY_DAY,
+    *,
+    since: str | None = None,
+    lost: bool = False,
+) -> sa.Insert:
     """语句：给每个按客户计算的资产各记一个标记；标记只增不改，谁修好谁删。
 
     :param day: 做这一天的运行去修；缺省是随便哪一个运行。
+    :param since: 只给这个资产与它后面的。
+    :param lost: 他们在这些天少了订单，整天重做也未必找得到：不在图里的资产也记，回来时要用。
     """
     keys = customer_keys.distinct().subquery("keys")
     (key,) = keys.c
-    marked = sa.and_(assets.c.target == target, assets.c.by_customer)
-    marks = sa.select(sa.literal(target), assets.c.asset, key, day).select_from(keys).join(assets, marked)
+    known = [sa.select(table.c.asset).where(table.c.target == target, table.c.by_customer) for table in (assets, absent_assets)]
+    if since is not None:
+        known[0] = known[0].where(sa.literal(since) == sa.any_(LINE))
+    marked = (sa.union_all(*known) if lost else known[0]).subquery("marked")
+    marks = sa.select(sa.literal(target), marked.c.asset, key, day).select_from(keys).join(marked, sa.true())
     return sa.insert(stale_customers).from_select(["target", "asset", "customer_key", "day"], marks)
-
-
-def stage_customers(
-    connection: sa.Connection, tables: TargetTables, asset: str, days: DayRange, share: Share, scope: Scope
-) -> tuple[sa.Table, int]:
-    """临时表 customers_at_hand 与其行数；position 从 0 起给客户编号。
-
-    份额之内、该资产在这些天陈旧的客户，商机被人改得不像样的；整天做的，加上这些天有订单的全部客户。
-    没有订单、只因有人碰过商机而留下的客户，算过一次就不再陈旧；人收手以后，哪一天的运行都从商机那里找到他，让他走。
-    """
-    at_hand, emptied = take_staging(connection, "customers_at_hand", _at_hand_columns())
-    statements = (emptied, _insert_customers(at_hand, tables, asset, share, scope), analysis(connection, at_hand), _count_rows(at_hand))
-    *_, ((count,),) = execute_together(connection, *statements, parameters=bound(days))
-    return at_hand, count
-
-
-@lru_cache(maxsize=16)
-def _count_rows(table: sa.Table) -> sa.Select[tuple[int]]:
-    return sa.select(sa.func.count()).select_from(table)
-
-
-def _at_hand_columns() -> list[sa.Column[Any]]:
-    return [sa.Column("customer_key", sa.Text), sa.Column("position", sa.Integer)]
-
-
-def restage_customers(connection: sa.Connection, keys: pl.DataFrame) -> sa.Table:
-    """同样的临时表，装着选定了的客户中的一口。"""
-    at_hand = create_staging(connection, "customers_at_hand", _at_hand_columns())
-    copy_into(connection, keys.with_row_index("position").select("customer_key", "position"), at_hand)
-    analyze_staging(connection, at_hand)
-    return at_hand
-
-
-CONSUME_MARKS = sa.delete(stale_customers).where(
-    stale_customers.c.mark_id == sa.any_(sa.bindparam("mark_ids", type_=sa.ARRAY(sa.BigInteger)))
-)
-"""删去修好的标记；事务失败则标记还在。"""
 
 
 def adopt_orders(connection: sa.Connection, tables: TargetTables, days: DayRange, share: Share) -> int:
@@ -152,7 +117,7 @@ def adopt_orders(connection: sa.Connection, tables: TargetTables, days: DayRange
     份额之外的订单归别的 ETL，索引里记的是我们算出的赢家，不随它的行变。
     标记不归哪一天：收进它们的也许是人点的 leads，它的头一天未必还有 customers 要做。
     """
-    if _foreign_orders(connection, tables, days, share).is_empty() and not _vanished_orders(connection, tables, days, share, limit=1):
+    if _foreign_orders(connection, tables, days, share).is_empty() and _vanished_orders(connection, tables, days, share).is_empty():
         return 0
     lock_days(connection, tables.schema, days)  # 自己的 orders 运行可能正在写这些行：锁住再看一次
     foreign = _foreign_orders(connection, tables, days, share)
@@ -161,15 +126,10 @@ def adopt_orders(connection: sa.Connection, tables: TargetTables, days: DayRange
     index_orders(connection, tables.schema, staging, None)
     release_staging(connection, staging)
     vanished = _vanished_orders(connection, tables, days, share)
-    gone = stage_frame(
-        connection,
-        pl.DataFrame(vanished, schema={"shop_id": pl.String, "order_id": pl.String}, orient="row"),
-        name="vanished_orders",
-        like=order_index,
-    )
+    gone = stage_frame(connection, vanished, name="vanished_orders", like=order_index)
     unindex_orders(connection, tables.schema, gone, None)
     release_staging(connection, gone)
-    return foreign.height + len(vanished)
+    return foreign.height + vanished.height
 
 
 def adopt_all_orders(engine: sa.Engine, settings: EtlSettings) -> int:
@@ -197,9 +157,9 @@ def adopt_all_orders(engine: sa.Engine, settings: EtlSettings) -> int:
         return connection.execute(insert.on_conflict_do_nothing(), execution_options={"preserve_rowcount": True}).rowcount
 
 
-def same_order(other: sa.FromClause) -> sa.ColumnElement[bool]:
-    """SQL 条件：索引里的这一行说的是那一行的订单。"""
-    return sa.and_(order_index.c.shop_id == other.c.shop_id, order_index.c.order_id == other.c.order_id)
+def same_order(one: sa.FromClause, other: sa.FromClause = order_index) -> sa.ColumnElement[bool]:
+    """SQL 条件：两边的行说的是同一个订单。"""
+    return sa.and_(one.c.shop_id == other.c.shop_id, one.c.order_id == other.c.order_id)
 
 
 def _foreign_orders(connection: sa.Connection, tables: TargetTables, days: DayRange, share: Share) -> pl.DataFrame:
@@ -209,10 +169,7 @@ def _foreign_orders(connection: sa.Connection, tables: TargetTables, days: DayRa
     foreign = read_frame(
         connection,
         sa.select(
-            orders.c.shop_id,
-            orders.c.order_id,
-            orders.c.customer_nickname,
-            orders.c.order_date,
+            *orders.c["shop_id", "order_id", "customer_nickname", "order_date"],
             order_index.c.customer_key.is_not(None).label("is_indexed"),
         )
         .outerjoin(order_index, indexed)
@@ -223,10 +180,7 @@ def _foreign_orders(connection: sa.Connection, tables: TargetTables, days: DayRa
                 order_index.c.order_id.is_(None),
                 sa.and_(
                     share.covers_key(order_index.c.customer_key),
-                    sa.or_(
-                        order_index.c.customer_nickname.is_distinct_from(orders.c.customer_nickname),
-                        order_index.c.order_date.is_distinct_from(orders.c.order_date),
-                    ),
+                    sa.or_(*[order_index.c[name].is_distinct_from(orders.c[name]) for name in ("customer_nickname", "order_date")]),
                 ),
             ),
         ),
@@ -234,52 +188,9 @@ def _foreign_orders(connection: sa.Connection, tables: TargetTables, days: DayRa
     return foreign.with_columns(customer_key()).filter(pl.col("is_indexed") | share.covers()).drop("is_indexed")
 
 
-def _vanished_orders(
-    connection: sa.Connection, tables: TargetTables, days: DayRange, share: Share, limit: int | None = None
-) -> list[tuple[str, str]]:
+def _vanished_orders(connection: sa.Connection, tables: TargetTables, days: DayRange, share: Share) -> pl.DataFrame:
+    """一行一个订单：索引里有，orders 里没有了。"""
     existing = sa.select(tables.orders.c.order_id).where(same_order(tables.orders)).exists()
-    rows = connection.execute(
-        sa.select(order_index.c.shop_id, order_index.c.order_id)
-        .where(order_index.c.target == tables.schema, days.includes(order_index.c.order_date), share.covers_key(order_index.c.customer_key))
-        .where(~existing)
-        .limit(limit)
-    )
-    return [(str(shop_id), order_id) for shop_id, order_id in rows]
-
-
-# ---- 每个运行都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
-
-
-@lru_cache(maxsize=64)
-def _insert_customers(at_hand: sa.Table, tables: TargetTables, asset: str, share: Share, scope: Scope) -> sa.Insert:
-    orders, target = tables.orders, tables.schema
-    wanted = [sa.select(stale_customers.c.customer_key).where(of_days) for of_days in _stale(target, asset)]
-    wanted.append(_released(tables))
-    if scope == "whole":
-        of_day = sa.and_(order_index.c.target == target, orders.c.order_date.between(FIRST_DAY, LAST_DAY))
-        wanted.append(sa.select(order_index.c.customer_key).join(orders, same_order(orders)).where(of_day))
-    of_share = [keys.where(share.covers_key(keys.selected_columns[0])) for keys in wanted]
-    keys = sa.union(*of_share).subquery("keys")
-    numbered = sa.select(keys.c.customer_key, sa.func.row_number().over() - 1)
-    return sa.insert(at_hand).from_select(["customer_key", "position"], numbered)
-
-
-def _released(tables: TargetTables) -> sa.Select[tuple[str]]:
-    """商机被人改得不像样的客户。按行去找客户，不用联接：规划器会把这样的商机估得很多，于是读全部客户。"""
-    customers, leads = tables.customers, tables.leads
-    owner = sa.select(customers.c.customer_key).where(customers.c.customer_global_id == leads.c.customer_global_id).scalar_subquery()
-    released = sa.select(owner.label("customer_key")).where(left_behind(leads)).subquery("released")
-    return sa.select(released.c.customer_key).where(released.c.customer_key.is_not(None))
-
-
-def _stale(target: str, asset: str) -> list[sa.ColumnElement[bool]]:
-    """该资产在这些天的标记，与哪天都行的：两个条件，各走一段索引。"""
-    of_asset = sa.and_(stale_customers.c.target == target, stale_customers.c.asset == asset)
-    return [sa.and_(of_asset, of_days) for of_days in (stale_customers.c.day.between(FIRST_DAY, LAST_DAY), stale_customers.c.day.is_(None))]
-
-
-@lru_cache(maxsize=64)
-def marks_of(target: str, asset: str, at_hand: sa.Table) -> sa.CompoundSelect[tuple[int]]:
-    """语句：手头客户此刻的标记；锁住客户之后、读订单之前读，所以只消掉确实修好的。"""
-    is_at_hand = at_hand.c.customer_key == stale_customers.c.customer_key
-    return sa.union_all(*[sa.select(stale_customers.c.mark_id).join(at_hand, is_at_hand).where(mine) for mine in _stale(target, asset)])
+    ours = sa.and_(order_index.c.target == tables.schema, share.covers_key(order_index.c.customer_key))
+    indexed = sa.select(order_index.c.shop_id, order_index.c.order_id).where(ours, days.includes(order_index.c.order_date))
+    return read_frame(connection, indexed.where(~existing))

@@ -32,7 +32,6 @@ _RAW_ROWS = (
     .scalar_subquery()
 )
 _IS_SMALL = sa.func.coalesce(_RAW_ROWS <= _AT_MOST, sa.true())
-_COUNTS = "counts"
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def previewing(schema: str, asset: str) -> sa.Select[Any]:
             .subquery("of_day")
         )
         counts = sa.select(sa.func.json_object_agg(of_day.c.name, of_day.c.rows)).scalar_subquery()
-    sample = sa.select(*table.c[*_columns(asset)], counts.label(_COUNTS)).where(_IS_SMALL, condition)
+    sample = sa.select(*table.c[*_columns(asset)], counts.label("counts")).where(_IS_SMALL, condition)
     return sample.order_by(*table.primary_key).limit(SAMPLE_ROWS)
 
 

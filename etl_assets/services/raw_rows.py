@@ -45,13 +45,7 @@ def _scope(timezone: str, partitions: DayRange) -> sa.Subquery:
     is_number = raw.amount != sa.cast("NaN", sa.Numeric(14, 2))
     return (
         sa.select(
-            raw.raw_id,
-            raw.import_id,
-            raw.order_id,
-            raw.shop,
-            raw.customer_name,
-            raw.order_type,
-            raw.order_status,
+            *raw["raw_id", "import_id", "order_id", "shop", "customer_name", "order_type", "order_status"],
             sa.case((is_number, raw.amount)).label("amount"),
             sa.case((sa.not_(is_number), "bad_amount")).label("amount_rule"),
             raw.quantity,
@@ -68,12 +62,8 @@ def _scope(timezone: str, partitions: DayRange) -> sa.Subquery:
 
 
 def frame_columns(rows: sa.FromClause) -> list[sa.ColumnElement[Any]]:
-    """`judge` 需要的列。"""
-    names = (
-        "raw_id", "import_id", "order_id", "shop", "customer_name", "order_type", "order_status",
-        "amount", "amount_rule", "quantity", "ordered_at", "day", "time_rule",
-    )  # fmt: skip
-    return [rows.c[name] for name in names]
+    """`judge` 需要的列：除了只给索引用的那一列，全部。"""
+    return [column for column in rows.c if column.name != "raw_ordered_at"]
 
 
 def on_days(rows: sa.FromClause) -> sa.ColumnElement[bool]:
@@ -100,11 +90,6 @@ def read_import_ranks(connection: sa.Connection, import_ids: pl.Series) -> pl.Da
     """
     ranks = read_frame(connection, _IMPORT_RANKS, {"import_ids": import_ids.to_list()})
     return ranks.with_columns(pl.col("import_id").cast(import_ids.dtype))
-
-
-def read_shops(connection: sa.Connection) -> pl.DataFrame:
-    """店铺，一行一个：shop 是 shop_configs 里照存的名字。"""
-    return read_frame(connection, _SHOPS)
 
 
 def judge(rows: pl.DataFrame, shops: pl.DataFrame) -> pl.DataFrame:
@@ -156,7 +141,7 @@ def reject_rows_without_partition(connection: sa.Connection, settings: EtlSettin
     if not connection.scalar(sa.select(without_day.exists()), {"import_ids": import_ids}):  # 几乎总是这样：先问一声，省下读与评判
         _forget_rejected(connection, settings.target_schema, covered)
         return 0
-    judged = judge(read_frame(connection, without_day, {"import_ids": import_ids}), read_shops(connection))
+    judged = judge(read_frame(connection, without_day, {"import_ids": import_ids}), read_frame(connection, _SHOPS))
     write_rejected(connection, settings.target_schema, judged.filter(pl.col("rule").is_not_null()), covered)
     return judged.height
 

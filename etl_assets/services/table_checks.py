@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -42,22 +41,15 @@ def count_violations(engine: sa.Engine, settings: EtlSettings, asset: str, days:
     rows = sa.select(*tables.of_asset[asset].primary_key)
     if days is not None:
         rows = rows.where(rows_on(tables, asset, days.includes))
-    at_once = {name: check for name, check in checks.items() if not check.by_customer}
-    by_customer = {name: check for name, check in checks.items() if check.by_customer}
     violations: Counter[str] = Counter()
     with translated_errors():
-        for wanted, bites in ((at_once, [None]), (by_customer, _bites(engine, days) if by_customer else [])):
-            for hashes in bites:
-                with _snapshot(engine) as connection:
-                    looked_at = LookedAt(connection, settings, tables, rows, days, hashes)
-                    violations.update(_count(connection, {name: check.violations(looked_at) for name, check in wanted.items()}))
+        for by_customer in {check.by_customer for check in checks.values()}:
+            wanted = {name: check for name, check in checks.items() if check.by_customer == by_customer}
+            for hashes in _bites(engine, days) if by_customer else [None]:
+                with engine.connect().execution_options(isolation_level="REPEATABLE READ") as snapshot:
+                    looked_at = LookedAt(snapshot, settings, tables, rows, days, hashes)
+                    violations.update(_count(snapshot, {name: check.violations(looked_at) for name, check in wanted.items()}))
     return violations
-
-
-@contextmanager
-def _snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
-    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
-        yield connection
 
 
 def _bites(engine: sa.Engine, days: DayRange | None) -> Sequence[tuple[int, int] | None]:

@@ -12,14 +12,11 @@ from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.asset_description import ApplicationTable
 from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.errors import TableContractError, TableDeviation
-from etl_assets.core.tables import APPLICATION_SCHEMA, import_tasks, order_type_mappings, raw_orders, shop_configs, target_tables
-
-_DIALECT: sa.Dialect = pg.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy 没给它注解
+from etl_assets.core.tables import APPLICATION_SCHEMA, DIALECT, import_tasks, order_type_mappings, raw_orders, shop_configs, target_tables
 
 # 只读的表里 ETL 不看的列：是什么都行，没有也行；结果表的见各资产的 ApplicationTable
 _NOT_READ = frozenset({"source_name", "row_count", "created_at", "extra", "platform"})
@@ -162,7 +159,7 @@ def _deviations_of_source(table: sa.Table, found: _Relation | None) -> Iterator[
 def _wrong_columns(wanted: Iterable[sa.Column[Any]], found: _Relation, longest: Mapping[str, float]) -> Iterator[TableDeviation]:
     """:param longest: 文字列 → ETL 写的最长字数；不在其中的只读不写。够长的 varchar(n) 与 text 一样好，太短的会写到半路才失败。"""
     for column in wanted:
-        type_name = _type_name(column.type)
+        type_name = column.type.compile(dialect=DIALECT).lower().replace(", ", ",")  # 像 format_type 那样写
         existing = found.columns.get(column.name)
         if existing is None:
             yield TableDeviation(f"{column.table.fullname}.{column.name}", "missing", type_name)
@@ -185,8 +182,3 @@ def _is_roomy_varchar(column: sa.Column[Any], type_name: str, longest: float) ->
         return False
     limit = int(varchar[1]) if varchar[1] else math.inf
     return limit >= longest
-
-
-def _type_name(sql_type: sa.types.TypeEngine[Any]) -> str:
-    """PostgreSQL 的 format_type 写出的类型名。"""
-    return sql_type.compile(dialect=_DIALECT).lower().replace(", ", ",")

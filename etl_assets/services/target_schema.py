@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from etl_assets.core.asset_folders import descriptions
-from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.database_errors import first_line, translated_errors
 from etl_assets.core.errors import PermanentError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TargetTables, target_tables
@@ -54,7 +54,7 @@ def create_missing_tables(connection: sa.Connection, tables: TargetTables) -> Se
         tables.metadata.create_all(connection, tables=missing)
     except sa.exc.ProgrammingError as error:
         raise PermanentError(
-            f"cannot create the result tables in ETL_TARGET_SCHEMA={tables.schema}: {str(error.orig).splitlines()[0]}; "
+            f"cannot create the result tables in ETL_TARGET_SCHEMA={tables.schema}: {first_line(error.orig)}; "
             "let a role with CREATE on the database run `etl init-db`, or create that schema and grant this role CREATE on it"
         ) from error
     return [table.name for table in missing]

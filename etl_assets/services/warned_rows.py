@@ -45,7 +45,7 @@ def warn_by_day(days: DayRange, superseded: pl.DataFrame, unmapped: pl.DataFrame
         ]
     )
     smallest = pl.col("raw_id").sort().head(_EXAMPLES)
-    counts = warned.group_by("order_date", "rule").agg(pl.len().alias("rows"), smallest.alias("examples"))
+    counts = warned.group_by("order_date", "rule").agg(pl.len().alias("rows"), smallest.alias("examples")).sort("rule")
     types = (
         unmapped.group_by("order_date", "raw_order_type")
         .agg(pl.len().alias("rows"))
@@ -55,9 +55,8 @@ def warn_by_day(days: DayRange, superseded: pl.DataFrame, unmapped: pl.DataFrame
 
 
 def _day_warnings(counts: pl.DataFrame, types: pl.DataFrame) -> DayWarnings:
-    by_rule = counts.sort("rule")
     return DayWarnings(
-        rows=dict(by_rule.select("rule", "rows").iter_rows()),
-        examples=dict(by_rule.select("rule", "examples").iter_rows()),
+        rows=dict(counts.select("rule", "rows").iter_rows()),
+        examples=dict(counts.select("rule", "examples").iter_rows()),
         types=dict(types.head(_EXAMPLES).select("raw_order_type", "rows").iter_rows()),
     )

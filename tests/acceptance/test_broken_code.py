@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 from structlog.testing import capture_logs
 
 from bridge.settings import BridgeSettings
@@ -24,8 +25,10 @@ from bridge.stack.addresses import StackAddresses
 from bridge.stack.local import Stack
 from etl_assets.core.settings import EtlSettings
 from etl_assets.embedded.loopback_port import find_free_port
+from tests.acceptance.chromium import needs_chromium, open_page
 from tests.acceptance.conftest import Query, asking
 from tests.acceptance.dagster_ui import DagsterUi
+from tests.acceptance.test_main_flow import write_csv
 
 ROOT = Path(__file__).parents[2]
 SYNTAX_ERROR = "\ndef broken(:\n"
@@ -37,14 +40,25 @@ class Code:
     def __init__(self, folder: Path) -> None:
         shutil.copytree(ROOT / "etl_assets", folder / "etl_assets", ignore=shutil.ignore_patterns("__pycache__"))
         self.python_path = os.pathsep.join([str(folder), str(ROOT)])
-        self.file = folder / "etl_assets" / "leads" / "etl.py"
-        self._text = self.file.read_text(encoding="utf-8")
+        self.folder = folder / "etl_assets"
+        self.file = self.folder / "leads" / "etl.py"
+        self._whole: dict[Path, str] = {}
 
     def append(self, text: str) -> None:
-        self.file.write_text(self._text + text, encoding="utf-8")
+        self._write(self.file, self.file.read_text(encoding="utf-8") + text)
+
+    def replace(self, file: str, old: str, new: str) -> None:
+        text = (self.folder / file).read_text(encoding="utf-8")
+        assert old in text
+        self._write(self.folder / file, text.replace(old, new))
 
     def repair(self) -> None:
-        self.append("")
+        for file, text in self._whole.items():
+            file.write_text(text, encoding="utf-8")
+
+    def _write(self, file: Path, text: str) -> None:
+        self._whole.setdefault(file, file.read_text(encoding="utf-8"))
+        file.write_text(text, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +119,12 @@ def worker_environment(stack: StackAddresses, code: Code, **settings: str) -> di
     return {**environment, **stack.environment(), **settings, "PYTHONPATH": code.python_path}
 
 
+def etl(stack: StackAddresses, code: Code, *arguments: str) -> str:
+    command = [sys.executable, "-P", "-m", "bridge.cli.main", *arguments]
+    environment = worker_environment(stack, code)
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=90, check=True).stdout
+
+
 def start_worker(stack: StackAddresses, code: Code, **settings: str) -> subprocess.CompletedProcess[str]:
     """`etl worker`，代码是那份拷贝；它自己结束。"""
     return subprocess.run(
@@ -121,7 +141,7 @@ def start_worker(stack: StackAddresses, code: Code, **settings: str) -> subproce
     ("added", "problem"),
     [
         pytest.param(SYNTAX_ERROR, "SyntaxError: invalid syntax", id="syntax"),
-        pytest.param("\nfrom etl_assets.orchestration.partitions import weekly\n", "ImportError: cannot import name 'weekly'", id="import"),
+        pytest.param("\nfrom etl_assets.orchestration.graph import weekly\n", "ImportError: cannot import name 'weekly'", id="import"),
         pytest.param("\nraise ValueError('no such stage')\n", "ValueError: no such stage", id="raises"),
     ],
 )
@@ -185,6 +205,63 @@ def test_runs_wait_for_the_repair(code: Code, query: Query, kill: Callable[[str]
     code.repair()
     run = ui.wait(run_id, timeout_seconds=120)
     assert run["status"] == "SUCCESS", ui.messages(run_id)
+    kill("dagster api grpc")
+    eventually(lambda: not load_error(query))
+
+
+BAD_GRAPHS = {
+    "a cycle": (
+        "customers/asset.py",
+        'deps=["orders"]',
+        'deps=["orders", "leads"]',
+        "the assets depend on each other in a cycle: customers -> leads -> customers",
+    ),
+    "two of one name": (
+        "customers/asset.py",
+        "@daily_asset(",
+        "from etl_assets.leads.asset import leads\n\n\n@lambda _: leads\n@daily_asset(",
+        "two assets are named leads: rename one of them",
+    ),
+    "a function named otherwise": (
+        "customers/asset.py",
+        "def customers(",
+        "def leads(",
+        "etl_assets/customers/asset.py has no asset customers: name its function like the folder",
+    ),
+    "an unknown upstream": (
+        "leads/asset.py",
+        'deps=["customers"]',
+        'deps=["customer"]',
+        "asset leads depends on customer, which does not exist: correct its deps",
+    ),
+    "no partitions": (
+        "leads/asset.py",
+        "from etl_assets.orchestration.daily_asset import daily_asset",
+        "from dagster import asset as daily_asset",
+        "asset leads has no daily partitions: give it partitions_def=daily_partitions(...)",
+    ),
+}
+
+
+@needs_chromium
+@pytest.mark.timeout(600)
+def test_page_of_the_code_location_says_in_one_sentence_why_a_graph_does_not_hold(
+    stack: StackAddresses, code: Code, query: Query, kill: Callable[[str], None], tmp_path: Path
+) -> None:
+    """一句话不用滚动就看得见；工人照旧做着它载入过的代码。"""
+    rows = [("A", "旗舰店", "张三", "大货订单", "completed", "10.00", "1", "2026-01-05 12:00:00")]
+    with open_page(stack.ui_url, timezone="UTC") as page:
+        for file, old, new, says in BAD_GRAPHS.values():
+            code.replace(file, old, new)
+            kill("dagster api grpc")
+            eventually(lambda says=says: says in load_error(query))
+            page.goto("/locations")
+            page.get_by_text("View error").click()
+            expect(page.get_by_role("dialog").get_by_text(says)).to_be_in_viewport()
+            if file == "leads/asset.py":
+                imported = json.loads(etl(stack, code, "import", str(write_csv(tmp_path / "orders.csv", rows)), "--create-shops", "--json"))
+                etl(stack, code, "wait", "--import-id", imported["import_id"], "--timeout", "60")
+            code.repair()
     kill("dagster api grpc")
     eventually(lambda: not load_error(query))
 

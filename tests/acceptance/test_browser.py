@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
@@ -15,40 +14,22 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
 from bridge.stack.addresses import StackAddresses
 from etl_assets.core.settings import EtlSettings
+from tests.acceptance.chromium import needs_chromium, open_page
 from tests.acceptance.conftest import AddOrders, Query, held_day
 from tests.acceptance.dagster_ui import DagsterUi
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on PATH: install it (apt install chromium) to test the UI in a browser"
-)
-
-QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-_PATIENCE_MILLISECONDS = 30_000
+pytestmark = needs_chromium
 Shoot = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
 def page(stack: StackAddresses, stack_settings: EtlSettings) -> Iterator[Page]:
-    """浏览器与用户在同一个时区：网页只列到浏览器的今天。"""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        page = browser.new_page(base_url=stack.ui_url, viewport={"width": 1500, "height": 950}, timezone_id=stack_settings.timezone)
-        page.set_default_timeout(_PATIENCE_MILLISECONDS)
-        expect.set_options(timeout=_PATIENCE_MILLISECONDS)
+    with open_page(stack.ui_url, timezone=stack_settings.timezone) as page:
         yield page
-        browser.close()
 
 
 @pytest.fixture

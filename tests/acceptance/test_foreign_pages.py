@@ -16,9 +16,9 @@ from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
 from bridge.stack.addresses import StackAddresses
+from tests.acceptance.chromium import CHROMIUM, QUIET, needs_chromium
 from tests.acceptance.conftest import Query
 from tests.acceptance.dagster_ui import REPOSITORY
-from tests.acceptance.test_browser import CHROMIUM, QUIET
 
 DAY = "1999-11-03"
 LAUNCH = "mutation($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename } }"
@@ -117,7 +117,7 @@ def elsewhere(stack: StackAddresses) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH: install it (apt install chromium) to test the UI in a browser")
+@needs_chromium
 def test_page_of_another_origin_launches_nothing_in_a_browser(query: Query, elsewhere: str) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))

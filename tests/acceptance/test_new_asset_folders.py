@@ -19,7 +19,7 @@ from bridge.stack.addresses import read_addresses
 from etl_assets.embedded.loopback_port import find_free_port
 from tests.acceptance.conftest import asking
 from tests.acceptance.test_main_flow import write_csv
-from tests.integration.new_assets.copying import ROOT, copy_with_new_assets
+from tests.integration.new_assets.copying import copy_with_new_assets, copy_without_new_assets
 
 DAYS = ("--from", "2026-01-05", "--to", "2026-01-06")
 ALL = {"orders", "customers", "products", "daily_report", "leads"}
@@ -35,9 +35,9 @@ print(json.dumps([[asset, event["status"], event["partitions"]] for asset, event
 class Installation:
     """一个状态文件夹；code 是此刻用的代码。"""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, code: Path) -> None:
         self.state_dir = state_dir
-        self.code = ROOT
+        self.code = code
 
     def run(self, *arguments: str, exit_code: int = 0) -> str:
         addresses = read_addresses(self.state_dir)
@@ -89,7 +89,7 @@ class Installation:
 
 @pytest.fixture
 def installation(tmp_path: Path) -> Installation:
-    return Installation(tmp_path / "state")
+    return Installation(tmp_path / "state", copy_without_new_assets(tmp_path / "before"))
 
 
 def orders_file(path: Path, *orders: tuple[str, str, str]) -> Path:

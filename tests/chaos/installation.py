@@ -16,13 +16,13 @@ from uuid import UUID
 import nats
 import sqlalchemy as sa
 
-from bridge.events import DataImportCompleted
+from bridge.events import DataImportCompleted, Event
 from bridge.events.publish import publish_event
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM, etl_completed
 from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
 from etl_assets.core.database_sync import build_engine
-from etl_assets.core.etl_tables import leases, outbox
+from etl_assets.core.etl_tables import leases, ledger, outbox
 from etl_assets.core.settings import EtlSettings
 from etl_assets.definitions import graph
 from etl_assets.reports.progress import import_progress
@@ -62,15 +62,23 @@ class Installation:
             time.sleep(0.05)
 
     def announce(self, import_id: UUID) -> None:
-        settings = BridgeSettings(nats_url=self.nats_url)
-        asyncio.run(publish_event(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=import_id), settings=settings))
+        self.publish(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=import_id))
+
+    def publish(self, subject: str, event: Event) -> None:
+        asyncio.run(publish_event(subject, event, settings=BridgeSettings(nats_url=self.nats_url)))
 
     def is_done(self, import_id: UUID) -> bool:
         """数据在表里，租约放了，完成事件都发出去了。"""
         with self.engine.connect() as connection:
             progress = import_progress(connection, self.settings, import_id)
-            left = [connection.scalar(sa.select(sa.func.count()).select_from(table)) for table in (leases, outbox)]
-        return progress.handled and progress.done == progress.days and left == [0, 0]
+        return progress.handled and progress.done == progress.days and self.is_quiet()
+
+    def is_quiet(self) -> bool:
+        """没有哪一天到期，租约放了，完成事件都发出去了。"""
+        due = sa.select(sa.func.count()).select_from(ledger).where(ledger.c.requested > ledger.c.materialized)
+        left = [due, *(sa.select(sa.func.count()).select_from(table) for table in (leases, outbox))]
+        with self.engine.connect() as connection:
+            return [connection.scalar(each) for each in left] == [0, 0, 0]
 
     def completions(self, day: str) -> dict[str, int]:
         """流里成功的完成事件：资产 → 这一天的个数。"""

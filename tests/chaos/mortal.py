@@ -20,6 +20,7 @@ STEPS = {
     # 监听器：事件到手 → 台账 → 门铃 → 确认
     "event received": ("bridge.events.listener:Listener._handle_batch", "before"),
     "ledger asked": ("bridge.events.handlers:request_imports", "after"),
+    "asset asked": ("bridge.events.handlers:_handle", "after"),
     "doorbell rung": ("bridge.queue.broker:SafeJetStreamBroker.ring", "after"),
     "event acknowledged": ("bridge.events.settling:Settler.settle", "after"),
     # 工人：任务到手 → 领取 → 运行建好 → 三个资产 → 运行结束 → 租约释放 → 完成事件 → 任务了结
@@ -37,7 +38,10 @@ STEPS = {
     "task about to be settled": ("bridge.queue.delivery:Delivery.settle", "before"),
     "task settled": ("bridge.queue.delivery:Delivery.settle", "after"),
 }
-LISTENER_STEPS = tuple(STEPS)[:4]
+LISTENER_STEPS = tuple(STEPS)[:5]
+OF_IMPORTS = tuple(step for step in STEPS if step != "asset asked")
+OF_LEADS = tuple(step for step in STEPS if not step.startswith(("ledger", "orders", "customers")))
+"""导入的事件、人改了商机的事件，各经过哪几处。"""
 
 
 def install(arm_file: Path) -> None:

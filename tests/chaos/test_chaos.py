@@ -31,7 +31,6 @@ from bridge.stack.readiness import logged_ready
 from bridge.stack.supervisor import Service
 from etl_assets.core.database_sync import build_engine
 from etl_assets.core.settings import EtlSettings
-from etl_assets.definitions import graph
 from etl_assets.embedded.child_process import launch
 from etl_assets.embedded.loopback_port import accepts_connections
 from etl_assets.ledger.marking import Scope
@@ -47,6 +46,7 @@ from tests.chaos.read_only import ReadOnlySwitch
 from tests.chaos.references import References
 from tests.integration.nats_cluster import NatsCluster
 from tests.integration.old_version import OldListener
+from tests.the_three import graph
 
 WORKERS = 2
 MANAGER = "manager"

@@ -33,7 +33,7 @@ from bridge.stack.dagster_home import DAGSTER_SCHEMA
 from etl_assets.core.etl_tables import import_events, leases, ledger, outbox, waiting_events
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, target_tables
-from etl_assets.services.account_check import find_wrong_days
+from etl_assets.orders.recount import find_wrong_days
 from tests.chaos.floods import GARBAGE_MARK, Floods
 
 _FINAL = ("SUCCESS", "FAILURE", "CANCELED")

@@ -27,7 +27,7 @@ def build_worker() -> SafeJetStreamBroker:
     @worker.task(task_name="replace")
     def replace() -> None:
         note(f"replace {os.getpid()}")
-        worker.replace_process_once_settled()
+        worker.replacing = True
 
     @worker.task(task_name="identify")
     def identify() -> None:

@@ -6,7 +6,7 @@ from dagster import Definitions, asset
 
 from etl_assets.core.settings import get_settings
 from etl_assets.definitions import defs as current
-from etl_assets.orchestration.partitions import daily_partitions
+from etl_assets.orchestration.daily_asset import daily_partitions
 
 
 @asset(partitions_def=daily_partitions(get_settings()))

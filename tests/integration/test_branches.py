@@ -35,6 +35,11 @@ def forked() -> CodeLocation:
     return CodeLocation(module="tests.integration.forked_code", attribute="defs", location_name=LOCATION_NAME)
 
 
+@pytest.fixture(scope="module")
+def older_code() -> CodeLocation:
+    return CodeLocation(module="tests.integration.forked_code", attribute="older", location_name=LOCATION_NAME)
+
+
 @pytest.fixture
 def worker(
     forked: CodeLocation, engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -194,11 +199,11 @@ def test_dead_run_of_a_person_is_retried_for_what_it_had_not_made(worker: RunWor
 
 
 def test_worker_with_older_code_leaves_the_new_assets_to_others(
-    worker: RunWorker, location: CodeLocation, import_id: UUID, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    worker: RunWorker, older_code: CodeLocation, import_id: UUID, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """升级到一半：旧的工人做它有的，新的做其余的；旧的重起也不把图写回去。"""
     (folder := tmp_path / "older").mkdir()
-    with warm_worker(location, worker.engine, worker.settings, folder, monkeypatch) as older:
+    with warm_worker(older_code, worker.engine, worker.settings, folder, monkeypatch) as older:
         older.write_graph()
         held = claimed(older)
         assert held.assets == ("orders", "customers", "leads")
@@ -214,7 +219,7 @@ def test_worker_with_older_code_leaves_the_new_assets_to_others(
 @pytest.mark.parametrize("is_cancelled", [False, True], ids=["died", "cancelled"])
 def test_older_worker_that_buries_a_run_forgets_no_asset_that_its_code_does_not_have(
     worker: RunWorker,
-    location: CodeLocation,
+    older_code: CodeLocation,
     import_id: UUID,  # noqa: ARG001
     monkeypatch: pytest.MonkeyPatch,
     is_cancelled: bool,
@@ -232,7 +237,7 @@ def test_older_worker_that_buries_a_run_forgets_no_asset_that_its_code_does_not_
         worker.instance.report_run_canceling(dead.run)
     expire_leases(worker.engine)
     before = len(announced(worker.engine))
-    reconcile_runs(replace(worker, location=location))
+    reconcile_runs(replace(worker, location=older_code))
     products = entries(worker.engine)["products"]
     if is_cancelled:
         assert (products.failures, products.held_reason) == (0, f"run {dead.run.run_id} was cancelled")

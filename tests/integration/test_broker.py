@@ -419,7 +419,7 @@ async def test_task_whose_forgiven_deliveries_are_not_known_is_not_buried_for_th
         while (again := await worker.puller.take("bulk")) is None:
             await asyncio.sleep(0.1)
     await client.js.delete_stream("TASKS_FORGIVEN")
-    delivery = Delivery(again, broker=worker, connection=worker.connection, settings=settings, in_hand=worker.in_hand)
+    delivery = Delivery(again, worker, worker.connection, worker.in_hand)
     await delivery.read_forgiven()
     assert (again.metadata.num_delivered, delivery.attempt) == (2, 1)
     await worker.shutdown()

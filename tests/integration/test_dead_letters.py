@@ -39,6 +39,7 @@ from etl_assets.core.etl_tables import import_events
 from etl_assets.core.settings import EtlSettings
 from etl_assets.testing.raw_data import RawData
 
+from .commands import use_in_commands
 from .conftest import NatsServer
 from .listening import open_bridge
 
@@ -63,7 +64,7 @@ async def connection(settings: BridgeSettings) -> AsyncIterator[JetStreamConnect
 def dlq(settings: BridgeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dlq:
     """`await dlq("list", "--json")`：像在终端里那样，自己的线程、自己的事件循环。"""
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("bridge.settings.get_bridge_settings", lambda: settings)
+    use_in_commands(monkeypatch, bridge_settings=settings)
     return lambda *arguments: asyncio.to_thread(CliRunner().invoke, dlq_command, arguments)
 
 

@@ -331,7 +331,7 @@ def test_conversion_that_was_interrupted_leaves_the_old_version_running_and_is_d
     old_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("etl_assets.embedded.embedded_postgres.GIVE_OBJECTS", "SELECT 1 / 0")
+        patch.setattr("etl_assets.embedded.postgres_roles.GIVE_OBJECTS", "SELECT 1 / 0")
         with pytest.raises(EmbeddedServerError, match="division by zero"):
             EmbeddedPostgres(old_folder, durable=False).start()
     with started_by_version_0_1(old_folder, tmp_path) as (url, _), psycopg.connect(url, autocommit=True) as connection:

@@ -12,8 +12,8 @@ from bridge.events.handlers import handlers_of, handlers_once_known
 from bridge.events.subjects import CUSTOMERS_ETL_COMPLETED, DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
 from etl_assets.core.etl_tables import assets, graphs
 from etl_assets.core.settings import EtlSettings
-from etl_assets.definitions import graph
 from etl_assets.ledger.graph import Asset, AssetGraph, write_graph
+from tests.the_three import graph
 
 WIDER = AssetGraph.of(
     [*graph.assets, Asset("products", frozenset(["orders"])), Asset("daily_report", frozenset(["customers", "products"]))]
@@ -32,9 +32,10 @@ def without_a_graph(engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: p
     return engine
 
 
-def test_every_asset_that_something_follows_has_a_handler() -> None:
-    assert [handler.subject for handler in handlers_of(graph)] == [DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED, CUSTOMERS_ETL_COMPLETED]
-    assert [handler.subject for handler in handlers_of(WIDER)][-1] == "events.etl.products.completed"
+def test_every_asset_that_something_follows_has_a_handler_and_every_event_of_an_asset() -> None:
+    own = "events.lead.changed"
+    assert [each.subject for each in handlers_of(graph)] == [DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED, CUSTOMERS_ETL_COMPLETED, own]
+    assert [each.subject for each in handlers_of(WIDER)][-2:] == ["events.etl.products.completed", own]
 
 
 async def test_listener_waits_until_a_worker_has_written_the_graph_down(without_a_graph: sa.Engine) -> None:
@@ -44,7 +45,7 @@ async def test_listener_waits_until_a_worker_has_written_the_graph_down(without_
     with without_a_graph.begin() as connection:
         assert write_graph(connection, "public", WIDER, if_new=True)
     async with asyncio.timeout(20):
-        assert len(await waiting) == 4
+        assert len(await waiting) == 5
 
 
 async def test_listener_that_is_stopped_while_it_waits_has_none(without_a_graph: sa.Engine) -> None:  # noqa: ARG001

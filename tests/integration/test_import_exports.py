@@ -124,8 +124,8 @@ def test_formulas_without_a_result_are_refused(engine: sa.Engine, etl_settings: 
 @pytest.fixture
 def etl(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Etl:
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("etl_assets.core.settings.get_settings", lambda: etl_settings)
-    monkeypatch.setattr("etl_assets.core.database_sync.get_engine", lambda: engine)
+    monkeypatch.setattr("bridge.cli.imports.get_settings", lambda: etl_settings)
+    monkeypatch.setattr("bridge.cli.imports.get_engine", lambda: engine)
 
     def run(*arguments: str) -> int:
         with pytest.raises(SystemExit) as ended:

@@ -20,6 +20,8 @@ from etl_assets.core.tables import application_tables
 from etl_assets.testing.databases import initialize_database
 from tests.the_three import graph
 
+from .commands import use_in_commands
+
 
 @pytest.fixture(autouse=True)
 def _installed(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,11 +33,9 @@ def _installed(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, mon
         for index in (index for table in application_tables() for index in table.indexes):
             connection.execute(sa.schema.DropIndex(index))
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("etl_assets.core.database_sync.get_engine", lambda: engine)
     monkeypatch.setattr("bridge.runs.worker.get_engine", lambda: engine)
-    monkeypatch.setattr("etl_assets.core.settings.get_settings", lambda: etl_settings)
     monkeypatch.setattr("bridge.runs.worker.get_settings", lambda: etl_settings)
-    monkeypatch.setattr("bridge.settings.get_bridge_settings", lambda: BridgeSettings(nats_url="nats://127.0.0.1:1"))
+    use_in_commands(monkeypatch, engine=engine, settings=etl_settings, bridge_settings=BridgeSettings(nats_url="nats://127.0.0.1:1"))
 
 
 def init_db(*arguments: str) -> Result:

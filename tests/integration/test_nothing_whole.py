@@ -23,15 +23,19 @@ from bridge.settings import BridgeSettings
 from bridge.warm_dagster.code_location import CodeLocation
 from bridge.warm_dagster.instance import flush_events
 from etl_assets.core.backoff import Backoff
+from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import build_engine
 from etl_assets.core.settings import EtlSettings
+from etl_assets.core.tables import target_tables
 from etl_assets.intake.imports import ImportEvent, request_imports
 from etl_assets.intake.unannounced_imports import request_unannounced
 from etl_assets.intake.waiting_events import Patience, look_after_waiting_events
+from etl_assets.leads.events import LeadChanged, deal_again
 from etl_assets.ledger import claims, leases
 from etl_assets.testing.databases import cloned_database
 from etl_assets.testing.raw_data import SAMPLE_SHOP, RawData
 
+from .commands import use_in_commands
 from .conftest import NatsServer
 from .engine.plans import ExplainedStatement, explained
 from .warm_postgres import warm_postgres_worker
@@ -187,6 +191,23 @@ def test_event(installation: RunWorker, monkeypatch: pytest.MonkeyPatch, row: di
     assert any("import_requests" in statement.text for statement in statements)
 
 
+@pytest.mark.parametrize("kind", ["lead_ids", "customer_global_ids"])
+def test_changed_leads(installation: RunWorker, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """一个事件点名五十个客户，他们的日子各不相同：一个运行。"""
+    leads = target_tables("public").leads
+    column = leads.c.lead_id if kind == "lead_ids" else leads.c.customer_global_id
+    with installation.engine.connect() as connection:
+        ids = connection.scalars(sa.select(column).where(leads.c.lead_no == 1).order_by(leads.c.lead_id).limit(50)).all()
+    with reading_little(monkeypatch) as statements:
+        with installation.engine.begin() as connection:
+            (asked,) = deal_again(connection, installation.settings, [LeadChanged.model_validate({kind: ids})])
+        claim = installation.claim(small=True)
+        assert claim is not None
+        assert (claim.days, claim.assets) == (DayRange(*asked.days, *asked.days), ("leads",))
+        assert installation.execute(installation.start(claim)).succeeded
+    assert any("business_leads" in statement.text for statement in statements)
+
+
 def test_withdrawal(installation: RunWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     raw_data = raw_data_of(installation)
     import_id = UUID(hex=f"{0:032x}")
@@ -251,9 +272,8 @@ def test_command(
     installation: RunWorker, nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("etl_assets.core.database_sync.get_engine", lambda: installation.engine)
-    monkeypatch.setattr("etl_assets.core.settings.get_settings", lambda: installation.settings)
-    monkeypatch.setattr("bridge.settings.get_bridge_settings", lambda: BridgeSettings(nats_url=nats_server.url, connect_timeout_seconds=1))
+    bridge_settings = BridgeSettings(nats_url=nats_server.url, connect_timeout_seconds=1)
+    use_in_commands(monkeypatch, engine=installation.engine, settings=installation.settings, bridge_settings=bridge_settings)
     with reading_little(monkeypatch):
         result = CliRunner().invoke(cli, arguments)
     assert not result.exception or isinstance(result.exception, SystemExit), result.exception

@@ -23,7 +23,7 @@ from bridge.events.streams import consumer_name
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, LEADS_ETL_COMPLETED, ORDERS_ETL_COMPLETED
 from bridge.jetstream import stored_messages
 from bridge.jetstream.connection import JetStreamConnection
-from bridge.jetstream.stored_messages import stored_at
+from bridge.jetstream.stored_messages import stored_message
 from bridge.jetstream.streams import consumer_info, stream_state
 from bridge.settings import BridgeSettings
 from etl_assets.core.etl_tables import etl, import_events, import_requests, ledger, order_index
@@ -34,6 +34,7 @@ from etl_assets.testing.raw_data import RawData
 from tests.integration.engine.chain import Chain
 from tests.the_three import graph
 
+from .commands import use_in_commands
 from .conftest import NatsServer
 
 Replay = Callable[..., Awaitable[dict[str, Any]]]
@@ -102,7 +103,7 @@ async def world(
 def run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`await run("--seq", "1")`：像在终端里那样。"""
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("bridge.settings.get_bridge_settings", lambda: world.settings)
+    use_in_commands(monkeypatch, bridge_settings=world.settings)
     return lambda *arguments: asyncio.to_thread(CliRunner().invoke, replay_command, arguments)
 
 
@@ -282,16 +283,16 @@ async def test_only_the_chosen_stretch_and_subject_is_replayed(world: World, run
         ranges: list[str] = (await replay(*arguments, "--dry-run"))["partitions"]["orders"]
         return ranges
 
-    second = await stored_at(world.connection, "EVENTS", 2)
+    second = await stored_message(world.connection, "EVENTS", 2)
     assert second is not None
     assert await orders("--seq", "2", "--to-seq", "2") == ["2026-01-06"]
-    assert await orders("--since", second.isoformat()) == ["2026-01-06..2026-01-07"]
-    assert await orders("--since", "2h", "--until", second.isoformat()) == ["2026-01-05"]
+    assert await orders("--since", second.stored_at.isoformat()) == ["2026-01-06..2026-01-07"]
+    assert await orders("--since", "2h", "--until", second.stored_at.isoformat()) == ["2026-01-05"]
     assert await orders("--since", "2h", "--until", "1h") == []
     assert await orders("--seq", "4000") == []
     assert (await replay("--seq", "1", "--dry-run", "--subject", ORDERS_ETL_COMPLETED))["events"] == 1
     await world.connection.context.purge_stream("EVENTS", seq=3)
-    for since in (["--seq", "1"], ["--since", second.isoformat()]):
+    for since in (["--seq", "1"], ["--since", second.stored_at.isoformat()]):
         result = await run(*since, "--dry-run")
         assert "warning: the stream begins at sequence 3, older events are gone" in result.stderr
     assert "warning" not in (await run("--seq", "3", "--dry-run")).stderr

@@ -37,6 +37,8 @@ from etl_assets.services.materialization import RunContext
 from etl_assets.services.raw_rows import reject_rows_without_partition
 from etl_assets.testing.raw_data import RawData
 
+from .commands import use_in_commands
+
 DAY = DayRange(date(2026, 1, 5), date(2026, 1, 5))
 RUN = RunContext(run_id="run", assets=frozenset())
 
@@ -128,8 +130,7 @@ Show = Callable[..., Result]
 def show(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Show:
     """`show("rejected", "--rule", …)`：像在终端里那样。"""
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("etl_assets.core.database_sync.get_engine", lambda: engine)
-    monkeypatch.setattr("etl_assets.core.settings.get_settings", lambda: etl_settings)
+    use_in_commands(monkeypatch, engine=engine, settings=etl_settings)
     return lambda *arguments: CliRunner().invoke(show_command, arguments)
 
 

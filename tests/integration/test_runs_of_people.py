@@ -11,8 +11,8 @@ from dagster import DagsterRun, DagsterRunStatus
 from bridge.queue.doorbell import Doorbell
 from bridge.queue.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from bridge.runs import run_reconciler
-from bridge.runs.coordinator import TaskQueueRunCoordinator
 from bridge.runs.lanes import LANE_TAG
+from bridge.runs.run_queue import TaskQueueRunCoordinator
 from bridge.runs.run_reconciler import reconcile_runs
 from bridge.runs.worker import RunWorker, TakenRun
 from bridge.settings import Lane

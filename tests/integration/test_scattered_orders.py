@@ -23,6 +23,8 @@ from etl_assets.ledger.troubles import note_trouble, troubles_of_imports
 from etl_assets.testing.raw_data import SAMPLE_SHOP_NAME, RawData
 from tests.integration.test_intake import nodes, recorded_plans
 
+from .commands import use_in_commands
+
 FIRST = date(2025, 1, 1)
 SAID = f"order id '-' of shop '{SAMPLE_SHOP_NAME}' is in 40 imports, over 40 days"
 
@@ -66,10 +68,8 @@ def test_each_import_asks_for_all_days_of_the_id_and_status_and_doctor_say_so(
     assert days == [FIRST + timedelta(days=n) for n in range(40)]
     assert said(engine) == [SAID]
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("etl_assets.core.database_sync.get_engine", lambda: engine)
-    monkeypatch.setattr("etl_assets.core.settings.get_settings", lambda: etl_settings)
     bridge_settings = BridgeSettings(nats_url="nats://127.0.0.1:1")
-    monkeypatch.setattr("bridge.settings.get_bridge_settings", lambda: bridge_settings)
+    use_in_commands(monkeypatch, engine=engine, settings=etl_settings, bridge_settings=bridge_settings)
     printed, as_json = (CliRunner().invoke(status_command, arguments).output for arguments in ([], ["--json"]))
     assert f"{SAID}: each import that names it makes all these days again; " in printed
     report = json.loads(as_json)

@@ -26,6 +26,7 @@ from etl_assets.core.settings import EtlSettings
 from etl_assets.ledger.troubles import note_trouble, recent_troubles
 from etl_assets.testing.raw_data import RawData
 
+from .commands import use_in_commands
 from .conftest import NatsServer
 from .warm_runs import announce
 
@@ -94,9 +95,7 @@ def test_status_shows_the_troubles_of_the_last_hour(
     with engine.begin() as connection:
         note_trouble(connection, process="listener@here", task="publish", message="KeyError: 'unknown asset'")
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("etl_assets.core.database_sync.get_engine", lambda: engine)
-    monkeypatch.setattr("etl_assets.core.settings.get_settings", lambda: etl_settings)
-    monkeypatch.setattr("bridge.settings.get_bridge_settings", lambda: BridgeSettings(nats_url=nats_server.url))
+    use_in_commands(monkeypatch, engine=engine, settings=etl_settings, bridge_settings=BridgeSettings(nats_url=nats_server.url))
     printed, as_json = (CliRunner().invoke(status_command, arguments) for arguments in ([], ["--json"]))
     assert "listener@here" in printed.output
     (trouble,) = json.loads(as_json.output)["troubles"]

@@ -11,7 +11,7 @@ from nats.js.api import StreamConfig
 from bridge.errors import NatsUnavailableError
 from bridge.jetstream import stored_messages
 from bridge.jetstream.connection import JetStreamConnection
-from bridge.jetstream.stored_messages import Stretch, delete_message, read_stored, stored_at
+from bridge.jetstream.stored_messages import Stretch, delete_message, read_stored, stored_message
 from bridge.settings import BridgeSettings
 
 from .conftest import NatsServer
@@ -51,9 +51,9 @@ async def test_stretch_is_read_in_order_without_its_deleted_messages(connection:
 async def test_only_the_wanted_subjects_and_from_the_wanted_time_on(connection: JetStreamConnection) -> None:
     assert await read(connection, Stretch(30, 40), subjects=("s.b",)) == [30, 32, 34, 36, 38, 40]
     assert await read(connection, Stretch(38, 40), subjects=("s.a", "s.b")) == [38, 39, 40]
-    at = await stored_at(connection, "S", 36)
-    assert at is not None
-    assert await read(connection, Stretch(at, 40)) == [36, 37, 38, 39, 40]
+    first = await stored_message(connection, "S", 36)
+    assert first is not None
+    assert await read(connection, Stretch(first.stored_at, 40)) == [36, 37, 38, 39, 40]
     assert await read(connection, Stretch(datetime.now(UTC) + timedelta(hours=1), 40)) == []
 
 

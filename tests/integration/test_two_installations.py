@@ -13,7 +13,7 @@ from bridge.events import DataImportCompleted, EtlCompleted, EventPublisher, han
 from bridge.events.event_task_utils import Decision, Done, ReceivedEvent, event_task_handler
 from bridge.events.listener import Listener
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
-from bridge.operations.queue_depths import read_queue_depths
+from bridge.operations.queues import read_queue_depths
 from bridge.queue.broker import SafeJetStreamBroker
 from bridge.settings import BridgeSettings
 from etl_assets.core.etl_tables import ledger

@@ -24,6 +24,7 @@ from etl_assets.core.settings import EtlSettings
 from etl_assets.testing.raw_data import RawData
 from tests.integration.engine.chain import Chain
 
+from .commands import use_in_commands
 from .conftest import NatsServer
 from .listening import Bridge, open_bridge
 
@@ -42,9 +43,7 @@ async def bridge(
 @pytest.fixture
 def wait(bridge: Bridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wait:
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr("bridge.settings.get_bridge_settings", lambda: bridge.settings)
-    monkeypatch.setattr("etl_assets.core.settings.get_settings", lambda: bridge.etl_settings)
-    monkeypatch.setattr("etl_assets.core.database_sync.get_engine", lambda: bridge.engine)
+    use_in_commands(monkeypatch, engine=bridge.engine, settings=bridge.etl_settings, bridge_settings=bridge.settings)
 
     async def waited(import_id: UUID, seconds: float) -> Result:
         arguments = ["--import-id", str(import_id), "--timeout", str(seconds)]

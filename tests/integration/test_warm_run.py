@@ -92,27 +92,39 @@ def test_failed_run_is_held_and_announced(worker: RunWorker, raw_data: RawData, 
     assert worker.claim() is None
 
 
+@pytest.mark.parametrize(("broken", "asked"), [("orders", None), ("orders", "orders"), ("customers", "customers")])
 def test_day_that_was_asked_for_again_while_its_run_was_failing_is_not_held(
-    worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch
+    worker: RunWorker,
+    raw_data: RawData,
+    engine: sa.Engine,
+    etl_settings: EtlSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str,
+    asked: str | None,
 ) -> None:
-    """人改好了毛病、要求重做，运行却早已读过坏的：它的失败记在这个要求后面，也挡不住它。"""
+    """人改好了毛病、要求重做，运行却早已读过坏的：它的失败记在这个要求后面，也挡不住它，后面的也不挡。"""
     announce(engine, etl_settings, raw_data.add_import([{}]))
-    execute(engine, "ALTER TABLE orders ADD CONSTRAINT no_such_order CHECK (quantity < 0)")
+    execute(engine, f"ALTER TABLE {broken} ADD CONSTRAINT none_at_all CHECK (created_at IS NULL)")
     record_failure = worker_module.record_failure
 
     def record_late(connection: sa.Connection, *args: Any, **options: Any) -> list[str]:
-        execute(engine, "ALTER TABLE orders DROP CONSTRAINT no_such_order")
+        execute(engine, f"ALTER TABLE {broken} DROP CONSTRAINT none_at_all")
         with engine.begin() as other:
-            request_days(other, "public", [date(2026, 1, 5)])
+            request_days(other, "public", [date(2026, 1, 5)], asset=asked)
         return record_failure(connection, *args, **options)
 
     monkeypatch.setattr(worker_module, "record_failure", record_late)
     claim = worker.claim()
     assert claim is not None
     assert not worker.execute(worker.start(claim)).succeeded
-    entry = orders_entry(engine)
-    assert (entry.held_reason, entry.failures) == (None, 1)
-    assert entry.retry_at is not None
+    with engine.begin() as connection:
+        rows = connection.execute(sa.select(ledger).where(ledger.c.requested > ledger.c.materialized)).all()
+        assert {row.asset: (row.held_reason, row.failures) for row in rows}[broken] == (None, 1)
+        assert {row.held_reason for row in rows} == {None}
+        connection.execute(sa.update(ledger).values(retry_at=None))
+    again = worker.claim()
+    assert again is not None
+    assert worker.execute(worker.start(again)).succeeded
 
 
 # ---- 数据库不让做，不是哪一天的错 ------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import cast
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from etl_assets.core.database_sync import compile_once
 from etl_assets.services import copy_out
 
 
@@ -19,12 +20,12 @@ TABLE = sa.table("t", sa.column("a", sa.Integer))
 
 
 def test_statement_is_compiled_once_and_its_values_are_given_each_time() -> None:
-    copy_out._compiled.clear()
+    before = compile_once.cache_info().misses
     statement = sa.select(TABLE.c.a).where(TABLE.c.a > sa.bindparam("least", type_=sa.Integer), TABLE.c.a != 7)
     compiled = [copy_out._compile(CONNECTION, statement, {"least": least}) for least in (1, 2)]
     assert compiled[0][0] == compiled[1][0]
     assert [parameters for _, parameters in compiled] == [{"least": 1, "a_1": 7}, {"least": 2, "a_1": 7}]
-    assert len(copy_out._compiled) == 1
+    assert compile_once.cache_info().misses == before + 1
 
 
 def test_percent_is_undoubled_only_without_parameters() -> None:

@@ -18,12 +18,11 @@ from dagster._core.storage.runs import SqlRunStorage
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from dagster_webserver import cli as webserver_cli
 
-from bridge.runs.coordinator import TaskQueueRunCoordinator
-from bridge.runs.launcher import WarmRunLauncher
+from bridge.runs.run_queue import TaskQueueRunCoordinator, WarmRunLauncher
 from bridge.warm_dagster import instance as dagster_instance
 from bridge.warm_dagster import webserver
 from bridge.warm_dagster.internals import (
-    IJob,
+    InMemoryJob,
     InstanceRef,
     RunCoordinator,
     RunLauncher,
@@ -55,9 +54,10 @@ def test_runs_are_created_with_these_arguments() -> None:
     assert used <= parameters(DagsterInstance.create_run)
 
 
-def test_a_job_in_memory_needs_exactly_these_methods() -> None:
-    implemented = {"get_definition", "get_repository_definition", "get_subset", "op_selection", "asset_selection", "asset_check_selection"}
-    assert set(IJob.__abstractmethods__) == implemented
+def test_a_job_in_memory_answers_and_is_narrowed_through_these_methods() -> None:
+    assert parameters(InMemoryJob) == {"job_def"}
+    assert parameters(InMemoryJob.get_repository_definition) == {"self"}
+    assert parameters(InMemoryJob.get_subset) == {"self", "op_selection", "asset_selection", "asset_check_selection"}
 
 
 def test_runs_are_planned_and_executed_through_these_functions() -> None:

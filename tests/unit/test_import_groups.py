@@ -119,4 +119,4 @@ def test_lines_of_one_order_may_be_far_apart(tmp_path: Path, monkeypatch: pytest
         reading = Reading(builder, bad_rows, skip_bad_rows=False, on_progress=None)
         orders = [order for frame in reading.orders() for order in frame.select("order_id", "quantity").rows()]
     assert orders == [("A", 2), ("B", 50)]
-    assert (reading.rows, reading.source_rows) == (2, 52)
+    assert (reading.report.rows, reading.report.source_rows) == (2, 52)

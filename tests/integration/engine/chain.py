@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
+from etl_assets.core.asset_events import Asked
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.database_sync import build_engine
@@ -20,6 +21,7 @@ from etl_assets.core.tables import application, target_tables
 from etl_assets.customers.etl import materialize_customers
 from etl_assets.intake.imports import ImportEvent, request_imports
 from etl_assets.leads.etl import materialize_leads
+from etl_assets.leads.events import LeadChanged, deal_again
 from etl_assets.ledger.graph import AssetGraph, read_graph, write_graph
 from etl_assets.ledger.marking import Revisions, Scope, marking, prepare_marking, read_revisions
 from etl_assets.orders.etl import materialize_orders
@@ -119,6 +121,11 @@ class Chain:
         """这些导入的事件到了，一批处理；返回因此到期的日子。"""
         request_imports(self.engine, self.settings, [ImportEvent(import_id, uuid4()) for import_id in import_ids])
         return self.due_days()
+
+    def tell(self, *events: LeadChanged) -> list[Asked]:
+        """人改了商机的事件到了，一批处理。"""
+        with self.engine.begin() as connection:
+            return list(deal_again(connection, self.settings, events))
 
     def run_due(self) -> None:
         """像工人那样，物化到没有一天到期为止：连续而要做的资产相同的日子一个运行，没有到期的上游不碰。"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 from uuid import UUID
 
 from hypothesis import strategies as st
@@ -53,10 +53,11 @@ class Announce:
 
 @dataclass(frozen=True)
 class Touch:
-    """人改了一个商机。"""
+    """人改了一个商机；应用随即说了一声（说的是商机，或者客户），或者没有说。"""
 
     which: int
     change: Mapping[str, Any]
+    told: Literal["lead_ids", "customer_global_ids"] | None
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ _TOUCHES = st.builds(
             ]
         ),
     ),
+    st.sampled_from(["lead_ids", "customer_global_ids", None]),
 )
 _CONFIGURATIONS = st.sampled_from(
     [

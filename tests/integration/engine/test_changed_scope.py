@@ -16,8 +16,8 @@ from etl_assets.core.etl_tables import counted_imports, day_accounts, import_req
 from etl_assets.core.tables import raw_orders, target_tables
 from etl_assets.ledger.requests import request_days, request_downstream
 from etl_assets.orders import changed
+from etl_assets.orders.recount import find_wrong_days
 from etl_assets.services import fingerprints
-from etl_assets.services.account_check import find_wrong_days
 from etl_assets.services.accounting import AccountingError
 from etl_assets.services.materialization import AssetReport
 from etl_assets.testing.raw_data import SAMPLE_SHOP_NAME, RawData

@@ -33,6 +33,7 @@ LEAST_SHARES = {
     "order moved to another day": 0.2,
     "order left its customer": 0.2,
     "closing by a person": 0.05,
+    "change of a lead that was told of": 0.1,
     "withdrawn or restored import": 0.1,
     "COLD lead": 0.1,
     "run of changed orders": 0.2,

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import FlakyFailure
 
@@ -318,6 +318,17 @@ def test_another_graph_in_the_middle_loses_nothing(
         ledgers.happen(Backfill(tuple(DAYS), asset))
         ledgers.settle()
     ledgers.assert_settled(DAYS)
+
+
+@given(graph=graphs(), away=_ASSET, events=_histories(4), meanwhile=_histories(4), later=_histories(2))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_assets_that_come_back_catch_up_by_themselves(
+    chain: Chain, graph: AssetGraph, away: str, events: Sequence[Event], meanwhile: Sequence[Event], later: Sequence[Event]
+) -> None:
+    """一个资产与它后面的拿走了又放回来：什么也不必补做。"""
+    rest = AssetGraph.of(asset for asset in graph.assets if away not in {asset.name, *graph.ancestors(asset.name)})
+    assume(0 < len(rest.assets) < len(graph.assets))
+    live_through(chain, graph, [*events, Deploy(rest), *meanwhile, Deploy(graph), *later])
 
 
 # ---- 领到的是什么 ------------------------------------------------------------------

@@ -18,6 +18,7 @@ from etl_assets.core.etl_tables import leases, ledger, outbox
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks
 from etl_assets.intake.imports import ImportEvent, request_imports
+from etl_assets.intake.named_customers import request_customers
 from etl_assets.ledger.claims import (
     MAX_DAYS_PER_RUN,
     RUSH_IMPORTS,
@@ -434,6 +435,37 @@ def test_whole_day_and_many_imports_are_not_small(engine: sa.Engine, etl_setting
     request_imports(engine, etl_settings, events)
     assert claim(engine, "small", small=True) is None
     assert claim(engine, "one") is not None
+
+
+@pytest.mark.parametrize(("customers", "is_small"), [(1, True), (SMALL_ROWS - 1, True), (SMALL_ROWS, False)])
+def test_day_of_a_few_named_customers_is_small(
+    engine: sa.Engine, etl_settings: EtlSettings, chain: Chain, customers: int, is_small: bool
+) -> None:
+    read_and_mark_all(chain, DAY)
+    with engine.begin() as connection:
+        named: dict[str, date | None] = {f"customer {number}": DAY for number in range(customers)}
+        assert request_customers(connection, etl_settings, "leads", named) == DAY
+    claimed = claim(engine, "small", small=True)
+    assert (claimed is not None) is is_small
+    claimed = claimed or claim(engine, "one")
+    assert claimed is not None
+    assert (claimed.days, claimed.assets) == (DayRange(DAY, DAY), ("leads",))
+
+
+def test_asset_asked_for_as_a_whole_is_not_small(engine: sa.Engine, chain: Chain) -> None:
+    read_and_mark_all(chain, DAY)
+    with engine.begin() as connection:
+        request_days(connection, TARGET, [DAY], asset="leads")
+    assert claim(engine, "small", small=True) is None
+    assert claim(engine, "one") is not None
+
+
+def read_and_mark_all(chain: Chain, day: date) -> None:
+    """这一天做完了，没有数据。"""
+    request(chain.engine, [day])
+    for asset in ASSETS:
+        with chain.engine.begin() as connection:
+            read_and_mark(connection, TARGET, asset, DayRange(day, day))
 
 
 def test_day_that_was_never_materialized_does_not_wait(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:

@@ -16,7 +16,7 @@ from etl_assets.core.etl_tables import ledger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.intake.imports import ImportEvent, request_imports
 from etl_assets.ledger.claims import claim_due_days, has_claimable_days
-from etl_assets.ledger.failures import MAX_FAILURES, Failure, record_failure
+from etl_assets.ledger.failures import FAILED_DAY, MAX_FAILURES, Failure, record_failure
 from etl_assets.ledger.graph import write_graph
 from etl_assets.ledger.marking import read_revisions, waiting_imports
 from etl_assets.ledger.requests import days_allowing_deletes, request_days, request_downstream
@@ -214,7 +214,7 @@ def test_transient_failures_are_never_held_and_are_tried_less_often_the_longer_t
         row = entry(connection, "orders")
         assert (row.failures, row.held_reason) == (0, None)
         waits.append((row.retry_at - now).total_seconds())
-    assert waits == pytest.approx([5, 30, 60], abs=2)
+    assert waits == pytest.approx([FAILED_DAY.first_seconds, 30, FAILED_DAY.longest_seconds], abs=2)
 
 
 def test_failure_does_not_touch_what_is_already_done(connection: sa.Connection) -> None:

@@ -8,17 +8,20 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from etl_assets.core.etl_tables import ledger
-from etl_assets.definitions import graph
+from etl_assets.core.etl_tables import ledger, stale_customers
+from etl_assets.core.tables import target_tables
 from etl_assets.ledger.claims import claim_due_days
 from etl_assets.ledger.failures import hold_days, record_failure
 from etl_assets.ledger.graph import Asset, AssetGraph, read_graph, write_graph
 from etl_assets.ledger.requests import request_days
+from etl_assets.orders import lost_rows
+from etl_assets.orders.recount import find_wrong_days
 from etl_assets.reports.progress import import_progress, range_progress
 from etl_assets.reports.reports import held_days, ledger_summary
 from etl_assets.testing.raw_data import RawData
 from tests.integration.engine.chain import Chain, DayRange
 from tests.integration.engine.extra_assets import extras
+from tests.the_three import graph
 
 DAYS = [date(2026, 1, 5), date(2026, 1, 6)]
 NEXT = date(2026, 1, 7)
@@ -38,6 +41,12 @@ def import_id(chain: Chain, raw_data: RawData) -> UUID:
     chain.announce(import_id)
     chain.run_due()
     return import_id
+
+
+def now(chain: Chain) -> datetime:
+    ((moment,),) = chain.rows(sa.select(sa.func.clock_timestamp()))
+    assert isinstance(moment, datetime)
+    return moment
 
 
 def is_done(chain: Chain, import_id: UUID) -> bool:
@@ -90,6 +99,37 @@ def test_backfill_of_an_asset_is_not_held_up_by_a_branch_that_it_does_not_touch(
         hold_days(connection, "public", ["products"], DayRange(*DAYS), reason="wrong products")
     assert progress("daily_report") == (0, 2, "wrong products")
     assert progress("leads") == (0, 2, "wrong leads")
+
+
+@pytest.mark.usefixtures("import_id")
+@pytest.mark.parametrize(("asked", "is_held"), [("products", True), ("customers", False), (None, False)])
+def test_failure_of_an_asset_holds_the_day_unless_what_it_depends_on_was_asked_for_meanwhile(
+    chain: Chain, asked: str | None, is_held: bool
+) -> None:
+    chain.use_graph(WIDER)
+    day = DayRange(DAYS[0], DAYS[0])
+    with chain.engine.begin() as connection:
+        request_days(connection, "public", day, asset="customers")
+    began_at = now(chain)
+    with chain.engine.begin() as connection:
+        request_days(connection, "public", day, asset=asked)
+        record_failure(connection, "public", ["customers", "leads"], day, reason="no luck", kind="permanent", began_at=began_at)
+        assert {row["asset"] for row in held_days(connection, chain.settings)} == ({"customers"} if is_held else set())
+
+
+@pytest.mark.usefixtures("import_id")
+@pytest.mark.parametrize(("made_by", "is_held"), [("the run that fails", True), ("another run", False)])
+def test_failure_holds_the_day_unless_another_run_made_its_upstream_meanwhile(chain: Chain, made_by: str, is_held: bool) -> None:
+    began_at = now(chain)
+    chain.run(DAYS[0], assets=["orders"])
+    ((run_id,),) = chain.rows(sa.select(ledger.c.run_id).where(ledger.c.asset == "orders", ledger.c.day == DAYS[0]))
+    failed_run_id = run_id if made_by == "the run that fails" else "other"
+    day = DayRange(DAYS[0], DAYS[0])
+    with chain.engine.begin() as connection:
+        record_failure(
+            connection, "public", ["customers"], day, reason="no luck", kind="permanent", run_id=failed_run_id, began_at=began_at
+        )
+        assert bool(held_days(connection, chain.settings)) == is_held
 
 
 def test_rerun_of_an_old_day_by_a_person_marks_it_right(chain: Chain, import_id: UUID) -> None:
@@ -160,6 +200,37 @@ def test_asset_that_comes_back_catches_up(chain: Chain, raw_data: RawData) -> No
     chain.assert_converged()
 
 
+@pytest.mark.parametrize("left", ["orders", "orders and customers"])
+def test_assets_by_customer_that_come_back_know_who_left_meanwhile(chain: Chain, raw_data: RawData, left: str) -> None:
+    """一天里不再有订单的客户，那一天的运行找不到他：走了的，别的日子还有订单的，订单换了人的。"""
+    raw_data.add_import([order_of(DAYS[0]) | {"customer_name": name, "order_id": name} for name in ("甲", "乙", "丙")])
+    chain.announce(raw_data.add_import([order_of(NEXT) | {"customer_name": "乙", "order_id": "乙-2"}]))
+    chain.announce(withdrawn := raw_data.add_import([order_of(day) | {"customer_name": "丁", "order_id": f"丁-{day}"} for day in DAYS]))
+    chain.run_due()
+    chain.use_graph(AssetGraph.of(asset for asset in graph.assets if asset.name in left))
+    chain.announce(raw_data.add_import([order_of(DAYS[0]) | {"customer_name": "戊", "order_id": name} for name in ("甲", "乙")]))
+    chain.run_due()
+    raw_data.set_status(withdrawn, "failed")
+    chain.announce(withdrawn)
+    chain.run_due()
+    chain.use_graph(graph)
+    chain.run_due()
+    chain.assert_converged()
+    assert chain.rows(sa.select(stale_customers.c.mark_id)) == []
+
+
+def test_asset_that_comes_back_makes_the_days_that_came_meanwhile(chain: Chain, raw_data: RawData) -> None:
+    chain.use_graph(WIDER)
+    chain.use_graph(graph)
+    chain.announce(import_id := raw_data.add_import([order_of(NEXT)]))
+    chain.run_due()
+    chain.use_graph(WIDER)
+    assert chain.due_runs() == {NEXT: frozenset(["products", "daily_report"])}
+    chain.run_due()
+    chain.assert_converged()
+    assert is_done(chain, import_id)
+
+
 def test_renamed_asset_is_a_new_one(chain: Chain, raw_data: RawData) -> None:
     chain.use_graph(WIDER)
     import_id = raw_data.add_import([order_of(DAYS[0])])
@@ -185,6 +256,35 @@ def test_asset_whose_upstream_became_external_still_ends_the_import(chain: Chain
     assert chain.due_runs() == {DAYS[0]: frozenset([*graph.names, "products", "daily_report"])}
     chain.run_due()
     assert is_done(chain, import_id)
+
+
+# ---- 另一个没有上游的资产 ----------------------------------------------------------
+
+WITH_WEATHER = AssetGraph.of([*graph.assets, Asset("weather")])
+
+
+def test_rows_are_looked_for_once_orders_is_done_whatever_else_is(chain: Chain, raw_data: RawData) -> None:
+    chain.use_graph(WITH_WEATHER)
+    chain.announce(raw_data.add_import([order_of(DAYS[0])], completed_at=datetime(2026, 1, 8, tzinfo=UTC)))
+    chain.run(DAYS[0], assets=["weather"])
+    with chain.engine.connect() as connection:
+        assert lost_rows.rows_nowhere(connection, chain.settings) is None
+    chain.run_due()
+    chain.execute(sa.delete(target_tables("public").orders))
+    with chain.engine.connect() as connection:
+        nowhere = lost_rows.rows_nowhere(connection, chain.settings)
+    assert (nowhere and nowhere.rows) == 1
+
+
+def test_account_is_counted_again_once_orders_is_done_whatever_else_is(chain: Chain, raw_data: RawData) -> None:
+    chain.use_graph(WITH_WEATHER)
+    chain.announce(raw_data.add_import([order_of(DAYS[0])]))
+    chain.run_due()
+    chain.execute(sa.delete(target_tables("public").orders))
+    with chain.engine.begin() as connection:
+        assert find_wrong_days(connection, chain.settings) == DAYS[:1]
+        request_days(connection, "public", DAYS[:1], asset="orders")
+        assert find_wrong_days(connection, chain.settings) == []
 
 
 # ---- 谁写下图 ----------------------------------------------------------------------

@@ -19,13 +19,14 @@ from etl_assets.core.database_sync import MAX_IDLE_STAGED_BYTES
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TIMESTAMP, trimmed
 from etl_assets.core.text import WHITE_SPACE
-from etl_assets.services import copy_out, few_rows, raw_rows, staging
+from etl_assets.services import copy_out, few_rows, raw_rows, vectorized_queries
 from etl_assets.services.vectorized_queries import (
     Upsert,
     WriteCounts,
     copy_into,
     read_batches,
     read_frame,
+    reading_ahead,
     release_staging,
     stage_frame,
     upsert_frame,
@@ -201,12 +202,46 @@ def test_what_was_written_is_what_the_driver_reads(connection: sa.Connection) ->
 
 def test_long_results_are_read_and_written_in_pieces(connection: sa.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = nasty_frame()
-    monkeypatch.setattr(staging, "_WRITE_CHUNK_ROWS", 3)
+    monkeypatch.setattr(vectorized_queries, "_WRITE_CHUNK_ROWS", 3)
     copy_into(connection, frame, nasty)
     monkeypatch.setattr(copy_out, "_READ_CHUNK_BYTES", 200)
     batches = list(read_batches(connection, sa.select(nasty).order_by(nasty.c.id)))
     assert len(batches) > 5
     assert_frame_equal(pl.concat(batches), frame)
+
+
+def test_result_that_is_read_ahead_arrives_whole(connection: sa.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = nasty_frame()
+    copy_into(connection, frame, nasty)
+    monkeypatch.setattr(copy_out, "_READ_CHUNK_BYTES", 200)
+    with reading_ahead(connection, sa.select(nasty).order_by(nasty.c.id)) as batches:
+        read = list(batches)
+    assert len(read) > 5
+    assert_frame_equal(pl.concat(read), frame)
+
+
+def test_reading_ahead_that_is_given_up_is_cancelled(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copy_out, "_READ_CHUNK_BYTES", 200)
+    endless = sa.select(sa.func.generate_series(1, 10**9, type_=sa.Integer).label("number"))
+
+    def give_up(batches: Iterator[pl.DataFrame]) -> None:
+        next(batches)
+        raise ZeroDivisionError
+
+    with engine.connect() as connection:
+        transaction = connection.begin()
+        with pytest.raises(ZeroDivisionError), reading_ahead(connection, endless) as batches:
+            give_up(batches)
+        transaction.rollback()
+        assert connection.scalar(sa.select(sa.literal(1))) == 1
+
+
+def test_error_while_reading_ahead_reaches_the_reader(connection: sa.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copy_out, "_READ_CHUNK_BYTES", 200)
+    number = sa.func.generate_series(1, 1_000, type_=sa.Integer).column_valued("number")
+    failing = sa.select(sa.cast(1 / (500 - number), sa.Integer).label("quotient"))
+    with pytest.raises(psycopg.errors.DivisionByZero), reading_ahead(connection, failing) as batches:
+        list(batches)
 
 
 @pytest.mark.usefixtures("codec")

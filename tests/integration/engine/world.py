@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import date
+from datetime import date, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,14 +14,16 @@ import sqlalchemy as sa
 
 from etl_assets.core.etl_tables import order_index
 from etl_assets.core.tables import import_tasks, target_tables
+from etl_assets.leads.events import LeadChanged
 from etl_assets.ledger.graph import AssetGraph
+from etl_assets.orders.recount import find_wrong_days
 from etl_assets.reports.reports import import_accounting
-from etl_assets.services.account_check import find_wrong_days
 from etl_assets.testing.raw_data import RawData
 from tests.integration.engine import workers
 from tests.integration.engine.chain import Chain
 from tests.integration.engine.history import (
     COLD_AFTER_DAYS,
+    DAYS,
     FIRST_DAY,
     LAST_DAY,
     OTHER_SHOP,
@@ -146,8 +148,13 @@ class World:
         )
         if leads:
             lead_id, customer_id = leads[touch.which % len(leads)]
-            self.touched_customers.add(customer_id)
             self.chain.execute(sa.update(LEADS).where(LEADS.c.lead_id == lead_id).values(**touch.change))
+            if touch.told is None:
+                self.touched_customers.add(customer_id)
+            else:
+                self.sightings.add("change of a lead that was told of")
+                named = lead_id if touch.told == "lead_ids" else customer_id
+                self.chain.tell(LeadChanged.model_validate({touch.told: [named]}))
 
     def _overtake(self, change: Overtake) -> None:
         stop = nth_statement(change.stop) if isinstance(change.stop, int) else writes_to(change.stop)
@@ -180,7 +187,8 @@ class World:
         if self.is_configured and finish.by_person:
             self.chain.run(FIRST_DAY, LAST_DAY)
         elif finish.day_by_day:
-            for day, assets in sorted(self.chain.due_runs().items(), key=lambda due: finish.order[(due[0] - FIRST_DAY).days]):
+            position = {FIRST_DAY + timedelta(days=number): position for number, position in enumerate(finish.order)}
+            for day, assets in sorted(self.chain.due_runs().items(), key=lambda due: position.get(due[0], DAYS)):  # 或者是今天
                 self.chain.run(day, assets=assets, is_of_event=True)
         self.chain.run_due()
         for day in self._days_of_touched_customers():
@@ -194,7 +202,7 @@ class World:
         self._assert_all_rows_accounted_for()
 
     def _days_of_touched_customers(self) -> list[date]:
-        """人的改动没有事件：影响他的客户有订单的日子。"""
+        """没有人说一声的改动：影响他的客户有订单的日子。"""
         if not self.touched_customers:
             return []
         same_customer = order_index.c.customer_key == CUSTOMERS.c.customer_key

@@ -1,4 +1,4 @@
-"""一份代码，多了 products 与 daily_report 两个文件夹，别的都一样。"""
+"""一份代码，有没有 products 与 daily_report 两个文件夹，由我们定；别的都一样。"""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 NEW_ASSETS = Path(__file__).parent
+_NAMES = ("products", "daily_report")
+_MADE_HERE = (".git", ".venv", ".bootstrap", ".pdm-*", ".*_cache", ".hypothesis", "__pycache__", "build", "results")
 
 
 def copy_with_new_assets(folder: Path) -> Path:
-    not_compiled = shutil.ignore_patterns("__pycache__")
-    for package in ("bridge", "etl_assets", "tests"):
-        shutil.copytree(ROOT / package, folder / package, ignore=not_compiled)
-    for file in ("pyproject.toml", "workspace.yaml"):
-        shutil.copy(ROOT / file, folder)
-    for new in ("products", "daily_report"):
-        shutil.copytree(NEW_ASSETS / new, folder / "etl_assets" / new, ignore=not_compiled)
+    copy_without_new_assets(folder)
+    for name in _NAMES:
+        shutil.copytree(NEW_ASSETS / name, folder / "etl_assets" / name, ignore=shutil.ignore_patterns(*_MADE_HERE))
+    return folder
+
+
+def copy_without_new_assets(folder: Path) -> Path:
+    """这份代码自己也许已经放进了它们。"""
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*_MADE_HERE))
+    for name in _NAMES:
+        shutil.rmtree(folder / "etl_assets" / name, ignore_errors=True)
     return folder

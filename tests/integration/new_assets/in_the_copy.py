@@ -16,7 +16,6 @@ import polars as pl
 import pytest
 import sqlalchemy as sa
 from dagster import AssetKey
-from etl_assets.products.etl import transform
 
 from etl_assets.core.asset_folders import asset_folders, descriptions
 from etl_assets.core.business_day import DayRange
@@ -24,6 +23,7 @@ from etl_assets.core.errors import TableContractError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import target_tables
 from etl_assets.definitions import defs
+from etl_assets.products.etl import transform
 from etl_assets.services.previews import read_preview
 from etl_assets.services.table_checks import count_violations
 from etl_assets.services.table_contract import assert_table_contract

@@ -1,8 +1,8 @@
 """daily_report 资产。"""
 
 from dagster import AssetExecutionContext, MaterializeResult, ResourceParam
-from etl_assets.daily_report.etl import materialize_daily_report
 
+from etl_assets.daily_report.etl import materialize_daily_report
 from etl_assets.orchestration.asset_runs import materialize, result_of
 from etl_assets.orchestration.daily_asset import daily_asset
 from etl_assets.orchestration.resources import EtlDatabase

@@ -1,11 +1,11 @@
 """products 资产。"""
 
 from dagster import AssetExecutionContext, MaterializeResult, ResourceParam
-from etl_assets.products.etl import materialize_products
 
 from etl_assets.orchestration.asset_runs import materialize, result_of
 from etl_assets.orchestration.daily_asset import daily_asset
 from etl_assets.orchestration.resources import EtlDatabase
+from etl_assets.products.etl import materialize_products
 
 
 @daily_asset(deps=["orders"], description="One row per business day and system order type: number of orders and their amount.")

@@ -1,4 +1,4 @@
-"""`etl doctor` 在 NATS 那里看的：服务器、流、消费者、死信，与台账对不对得上。"""
+"""NATS 一侧：`etl status` 列的深度，`etl doctor` 看的服务器、流、消费者、死信，与台账对不对得上。"""
 
 from __future__ import annotations
 
@@ -29,22 +29,43 @@ _REFUSES = 0.98
 _LIMITS = ("max_bytes", "max_msgs", "max_age", "max_msg_size", "max_msgs_per_subject", "discard", "retention", "duplicate_window")
 
 
+async def read_queue_depths(settings: BridgeSettings) -> list[dict[str, Any]]:
+    """一行一个队列：waiting 等着的，in_progress 已取走未确认的；死信只有 waiting，与占了上限的百分之几 full。"""
+    async with JetStreamConnection(settings, name="status") as connection:
+        depths = [await _consumer_depth(connection, stream, consumer) for stream, consumer in await _queues(connection)]
+        letters = (EVENTS_DLQ_STREAM, settings.own_name(TASKS_DLQ_STREAM))
+        return depths + [await _stream_depth(connection, stream) for stream in letters]
+
+
+async def _queues(connection: JetStreamConnection) -> list[tuple[str, str]]:
+    """这套安装的每个队列：流与消费者。"""
+    own = connection.settings.own_name
+    listened = await consumer_names(connection.settings, connection) or [own(CONSUMER)]
+    return [*((EVENTS_STREAM, name) for name in listened), *((own(TASKS_STREAM), lane) for lane in LANES)]
+
+
+async def _consumer_depth(connection: JetStreamConnection, stream: str, consumer: str) -> dict[str, Any]:
+    info = await consumer_info(connection, stream, consumer)
+    waiting, in_progress = (info.num_pending, info.num_ack_pending) if info else (None, None)
+    return {"queue": f"{stream}.{consumer}", "waiting": waiting, "in_progress": in_progress, "full": None}
+
+
+async def _stream_depth(connection: JetStreamConnection, stream: str) -> dict[str, Any]:
+    use = await stream_use(connection, stream)
+    waiting, full = (use.messages, round(use.share * 100)) if use else (None, None)
+    return {"queue": stream, "waiting": waiting, "in_progress": None, "full": full}
+
+
 async def look_at_server(settings: BridgeSettings) -> Finding:
-    connection = JetStreamConnection(settings, name="doctor")
-    await connection.open()
-    version = connection.client.connected_server_version
-    await connection.close()
-    return Finding("nats", "ok", f"version {version}, JetStream")
+    async with JetStreamConnection(settings, name="doctor") as connection:
+        return Finding("nats", "ok", f"version {connection.client.connected_server_version}, JetStream")
 
 
 async def look_at_queues(settings: BridgeSettings) -> list[Finding]:
-    connection = JetStreamConnection(settings, name="doctor")
-    await connection.open()
     own = settings.own_name
-    try:
+    async with JetStreamConnection(settings, name="doctor") as connection:
         findings = [_fullness(stream, await stream_use(connection, stream)) for stream in (EVENTS_STREAM, own(TASKS_STREAM))]
-        listened = await consumer_names(settings, connection) or [own(CONSUMER)]
-        for stream, consumer in [*((EVENTS_STREAM, name) for name in listened), *((own(TASKS_STREAM), lane) for lane in LANES)]:
+        for stream, consumer in await _queues(connection):
             findings += await _served(connection, stream, consumer)
         findings += await _old_listeners(settings, connection)
         for stream in (EVENTS_DLQ_STREAM, own(TASKS_DLQ_STREAM)):
@@ -53,8 +74,6 @@ async def look_at_queues(settings: BridgeSettings) -> list[Finding]:
             findings += _drift(config, settings, await stream_config(connection, str(config.name)))
         findings += _event_size(settings, await stream_config(connection, EVENTS_STREAM))
         return findings
-    finally:
-        await connection.close()
 
 
 def _fullness(stream: str, use: StreamUse | None) -> Finding:
@@ -158,13 +177,9 @@ def look_at_newest_event(engine: sa.Engine, settings: EtlSettings, bridge_settin
 
 async def _newest_handled(settings: BridgeSettings) -> tuple[int, DataImportCompleted] | None:
     """流里最新的导入事件，监听器已确认它；没有、是毒的、什么也不要求的、还没轮到的是 None。"""
-    connection = JetStreamConnection(settings, name="doctor")
-    await connection.open()
-    try:
+    async with JetStreamConnection(settings, name="doctor") as connection:
         last = await last_message(connection, EVENTS_STREAM, DATA_IMPORT_COMPLETED)
         handled = await handled_up_to(connection, settings, DATA_IMPORT_COMPLETED)
-    finally:
-        await connection.close()
     if last is None or last.sequence > handled:
         return None
     try:

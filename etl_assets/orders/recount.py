@@ -14,7 +14,6 @@ from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, DayRange, bound, l
 from etl_assets.core.etl_tables import counted_imports, day_accounts, import_events, ledger, rejected_rows
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, target_tables
-from etl_assets.ledger.graph import roots_of
 from etl_assets.services.raw_rows import IN_SCOPE
 from etl_assets.services.vectorized_queries import read_frame
 
@@ -60,7 +59,7 @@ def _stored(schema: str) -> sa.Select[Any]:
     rejected = sa.select(sa.func.sum(sa.cast(sa.column("value"), sa.BigInteger))).select_from(
         sa.func.jsonb_each_text(account["rejected"]).table_valued("key", "value", name="rule")
     )
-    of_day = sa.and_(ledger.c.target == schema, ledger.c.asset.in_(roots_of(schema)), ledger.c.day == day_accounts.c.day)
+    of_day = sa.and_(ledger.c.target == schema, ledger.c.asset == "orders", ledger.c.day == day_accounts.c.day)
     stands = sa.select(ledger.c.day).where(of_day, ledger.c.requested == ledger.c.materialized, ledger.c.run_id == account["run_id"].astext)
     return sa.select(
         day_accounts.c.day,
