@@ -108,6 +108,9 @@ class _Parser(HTMLParser):
         self._formula = False
         self._number = False
         self._cells = 0
+        # 从上面的行伸下来的合并，与这一行里开始的
+        self._above: list[Merge] = []
+        self._started: list[Merge] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         tag, given = tag.rpartition(":")[2], {key.rpartition(":")[2]: value or "" for key, value in attrs}
@@ -121,6 +124,7 @@ class _Parser(HTMLParser):
             self._depth += 1
             if self._depth == 1:
                 self.tables.append(_Table(self._name or str(len(self.tables) + 1)))
+                self._above, self._started = [], []
         elif self._depth == 1 and tag in ("tr", "row"):
             self._end_cell()
             self._start_row(given)
@@ -150,6 +154,9 @@ class _Parser(HTMLParser):
         skipped = _number(given.get("index"), len(table.rows) + 1) - 1 - len(table.rows)
         check_size(self._content.path, len(table.rows) + max(0, skipped), 1)
         table.rows += [[] for _ in range(skipped + 1)]
+        row = len(table.rows) - 1
+        self._above = [merge for merge in (*self._above, *self._started) if merge.last_row >= row]
+        self._started = []
         table.hidden_rows += given.get("hidden") == "1" or re.search(r"display\s*:\s*none", given.get("style", "")) is not None
 
     def _start_cell(self, given: dict[str, str]) -> None:
@@ -158,7 +165,7 @@ class _Parser(HTMLParser):
             table.rows.append([])
         row = len(table.rows) - 1
         column = max(len(table.rows[row]), _number(given.get("index"), 1) - 1)
-        while any(merge.first_row < row <= merge.last_row and merge.first_column <= column <= merge.last_column for merge in table.merges):
+        while any(merge.first_column <= column <= merge.last_column for merge in self._above):
             column += 1
         across = max(_number(given.get("colspan"), 1), _number(given.get("mergeacross"), 0) + 1)
         down = max(_number(given.get("rowspan"), 1), _number(given.get("mergedown"), 0) + 1)
@@ -168,6 +175,7 @@ class _Parser(HTMLParser):
         table.rows[row] += [None] * (column + across - len(table.rows[row]))
         if across > 1 or down > 1:
             table.merges.append(Merge(row, column, row + down - 1, column + across - 1))
+            self._started.append(table.merges[-1])
         self._text, self._place, self._formula, self._number = [], (row, column), "formula" in given, False
 
     def _end_cell(self) -> None:

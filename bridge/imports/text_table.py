@@ -40,7 +40,7 @@ _ENOUGH_QUOTES = 100
 _LINE_END = r"\r*\n|\r"
 _OPEN_QUOTE = r'^"(?:[^"]|"")*$'
 _CLOSED_QUOTE = r'^"(?:[^"]|"")*"$'
-_SEPARATOR_LINE = re.compile(r'\s*"?sep=([^\r\n])"?[ \t;,]*(?:\r*\n|\r)', re.IGNORECASE)
+_SEPARATOR_LINE = re.compile(r'[ \t]*"?sep=([^\r\n])"?[ \t;,]*(?:\r*\n|\r)', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
