@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from etl_assets.testing.databases import template_database
@@ -31,3 +32,10 @@ def database_template(postgres_url: str) -> Iterator[str]:
     """像给用户的那个，但台账只走三个资产。"""
     with template_database(postgres_url, graph) as name:
         yield name
+
+
+@pytest.fixture(autouse=True)
+def _nobody_elses_component() -> Iterator[None]:
+    """在本进程里跑命令的测试给日志起了进程的名字：后面的测试不该带着它。"""
+    yield
+    structlog.contextvars.unbind_contextvars("component")
