@@ -101,8 +101,9 @@ class LeanEventLogStorage(PostgresEventLogStorage):
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """网页建一个运行时计划的那些，一起写；写不成的，Dagster 自己再一个一个写。"""
-        if self._deferring or self._waiting:
-            super().store_event_batch(events)
+        if self._deferring or self._waiting:  # 正攒着的不能被越过
+            for event in events:
+                self.store_event(event)
         else:
             self._record(self._insert(events))
 

@@ -305,6 +305,7 @@ def test_what_a_run_plans_is_one_insert_and_one_message(instance: DagsterInstanc
     """网页建一个运行，Dagster 就这样写；工人正攒着的不会被越过。"""
     run_id = str(uuid4())
     planned = [log_entry(run_id, materialization_planned(AssetKey(f"planned_{number}"))) for number in range(3)]
+    happens(instance, str(uuid4()), DagsterEventType.ASSET_MATERIALIZATION)  # 头一回还要看一眼表
     with sa_statements(instance) as asked:
         instance.event_log_storage.store_event_batch(planned)
     written, recorded = asked
@@ -313,8 +314,11 @@ def test_what_a_run_plans_is_one_insert_and_one_message(instance: DagsterInstanc
     with deferring_events(instance):
         happens(instance, run_id, DagsterEventType.STEP_START)
         instance.event_log_storage.store_event_batch(planned)
+        made = materialized(AssetKey("planned_0"), tags={})
+        instance.event_log_storage.store_event_batch([log_entry(run_id, made), log_entry(run_id, made)])
     three = [DagsterEventType.ASSET_MATERIALIZATION_PLANNED] * 3
-    assert stored(engine, run_id) == names(*three, DagsterEventType.STEP_START, *three)
+    twice = [DagsterEventType.ASSET_MATERIALIZATION] * 2
+    assert stored(engine, run_id) == names(*three, DagsterEventType.STEP_START, *three, *twice)
 
 
 def test_the_row_of_an_asset_is_what_the_stock_storage_would_have_written(instance: DagsterInstance, engine: sa.Engine) -> None:
