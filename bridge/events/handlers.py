@@ -76,7 +76,7 @@ async def handlers_once_known(stop: asyncio.Event) -> Sequence[EventTaskHandler[
     """`handlers_of` 这套安装的图；还没有工人写下它、数据库不在就等。要停下了，就没有。"""
     while not stop.is_set():
         try:
-            return handlers_of(await asyncio.to_thread(_read_graph))
+            return handlers_of(await asyncio.to_thread(read_own_graph))
         except Exception as error:  # noqa: BLE001  # 不是数据库不在、不让做的，原样抛出
             tolerate(error, _cannot_read_graph)
         with contextlib.suppress(TimeoutError):
@@ -84,7 +84,8 @@ async def handlers_once_known(stop: asyncio.Event) -> Sequence[EventTaskHandler[
     return ()
 
 
-def _read_graph() -> AssetGraph:
+def read_own_graph() -> AssetGraph:
+    """这套安装的图。"""
     with translated_errors(), get_engine().connect() as connection:
         return read_graph(connection, get_settings().target_schema)
 

@@ -17,7 +17,7 @@ from bridge.errors import InvalidEventError, StreamMissingError
 from bridge.events.asset_events import asset_events
 from bridge.events.envelope import DataImportCompleted, EtlCompleted
 from bridge.events.event_task_utils import EventTaskHandler, ReceivedEvent
-from bridge.events.handlers import concerns, handlers_of, import_event
+from bridge.events.handlers import concerns, handlers_of, import_event, read_own_graph
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_PREFIX, EVENTS_STREAM, completed_asset
 from bridge.events.verdicts import receive
 from bridge.jetstream.connection import JetStreamConnection
@@ -31,7 +31,7 @@ from etl_assets.core.database_sync import get_engine
 from etl_assets.core.errors import TransientError
 from etl_assets.core.settings import EtlSettings, get_settings
 from etl_assets.intake.replay import replay_completion, replay_imports
-from etl_assets.ledger.graph import AssetGraph, read_graph
+from etl_assets.ledger.graph import AssetGraph
 from etl_assets.ledger.outbox import installation_id
 
 _ATTEMPTS = 3
@@ -71,7 +71,7 @@ class ReplayReport:
 
 
 async def replayable_subjects() -> list[str]:
-    return [handler.subject for handler in _replayable(await asyncio.to_thread(_read_graph))]
+    return [handler.subject for handler in _replayable(await asyncio.to_thread(read_own_graph))]
 
 
 def _replayable(graph: AssetGraph) -> list[EventTaskHandler[Any]]:
@@ -98,7 +98,7 @@ async def replay_events(
     :param last_sequence: 含这个序号。
     :param until: 不含这个时刻。
     """
-    graph = await asyncio.to_thread(_read_graph)
+    graph = await asyncio.to_thread(read_own_graph)
     async with JetStreamConnection(settings, name="replay") as connection:
         state = await stream_state(connection, EVENTS_STREAM)
         if state is None:
@@ -123,11 +123,6 @@ async def _begins_late(connection: JetStreamConnection, first_sequence: int, fir
         return first < first_sequence
     oldest = await stored_message(connection, EVENTS_STREAM, first_sequence)
     return oldest is not None and first < oldest.stored_at
-
-
-def _read_graph() -> AssetGraph:
-    with translated_errors(), get_engine().connect() as connection:
-        return read_graph(connection, get_settings().target_schema)
 
 
 class _Replay:

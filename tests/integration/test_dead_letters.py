@@ -21,14 +21,13 @@ from nats.js.api import StreamConfig
 from bridge.cli.dlq import dlq_command
 from bridge.cli.main import cli
 from bridge.errors import NatsUnavailableError, StreamMissingError, UnknownLetterError
-from bridge.events import DataImportCompleted
+from bridge.events import DataImportCompleted, handlers
 from bridge.events.event_task_utils import Decision, EventTaskHandler, ReceivedEvent, Rejected, event_task_handler
 from bridge.events.listener import Listener
 from bridge.events.streams import DEAD_LETTERS
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, dead_letter_subject, etl_completed
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.streams import ensure_stream, stream_state
-from bridge.operations import replay
 from bridge.queue.broker import SafeJetStreamBroker
 from bridge.queue.receiver import SafeReceiver
 from bridge.queue.streams import task_streams
@@ -309,8 +308,8 @@ async def test_letter_that_no_handler_would_read_is_not_put_back(
     is_listened_to: bool,
 ) -> None:
     """后面没有资产的、后来拿走了的：放回 EVENTS 也没有人读，死信却没了。"""
-    monkeypatch.setattr(replay, "get_engine", lambda: engine)
-    monkeypatch.setattr(replay, "get_settings", lambda: etl_settings)
+    monkeypatch.setattr(handlers, "get_engine", lambda: engine)
+    monkeypatch.setattr(handlers, "get_settings", lambda: etl_settings)
     for config in (DEAD_LETTERS, *task_streams(settings)):
         await ensure_stream(connection, config)
     subject = etl_completed(asset)
