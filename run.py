@@ -18,7 +18,18 @@ BOOTSTRAP = ROOT / ".bootstrap"
 VENV = ROOT / ".venv"
 MINORS = range(11, 15)  # Python 3.11 … 3.14，与 pyproject.toml 的 requires-python 相同
 TOOLS = ["pdm[locked]>=2.29,<3", "uv"]  # 不带 [locked] 的 PDM 眼下装出来不能用
-SCRIPTS = ("bench", "check", "demo", "test", "test-chaos", "test-deep", "test-new-assets", "up")
+SCRIPTS = (
+    "bench",
+    "check",
+    "demo",
+    "docs",
+    "screenshots",
+    "test",
+    "test-chaos",
+    "test-deep",
+    "test-new-assets",
+    "up",
+)
 
 
 def find_python() -> str:
@@ -27,7 +38,9 @@ def find_python() -> str:
     probe = f"import sys; print(sys.version_info[:2] in {wanted}); import venv, ensurepip"
     incomplete = ""
     for python in [sys.executable, *filter(None, (shutil.which(f"python3.{minor}") for minor in reversed(MINORS)))]:
-        found = subprocess.run([python, "-c", probe], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+        found = subprocess.run(
+            [python, "-c", probe], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
+        )
         if found.stdout.startswith("True") and found.returncode == 0:
             return python
         if found.stdout.startswith("True"):
@@ -39,7 +52,10 @@ def find_python() -> str:
 
 def run(*command: object) -> None:
     # PIP_USER 与虚拟环境不能并用
-    if subprocess.run([str(word) for word in command], env={**os.environ, "PIP_USER": "0"}, check=False).returncode != 0:
+    if (
+        subprocess.run([str(word) for word in command], env={**os.environ, "PIP_USER": "0"}, check=False).returncode
+        != 0
+    ):
         sys.exit("the set-up failed for the reason above: check the network and its proxy, then try again")
 
 
@@ -70,7 +86,7 @@ def sync(pdm: list[str], lock: str, *options: str, use_uv: bool = True) -> None:
 
 def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        sys.exit("usage: python3 run.py demo | test | up | bench NAME | any command of `etl`")
+        sys.exit("usage: python3 run.py demo | test | up | docs | bench NAME | any command of `etl`")
     prepare()
     # 不理会已激活的别的虚拟环境
     os.environ.update(PDM_CHECK_UPDATE="0", PDM_PYTHON=str(VENV / "bin" / "python"), PDM_IGNORE_ACTIVE_VENV="1")

@@ -89,7 +89,11 @@ def fill_history(engine: sa.Engine, settings: EtlSettings, history: History) -> 
     for number in range(0, history.days, _DAYS_AT_A_TIME):
         first = history.first_day + timedelta(days=number)
         with engine.begin() as connection:
-            _keep_accounts(connection, settings, DayRange(first, min(first + timedelta(days=_DAYS_AT_A_TIME - 1), history.last_day)))
+            _keep_accounts(
+                connection,
+                settings,
+                DayRange(first, min(first + timedelta(days=_DAYS_AT_A_TIME - 1), history.last_day)),
+            )
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("VACUUM ANALYZE etl.ledger, etl.day_accounts, etl.counted_imports")
 
@@ -100,16 +104,22 @@ def _keep_accounts(connection: sa.Connection, settings: EtlSettings, days: DayRa
     raw = count_raw_rows(connection, settings, days)
     orders = target_tables(target).orders.c
     again = sa.select((orders.raw_id - 1).label("raw_id"), orders.shop_id, orders.order_id, orders.order_date)
-    superseded = read_frame(connection, again.where(sa.func.mod(orders.raw_id, 2) == 0, days.includes(orders.order_date)))
+    superseded = read_frame(
+        connection, again.where(sa.func.mod(orders.raw_id, 2) == 0, days.includes(orders.order_date))
+    )
     share = Share(percent=100)
     aside = stage_frame(connection, superseded, name="superseded_versions", like=target_tables(target).orders)
-    accounts = verify_days(connection, settings, days, share=share, raw=raw, superseded=superseded, aside=aside, outside=superseded.clear())
+    accounts = verify_days(
+        connection, settings, days, share=share, raw=raw, superseded=superseded, aside=aside, outside=superseded.clear()
+    )
     of_orders = sa.select(ledger.c.day, ledger.c.run_id).where(ledger.c.asset == "orders", days.includes(ledger.c.day))
     made_by = {row.day: row.run_id for row in connection.execute(of_orders)}
     stored = [StoredDay(account, None, made_by[account.day]) for account in accounts if account.day in made_by]
     store_counted_days(connection, target, days, stored, raw)
     now = fingerprint(settings)
-    connection.execute(sa.update(ledger).where(days.includes(ledger.c.day)).values(scope="whole", fingerprint=now.sql), now.parameters)
+    connection.execute(
+        sa.update(ledger).where(days.includes(ledger.c.day)).values(scope="whole", fingerprint=now.sql), now.parameters
+    )
 
 
 def fill_ordinary(engine: sa.Engine, settings: EtlSettings) -> None:
@@ -180,7 +190,9 @@ _MADE_ORDERS = f"""
     LEFT JOIN made_imports AS later ON n % 10 = 0 AND later.import_no = own.import_no + 1
 """
 
-_RAW_COLUMNS = "raw_id, import_id, order_id, shop, customer_name, order_type, order_status, amount, quantity, ordered_at"
+_RAW_COLUMNS = (
+    "raw_id, import_id, order_id, shop, customer_name, order_type, order_status, amount, quantity, ordered_at"
+)
 
 _RAW = (
     _MADE_IMPORTS,
@@ -218,7 +230,9 @@ _FIGURES = ", ".join(
     for kind in ("sample", "proof", "bulk")
 )
 _FIGURE_COLUMNS = ", ".join(f"{kind}_{name}" for name in ("count", "amount") for kind in ("sample", "proof", "bulk"))
-_FIGURE_VALUES = ", ".join(f"coalesce({kind}_{name}, 0)" for name in ("count", "amount") for kind in ("sample", "proof", "bulk"))
+_FIGURE_VALUES = ", ".join(
+    f"coalesce({kind}_{name}, 0)" for name in ("count", "amount") for kind in ("sample", "proof", "bulk")
+)
 _COUNTED = """
     SELECT shop_id || ':' || customer_nickname AS customer_key, *, latest_status <> 'cancelled' AS is_counted,
            latest_status = 'completed' AND system_order_type = 'BULK' AS wins

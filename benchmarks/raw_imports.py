@@ -31,7 +31,9 @@ def add_imports(engine: sa.Engine, orders: Sequence[ImportedOrder]) -> list[UUID
     """每个订单一次完成的导入；三张表都要变。"""
     import_ids = [uuid4() for _ in orders]
     now = datetime.now(UTC)
-    tasks = [{"import_id": import_id, "status": "completed", "row_count": 1, "completed_at": now} for import_id in import_ids]
+    tasks = [
+        {"import_id": import_id, "status": "completed", "row_count": 1, "completed_at": now} for import_id in import_ids
+    ]
     rows = [
         {
             "import_id": import_id,

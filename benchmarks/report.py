@@ -54,7 +54,9 @@ def print_bars(bars: Sequence[Bar]) -> None:
     table = Table("required", "measured", "limit", "")
     for bar in bars:
         limit = f"at {bar.at} {bar.limit:g} {bar.unit}"
-        table.add_row(bar.name, f"{bar.value:.2f} {bar.unit}", limit, "ok" if bar.ok else f"missed by {_missed_by(bar)}")
+        table.add_row(
+            bar.name, f"{bar.value:.2f} {bar.unit}", limit, "ok" if bar.ok else f"missed by {_missed_by(bar)}"
+        )
     Console().print(table)
 
 
@@ -64,7 +66,12 @@ def write_results(name: str, bars: Sequence[Bar], figures: Mapping[str, Any]) ->
     path = RESULTS / f"{name}.json"
     document = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cpus": os.cpu_count(), "architecture": platform.machine(), "system": platform.system(), "kernel": platform.release()},
+        "machine": {
+            "cpus": os.cpu_count(),
+            "architecture": platform.machine(),
+            "system": platform.system(),
+            "kernel": platform.release(),
+        },
         "versions": {"python": platform.python_version(), **_versions(), **figures.get("versions", {})},
         "commit": _commit(),
         "bars": [{**asdict(bar), "ok": bar.ok} for bar in bars],
@@ -84,5 +91,6 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    result = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False)  # noqa: S607  # 用 PATH 里的 git
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown"

@@ -35,7 +35,9 @@ class StreamMissingError(BridgeError, PermanentError):
 
     def __init__(self, subject: str) -> None:
         self.subject = subject
-        super().__init__(f"no JetStream stream stores subject {subject}: start `etl up` or `etl listen` once, or add it to your stream")
+        super().__init__(
+            f"no JetStream stream stores subject {subject}: start `etl up` or `etl listen` once, or add it to your stream"
+        )
 
 
 class StreamConflictError(BridgeError, PermanentError):
@@ -88,7 +90,10 @@ class CodeLocationError(BridgeError, PermanentError):
     def __init__(self, module: str, cause: BaseException) -> None:
         self.module = module
         self.place = _place_in_package(module, cause)
-        kind, text = type(cause).__name__, " ".join((cause.msg if isinstance(cause, SyntaxError) else str(cause)).split())
+        kind, text = (
+            type(cause).__name__,
+            " ".join((cause.msg if isinstance(cause, SyntaxError) else str(cause)).split()),
+        )
         super().__init__(
             f"the code of {module} cannot be loaded: {kind}: {text}{f' ({self.place})' if self.place else ''}; "
             "correct it and start the workers again, until then runs stay queued"
@@ -110,7 +115,9 @@ class InvalidSubjectError(BridgeError, PermanentError):
 
     def __init__(self, subject: str) -> None:
         self.subject = subject
-        super().__init__(f"{subject!r} is not a subject to publish to: words joined by single dots, without blanks, * and >")
+        super().__init__(
+            f"{subject!r} is not a subject to publish to: words joined by single dots, without blanks, * and >"
+        )
 
 
 class LetterError(BridgeError, PermanentError):
@@ -125,7 +132,10 @@ class UnknownLetterError(LetterError):
     """没有这封死信。"""
 
     def __init__(self, letter_id: str) -> None:
-        super().__init__(letter_id, f"there is no dead letter {letter_id}: `etl dlq list` names them, for example events-17 or tasks-3")
+        super().__init__(
+            letter_id,
+            f"there is no dead letter {letter_id}: `etl dlq list` names them, for example events-17 or tasks-3",
+        )
 
 
 class TruncatedLetterError(LetterError):
@@ -146,8 +156,16 @@ class StrayLetterError(LetterError):
 
     def __init__(self, letter_id: str, problem: str) -> None:
         super().__init__(
-            letter_id, f"{letter_id} is not a letter of ours and cannot be retried: {problem}; look at it with `etl dlq show`, then drop it"
+            letter_id,
+            f"{letter_id} is not a letter of ours and cannot be retried: {problem}; look at it with `etl dlq show`, then drop it",
         )
+
+
+class NothingFoundError(BridgeError, PermanentError):
+    """`etl why` 问的东西从来没有过；说在哪里找过。"""
+
+    def __init__(self, what: str, looked_at: str) -> None:
+        super().__init__(f"there is no trace of {what}: looked at {looked_at}")
 
 
 def _place_in_package(module: str, error: BaseException) -> str:

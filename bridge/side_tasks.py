@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from etl_assets.core.backoff import Backoff, failures_in_a_row
-from etl_assets.core.database_sync import get_engine
+from etl_assets.core.database_sync import get_engine, transact
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.ledger.troubles import note_trouble
 
@@ -45,7 +45,9 @@ async def supervised(name: str, work: Callable[[], Awaitable[None]], *, stop: as
         failures = failures_in_a_row(failures, lived_seconds=time.monotonic() - started_at)
         pause_seconds = RESTART.seconds(failures)
         message = f"{type(error).__name__}: {error}" if error else "it ended without an error"
-        _ended.say(f"{name} {type(error).__name__}", task=name, error=message, restart_in_seconds=pause_seconds, exc_info=error)
+        _ended.say(
+            f"{name} {type(error).__name__}", task=name, error=message, restart_in_seconds=pause_seconds, exc_info=error
+        )
         await _write_down(name, message)
         await pause(pause_seconds, stop)
 
@@ -60,12 +62,8 @@ async def _write_down(name: str, message: str) -> None:
     component = structlog.contextvars.get_contextvars().get("component", "process")
     with contextlib.suppress(Exception):
         async with asyncio.timeout(_NOTE_SECONDS):
-            await asyncio.to_thread(_note, f"{component}@{socket.gethostname()}", name, message)
-
-
-def _note(process: str, task: str, message: str) -> None:
-    with get_engine().begin() as connection:
-        note_trouble(connection, process=process, task=task, message=message)
+            process = f"{component}@{socket.gethostname()}"
+            await asyncio.to_thread(transact, get_engine(), note_trouble, process=process, task=name, message=message)
 
 
 async def pause(seconds: float, stop: asyncio.Event | None) -> None:

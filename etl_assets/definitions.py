@@ -6,10 +6,17 @@ from dagster import AssetsDefinition, Definitions, in_process_executor
 
 from etl_assets.core.asset_folders import asset_folders, import_of
 from etl_assets.ledger.graph import GraphError
-from etl_assets.orchestration.automation import checks_job, etl_job, overdue_days, tables_checked, yesterday_again
+from etl_assets.orchestration.automation import (
+    checks_job,
+    etl_job,
+    imports_shown,
+    overdue_days,
+    tables_checked,
+    yesterday_again,
+)
 from etl_assets.orchestration.check_step import table_checks
 from etl_assets.orchestration.graph import graph_of
-from etl_assets.orchestration.resources import EtlDatabase
+from etl_assets.orchestration.resources import etl_database
 from etl_assets.orchestration.table_metadata import SOURCES
 
 
@@ -28,8 +35,9 @@ defs = Definitions(
     asset_checks=[table_checks],
     jobs=[etl_job, checks_job],
     schedules=[yesterday_again, tables_checked],
-    sensors=[overdue_days],
-    resources={"database": EtlDatabase()},
+    sensors=[overdue_days, imports_shown],
+    resources={"database": etl_database},
+    # 缺省的执行器给每一步起一个进程：工人里代码已经载入，就在它自己里面做
     executor=in_process_executor,
 )
 graph = graph_of(defs.assets or ())

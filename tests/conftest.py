@@ -22,7 +22,9 @@ settings.load_profile("normal")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("chaos", "tests/chaos")
-    group.addoption("--minutes", type=float, help="how long the chaos lasts, with its full limits [default: one minute, patiently]")
+    group.addoption(
+        "--minutes", type=float, help="how long the chaos lasts, with its full limits [default: one minute, patiently]"
+    )
     group.addoption("--seed", type=int, help="seed of the chaos [default: a new one, printed]")
     group.addoption("--cluster", action="store_true", help="NATS is a cluster of three nodes, whose leaders are killed")
 
@@ -34,8 +36,19 @@ def database_template(postgres_url: str) -> Iterator[str]:
         yield name
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _loggers_can_be_captured() -> Iterator[None]:
+    """在本进程里跑命令的测试会设置日志；设置之后用过的日志器若记住了它，`capture_logs` 就再也看不见那个日志器。"""
+    configure = structlog.configure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structlog, "configure", lambda **given: configure(**given | {"cache_logger_on_first_use": False}))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _nobody_elses_component() -> Iterator[None]:
-    """在本进程里跑命令的测试给日志起了进程的名字：后面的测试不该带着它。"""
+def _nobody_elses_logging() -> Iterator[None]:
+    """这个测试给日志的设置、起的名字，后面的测试不该带着。"""
+    before = structlog.get_config()
     yield
-    structlog.contextvars.unbind_contextvars("component")
+    structlog.configure(**before)
+    structlog.contextvars.clear_contextvars()

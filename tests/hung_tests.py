@@ -18,7 +18,9 @@ _STDERR = pytest.StashKey[TextIO]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addini("hung_after", "Seconds after its timeout at which a test that still runs ends the process", default="120")
+    parser.addini(
+        "hung_after", "Seconds after its timeout at which a test that still runs ends the process", default="120"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,7 +34,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     marker = item.get_closest_marker("timeout")
-    seconds = float(marker.args[0] if marker else item.config.getini("timeout")) + float(item.config.getini("hung_after"))
+    seconds = float(marker.args[0] if marker else item.config.getini("timeout")) + float(
+        item.config.getini("hung_after")
+    )
     watch = threading.Timer(seconds, _give_up, [item.nodeid, seconds, item.config.stash[_STDERR]])
     watch.daemon = True
     watch.start()

@@ -57,14 +57,28 @@ class Burst:
 
 
 @cli.command()
-@cli.option("--events", default=10_000, show_default=True, type=cli.IntRange(10, 1_000_000), help="One import with one order each.")
-@cli.option("--days", default=30, show_default=True, type=cli.IntRange(1, 150), help="The events are spread over these days in turn.")
+@cli.option(
+    "--events",
+    default=10_000,
+    show_default=True,
+    type=cli.IntRange(10, 1_000_000),
+    help="One import with one order each.",
+)
+@cli.option(
+    "--days",
+    default=30,
+    show_default=True,
+    type=cli.IntRange(1, 150),
+    help="The events are spread over these days in turn.",
+)
 def bench_burst(events: int, days: int) -> None:
     """Thousands of events at once: into the ledger, few runs, all days materialized."""
     with own_stack() as (engine, settings, bridge_settings):
         fill_ordinary(engine, settings)
         _warm_up(engine, bridge_settings)
-        burst = measure_burst(engine, bridge_settings, events, [LAST_DAY - timedelta(days=offset) for offset in range(days)])
+        burst = measure_burst(
+            engine, bridge_settings, events, [LAST_DAY - timedelta(days=offset) for offset in range(days)]
+        )
         wrong = count_wrong(engine)
     print_figures(burst)
     bars = [
@@ -76,7 +90,9 @@ def bench_burst(events: int, days: int) -> None:
             "least",
         ),
         Bar("runs per day", burst.runs_per_day, "runs", 3, "most"),
-        Bar("last day materialized after the last event", burst.done_seconds - burst.published_seconds, "s", 15, "most"),
+        Bar(
+            "last day materialized after the last event", burst.done_seconds - burst.published_seconds, "s", 15, "most"
+        ),
         Bar("rows that one statement over all raw rows finds wrong", sum(wrong.values()), "rows", 0, "most"),
     ]
     print_bars(bars)
@@ -110,7 +126,9 @@ async def _publish_and_watch(
 ) -> tuple[float, float, float]:
     async with EventPublisher(bridge_settings) as publisher:
         started = time.perf_counter()
-        watching = asyncio.create_task(asyncio.to_thread(_wait_until, started, lambda: _count_handled(engine) >= handled))
+        watching = asyncio.create_task(
+            asyncio.to_thread(_wait_until, started, lambda: _count_handled(engine) >= handled)
+        )
         await _publish(publisher, import_ids)
         published_seconds = time.perf_counter() - started
         return started, published_seconds, await watching

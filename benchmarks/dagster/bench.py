@@ -37,8 +37,12 @@ _WARM_UP = 3
 
 
 @cli.command()
-@cli.option("--clicks", default=15, show_default=True, type=cli.IntRange(3, 1000), help="Clicks on each side, interleaved.")
-@cli.option("--runs", default=100, show_default=True, type=cli.IntRange(10, 100_000), help="Runs of the worker process.")
+@cli.option(
+    "--clicks", default=15, show_default=True, type=cli.IntRange(3, 1000), help="Clicks on each side, interleaved."
+)
+@cli.option(
+    "--runs", default=100, show_default=True, type=cli.IntRange(10, 100_000), help="Runs of the worker process."
+)
 def bench_dagster(clicks: int, runs: int) -> None:
     """UI click to SUCCESS against stock Dagster, and runs per second of one worker process."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -68,7 +72,9 @@ def bench_dagster(clicks: int, runs: int) -> None:
     sys.exit(0 if all(bar.ok for bar in bars) else 1)
 
 
-def measure_clicks(folder: Path, addresses: StackAddresses, environment: dict[str, str], clicks: int) -> tuple[Spread, Spread]:
+def measure_clicks(
+    folder: Path, addresses: StackAddresses, environment: dict[str, str], clicks: int
+) -> tuple[Spread, Spread]:
     """每一轮各点一次；两边的网页都热过。"""
     seconds: dict[str, list[float]] = {"warm": [], "stock": []}
     with stock_dagster(folder / "stock", addresses, environment) as stock_url:
@@ -108,7 +114,9 @@ def fill_days(engine: sa.Engine, days: int) -> None:
     ]
     with engine.begin() as connection:
         # 早就完成了的：不然过一分钟，监听器就当它没有人宣布，自己要求这些天
-        connection.execute(sa.insert(import_tasks).values(import_id=import_id, status="completed", completed_at=COMPLETED_AT))
+        connection.execute(
+            sa.insert(import_tasks).values(import_id=import_id, status="completed", completed_at=COMPLETED_AT)
+        )
         connection.execute(sa.insert(raw_orders), rows)
         connection.execute(sa.text("ANALYZE raw_orders, import_tasks"))  # 过一分钟 autovacuum 也会做
 

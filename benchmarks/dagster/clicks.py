@@ -22,18 +22,22 @@ def click(ui_url: str, day: str) -> float:
     :raises RuntimeError: 运行没有成功。
     """
     parameters = {
-        "selector": {**_REPOSITORY, "jobName": "__ASSET_JOB", "assetSelection": [{"path": [asset]} for asset in _ASSETS]},
+        "selector": {
+            **_REPOSITORY,
+            "jobName": "__ASSET_JOB",
+            "assetSelection": [{"path": [asset]} for asset in _ASSETS],
+        },
         "runConfigData": {},
         "mode": "default",
         "executionMetadata": {"tags": [{"key": "dagster/partition", "value": day}]},
     }
     started = time.perf_counter()
-    launched = _ask(ui_url, _LAUNCH, p=parameters)["launchRun"]
+    launched = ask(ui_url, _LAUNCH, p=parameters)["launchRun"]
     if launched["__typename"] != "LaunchRunSuccess":
         raise RuntimeError(f"cannot launch a run: {launched}")
     run_id = launched["run"]["runId"]
     while time.perf_counter() - started < _TIMEOUT_SECONDS:
-        status = _ask(ui_url, _STATUS, id=run_id)["runOrError"]["status"]
+        status = ask(ui_url, _STATUS, id=run_id)["runOrError"]["status"]
         if status == "SUCCESS":
             return time.perf_counter() - started
         if status in ("FAILURE", "CANCELED"):
@@ -42,7 +46,7 @@ def click(ui_url: str, day: str) -> float:
     raise RuntimeError(f"run {run_id} ended as {status}")
 
 
-def _ask(ui_url: str, text: str, **variables: Any) -> Any:
+def ask(ui_url: str, text: str, **variables: Any) -> Any:
     body = json.dumps({"query": text, "variables": variables}).encode()
     request = urllib.request.Request(f"{ui_url}/graphql", body, {"content-type": "application/json"})  # noqa: S310  # 自己起的网页
     with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310  # 同上

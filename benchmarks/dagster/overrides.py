@@ -110,7 +110,9 @@ def measure_costs(environment: Mapping[str, str], runs: int) -> dict[str, Cost]:
             if number >= _WARM_UP:
                 taken[kind].append(cost)
     return {
-        kind: Cost(statistics.median(cost.statements for cost in costs), statistics.median(cost.cpu_ms for cost in costs))
+        kind: Cost(
+            statistics.median(cost.statements for cost in costs), statistics.median(cost.cpu_ms for cost in costs)
+        )
         for kind, costs in taken.items()
     }
 

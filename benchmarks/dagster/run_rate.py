@@ -57,7 +57,9 @@ def measure_run_rate(environment: Mapping[str, str], days: Sequence[date], warm_
         spent[3] += _etl_seconds(worker, run.run_id)
     count = len(days) - warm_up
     create, take, execute, etl = (seconds / count * 1000 for seconds in spent)
-    return RunRate(runs_per_second=1000 / (create + take + execute), create_ms=create, take_ms=take, execute_ms=execute, etl_ms=etl)
+    return RunRate(
+        runs_per_second=1000 / (create + take + execute), create_ms=create, take_ms=take, execute_ms=execute, etl_ms=etl
+    )
 
 
 def _etl_seconds(worker: RunWorker, run_id: str) -> float:

@@ -39,7 +39,9 @@ def _answers_http(url: str) -> ReadinessCheck:
 
 
 @contextmanager
-def stock_dagster(folder: Path, addresses: StackAddresses, environment: dict[str, str], *, code_module: str = CODE_MODULE) -> Iterator[str]:
+def stock_dagster(
+    folder: Path, addresses: StackAddresses, environment: dict[str, str], *, code_module: str = CODE_MODULE
+) -> Iterator[str]:
     """与我们的栈并排的一套；给出它的网页地址。"""
     home = folder / "home"
     create_private_folder(home)
@@ -55,12 +57,24 @@ def stock_dagster(folder: Path, addresses: StackAddresses, environment: dict[str
     write_workspace(workspace, code_server_port=code_port)
 
     local = ("--host", "127.0.0.1", "--port")
-    code = ("dagster", "api", "grpc", *local, str(code_port), "--module-name", code_module, "--location-name", LOCATION_NAME)
+    code = (
+        "dagster",
+        "api",
+        "grpc",
+        *local,
+        str(code_port),
+        "--module-name",
+        code_module,
+        "--location-name",
+        LOCATION_NAME,
+    )
     web = ("dagster_webserver", *local, str(ui_port), "--workspace", str(workspace))
     daemon = ("dagster._daemon", "run", "--workspace", str(workspace))
     ui_url = f"http://127.0.0.1:{ui_port}"
 
-    def service(name: str, arguments: tuple[str, ...], is_ready: ReadinessCheck = started, after: tuple[str, ...] = ()) -> Service:
+    def service(
+        name: str, arguments: tuple[str, ...], is_ready: ReadinessCheck = started, after: tuple[str, ...] = ()
+    ) -> Service:
         command = [sys.executable, "-P", "-m", *arguments]
         return Service(name, partial(launch, command, env=environment), is_ready, after=after)
 

@@ -225,7 +225,15 @@ def bars_of(size: str, figures: Sequence[Figures]) -> list[Bar]:
 
     if size == "1k":
         together = sum(seconds(step) for step in ("orders", "customers", "leads"))
-        return [Bar("1k, all three: row by row takes", seconds("all three row by row") / together, "times as long", 40, "least")]
+        return [
+            Bar(
+                "1k, all three: row by row takes",
+                seconds("all three row by row") / together,
+                "times as long",
+                40,
+                "least",
+            )
+        ]
     if size == "100k":
         return []
     unchanged = found[PHASES[1], "orders"]
@@ -235,7 +243,13 @@ def bars_of(size: str, figures: Sequence[Figures]) -> list[Bar]:
     return [
         Bar("1M, orders: times its floor", seconds("orders") / seconds("orders floor"), "x", 1.8, "most"),
         Bar(f"1M, {peer} takes", seconds(peer) / seconds("orders"), "times as long", 4, "least"),
-        Bar("1M, orders unchanged: share of the first load", unchanged.seconds.median / seconds("orders"), "x", 0.75, "most"),
+        Bar(
+            "1M, orders unchanged: share of the first load",
+            unchanged.seconds.median / seconds("orders"),
+            "x",
+            0.75,
+            "most",
+        ),
         Bar("1M, orders unchanged: WAL", unchanged.wal_mib, "MiB", 1, "most"),
         Bar("1M, peak RSS", peak, "MiB", 1000 * 1000 * 1000 / _MEBIBYTE, "most"),
         Bar("1M, customers: times its floor", seconds("customers") / seconds("customers floor"), "x", 2, "most"),

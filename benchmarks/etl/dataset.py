@@ -39,7 +39,9 @@ def fill_database(engine: sa.Engine, raw_rows: int) -> Dataset:
     revised = _versions(first, raw_rows - orders, seed=1)
     changed = _versions(first, orders // 10, seed=2).with_columns(pl.col("amount") + 1)
     with engine.begin() as connection:
-        connection.execute(sa.insert(shop_configs), [{"shop_id": key, "shop_name": name} for key, name in SHOPS.items()])
+        connection.execute(
+            sa.insert(shop_configs), [{"shop_id": key, "shop_name": name} for key, name in SHOPS.items()]
+        )
         connection.execute(
             sa.insert(order_type_mappings),
             [

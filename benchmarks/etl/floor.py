@@ -28,7 +28,16 @@ _CUSTOMER_COLUMNS = (
     *("order_count", "total_amount", *_FIGURES),
 )
 _LEAD_COLUMNS = (
-    *("lead_id", "customer_global_id", "lead_no", "current_stage", "opened_at", "last_order_at", "closed_at", "closed_by"),
+    *(
+        "lead_id",
+        "customer_global_id",
+        "lead_no",
+        "current_stage",
+        "opened_at",
+        "last_order_at",
+        "closed_at",
+        "closed_by",
+    ),
     *_FIGURES,
 )
 
@@ -74,7 +83,8 @@ _ORDERS = f"""
 
 _TYPES = ("SAMPLE", "PROOF", "BULK")
 _CANCELLED, _COMPLETED = (
-    ", ".join(f"'{status}'" for status in EtlSettings.model_fields[name].default) for name in ("cancelled_statuses", "completed_statuses")
+    ", ".join(f"'{status}'" for status in EtlSettings.model_fields[name].default)
+    for name in ("cancelled_statuses", "completed_statuses")
 )
 _COUNTED = f"""lower(o.latest_status) NOT IN ({_CANCELLED})"""
 _WON = f"""o.system_order_type = 'BULK' AND lower(o.latest_status) IN ({_COMPLETED})"""
@@ -137,7 +147,9 @@ def prepare(engine: sa.Engine) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
         for table in ("orders", "customers", "business_leads"):
-            connection.exec_driver_sql(f"CREATE TABLE IF NOT EXISTS {SCHEMA}.{table} (LIKE public.{table} INCLUDING ALL)")
+            connection.exec_driver_sql(
+                f"CREATE TABLE IF NOT EXISTS {SCHEMA}.{table} (LIKE public.{table} INCLUDING ALL)"
+            )
             connection.exec_driver_sql(f"TRUNCATE {SCHEMA}.{table}")
 
 

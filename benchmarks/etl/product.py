@@ -20,7 +20,16 @@ from etl_assets.services.materialization import RunContext
 def prepare(engine: sa.Engine, settings: EtlSettings) -> None:
     """清空结果与 ETL 自己的表。"""
     targets = target_tables(settings.target_schema)
-    tables = (targets.orders, targets.customers, targets.leads, order_index, stale_customers, rejected_rows, outbox, ledger)
+    tables = (
+        targets.orders,
+        targets.customers,
+        targets.leads,
+        order_index,
+        stale_customers,
+        rejected_rows,
+        outbox,
+        ledger,
+    )
     with engine.begin() as connection:
         connection.exec_driver_sql(f"TRUNCATE {', '.join(table.fullname for table in tables)}")
 

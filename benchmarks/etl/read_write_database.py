@@ -27,7 +27,9 @@ _ORDERS = target_tables(SCHEMA).orders
 _COLUMNS = tuple(column.name for column in _ORDERS.columns if column.name not in ("created_at", "updated_at"))
 _KEY = ("shop_id", "order_id")
 _VALUES = tuple(name for name in _COLUMNS if name not in _KEY)
-_STAGING = sa.Table("staged_orders", sa.MetaData(), *[sa.Column(name, _ORDERS.c[name].type) for name in _COLUMNS], schema=SCHEMA)
+_STAGING = sa.Table(
+    "staged_orders", sa.MetaData(), *[sa.Column(name, _ORDERS.c[name].type) for name in _COLUMNS], schema=SCHEMA
+)
 
 _RAW_TYPES = {
     "raw_id": pl.Int64(),
@@ -72,9 +74,14 @@ def _load_orders(engine: sa.Engine, settings: EtlSettings, write_options: dict[s
         mappings = pl.read_database(sa.select(order_type_mappings), connection)
     orders = transform(rows, mappings, settings)
     # 暂存表的 uuid 与 timestamptz 等类型要写明，to_sql 只认得一部分
-    types = {column.name: sa.Uuid(as_uuid=False) if isinstance(column.type, sa.Uuid) else column.type for column in _STAGING.columns}
+    types = {
+        column.name: sa.Uuid(as_uuid=False) if isinstance(column.type, sa.Uuid) else column.type
+        for column in _STAGING.columns
+    }
     with engine.begin() as connection:
-        orders.write_database(_STAGING.fullname, connection, if_table_exists="replace", engine_options={"dtype": types, **write_options})
+        orders.write_database(
+            _STAGING.fullname, connection, if_table_exists="replace", engine_options={"dtype": types, **write_options}
+        )
         connection.execute(upsert_staged())
 
 
@@ -83,7 +90,10 @@ def select_raw_rows(partitions: DayRange, settings: EtlSettings) -> sa.Select[An
     rank = sa.func.dense_rank().over(order_by=import_tasks.c.completed_at.nulls_first()).label("import_rank")
     imports = sa.select(import_tasks.c.import_id, rank).where(import_tasks.c.status == "completed").subquery("imports")
     raw = raw_orders.c
-    start, end = (datetime.combine(day, time(), tzinfo=settings.zone) for day in (partitions.first, partitions.last + timedelta(days=1)))
+    start, end = (
+        datetime.combine(day, time(), tzinfo=settings.zone)
+        for day in (partitions.first, partitions.last + timedelta(days=1))
+    )
     return (
         sa.select(
             raw.raw_id,
@@ -153,5 +163,8 @@ def insert_by_copy(table: Any, connection: sa.Connection, keys: Sequence[str], r
     buffer = io.StringIO()
     csv.writer(buffer).writerows(rows)
     driver: Any = connection.connection.driver_connection
-    with driver.cursor() as cursor, cursor.copy(f"COPY {table.schema}.{table.name} ({', '.join(keys)}) FROM STDIN WITH CSV") as copy:
+    with (
+        driver.cursor() as cursor,
+        cursor.copy(f"COPY {table.schema}.{table.name} ({', '.join(keys)}) FROM STDIN WITH CSV") as copy,
+    ):
         copy.write(buffer.getvalue())

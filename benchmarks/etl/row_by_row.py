@@ -41,7 +41,16 @@ _CUSTOMER_COLUMNS = (
     *("order_count", "total_amount", *_FIGURES),
 )
 _LEAD_COLUMNS = (
-    *("lead_id", "customer_global_id", "lead_no", "current_stage", "opened_at", "last_order_at", "closed_at", "closed_by"),
+    *(
+        "lead_id",
+        "customer_global_id",
+        "lead_no",
+        "current_stage",
+        "opened_at",
+        "last_order_at",
+        "closed_at",
+        "closed_by",
+    ),
     *(*_FIGURES, "owner", "notes"),
 )
 
@@ -61,9 +70,13 @@ def prepare(engine: sa.Engine) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
         for table in ("orders", "customers", "business_leads"):
-            connection.exec_driver_sql(f"CREATE TABLE IF NOT EXISTS {SCHEMA}.{table} (LIKE public.{table} INCLUDING ALL)")
+            connection.exec_driver_sql(
+                f"CREATE TABLE IF NOT EXISTS {SCHEMA}.{table} (LIKE public.{table} INCLUDING ALL)"
+            )
             connection.exec_driver_sql(f"TRUNCATE {SCHEMA}.{table}")
-        connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS ix_orders_customer ON {SCHEMA}.orders (shop_id, customer_nickname)")
+        connection.exec_driver_sql(
+            f"CREATE INDEX IF NOT EXISTS ix_orders_customer ON {SCHEMA}.orders (shop_id, customer_nickname)"
+        )
 
 
 def load_all(engine: sa.Engine, settings: EtlSettings) -> None:
@@ -96,7 +109,9 @@ def _handle(connection: sa.Connection, raw: RawRow, settings: ReferenceSettings)
 def _is_newer(connection: sa.Connection, judged: JudgedRow, stored: Row) -> bool:
     """与写着的那个版本比：先比导入完成的时刻（没有的最旧），再比 raw_id。"""
     completed_at = sa.cast(sa.extract("epoch", _IMPORT_TASKS.c.completed_at), sa.Numeric)
-    stored_completed_at = connection.scalar(sa.select(completed_at).where(_IMPORT_TASKS.c.import_id == stored["import_id"]))
+    stored_completed_at = connection.scalar(
+        sa.select(completed_at).where(_IMPORT_TASKS.c.import_id == stored["import_id"])
+    )
     return _age(judged.raw.completed_at, judged.raw.raw_id) > _age(stored_completed_at, stored["raw_id"])
 
 
@@ -104,24 +119,38 @@ def _age(completed_at: Decimal | None, raw_id: int) -> tuple[bool, Decimal, int]
     return (completed_at is not None, completed_at or Decimal(0), raw_id)
 
 
-def _write_customer_and_leads(connection: sa.Connection, shop_id: UUID, nickname: str, settings: ReferenceSettings) -> None:
+def _write_customer_and_leads(
+    connection: sa.Connection, shop_id: UUID, nickname: str, settings: ReferenceSettings
+) -> None:
     orders = _read_customer_orders(connection, shop_id, nickname)
     customer_key = build_customer_key(shop_id, nickname)
     stored = _find(connection, _CUSTOMERS, customer_key=customer_key)
     customer_id: UUID = stored["customer_global_id"] if stored is not None else new_customer_id(customer_key)
-    _write(connection, _CUSTOMERS, ("customer_global_id",), stored, build_customer(customer_id, customer_key, orders, settings))
+    _write(
+        connection,
+        _CUSTOMERS,
+        ("customer_global_id",),
+        stored,
+        build_customer(customer_id, customer_key, orders, settings),
+    )
 
     stored_leads = database.find_stored_leads(connection, SCHEMA, customer_id)
-    leads = build_leads(customer_id, customer_key, count_in(orders, settings), stored_leads, _read_newest_day(connection), settings)
+    leads = build_leads(
+        customer_id, customer_key, count_in(orders, settings), stored_leads, _read_newest_day(connection), settings
+    )
     for lead in leads:
-        _write(connection, _LEADS, _LEAD_KEY, _find(connection, _LEADS, **{name: lead[name] for name in _LEAD_KEY}), lead)
+        _write(
+            connection, _LEADS, _LEAD_KEY, _find(connection, _LEADS, **{name: lead[name] for name in _LEAD_KEY}), lead
+        )
     for lead_no in {lead.lead_no for lead in stored_leads} - {lead["lead_no"] for lead in leads}:
         connection.execute(sa.delete(_LEADS).where(_matches(_LEADS, customer_global_id=customer_id, lead_no=lead_no)))
 
 
 def _read_customer_orders(connection: sa.Connection, shop_id: UUID, nickname: str) -> list[Order]:
     rows = connection.execute(
-        sa.select(*[_ORDERS.c[name] for name in _ORDER_COLUMNS]).where(_matches(_ORDERS, shop_id=shop_id, customer_nickname=nickname))
+        sa.select(*[_ORDERS.c[name] for name in _ORDER_COLUMNS]).where(
+            _matches(_ORDERS, shop_id=shop_id, customer_nickname=nickname)
+        )
     )
     return [Order(**{**row._mapping, "ordered_at": to_instant(row.ordered_at)}) for row in rows]
 
@@ -148,12 +177,16 @@ def _find(connection: sa.Connection, table: sa.TableClause, **key: Any) -> Row |
     return dict(row) if row is not None else None
 
 
-def _write(connection: sa.Connection, table: sa.TableClause, key: tuple[str, ...], stored: Row | None, row: Mapping[str, Any]) -> None:
+def _write(
+    connection: sa.Connection, table: sa.TableClause, key: tuple[str, ...], stored: Row | None, row: Mapping[str, Any]
+) -> None:
     if stored is None:
         connection.execute(sa.insert(table).values(**row))
     elif stored != row:
         connection.execute(
-            sa.update(table).where(_matches(table, **{name: row[name] for name in key})).values(**row, updated_at=sa.func.now())
+            sa.update(table)
+            .where(_matches(table, **{name: row[name] for name in key}))
+            .values(**row, updated_at=sa.func.now())
         )
 
 

@@ -75,8 +75,14 @@ class Measured:
 
 
 @cli.command()
-@cli.option("--rounds", default=18, show_default=True, type=cli.IntRange(2, 1_000), help="Events and clicks of each history.")
-@cli.option("--tenth-year/--no-tenth-year", default=None, help="Also 10,000,000 orders: by default where 30 GB of disk are free.")
+@cli.option(
+    "--rounds", default=18, show_default=True, type=cli.IntRange(2, 1_000), help="Events and clicks of each history."
+)
+@cli.option(
+    "--tenth-year/--no-tenth-year",
+    default=None,
+    help="Also 10,000,000 orders: by default where 30 GB of disk are free.",
+)
 def bench_growth(rounds: int, *, tenth_year: bool | None) -> None:
     """One event, stage by stage, and one click: on an empty database, a long history, a busy day, a busy customer."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -133,7 +139,9 @@ async def measure(houses: list[House], log: ServerLog, rounds: int) -> dict[str,
                 for house in houses:
                     start = log.size()
                     observation = await observe[house.case.key](_WARM_UP_ROUNDS + rounds + number)
-                    measured[house.case.key].statements.append(log.count(start, observation.worker_pid, beside[house.case.key]))
+                    measured[house.case.key].statements.append(
+                        log.count(start, observation.worker_pid, beside[house.case.key])
+                    )
     return dict(measured)
 
 
@@ -167,11 +175,29 @@ def bars_of(filled: Sequence[Filled], measured: dict[str, Measured]) -> Iterator
             continue
         for stage, name in (("event", "publish to SUCCESS"), ("click", "click to SUCCESS")):
             yield Bar(f"({one.case.key}) {one.case.title}: {name}", times(one.case, stage), "times (a)", 1.3, "most")
-    yield Bar(f"({BUSIEST_CUSTOMER.key}) {BUSIEST_CUSTOMER.title}: orders", times(BUSIEST_CUSTOMER, "orders"), "times (a)", 1.3, "most")
+    yield Bar(
+        f"({BUSIEST_CUSTOMER.key}) {BUSIEST_CUSTOMER.title}: orders",
+        times(BUSIEST_CUSTOMER, "orders"),
+        "times (a)",
+        1.3,
+        "most",
+    )
     counts = [fewest(one.statements) for one in measured.values()]
     yield Bar("statements from claim to SUCCESS, one order", max(counts), "statements", 45, "most")
-    yield Bar("statements: the most of a history over the fewest of another", max(counts) - min(counts), "statements", 0, "most")
-    yield Bar("changes by the product to days of the filled histories", sum(len(one.changes) for one in filled), "changes", 0, "most")
+    yield Bar(
+        "statements: the most of a history over the fewest of another",
+        max(counts) - min(counts),
+        "statements",
+        0,
+        "most",
+    )
+    yield Bar(
+        "changes by the product to days of the filled histories",
+        sum(len(one.changes) for one in filled),
+        "changes",
+        0,
+        "most",
+    )
 
 
 def fewest(statements: Sequence[Statements]) -> int:
@@ -180,7 +206,9 @@ def fewest(statements: Sequence[Statements]) -> int:
 
 
 def print_figures(cases: Sequence[Case], measured: dict[str, Measured]) -> None:
-    table = Table("median ms (min - max)", *(f"({case.key})" for case in cases), *(f"{case.key} / a" for case in cases[1:]))
+    table = Table(
+        "median ms (min - max)", *(f"({case.key})" for case in cases), *(f"{case.key} / a" for case in cases[1:])
+    )
     spreads = {key: one.spreads() for key, one in measured.items()}
     for stage in (*STAGES, "click"):
         of_stage = [spreads[case.key][stage] for case in cases]
@@ -188,5 +216,7 @@ def print_figures(cases: Sequence[Case], measured: dict[str, Measured]) -> None:
         table.add_row(stage, *shown, *(f"{spread.median / of_stage[0].median:.2f}" for spread in of_stage[1:]))
     for name in ("data", "data_transactions", "dagster"):
         counts = [min(getattr(counted, name) for counted in measured[case.key].statements) for case in cases]
-        table.add_row(f"statements: {name.replace('_', ' of ')}", *(str(count) for count in counts), *([""] * (len(cases) - 1)))
+        table.add_row(
+            f"statements: {name.replace('_', ' of ')}", *(str(count) for count in counts), *([""] * (len(cases) - 1))
+        )
     Console(width=200).print(table)

@@ -48,12 +48,18 @@ class Case:
         return new_order(LAST_DAY if number % 2 else day, None if is_newcomer else customer)
 
 
-EMPTY = Case("a", "almost empty: 100 orders over 100 days", History(LAST_DAY, days=100, imports=100, orders=100, customers=100))
+EMPTY = Case(
+    "a", "almost empty: 100 orders over 100 days", History(LAST_DAY, days=100, imports=100, orders=100, customers=100)
+)
 """不是一个也没有：老客户与已有的订单，别的历史上有，这里也要有。"""
 TENTH_YEAR = Case(
-    "c", "10,000,000 orders in 100,000 imports over 3,650 days", History(LAST_DAY, 3_650, 100_000, orders=10_000_000, customers=2_000_000)
+    "c",
+    "10,000,000 orders in 100,000 imports over 3,650 days",
+    History(LAST_DAY, 3_650, 100_000, orders=10_000_000, customers=2_000_000),
 )
-BUSIEST_CUSTOMER = Case("e", "a customer with 100,000 orders", History(LAST_DAY, 1_000, 1_000, 100_000, customers=1), gains_customers=False)
+BUSIEST_CUSTOMER = Case(
+    "e", "a customer with 100,000 orders", History(LAST_DAY, 1_000, 1_000, 100_000, customers=1), gains_customers=False
+)
 CASES = (
     EMPTY,
     Case("b", "1,000,000 orders in 10,000 imports over 1,000 days", ORDINARY),

@@ -16,7 +16,11 @@ _LINE = re.compile(r"\S+ \S+ UTC \[(\d+)\] \S*?\((\d+)\) (\S+) LOG:  (?:statemen
 _TRANSACTION = re.compile(r"BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE|SET default_transaction_isolation|;$")
 _DATA = "etl"
 """数据一侧的引擎的 application_name；Dagster 的存储没有名字。"""
-_CLAIM, _HEARTBEAT, _END = "INSERT INTO etl.leases", "UPDATE etl.leases SET expires_at", "UPDATE runs SET status='SUCCESS'"
+_CLAIM, _HEARTBEAT, _END = (
+    "INSERT INTO etl.leases",
+    "UPDATE etl.leases SET expires_at",
+    "UPDATE runs SET status='SUCCESS'",
+)
 _SETTLE_SECONDS = 1.0
 
 

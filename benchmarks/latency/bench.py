@@ -76,28 +76,52 @@ class Timing:
 
 @cli.command()
 @cli.option("--events", default=60, show_default=True, type=cli.IntRange(10, 2_000), help="Events of the warm side.")
-@cli.option("--rate", default=1.0, show_default=True, type=cli.FloatRange(0.1, 5), help="Events per second of the warm side.")
-@cli.option("--stock-events", default=5, show_default=True, type=cli.IntRange(2, 100), help="Events of stock Dagster, one at a time.")
+@cli.option(
+    "--rate", default=1.0, show_default=True, type=cli.FloatRange(0.1, 5), help="Events per second of the warm side."
+)
+@cli.option(
+    "--stock-events",
+    default=5,
+    show_default=True,
+    type=cli.IntRange(2, 100),
+    help="Events of stock Dagster, one at a time.",
+)
 def bench_latency(events: int, rate: float, stock_events: int) -> None:
     """Event published to three tables committed and run SUCCESS, stage by stage, against a stock Dagster sensor."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         stack = Stack(
-            Path(folder) / "warm", settings=EtlSettings(database_url=""), bridge_settings=BridgeSettings(nats_url=""), port=find_free_port()
+            Path(folder) / "warm",
+            settings=EtlSettings(database_url=""),
+            bridge_settings=BridgeSettings(nats_url=""),
+            port=find_free_port(),
         )
         with stack as addresses:
             settings = EtlSettings(database_url=addresses.database_url)
             engine = build_engine(settings)
             fill_ordinary(engine, settings)
             prepare_target(engine, EtlSettings(database_url=addresses.database_url, target_schema=_STOCK_SCHEMA))
-            environment = {**os.environ, **addresses.environment(), "ETL_TARGET_SCHEMA": _STOCK_SCHEMA, "DAGSTER_DISABLE_TELEMETRY": "1"}
+            environment = {
+                **os.environ,
+                **addresses.environment(),
+                "ETL_TARGET_SCHEMA": _STOCK_SCHEMA,
+                "DAGSTER_DISABLE_TELEMETRY": "1",
+            }
             with stock_dagster(Path(folder) / "stock", addresses, environment, code_module=stock_location.__name__):
                 observations, stock = asyncio.run(
-                    measure(engine, BridgeSettings(nats_url=addresses.nats_url), events=events, rate=rate, stock_events=stock_events)
+                    measure(
+                        engine,
+                        BridgeSettings(nats_url=addresses.nats_url),
+                        events=events,
+                        rate=rate,
+                        stock_events=stock_events,
+                    )
                 )
             engine.dispose()
     stages = [Timing.of(name, milliseconds(observations, first, last)) for name, first, last in _STAGES]
     total = Timing.of("published -> SUCCESS seen", milliseconds(observations, "published", "seen"))
-    announced = Timing.of("published -> leads announced in EVENTS", milliseconds(observations, "published", "announced"))
+    announced = Timing.of(
+        "published -> leads announced in EVENTS", milliseconds(observations, "published", "announced")
+    )
     print_figures(stages, total, announced, stock, events)
     bars = [
         Bar("event to three tables and SUCCESS, median", total.median, "ms", 200, "most"),
@@ -105,7 +129,14 @@ def bench_latency(events: int, rate: float, stock_events: int) -> None:
         Bar("event to SUCCESS: stock Dagster takes", stock.median * 1000 / total.median, "times as long", 40, "least"),
     ]
     print_bars(bars)
-    figures = {"stages_ms": stages, "total_ms": total, "announced_ms": announced, "stock_seconds": stock, "events": events, "rate": rate}
+    figures = {
+        "stages_ms": stages,
+        "total_ms": total,
+        "announced_ms": announced,
+        "stock_seconds": stock,
+        "events": events,
+        "rate": rate,
+    }
     path = write_results("latency", bars, {"figures": figures})
     cli.echo(f"written to {path}")
     sys.exit(0 if all(bar.ok for bar in bars) else 1)
@@ -128,7 +159,10 @@ async def measure(
         await _run_stock(engine, publisher, 0)
         for block in range(stock_events):
             numbers = range(_WARM_UP + events * block // stock_events, _WARM_UP + events * (block + 1) // stock_events)
-            cli.echo(f"events {numbers.start - _WARM_UP + 1} to {numbers.stop - _WARM_UP} of {events}, then one of stock Dagster", err=True)
+            cli.echo(
+                f"events {numbers.start - _WARM_UP + 1} to {numbers.stop - _WARM_UP} of {events}, then one of stock Dagster",
+                err=True,
+            )
             observations += await observe(numbers)
             stock_seconds.append(await _run_stock(engine, publisher, block + 1))
     await connection.close()
@@ -154,7 +188,9 @@ async def observe_block(
         return await publish_and_observe(engine, publisher, connection, bystander, import_id, day)
 
     started = time.monotonic() + 1
-    return list(await asyncio.gather(*(observe(number, started + place / rate) for place, number in enumerate(numbers))))
+    return list(
+        await asyncio.gather(*(observe(number, started + place / rate) for place, number in enumerate(numbers)))
+    )
 
 
 async def _run_stock(engine: sa.Engine, publisher: EventPublisher, number: int) -> float:
@@ -171,7 +207,12 @@ def print_figures(stages: Sequence[Timing], total: Timing, announced: Timing, st
     for timing in stages:
         table.add_row(timing.name, f"{timing.median:.1f}", f"{timing.p99:.1f}", f"{timing.min:.1f}")
     explained = sum(timing.median for timing in stages)
-    table.add_row("sum of the medians, and what it leaves of the total", f"{explained:.1f} + {total.median - explained:.1f}", "", "")
+    table.add_row(
+        "sum of the medians, and what it leaves of the total",
+        f"{explained:.1f} + {total.median - explained:.1f}",
+        "",
+        "",
+    )
     for timing in (total, announced):
         table.add_row(timing.name, f"{timing.median:.1f}", f"{timing.p99:.1f}", f"{timing.min:.1f}")
     table.add_row(

@@ -76,14 +76,21 @@ class Bystander:
 
 
 async def publish_and_observe(
-    engine: sa.Engine, publisher: EventPublisher, nats: JetStreamConnection, bystander: Bystander, import_id: UUID, day: date
+    engine: sa.Engine,
+    publisher: EventPublisher,
+    nats: JetStreamConnection,
+    bystander: Bystander,
+    import_id: UUID,
+    day: date,
 ) -> Observation:
     """发一个事件，等它的运行成功，收集各个时刻。"""
     with watching(engine) as connection:
         published = time.time()
         placed = await publisher.publish(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=import_id))
         await asyncio.to_thread(_until_found, lambda: bystander.first_doorbell_after(published))
-        run_id, claimed, worker_pid = await asyncio.to_thread(_until_found, lambda: _read_lease(connection, day, published))
+        run_id, claimed, worker_pid = await asyncio.to_thread(
+            _until_found, lambda: _read_lease(connection, day, published)
+        )
         seen = await asyncio.to_thread(_until_found, lambda: _seen_succeeded(connection, run_id))
         moments = await asyncio.to_thread(_read_moments, connection, run_id, day)
     rung = bystander.first_doorbell_after(moments["requested"])
@@ -127,7 +134,9 @@ def _until_found(look: Callable[[], Found | None]) -> Found:
 
 def _read_lease(connection: sa.Connection, day: date, published: float) -> tuple[str, float, int] | None:
     """做这一天的租约与它的工人，在发出之后领的：运行一结束它就不在了，所以要守着看。"""
-    wanted = sa.select(leases.c.run_id, leases.c.acquired_at, leases.c.owner).where(leases.c.first_day <= day, leases.c.last_day >= day)
+    wanted = sa.select(leases.c.run_id, leases.c.acquired_at, leases.c.owner).where(
+        leases.c.first_day <= day, leases.c.last_day >= day
+    )
     row = connection.execute(wanted).first()
     if row is None or row.acquired_at.timestamp() < published:
         return None
@@ -150,12 +159,17 @@ def _seen(connection: sa.Connection, statuses: sa.Select[Any]) -> float | None:
 def _read_moments(connection: sa.Connection, run_id: str, day: date) -> dict[str, float]:
     """Dagster 的时刻没有时区，是 UTC。"""
     created = sa.text(f"SELECT create_timestamp FROM {DAGSTER_SCHEMA}.runs WHERE run_id = :run_id")
-    ended = sa.text(f"SELECT timestamp FROM {DAGSTER_SCHEMA}.event_logs WHERE run_id = :run_id AND dagster_event_type = 'PIPELINE_SUCCESS'")
+    ended = sa.text(
+        f"SELECT timestamp FROM {DAGSTER_SCHEMA}.event_logs WHERE run_id = :run_id AND dagster_event_type = 'PIPELINE_SUCCESS'"
+    )
     of_day = sa.select(ledger.c.asset, ledger.c.requested_at, ledger.c.materialized_at).where(
         ledger.c.target == "public", ledger.c.day == day
     )
     rows = {row.asset: row for row in connection.execute(of_day)}
-    naive = {name: connection.execute(text, {"run_id": run_id}).scalar_one() for name, text in (("created", created), ("succeeded", ended))}
+    naive = {
+        name: connection.execute(text, {"run_id": run_id}).scalar_one()
+        for name, text in (("created", created), ("succeeded", ended))
+    }
     return {
         "requested": rows["orders"].requested_at.timestamp(),
         **{name: moment.replace(tzinfo=UTC).timestamp() for name, moment in naive.items()},

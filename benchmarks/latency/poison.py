@@ -59,26 +59,55 @@ class Measured:
 
 
 @cli.command()
-@cli.option("--rate", default=1_000, show_default=True, type=cli.IntRange(20, 100_000), help="Events of a flood per second.")
+@cli.option(
+    "--rate", default=1_000, show_default=True, type=cli.IntRange(20, 100_000), help="Events of a flood per second."
+)
 @cli.option("--seconds", default=10, show_default=True, type=cli.IntRange(5, 600), help="Seconds of each measurement.")
-@cli.option("--waiting", default=20_000, show_default=True, type=cli.IntRange(20, 1_000_000), help="Events whose imports are not there.")
+@cli.option(
+    "--waiting",
+    default=20_000,
+    show_default=True,
+    type=cli.IntRange(20, 1_000_000),
+    help="Events whose imports are not there.",
+)
 def bench_poison(rate: int, seconds: int, waiting: int) -> None:
     """A flood of unusable events, then one of events that must wait: how much slower do the good ones become?"""
     with own_stack() as (engine, settings, bridge_settings):
         RawData(engine)
         measured = asyncio.run(measure(engine, settings, bridge_settings, rate=rate, seconds=seconds, waiting=waiting))
     table = Table("published -> SUCCESS seen, one good event a second", "median ms", "p99 ms", "min ms")
-    for timing in (measured.quiet, measured.in_poison, measured.quiet_again, measured.while_arriving, measured.while_waiting):
+    for timing in (
+        measured.quiet,
+        measured.in_poison,
+        measured.quiet_again,
+        measured.while_arriving,
+        measured.while_waiting,
+    ):
         table.add_row(timing.name, f"{timing.median:.1f}", f"{timing.p99:.1f}", f"{timing.min:.1f}")
     Console().print(table)
-    for name, flood in (("poison events, dead-lettered", measured.poison), ("events that wait, in the ledger", measured.waiting)):
+    for name, flood in (
+        ("poison events, dead-lettered", measured.poison),
+        ("events that wait, in the ledger", measured.waiting),
+    ):
         cli.echo(f"{flood.published:,} at {flood.per_second:,.0f} per second {name}: {flood.arrived:,}")
     poison, late = measured.poison, measured.waiting
     unit = "times as long as without"
     bars = [
         Bar("good events in the flood, median", measured.in_poison.median / measured.quiet.median, unit, 2, "most"),
-        Bar("good events while waiting ones arrive, median", measured.while_arriving.median / measured.quiet_again.median, unit, 2, "most"),
-        Bar("good events while all of them wait, median", measured.while_waiting.median / measured.quiet_again.median, unit, 2, "most"),
+        Bar(
+            "good events while waiting ones arrive, median",
+            measured.while_arriving.median / measured.quiet_again.median,
+            unit,
+            2,
+            "most",
+        ),
+        Bar(
+            "good events while all of them wait, median",
+            measured.while_waiting.median / measured.quiet_again.median,
+            unit,
+            2,
+            "most",
+        ),
         Bar("poison events that are not dead-lettered", poison.published - poison.arrived, "events", 0, "most"),
         Bar("waiting events that are not in the ledger", late.published - late.arrived, "events", 0, "most"),
     ]
@@ -112,7 +141,9 @@ async def measure(
 
         await observe("warm-up", _WARM_UP)
         quiet = await observe("without poison")
-        flooding = asyncio.create_task(_flood(connection, lambda: b"\xff not an event", rate=rate, count=rate * (seconds + 1)))
+        flooding = asyncio.create_task(
+            _flood(connection, lambda: b"\xff not an event", rate=rate, count=rate * (seconds + 1))
+        )
         in_poison = await observe("in the flood of poison")
         published, per_second = await flooding
         async with asyncio.timeout(_PATIENCE_SECONDS):
@@ -137,7 +168,9 @@ def _event_without_import() -> bytes:
     return DataImportCompleted(import_id=uuid4()).model_dump_json().encode()
 
 
-async def _flood(connection: JetStreamConnection, body: Callable[[], bytes], *, rate: float, count: int) -> tuple[int, float]:
+async def _flood(
+    connection: JetStreamConnection, body: Callable[[], bytes], *, rate: float, count: int
+) -> tuple[int, float]:
     """按时刻表发，到 count 个为止；NATS 来不及存就等它。返回发出的个数与真正的速度。"""
     started, published = time.monotonic(), 0
     sending: set[asyncio.Task[object]] = set()

@@ -14,7 +14,15 @@ from uuid import UUID
 import nats
 import nats.errors
 import sqlalchemy as sa
-from dagster import DefaultSensorStatus, Definitions, ResourceParam, RunRequest, define_asset_job, in_process_executor, sensor
+from dagster import (
+    DefaultSensorStatus,
+    Definitions,
+    ResourceParam,
+    RunRequest,
+    define_asset_job,
+    in_process_executor,
+    sensor,
+)
 from nats.aio.msg import Msg
 
 from bridge.events.subjects import EVENTS_PREFIX, EVENTS_STREAM

@@ -76,10 +76,26 @@ class Rush:
 
 
 @cli.command()
-@cli.option("--orders", default=100_000, show_default=True, type=cli.IntRange(1_000, 10_000_000), help="Orders of the day.")
-@cli.option("--imports", default=1_000, show_default=True, type=cli.IntRange(10, 100_000), help="Imports that bring them.")
-@cli.option("--quiet-seconds", default=20, show_default=True, type=cli.IntRange(5, 600), help="The other days alone, before each rush.")
-@cli.option("--rushes", default=2, show_default=True, type=cli.IntRange(1, 10), help="Days that get a rush, one after the other.")
+@cli.option(
+    "--orders", default=100_000, show_default=True, type=cli.IntRange(1_000, 10_000_000), help="Orders of the day."
+)
+@cli.option(
+    "--imports", default=1_000, show_default=True, type=cli.IntRange(10, 100_000), help="Imports that bring them."
+)
+@cli.option(
+    "--quiet-seconds",
+    default=20,
+    show_default=True,
+    type=cli.IntRange(5, 600),
+    help="The other days alone, before each rush.",
+)
+@cli.option(
+    "--rushes",
+    default=2,
+    show_default=True,
+    type=cli.IntRange(1, 10),
+    help="Days that get a rush, one after the other.",
+)
 def bench_rush(orders: int, imports: int, quiet_seconds: int, rushes: int) -> None:
     """11.11: a day gets 100,000 orders as fast as they come; what does it do to other days, and how soon is it right?"""
     with own_stack() as (engine, settings, bridge_settings):
@@ -97,12 +113,26 @@ def bench_rush(orders: int, imports: int, quiet_seconds: int, rushes: int) -> No
     during = Spread.of([latency for rush in measured for latency in rush.during])
     print_figures(measured, quiet, during)
     bars = [
-        Bar("events of other days in the rush, median", during.median / quiet.median, "times as long as without", 2, "most"),
-        Bar("the day is right after its last import", max(rush.right_after_seconds for rush in measured), "s", 10, "most"),
+        Bar(
+            "events of other days in the rush, median",
+            during.median / quiet.median,
+            "times as long as without",
+            2,
+            "most",
+        ),
+        Bar(
+            "the day is right after its last import",
+            max(rush.right_after_seconds for rush in measured),
+            "s",
+            10,
+            "most",
+        ),
         Bar("rows that one statement over all raw rows finds wrong", sum(wrong.values()), "rows", 0, "most"),
     ]
     print_bars(bars)
-    path = write_results("rush", bars, {"figures": {"quiet_ms": quiet, "during_ms": during, "rushes": measured}, "wrong": wrong})
+    path = write_results(
+        "rush", bars, {"figures": {"quiet_ms": quiet, "during_ms": during, "rushes": measured}, "wrong": wrong}
+    )
     cli.echo(f"written to {path}")
     sys.exit(0 if all(bar.ok for bar in bars) else 1)
 
@@ -138,7 +168,9 @@ async def measure(engine: sa.Engine, settings: BridgeSettings, plans: list[Plan]
     return measured
 
 
-async def _rush(engine: sa.Engine, publisher: EventPublisher, others: OtherDays, plan: Plan, quiet: list[float]) -> Rush:
+async def _rush(
+    engine: sa.Engine, publisher: EventPublisher, others: OtherDays, plan: Plan, quiet: list[float]
+) -> Rush:
     over = asyncio.Event()
     during = asyncio.create_task(others.publish_until(over.is_set))
     cpu_before, started = await asyncio.to_thread(cpu_seconds), time.monotonic()
@@ -184,7 +216,11 @@ def _wait_until_right(engine: sa.Engine, plan: Plan) -> float:
 
     :raises RuntimeError: 太久了。
     """
-    due = sa.select(sa.func.count()).select_from(ledger).where(ledger.c.day == plan.day, ledger.c.requested > ledger.c.materialized)
+    due = (
+        sa.select(sa.func.count())
+        .select_from(ledger)
+        .where(ledger.c.day == plan.day, ledger.c.requested > ledger.c.materialized)
+    )
     deadline = time.monotonic() + _PATIENCE_SECONDS
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         orders, amount = connection.execute(_OF_RAW_ROWS, {"noon": plan.noon}).one()
@@ -223,7 +259,9 @@ class Arrivals:
 
     async def _watch(self) -> None:
         leads = target_tables("public").leads
-        of_waiting = sa.select(leads.c.lead_id).where(leads.c.lead_id == sa.any_(sa.bindparam("lead_ids", type_=sa.ARRAY(sa.Uuid))))
+        of_waiting = sa.select(leads.c.lead_id).where(
+            leads.c.lead_id == sa.any_(sa.bindparam("lead_ids", type_=sa.ARRAY(sa.Uuid)))
+        )
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             while True:
                 wanted = {"lead_ids": list(self._waiting)}
@@ -271,7 +309,9 @@ def print_figures(measured: list[Rush], quiet: Spread, during: Spread) -> None:
         table.add_row(name, f"{spread.median:.0f}", f"{spread.min:.0f} - {spread.max:.0f}", str(spread.runs))
     Console().print(table)
     for rush in measured:
-        programs = ", ".join(f"{program} {spent:.1f} s" for program, spent in sorted(rush.cpu_seconds.items()) if spent >= 0.05)
+        programs = ", ".join(
+            f"{program} {spent:.1f} s" for program, spent in sorted(rush.cpu_seconds.items()) if spent >= 0.05
+        )
         cli.echo(
             f"{rush.orders:,} orders imported in {rush.importing_seconds:.1f} s, right {rush.right_after_seconds:.1f} s after the last"
         )

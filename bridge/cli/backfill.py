@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from datetime import datetime
 from functools import partial
 
 import click
 
+from bridge.cli.abort import say_on_abort
 from bridge.cli.events import wait_until_done
 from bridge.cli.options import timeout_option, transaction, with_stack
+from bridge.cli.output import say
 from bridge.settings import get_bridge_settings
 from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.errors import SettingsError
@@ -34,7 +37,9 @@ _DAY = click.DateTime(["%Y-%m-%d"])
 )
 @timeout_option(3600.0)
 @with_stack
-def backfill_command(first: datetime, last: datetime, asset: str | None, allow_deletes: bool, timeout_seconds: float) -> None:
+def backfill_command(
+    first: datetime, last: datetime, asset: str | None, allow_deletes: bool, timeout_seconds: float
+) -> None:
     """Materialize a range of days again and wait: exit 0 when done, 1 when it failed, 2 on timeout."""
     from bridge.queue.doorbell import ring_workers
     from etl_assets.core.business_day import DayRange, partition_range
@@ -42,14 +47,25 @@ def backfill_command(first: datetime, last: datetime, asset: str | None, allow_d
     from etl_assets.ledger.requests import request_days
     from etl_assets.reports.progress import range_progress
 
+    say_on_abort("aborted; `etl status` shows what is due")
     settings = get_settings()
     days, partitions = DayRange(first.date(), last.date()), partition_range(settings)
     if days.first < partitions.first or days.last > partitions.last:
-        raise SettingsError(f"{days} is outside the partitions {partitions}: choose days inside, or set ETL_PARTITIONS_START")
+        raise SettingsError(
+            f"{days} is outside the partitions {partitions}: choose days inside, or set ETL_PARTITIONS_START"
+        )
     with transaction() as connection:
         if asset is not None and asset not in (names := read_graph(connection, settings.target_schema).names):
             raise click.BadParameter(f"{asset!r} is not one of {', '.join(names)}", param_hint="--asset")
-        request_days(connection, settings.target_schema, days, asset=asset, deletes_allowed_on=days if allow_deletes else ())
+        request_days(
+            connection, settings.target_schema, days, asset=asset, deletes_allowed_on=days if allow_deletes else ()
+        )
+    say_on_abort(f"stopped waiting; {days} is due and the workers go on: see `etl status`")
     asyncio.run(ring_workers(get_bridge_settings(), "bulk"))
     progress = partial(range_progress, settings=settings, days=days, asset=asset)
-    sys.exit(wait_until_done(str(days), progress, timeout_seconds=timeout_seconds))
+    started = time.monotonic()
+    code = wait_until_done(str(days), progress, timeout_seconds=timeout_seconds)
+    if code == 0:
+        what = "all assets" if asset is None else f"{asset} and what follows it"
+        say(f"{days} is materialized again: {what}, {time.monotonic() - started:.1f} s")
+    sys.exit(code)

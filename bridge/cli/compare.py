@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from bridge.cli.exit_codes import ExitCode
 from bridge.cli.options import Decorator, console, with_stack
 from bridge.cli.output import cell, say_json
 from bridge.errors import BridgeError
@@ -22,7 +23,7 @@ from etl_assets.core.errors import EtlError
 from etl_assets.core.settings import get_settings
 
 if TYPE_CHECKING:
-    from etl_assets.comparison.comparing import Comparison, TableComparison
+    from etl_assets.comparison.comparing import Comparison, ComparisonRequest, TableComparison
 
 
 class NotComparedError(BridgeError):
@@ -41,13 +42,18 @@ def _parse_tolerance(_ctx: click.Context, _option: click.Parameter, value: str) 
 
 
 def _tolerance_option(flag: str, name: str, help_text: str) -> Decorator:
-    return click.option(flag, name, callback=_parse_tolerance, metavar="NUMBER", default="0", show_default=True, help=help_text)
+    return click.option(
+        flag, name, callback=_parse_tolerance, metavar="NUMBER", default="0", show_default=True, help=help_text
+    )
 
 
+# 没有点名的参数（how）是 ComparisonRequest 的字段，选项与它们同名
 @click.command("compare")
 @click.option("--left", required=True, metavar="SCHEMA", help="Schema of the one result, the old one say.")
 @click.option("--right", required=True, metavar="SCHEMA", help="Schema of the other result.")
-@click.option("--table", "tables", type=click.Choice(list(descriptions())), multiple=True, help="Only this table; repeatable.")
+@click.option(
+    "--table", "tables", type=click.Choice(list(descriptions())), multiple=True, help="Only this table; repeatable."
+)
 @click.option(
     "--since",
     type=click.DateTime(["%Y-%m-%d"]),
@@ -65,20 +71,14 @@ def _tolerance_option(flag: str, name: str, help_text: str) -> Decorator:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
-    "--html", "html_file", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Also write a report to this file."
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Also write a report to this file.",
 )
 @with_stack
 def compare_command(
-    left: str,
-    right: str,
-    tables: tuple[str, ...],
-    since: datetime | None,
-    tolerance: Decimal,
-    time_tolerance_seconds: Decimal,
-    ignored: tuple[str, ...],
-    samples: int,
-    as_json: bool,
-    html_file: Path | None,
+    tables: tuple[str, ...], since: datetime | None, as_json: bool, html_file: Path | None, **how: Any
 ) -> None:
     """Compare the results in two schemas, column by column: exit 0 when equal, 1 when they differ, 2 when they cannot be compared.
 
@@ -90,17 +90,8 @@ def compare_command(
     from etl_assets.comparison.comparing import ComparisonRequest, compare_schemas
 
     chosen = tuple(dict.fromkeys(tables)) or tuple(descriptions())
-    _check_usage(left, right, chosen, ignored, html_file)
-    request = ComparisonRequest(
-        left=left,
-        right=right,
-        tables=chosen,
-        since=since.date() if since else None,
-        tolerance=tolerance,
-        time_tolerance_seconds=time_tolerance_seconds,
-        ignored=ignored,
-        samples=samples,
-    )
+    request = ComparisonRequest(tables=chosen, since=since.date() if since else None, **how)
+    _check_usage(request, html_file)
     try:
         comparison = compare_schemas(get_engine(), get_settings(), request)
     except EtlError as error:
@@ -111,19 +102,21 @@ def compare_command(
         say_json(describe(comparison))
     else:
         _print(comparison)
-    sys.exit(0 if comparison.equal else 1)
+    sys.exit(ExitCode.DONE if comparison.equal else ExitCode.FAILED)
 
 
-def _check_usage(left: str, right: str, tables: tuple[str, ...], ignored: tuple[str, ...], html_file: Path | None) -> None:
+def _check_usage(request: ComparisonRequest, html_file: Path | None) -> None:
     """比之前就说：白比几分钟以后才发现写不了报告，太晚。"""
     from etl_assets.comparison.sides import compared_columns
 
-    if left == right:
-        raise click.BadParameter(f"{left!r} is also --left: name two schemas", param_hint="--right")
-    columns = dict.fromkeys(column.name for table in tables for column in compared_columns(table))
-    for column in ignored:
+    if request.left == request.right:
+        raise click.BadParameter(f"{request.left!r} is also --left: name two schemas", param_hint="--right")
+    columns = dict.fromkeys(column.name for table in request.tables for column in compared_columns(table))
+    for column in request.ignored:
         if column not in columns:
-            raise click.BadParameter(f"{column!r} is not compared anyway; choose from {', '.join(columns)}", param_hint="--ignore")
+            raise click.BadParameter(
+                f"{column!r} is not compared anyway; choose from {', '.join(columns)}", param_hint="--ignore"
+            )
     if html_file is not None and not html_file.absolute().parent.is_dir():
         raise click.BadParameter(f"the folder {str(html_file.parent)!r} does not exist", param_hint="--html")
 
@@ -165,7 +158,10 @@ def _print_samples(out: Console, table: TableComparison) -> None:
     rows = [
         *(("missing", key, "", "", "") for key in samples.missing),
         *(("extra", key, "", "", "") for key in samples.extra),
-        *(("differs", sample.key, sample.column, *show_pair(sample.left, sample.right)) for sample in samples.differing),
+        *(
+            ("differs", sample.key, sample.column, *show_pair(sample.left, sample.right))
+            for sample in samples.differing
+        ),
     ]
     if rows:
         shown = _table(table.table, *rows[0][1], "column", "left", "right")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bridge.cli.exit_codes import ExitCode
 from bridge.cli.options import confirm, print_rows, readable, with_stack
 from bridge.cli.output import say, say_json
 from bridge.settings import get_bridge_settings
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from bridge.operations.dead_letters import DeadLetter, DeadLetters
 
 _COLUMNS = ["letter_id", "stored_at", "subject", "attempts", "reason"]
-_EXIT_FAILED = 1
 
 _ids_argument = click.argument("letter_ids", metavar="[ID]...", nargs=-1)
 _all_option = click.option("--all", "everything", is_flag=True, help="Every letter.")
@@ -32,7 +32,13 @@ def dlq_command() -> None:
 
 @dlq_command.command("list")
 @_reason_option
-@click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="At most this many letters, the newest.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=20,
+    show_default=True,
+    help="At most this many letters, the newest.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_stack
 def list_command(reason_contains: str | None, limit: int, as_json: bool) -> None:
@@ -130,7 +136,7 @@ def retry_command(letter_ids: tuple[str, ...], everything: bool, reason_contains
         return refused
 
     if asyncio.run(retry()):
-        sys.exit(_EXIT_FAILED)
+        sys.exit(ExitCode.FAILED)
 
 
 @dlq_command.command("drop")

@@ -1,82 +1,44 @@
-"""`etl` 的入口：汇总各组命令，把错误变成一句话与退出码。"""
+"""`etl` 的入口：先听着停止的信号，再导入别的。导入要一两秒，那时按的 Ctrl-C 也是一句话。"""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Sequence
-from importlib import import_module
+import time
 
-import click
+from bridge.cli import abort
 
-from bridge.cli.output import say
-from bridge.errors import BridgeError
-from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, EtlError, SettingsError
-from etl_assets.core.log import redact
-
-# 命令 → (模块, 帮助的第一行)：列帮助时不必导入模块
-_COMMANDS = {
-    "up": ("bridge.cli.stack", "Start the stack in the foreground: servers, UI, listener, workers."),
-    "env": ("bridge.cli.stack", "Print the addresses of the stack that is up."),
-    "init-db": ("bridge.cli.stack", "Create or upgrade the schema."),
-    "listen": ("bridge.cli.processes", "Run the event listener in the foreground."),
-    "worker": ("bridge.cli.processes", "Run warm workers in the foreground."),
-    "import": ("bridge.cli.imports", "Import a CSV or Excel file into raw_orders and announce it."),
-    "imports": ("bridge.cli.imports", "List the imports and what became of their rows."),
-    "show": ("bridge.cli.show", "Show rows of the result tables, or rejected raw rows."),
-    "publish": ("bridge.cli.events", "Publish one event, validated."),
-    "wait": ("bridge.cli.events", "Wait until an import is in the tables."),
-    "backfill": ("bridge.cli.backfill", "Materialize a range of days again, through the same queue."),
-    "withdraw": ("bridge.cli.withdraw", "Take an import back: its rows leave the tables."),
-    "replay": ("bridge.cli.replay", "Ask again for the days of events in the stream."),
-    "dlq": ("bridge.cli.dlq", "List, show, retry or drop dead letters of events and tasks."),
-    "compare": ("bridge.cli.compare", "Compare the results in two schemas, column by column."),
-    "status": ("bridge.cli.status", "Show what is due, running, held, queued and rejected."),
-    "doctor": ("bridge.cli.doctor", "Look at everything; say what is wrong and what to do."),
-    "demo": ("bridge.cli.demo", "Run the whole flow on sample data, check it, and stop."),
-}
-EXIT_FAILED = 1
-EXIT_UNUSABLE = 2
-_UNUSABLE = SettingsError | DatabaseUnavailableError | DatabaseRefusedError | BridgeError
+_AGAIN_SECONDS = 0.1
+_FIRST_WORDS = {"import": "aborted, nothing was imported"}
+"""命令自己的模块还没导入时就说得出的。"""
 
 
-class _LazyGroup(click.Group):
-    """用到的命令才导入它的模块。"""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click 规定的签名，下同
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in _COMMANDS:
-            return None
-        module, _ = _COMMANDS[cmd_name]
-        command: click.Command = getattr(import_module(module), f"{cmd_name.replace('-', '_')}_command")
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
-
-
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="dayline", prog_name="etl")
-def cli() -> None:
-    """Vectorized, queued and visible ETL: orders, customers and leads by day."""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """运行一个命令；已知的错误只印一句话，不印栈。"""
-    if started_in := os.environ.get("PDM_RUN_CWD"):
-        os.chdir(started_in)  # PDM 的脚本先去了项目的根；人给的文件名是从他所在的文件夹说的
+def main() -> None:
+    abort.listen()
+    abort.say_on_abort(_FIRST_WORDS.get(next(iter(sys.argv[1:]), ""), "aborted"))
     try:
-        cli.main(args=list(arguments) if arguments is not None else None, prog_name="etl")
-    except EtlError as error:
-        say(f"error: {redact(str(error))}", err=True)
-        sys.exit(EXIT_UNUSABLE if isinstance(error, _UNUSABLE) else EXIT_FAILED)
-    except BrokenPipeError:
-        # `etl show … | head`：读的人走了，安静地结束
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FAILED)
+        from bridge.cli.commands import run_command
+
+        _cancel_statements_on_abort()
+        run_command()
+    except BaseException:
+        if abort.is_stopping():
+            abort.wait_for_the_end()
+        raise
+
+
+def _cancel_statements_on_abort() -> None:
+    """断了线的服务器不知道没有人等了，语句照做下去；要明说。"""
+    from etl_assets.core.interruption import Interruption, current_interruption
+
+    interruption = Interruption()
+    current_interruption.set(interruption)
+
+    def cancel() -> None:
+        interruption.request()
+        time.sleep(_AGAIN_SECONDS)  # 两条语句之间没有东西可取消，而下一条已经过了看请求的地方
+        interruption.request()
+
+    abort.on_abort(cancel)
 
 
 if __name__ == "__main__":

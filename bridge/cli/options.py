@@ -17,16 +17,21 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.cli.output import cell, say_csv, say_json
+from bridge.settings import get_bridge_settings
 from bridge.stack.addresses import default_state_dir, read_addresses
 from etl_assets.core.database_errors import translated_errors
-from etl_assets.core.database_sync import get_engine
+from etl_assets.core.database_sync import get_engine, normalize_url
 from etl_assets.core.errors import SettingsError
+from etl_assets.core.secret_files import read_secret
 from etl_assets.core.settings import get_settings
 
 P = ParamSpec("P")
 Format = Literal["table", "csv", "json"]
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+DAGSTER_URL = "DAGSTER_POSTGRES_URL"
 _PIPE_WIDTH = 200
+_INSTEAD = {"ETL_NATS_URL": ("ETL_NATS_CONTEXT",)}
+"""给了这个，就不必给那个。"""
 
 
 def with_stack(command: Callable[P, None]) -> Callable[P, None]:
@@ -50,20 +55,41 @@ def use_stack(state_dir: Path | None) -> None:
     """把栈的地址放进环境变量；自己设了的不动。明确指了文件夹而那里没有栈，就说出来。"""
     if state_dir is not None:
         os.environ["ETL_STATE_DIR"] = str(state_dir)
+    use_dagster_url()
     addresses = read_addresses(default_state_dir())
     if addresses is None:
         if state_dir is not None:
             raise SettingsError(f"no stack is up in {state_dir}: start one with `etl up --state-dir {state_dir}`")
         return
     for name, value in addresses.environment().items():
-        if state_dir is not None or not os.environ.get(name):
+        if state_dir is not None or not any(map(os.environ.get, (name, f"{name}_FILE", *_INSTEAD.get(name, ())))):
             os.environ[name] = value
+
+
+def use_dagster_url() -> None:
+    """Dagster 自己读 DAGSTER_POSTGRES_URL，不知道文件，也不懂 libpq 的几个主机。"""
+    path = os.environ.get(f"{DAGSTER_URL}_FILE")
+    if path and not os.environ.get(DAGSTER_URL):
+        os.environ[DAGSTER_URL] = read_secret(Path(path), setting=f"{DAGSTER_URL}_FILE")
+    if url := os.environ.get(DAGSTER_URL):
+        parsed = normalize_url(url, setting=DAGSTER_URL).set(drivername="postgresql+psycopg2")
+        os.environ[DAGSTER_URL] = parsed.render_as_string(hide_password=False)
+
+
+def start_metrics_if_wanted(state_dir: Path | None = None, *, records: bool) -> None:
+    """没有设 ETL_METRICS_PORT 的，什么也不载入。"""
+    if get_bridge_settings().metrics_port:
+        from bridge.operations.metrics_endpoint import start_metrics
+
+        start_metrics(state_dir or default_state_dir(), records=records)
 
 
 def timeout_option(default_seconds: float) -> Decorator:
     help_text = "Stop waiting after this many seconds."
     kind = click.FloatRange(min=0)
-    return click.option("--timeout", "timeout_seconds", type=kind, default=default_seconds, show_default=True, help=help_text)
+    return click.option(
+        "--timeout", "timeout_seconds", type=kind, default=default_seconds, show_default=True, help=help_text
+    )
 
 
 @contextmanager
@@ -79,42 +105,67 @@ def console() -> Console:
 
 
 def print_rows(
-    rows: Iterable[Mapping[str, Any]], columns: Sequence[str], how: Format, *, title: str | None = None, cut: str | None = None
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[str],
+    how: Format,
+    *,
+    title: str | None = None,
+    cut: str | None = None,
 ) -> None:
-    """同样的行，三种样子；表格给人看，CSV 与 JSON 给程序。
+    """同样的行，三种样子；表格给人看，CSV 与 JSON 给程序。时刻都按业务时区，给程序的带着时差。
 
     :param cut: 表格里放不下就截短、不折行的那一列。
     """
-    records = [{column: row[column] for column in columns} for row in rows]
+    records = [{column: _in_zone(row[column]) for column in columns} for row in rows]
     if how == "json":
         say_json(records)
     elif how == "csv":
         say_csv(records, columns)
     else:
-        table = Table(title=title, title_justify="left")
-        for column in columns:
-            numeric = records and all(isinstance(record[column], int | float) or record[column] is None for record in records)
-            table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=column.endswith("_id"))
-        for record in records:
-            cells = {column: cell(readable(value)) for column, value in record.items()}
-            if cut is not None:
-                # 不折行的是格子，不是列：列不折行，rich 就去压缩别的列
-                cells[cut].no_wrap, cells[cut].overflow = True, "ellipsis"
-            table.add_row(*cells.values())
-        console().print(table)
+        console().print(table_of(records, columns, title=title, cut=cut))
+
+
+def table_of(
+    records: Sequence[Mapping[str, Any]], columns: Sequence[str], *, title: str | None = None, cut: str | None = None
+) -> Table:
+    """给人看的表格，`print_rows` 印的就是它。"""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        numeric = records and all(
+            isinstance(record[column], int | float) or record[column] is None for record in records
+        )
+        table.add_column(
+            column, justify="right" if numeric else "left", overflow="fold", no_wrap=column.endswith("_id")
+        )
+    for record in records:
+        cells = {column: cell(readable(record[column])) for column in columns}
+        if cut is not None:
+            # 不折行的是格子，不是列：列不折行，rich 就去压缩别的列
+            cells[cut].no_wrap, cells[cut].overflow = True, "ellipsis"
+        table.add_row(*cells.values())
+    return table
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """在终端上问一句；没有人可问的地方要写明 --yes。"""
-    if yes:
-        return
+    """在终端上问一句，不要就结束；没有人可问的地方要写明 --yes。"""
+    if not yes and not ask(question):
+        raise click.Abort
+
+
+def ask(question: str) -> bool:
+    """:raises click.UsageError: 没有终端可问。"""
     if not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask on: add --yes")
-    click.confirm(question, abort=True, err=True)
+    return click.confirm(question, err=True)
 
 
 def readable(value: Any) -> str:
     """给人看的一格：时刻到秒，按业务时区。"""
+    value = _in_zone(value)
     if isinstance(value, datetime):
-        return value.astimezone(get_settings().zone).strftime("%Y-%m-%d %H:%M:%S")
+        return value.strftime("%Y-%m-%d %H:%M:%S")
     return "" if value is None else str(value)
+
+
+def _in_zone(value: Any) -> Any:
+    return value.astimezone(get_settings().zone) if isinstance(value, datetime) else value

@@ -37,7 +37,9 @@ def say_csv(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Non
     """写到终端上的也是给终端看的。"""
     buffer = io.StringIO()
     # 缺省的不给回车加引号，而表格软件在回车处另起一行，后面的又是一格的开头
-    minimal, quoted = (csv.DictWriter(buffer, columns, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    minimal, quoted = (
+        csv.DictWriter(buffer, columns, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
     minimal.writeheader()
     for record in records:
         row = {name: _defused(value) for name, value in record.items()}
@@ -46,9 +48,9 @@ def say_csv(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Non
     click.echo(escape_invisible(text, keep="\n\t") if sys.stdout.isatty() else text, nl=False)
 
 
-def cell(text: str) -> Text:
+def cell(text: str, style: str = "") -> Text:
     """表格里的一格：不是标记（客户名里可以有方括号），也不能撑破一行。"""
-    return Text(escape_invisible(text))
+    return Text(escape_invisible(text), style)
 
 
 def _defused(value: Any) -> Any:

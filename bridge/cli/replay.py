@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 import click
 
+from bridge.cli.abort import say_on_abort
 from bridge.cli.options import print_rows, with_stack
 from bridge.cli.output import say, say_json
 from bridge.settings import get_bridge_settings
@@ -24,11 +25,17 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 @click.command("replay")
-@click.option("--since", metavar="T", help="From this time on: 2026-03-05, 2026-03-05T10:00 (in ETL_TIMEZONE), or how long ago: 2h, 3d.")
+@click.option(
+    "--since",
+    metavar="T",
+    help="From this time on: 2026-03-05, 2026-03-05T10:00 (in ETL_TIMEZONE), or how long ago: 2h, 3d.",
+)
 @click.option("--seq", "first_sequence", type=click.IntRange(min=1), help="From this sequence of the stream on.")
 @click.option("--until", metavar="T", help="Only events before this time.")
 @click.option("--to-seq", "last_sequence", type=click.IntRange(min=1), help="Only up to this sequence, included.")
-@click.option("--subject", help="Only events of this subject [default: imports, completions of another ETL, events of assets].")
+@click.option(
+    "--subject", help="Only events of this subject [default: imports, completions of another ETL, events of assets]."
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be requested, write nothing.")
 @click.option("--force", is_flag=True, help="Also events whose days the ledger says are materialized.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -50,6 +57,7 @@ def replay_command(
     from bridge.operations.replay import replay_events, replayable_subjects
     from bridge.queue.doorbell import ring_workers
 
+    say_on_abort("aborted; `etl status` shows what is due")
     if subject is not None and subject not in (subjects := asyncio.run(replayable_subjects())):
         raise click.BadParameter(f"only events of {', '.join(subjects)} can be replayed", param_hint="--subject")
     if (since is None) == (first_sequence is None):
@@ -95,20 +103,34 @@ def _print(report: ReplayReport, *, dry_run: bool, as_json: bool) -> None:
 
     counts = {
         "events": report.counts.total(),
-        **{verdict: report.counts[verdict] for verdict in ("requested", "skipped", "ignored", "not_completed", "invalid")},
+        **{
+            verdict: report.counts[verdict]
+            for verdict in ("requested", "skipped", "ignored", "not_completed", "invalid")
+        },
     }
     partitions = {asset: [str(days) for days in contiguous_ranges(report.days[asset])] for asset in report.days}
     if as_json:
-        content = {"dry_run": dry_run, **counts, "partitions": partitions, "problems": [asdict(problem) for problem in report.problems]}
+        content = {
+            "dry_run": dry_run,
+            **counts,
+            "partitions": partitions,
+            "problems": [asdict(problem) for problem in report.problems],
+        }
         say_json(content | {"stream_begins_late_at": report.begins_late_at})
         return
     if report.begins_late_at is not None:
         say(f"warning: the stream begins at sequence {report.begins_late_at}, older events are gone", err=True)
     print_rows([counts], list(counts), "table", title="dry run: nothing was written" if dry_run else None)
-    rows = [{"asset": asset, "days": len(report.days[asset]), "partitions": ", ".join(ranges)} for asset, ranges in partitions.items()]
+    rows = [
+        {"asset": asset, "days": len(report.days[asset]), "partitions": ", ".join(ranges)}
+        for asset, ranges in partitions.items()
+    ]
     if report.counts["requested"]:
         print_rows(rows, list(rows[0]), "table")
     for problem in report.problems[:_SHOWN_PROBLEMS]:
-        say(f"sequence {problem.sequence} ({problem.subject}): {problem.verdict.replace('_', ' ')}: {problem.reason}", err=True)
+        say(
+            f"sequence {problem.sequence} ({problem.subject}): {problem.verdict.replace('_', ' ')}: {problem.reason}",
+            err=True,
+        )
     if (more := report.counts["invalid"] + report.counts["not_completed"] - _SHOWN_PROBLEMS) > 0:
         say(f"and {more} more; --json names the first {len(report.problems)}", err=True)

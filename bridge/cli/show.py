@@ -25,12 +25,20 @@ _CELL_CHARACTERS = 60
 @click.argument("table", type=click.Choice(list(_COLUMNS)))
 @click.option("--customer", help="Only customers whose nickname contains this.")
 @click.option(
-    "--day", type=click.DateTime(["%Y-%m-%d"]), help="Only rows of this business day (of the last order, for customers and leads)."
+    "--day",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="Only rows of this business day (of the last order, for customers and leads).",
 )
 @click.option("--lead", "lead_id", type=click.UUID, help="For orders: only those of this lead, oldest first.")
 @click.option("--import-id", type=click.UUID, help="For rejected: only rows of this import.")
 @click.option("--rule", help="For rejected: only rows that this rule rejected, for example unknown_shop.")
-@click.option("--limit", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="At most this many rows, newest first.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1_000_000),
+    default=20,
+    show_default=True,
+    help="At most this many rows, newest first.",
+)
 @click.option("--format", "how", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @with_stack
 def show_command(
@@ -58,7 +66,9 @@ def show_command(
     rows: Iterable[Mapping[Any, Any]]
     with transaction() as connection:
         if table == "rejected":
-            rows = show_rejected(connection, settings, import_id=import_id, rule=rule, customer=customer, day=wanted, limit=limit)
+            rows = show_rejected(
+                connection, settings, import_id=import_id, rule=rule, customer=customer, day=wanted, limit=limit
+            )
         elif lead_id is not None:
             rows = import_of(table, "of_lead").read_of_lead(connection, settings, lead_id)[:limit]
         else:

@@ -8,10 +8,12 @@ from uuid import UUID
 
 import click
 
+from bridge.cli.abort import say_on_abort
 from bridge.cli.events import wait_until_done
 from bridge.cli.options import confirm, timeout_option, transaction, with_stack
 from bridge.cli.output import say
 from bridge.settings import get_bridge_settings
+from etl_assets.core.database_sync import get_engine, transact
 from etl_assets.core.settings import get_settings
 
 
@@ -35,20 +37,24 @@ def withdraw_command(import_id: UUID, yes: bool, dry_run: bool, no_wait: bool, t
     from etl_assets.intake import withdrawal
     from etl_assets.reports.progress import import_progress
 
+    say_on_abort("aborted, nothing was withdrawn")
     settings = get_settings()
-    with transaction() as connection:
-        before = withdrawal.read_traces(connection, settings, import_id)
+    before = transact(get_engine(), withdrawal.read_traces, settings, import_id)
     if before.is_gone:
         say(f"import {import_id} is withdrawn already, nothing of it is in the tables")
         return
     ranges = ", ".join(map(str, contiguous_ranges(before.days))) or "none"
-    say(f"{before.own_orders:,} orders come from import {import_id}; days to materialize again: {len(before.days)} ({ranges})", err=True)
+    say(
+        f"{before.own_orders:,} orders come from import {import_id}; days to materialize again: {len(before.days)} ({ranges})",
+        err=True,
+    )
     if dry_run:
         say("dry run: nothing was changed")
         return
     confirm(f"Withdraw import {import_id}?", yes=yes)
-    with transaction() as connection:
-        withdrawal.mark_withdrawn(connection, import_id)
+    transact(get_engine(), withdrawal.mark_withdrawn, import_id)
+    not_announced = f"import {import_id} is marked as withdrawn but was not announced"
+    say_on_abort(f"{not_announced}: run this again")
     # 提交之后的时刻：此后处理的事件都看得见撤回，是谁发的都一样
     with transaction() as connection:
         since = withdrawal.database_time(connection)
@@ -57,8 +63,9 @@ def withdraw_command(import_id: UUID, yes: bool, dry_run: bool, no_wait: bool, t
     try:
         asyncio.run(publish_event(DATA_IMPORT_COMPLETED, event, settings=get_bridge_settings()))
     except Exception:
-        say(f"import {import_id} is marked as withdrawn but was not announced: once NATS is back, run this again", err=True)
+        say(f"{not_announced}: once NATS is back, run this again", err=True)
         raise
+    say_on_abort(f"stopped waiting; import {import_id} is withdrawn and the workers go on: see `etl status`")
     if not in_ledger:
         say(f"import {import_id} is withdrawn; none of it had reached the tables")
         return
@@ -72,8 +79,9 @@ def withdraw_command(import_id: UUID, yes: bool, dry_run: bool, no_wait: bool, t
     )
     if code:
         sys.exit(code)
-    with transaction() as connection:
-        left, _ = withdrawal.count_orders(connection, settings, import_id)
+    left, _ = transact(get_engine(), withdrawal.count_orders, settings, import_id)
     removed = max(before.named_orders - left, 0)
     replaced = max(before.own_orders - removed, 0)
-    say(f"days materialized: {len(before.days)}; orders removed: {removed:,}; replaced by an older version: {replaced:,}")
+    say(
+        f"days materialized: {len(before.days)}; orders removed: {removed:,}; replaced by an older version: {replaced:,}"
+    )

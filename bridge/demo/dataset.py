@@ -19,7 +19,28 @@ ORDER_TYPES = {"打样订单": "SAMPLE", "产前样订单": "PROOF", "大货订�
 _FIRST_DAY = datetime(2025, 1, 1)  # noqa: DTZ001  # 平台导出的时刻没有时区
 _DAYS = 180
 _SURNAMES = "王李张刘陈杨黄赵周吴徐孙马朱胡郭何高林罗"
-_GIVEN_NAMES = ("伟", "芳", "娜", "秀英", "敏", "静", "丽", "强", "磊", "军", "洋", "勇", "艳", "杰", "娟", "涛", "明", "超", "秀兰", "霞")
+_GIVEN_NAMES = (
+    "伟",
+    "芳",
+    "娜",
+    "秀英",
+    "敏",
+    "静",
+    "丽",
+    "强",
+    "磊",
+    "军",
+    "洋",
+    "勇",
+    "艳",
+    "杰",
+    "娟",
+    "涛",
+    "明",
+    "超",
+    "秀兰",
+    "霞",
+)
 _STATUSES = ("待发货", "已发货", "交易成功", "交易成功", "交易成功", "已取消", "已退款")
 _FULL_WIDTH = {ord("0") + digit: ord("０") + digit for digit in range(10)}
 _HEADERS = ("订单编号", "店铺名称", "买家昵称", "订单类型", "订单状态", "实付金额", "数量", "下单时间")
@@ -55,7 +76,9 @@ def write_batches(folder: Path) -> list[Path]:
 
 def _export(chance: random.Random) -> Iterator[tuple[int, ExportedOrder]]:
     """每个订单先在某一批里出现，五分之一以后还有一个新版本。"""
-    customers = [chance.choice(_SURNAMES) + chance.choice(_GIVEN_NAMES) + chance.choice(("", "", str(n))) for n in range(900)]
+    customers = [
+        chance.choice(_SURNAMES) + chance.choice(_GIVEN_NAMES) + chance.choice(("", "", str(n))) for n in range(900)
+    ]
     for number in range(ORDERS):
         order = _first_version(chance, number, chance.choice(customers))
         batch = chance.randrange(BATCHES)
@@ -102,5 +125,5 @@ def _bad_rows() -> Iterator[tuple[int, ExportedOrder]]:
     yield 1, replace(good, customer_name="   ")
     yield 1, replace(good, shop="不认识的店")
     yield 2, replace(good, quantity="-3")
-    yield 2, replace(good, ordered_at="")
+    yield 2, replace(good, order_id="D-BAD-2", ordered_at="")
     yield 3, replace(good, ordered_at="1998-01-01 00:00:00")

@@ -12,8 +12,8 @@ from bridge.demo.dataset import ORDER_TYPES
 from bridge.events import DataImportCompleted, publish_event_sync
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.imports.loading import import_file
-from bridge.imports.profile import Profile
 from bridge.imports.reading import ImportReport
+from bridge.imports.rules.profile import Profile
 from etl_assets.core.etl_tables import rejected_rows
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import order_type_mappings, target_tables
@@ -43,24 +43,26 @@ def summarize(
     tables = target_tables(settings.target_schema)
     with engine.connect() as connection:
         rejected = connection.scalar(sa.select(sa.func.count()).select_from(rejected_rows))
-        counts = {name: connection.scalar(sa.select(sa.func.count()).select_from(table)) for name, table in tables.of_asset.items()}
+        counts = {
+            name: connection.scalar(sa.select(sa.func.count()).select_from(table))
+            for name, table in tables.of_asset.items()
+        }
         stages = connection.execute(
             sa.select(tables.leads.c.current_stage.label("stage"), sa.func.count().label("leads"))
             .group_by(tables.leads.c.current_stage)
             .order_by(tables.leads.c.current_stage)
         )
         lead_stages = [dict(row) for row in stages.mappings()]
-    assets = []
-    for name, rows in counts.items():
-        events = [event for asset, event in completions if asset == name and event["status"] != "failed"]
-        assets.append(
-            {
-                "asset": name,
-                "rows": rows,
-                "rejected": rejected if name == "orders" else 0,
-                "runs": len(events),
-                "days": sum(len(event["partitions"]) for event in events),
-                "seconds": round(sum(event["duration_seconds"] for event in events), 2),
-            }
-        )
+    done = [(asset, event) for asset, event in completions if event["status"] != "failed"]
+    assets = [
+        {
+            "asset": name,
+            "rows": rows,
+            "rejected": rejected if name == "orders" else 0,
+            "runs": sum(asset == name for asset, _ in done),
+            "days": sum(len(event["partitions"]) for asset, event in done if asset == name),
+            "seconds": round(sum(event["duration_seconds"] for asset, event in done if asset == name), 2),
+        }
+        for name, rows in counts.items()
+    ]
     return assets, lead_stages

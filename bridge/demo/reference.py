@@ -14,12 +14,17 @@ from etl_assets.core.settings import EtlSettings
 _CHECKOUT = Path(__file__).parents[2]
 
 
+def has_reference() -> bool:
+    """装的是 wheel 就没有：测试不在包里。"""
+    return (_CHECKOUT / "tests" / "reference" / "oracle.py").exists()
+
+
 def find_differences(engine: sa.Engine, settings: EtlSettings) -> list[str]:
     """三张表与拒收记录跟参照的差别，一句一处；没有就是空。
 
     :raises PermanentError: 不是从检出的代码里运行的，没有参照。
     """
-    if not (_CHECKOUT / "tests" / "reference" / "oracle.py").exists():
+    if not has_reference():
         raise PermanentError("the row-by-row reference lives in the repository's tests: run the demo from a checkout")
     if str(_CHECKOUT) not in sys.path:
         sys.path.append(str(_CHECKOUT))

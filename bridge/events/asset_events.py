@@ -19,4 +19,6 @@ def events_by_subject(asset: str) -> Mapping[str, AssetEvent[Any]]:
 @lru_cache(maxsize=1)
 def asset_events() -> Mapping[str, AssetEvent[Any]]:
     """这份代码里全部资产的。"""
-    return MappingProxyType({subject: event for asset in asset_folders() for subject, event in events_by_subject(asset).items()})
+    return MappingProxyType(
+        {subject: event for asset in asset_folders() for subject, event in events_by_subject(asset).items()}
+    )

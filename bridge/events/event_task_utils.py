@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Generic
 
 from pydantic import ValidationError
@@ -103,17 +104,14 @@ def event_task_handler(
 ) -> Callable[[HandlerFunction[AnyEvent]], EventTaskHandler[AnyEvent]]:
     """声明一个处理器：收 subject 上的 event_type，效果提交后敲响 TaskIQ 任务 task_name。"""
 
-    def declare(function: HandlerFunction[AnyEvent]) -> EventTaskHandler[AnyEvent]:
-        return EventTaskHandler(
-            function=function,
-            subject=subject,
-            supported_version=supported_version,
-            required_fields=required_fields,
-            task_name=task_name,
-            event_type=event_type,
-        )
-
-    return declare
+    return partial(
+        EventTaskHandler,
+        subject=subject,
+        supported_version=supported_version,
+        required_fields=required_fields,
+        task_name=task_name,
+        event_type=event_type,
+    )
 
 
 def _json_object(data: bytes) -> dict[str, Any]:

@@ -36,14 +36,18 @@ async def newest_unhandled(connection: JetStreamConnection, settings: BridgeSett
 
     从没确认的第一个读起：它可能卡住了，后面的早已处理。
     """
+    # 先看末尾：问过之后才来的事件不归这一次等
     last = await last_message(connection, EVENTS_STREAM, DATA_IMPORT_COMPLETED)
     handled = await handled_up_to(connection, settings, DATA_IMPORT_COMPLETED)
     if last is None or handled >= last.sequence:
         return 0
     newest = 0
     try:
-        async for messages in read_stored(connection, EVENTS_STREAM, Stretch(handled + 1, last.sequence), subjects=[DATA_IMPORT_COMPLETED]):
-            newest = max((message.metadata.sequence.stream for message in messages if _concerns(message.data, import_id)), default=newest)
+        stretch = Stretch(handled + 1, last.sequence)
+        async for messages in read_stored(connection, EVENTS_STREAM, stretch, subjects=[DATA_IMPORT_COMPLETED]):
+            for message in messages:
+                if _concerns(message.data, import_id):
+                    newest = message.metadata.sequence.stream
     except StreamConflictError:  # work-queue 的流不许别人来读：哪个都可能是
         return last.sequence
     return newest

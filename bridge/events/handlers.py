@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 from bridge.errors import tolerate
@@ -13,10 +13,11 @@ from bridge.events.envelope import IMPORT_STATUSES, DataImportCompleted, EtlComp
 from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, Ignored, ReceivedEvent, event_task_handler
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, etl_completed
 from bridge.queue.task_names import MATERIALIZE_DUE
+from bridge.side_tasks import pause
 from etl_assets.core.asset_events import AnyEvent, Asked, AssetEvent
 from etl_assets.core.business_day import partition_range
 from etl_assets.core.database_errors import translated_errors
-from etl_assets.core.database_sync import get_engine
+from etl_assets.core.database_sync import get_engine, transact
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import get_settings
 from etl_assets.intake.imports import ImportEvent, Outcome, request_imports
@@ -33,18 +34,27 @@ _cannot_read_graph = RepeatedWarning(logger, "cannot listen yet")
 
 
 @event_task_handler(
-    subject=DATA_IMPORT_COMPLETED, event_type=DataImportCompleted, required_fields=("import_id",), task_name=MATERIALIZE_DUE
+    subject=DATA_IMPORT_COMPLETED,
+    event_type=DataImportCompleted,
+    required_fields=("import_id",),
+    task_name=MATERIALIZE_DUE,
 )
 async def on_data_import_completed(events: Sequence[ReceivedEvent[DataImportCompleted]]) -> Sequence[Decision]:
     """导入完成或撤回：要求受影响的日子。"""
-    outcomes = await asyncio.to_thread(_request_imports, events)
+    asked = [import_event(received) for received in events]
+    outcomes = await asyncio.to_thread(request_imports, get_engine(), get_settings(), asked)
     return [_decide(received.event, outcome) for received, outcome in zip(events, outcomes, strict=True)]
 
 
 def on_etl_completed(asset: str) -> EventTaskHandler[EtlCompleted]:
     """别处的 ETL 做完了 asset：紧跟在它后面的到期。"""
 
-    @event_task_handler(subject=etl_completed(asset), event_type=EtlCompleted, required_fields=("partitions",), task_name=MATERIALIZE_DUE)
+    @event_task_handler(
+        subject=etl_completed(asset),
+        event_type=EtlCompleted,
+        required_fields=("partitions",),
+        task_name=MATERIALIZE_DUE,
+    )
     async def request(events: Sequence[ReceivedEvent[EtlCompleted]]) -> Sequence[Decision]:
         return await asyncio.to_thread(_request_downstream, asset, events)
 
@@ -79,20 +89,13 @@ async def handlers_once_known(stop: asyncio.Event) -> Sequence[EventTaskHandler[
             return handlers_of(await asyncio.to_thread(read_own_graph))
         except Exception as error:  # noqa: BLE001  # 不是数据库不在、不让做的，原样抛出
             tolerate(error, _cannot_read_graph)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), _LOOK_SECONDS)
+        await pause(_LOOK_SECONDS, stop)
     return ()
 
 
 def read_own_graph() -> AssetGraph:
     """这套安装的图。"""
-    with translated_errors(), get_engine().connect() as connection:
-        return read_graph(connection, get_settings().target_schema)
-
-
-def _request_imports(events: Sequence[ReceivedEvent[DataImportCompleted]]) -> list[Outcome]:
-    with translated_errors():
-        return request_imports(get_engine(), get_settings(), [import_event(received) for received in events])
+    return transact(get_engine(), read_graph, get_settings().target_schema)
 
 
 def import_event(received: ReceivedEvent[DataImportCompleted]) -> ImportEvent:
@@ -126,8 +129,9 @@ def _request_downstream(asset: str, events: Sequence[ReceivedEvent[EtlCompleted]
     with translated_errors(), get_engine().begin() as connection:
         own = str(installation_id(connection))
         is_usable = [concerns(received.event, own, settings.target_schema) for received in events]
-        partitions_done = (day for received, usable in zip(events, is_usable, strict=True) if usable for day in received.event.partitions)
-        days = {day for day in partitions_done if partitions.first <= day <= partitions.last}
+        done = {day for received in compress(events, is_usable) for day in received.event.partitions}
+        days = {day for day in done if partitions.first <= day <= partitions.last}
+        # 一批的日子一次要求：逐个事件要求，锁台账的行就没有固定的次序，几个监听器会互相锁死
         request_downstream(connection, settings.target_schema, asset, days)
     return [Done(ring=usable) for usable in is_usable]
 
@@ -144,7 +148,13 @@ def _decide_asked(received: ReceivedEvent[Any], asked: Asked) -> Decision:
         return Ignored(f"none of what it names is here: {', '.join(shown)}")
     if shown:
         unknown = len(asked.unknown)
-        logger.info("event names what is not here", subject=received.subject, sequence=received.sequence, unknown=unknown, first=shown)
+        logger.info(
+            "event names what is not here",
+            subject=received.subject,
+            stream_sequence=received.sequence,
+            unknown=unknown,
+            first=shown,
+        )
     return Done()
 
 

@@ -39,7 +39,9 @@ class Listener:
     def __init__(self, settings: BridgeSettings, *, handlers: Sequence[EventTaskHandler[Any]], ring: Ring) -> None:
         self._settings = settings
         self._ring = ring
-        self._consumers = {subject: consumer_name(settings, subject) for subject in sorted(handler.subject for handler in handlers)}
+        self._consumers = {
+            subject: consumer_name(settings, subject) for subject in sorted(handler.subject for handler in handlers)
+        }
         self._connection = JetStreamConnection(settings, name="listener")
         self._judge = Judge(settings, handlers)
         self._settler = Settler(settings, self._connection)
@@ -58,6 +60,7 @@ class Listener:
                 await self._work(stopping)
             if self._settling is not None:
                 await asyncio.wait({self._settling}, timeout=FINISH_SECONDS)
+            # 在了结之后：要埋的信，了结时才开始埋
             await self._settler.finish(timeout_seconds=FINISH_SECONDS)
         finally:
             stopping.cancel()
@@ -71,10 +74,11 @@ class Listener:
 
     async def _work(self, stopping: asyncio.Task[Any]) -> None:
         """取一批、处理一批；要求停下时不再等新的，手里的做完。"""
-        linger_seconds = self._settings.listener_batch_milliseconds / 1000
-        pulling = self._puller.wait(list(self._consumers.values()), batch=self._settings.listener_batch_size, linger_seconds=linger_seconds)
+        consumers, linger_seconds = list(self._consumers.values()), self._settings.listener_batch_milliseconds / 1000
+        pulling = self._puller.wait(consumers, batch=self._settings.listener_batch_size, linger_seconds=linger_seconds)
         messages = await _until_stopping(pulling, stopping, patience_seconds=0) or []
         if stopping.done():
+            # 先等服务器送完再拿：它正投着的没有人拿，就要等 ack_wait 才重投
             await self._puller.close()
         messages += self._puller.take_leftovers()
         if not messages:
@@ -90,18 +94,17 @@ class Listener:
         for message in messages:
             groups[message.subject].append(message)
         async with self._connection.in_progress(messages, ack_wait_seconds=self._settings.event_ack_wait_seconds):
-            verdicts = [verdict for subject, group in groups.items() for verdict in await self._judge.judge(subject, group)]
+            verdicts = [
+                verdict for subject, group in groups.items() for verdict in await self._judge.judge(subject, group)
+            ]
             # 门铃响了才确认：反过来，死在两步之间，要求在台账里，却要等对账者想起它
             verdicts = await self._ring_doorbells(verdicts)
-            await self._until_settled()
+            # 在报平安的里面等：上一批了结得慢，这一批也不该被投给别人
+            if self._settling is not None:  # 至多一批在了结
+                await self._settling
         # 等服务器答应一千次确认的工夫，下一批可以进台账了
         self._settling = asyncio.create_task(self._settler.settle(verdicts))
         return all(verdict.wants_database for verdict in verdicts)
-
-    async def _until_settled(self) -> None:
-        """上一批的了结；至多一批在了结。"""
-        if self._settling is not None:
-            await self._settling
 
     async def _ring_doorbells(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """每个任务一批只敲一次；敲不响的那些事件稍后再来，不确认。"""
@@ -113,12 +116,16 @@ class Listener:
                 self._cannot_ring.say(type(error).__name__, task=task_name, error=header_text(error))
                 failed[task_name] = Failed(f"cannot ring {task_name}: {error}", "passing")
         return [
-            replace(verdict, decision=failed[verdict.task_name]) if verdict.wants_ring and verdict.task_name in failed else verdict
+            replace(verdict, decision=failed[verdict.task_name])
+            if verdict.wants_ring and verdict.task_name in failed
+            else verdict
             for verdict in verdicts
         ]
 
 
-async def _until_stopping(work: Coroutine[Any, Any, Result], stopping: asyncio.Task[Any], *, patience_seconds: float) -> Result | None:
+async def _until_stopping(
+    work: Coroutine[Any, Any, Result], stopping: asyncio.Task[Any], *, patience_seconds: float
+) -> Result | None:
     """做 work；要求停下之后再给它 patience_seconds，做不完就取消，返回 None。"""
     task = asyncio.create_task(work)
     try:
@@ -127,5 +134,6 @@ async def _until_stopping(work: Coroutine[Any, Any, Result], stopping: asyncio.T
     finally:
         if not task.done():
             task.cancel()
+            # 要等它真的结束：取消也许没赶上，那时它的结果照样算数
             await asyncio.wait({task})
     return None if task.cancelled() else task.result()

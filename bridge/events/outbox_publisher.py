@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from bridge.errors import PayloadTooLargeError, StreamConflictError
 from bridge.events.subjects import etl_completed
 from bridge.jetstream.connection import JetStreamConnection
-from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.database_sync import transact
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.ledger.outbox import delete_published, read_unpublished, set_aside
 
@@ -26,7 +26,7 @@ _set_aside = RepeatedWarning(logger, "a completion event cannot be published, it
 async def publish_outbox(engine: sa.Engine, connection: JetStreamConnection) -> int:
     """发完为止，按写下的次序；返回发布的个数。NATS 不在、流满了就到此为止，剩下的留在发件箱里，再发一次不会重复。"""
     published = 0
-    while events := await asyncio.to_thread(_read, engine):
+    while events := await asyncio.to_thread(transact, engine, read_unpublished, limit=_BATCH_SIZE):
         stored: list[int] = []
         problems: dict[int, str] = {}
         try:
@@ -37,7 +37,8 @@ async def publish_outbox(engine: sa.Engine, connection: JetStreamConnection) -> 
                 else:
                     stored.append(event.outbox_id)
         finally:
-            await asyncio.to_thread(_settle, engine, stored, problems)
+            # 发到一半 NATS 走了，发成的也要现在划掉：过了去重的窗口再发，就成了两份
+            await asyncio.to_thread(transact, engine, _settle, stored, problems)
         published += len(stored)
     return published
 
@@ -52,14 +53,8 @@ async def _publish(connection: JetStreamConnection, event: sa.Row[Any]) -> str |
     return None
 
 
-def _read(engine: sa.Engine) -> Sequence[sa.Row[Any]]:
-    with translated_errors(), engine.connect() as connection:
-        return read_unpublished(connection, limit=_BATCH_SIZE)
-
-
-def _settle(engine: sa.Engine, stored: Sequence[int], problems: Mapping[int, str]) -> None:
-    with translated_errors(), engine.begin() as connection:
-        if stored:
-            delete_published(connection, stored)
-        if problems:
-            set_aside(connection, problems)
+def _settle(connection: sa.Connection, stored: Sequence[int], problems: Mapping[int, str]) -> None:
+    if stored:
+        delete_published(connection, stored)
+    if problems:
+        set_aside(connection, problems)

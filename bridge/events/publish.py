@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from bridge.errors import InvalidEventError, PayloadTooLargeError
@@ -13,6 +12,7 @@ from bridge.events.envelope import event_type
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.settings import BridgeSettings, get_bridge_settings
 from etl_assets.core.asset_events import Event
+from etl_assets.core.tracing import current_headers, span
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class EventPublisher:
         await self._connection.open(only_publishes=True)
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._connection.close()
 
     async def publish(self, subject: str, event: Event) -> PublishedEvent:
@@ -44,10 +44,14 @@ class EventPublisher:
         if not isinstance(event, wanted):
             raise InvalidEventError(f"{subject} carries {wanted.__name__}, not {type(event).__name__}")
         data = event.model_dump_json(exclude_none=True).encode()
+        # 在这里就拒：应用自己的 EVENTS 也许不设上限，存得进去，监听器却当垃圾埋掉
         if len(data) > self._settings.event_max_bytes:
             limit = f"ETL_EVENT_MAX_BYTES, {self._settings.event_max_bytes} bytes"
             raise PayloadTooLargeError(subject, size_bytes=len(data), limit=limit)
-        stored = await self._connection.publish(subject, data, message_id=str(event.event_id))
+        with span(f"publish {subject}", event_id=str(event.event_id)):
+            stored = await self._connection.publish(
+                subject, data, message_id=str(event.event_id), headers=current_headers()
+            )
         return PublishedEvent(stored.stream, stored.seq, bool(stored.duplicate))
 
 

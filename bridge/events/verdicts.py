@@ -13,7 +13,7 @@ from bridge.errors import InvalidEventError, is_transient
 from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, ReceivedEvent, Rejected
 from bridge.jetstream.headers import header_text
 from bridge.settings import BridgeSettings
-from etl_assets.core.asset_events import AnyEvent
+from etl_assets.core.asset_events import AnyEvent, Event
 from etl_assets.core.database_errors import fault_of, say_refused
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, PermanentError
 from etl_assets.core.log import RepeatedWarning, get_logger
@@ -48,6 +48,7 @@ class Verdict:
     message: Msg
     decision: Decision | Failed | Garbage
     task_name: str = ""
+    event: Event | None = None
 
     @property
     def wants_ring(self) -> bool:
@@ -74,6 +75,7 @@ class Judge:
         """同一主题的一组：不合约定的挑出来，其余交给处理器。"""
         handler = self._handlers.get(subject)
         if handler is None:
+            # 不确认也不埋：升级到一半，认得它的也许是另一个版本的监听器
             return [Verdict(message, Failed("no handler for this subject here", "passing")) for message in messages]
         verdicts: list[Verdict] = []
         valid: list[tuple[Msg, ReceivedEvent[Any]]] = []
@@ -84,26 +86,34 @@ class Judge:
                 verdicts.append(Verdict(message, Garbage(error.reason) if error.is_garbage else Rejected(error.reason)))
         return verdicts + await self._call(handler, valid) if valid else verdicts
 
-    async def _call(self, handler: EventTaskHandler[Any], events: Sequence[tuple[Msg, ReceivedEvent[Any]]]) -> list[Verdict]:
+    async def _call(
+        self, handler: EventTaskHandler[Any], events: Sequence[tuple[Msg, ReceivedEvent[Any]]]
+    ) -> list[Verdict]:
         """整批交给处理器；出错的原因可能只在一个事件上时逐个再来，它拖不住其余的。"""
         try:
             decisions = await handler([event for _, event in events])
-            return [Verdict(message, decision, handler.task_name) for (message, _), decision in zip(events, decisions, strict=True)]
+            return [
+                Verdict(message, decision, handler.task_name, event=received.event)
+                for (message, received), decision in zip(events, decisions, strict=True)
+            ]
         except Exception as error:  # noqa: BLE001 处理器抛什么都不能让监听器倒下
             failed = self._blame(error, handler.subject, events)
+        # 数据库不在时不逐个再试：个个都要等到超时，结果还是一样
         if len(events) == 1 or (isinstance(failed, Failed) and failed.kind == "away"):
             return [Verdict(message, failed) for message, _ in events]
         verdicts: list[Verdict] = []
         stopped_by: list[Verdict] = []
         for message, event in random.sample(events, len(events)):  # 每次都从同样几个试起，会一直轮不到别的
             if len(stopped_by) == _PROBES:  # 其余的不必各等一回锁：缘由算它们的，不是整批那一次的
-                verdicts.append(replace(stopped_by[-1], message=message))
+                verdicts.append(replace(stopped_by[-1], message=message, event=None))
                 continue
             verdicts += await self._call(handler, [(message, event)])
             stopped_by += [verdict for verdict in verdicts[-1:] if verdict.is_not_its_fault]
         return verdicts
 
-    def _blame(self, error: Exception, subject: str, events: Sequence[tuple[Msg, ReceivedEvent[Any]]]) -> Decision | Failed:
+    def _blame(
+        self, error: Exception, subject: str, events: Sequence[tuple[Msg, ReceivedEvent[Any]]]
+    ) -> Decision | Failed:
         """是谁的错。只有事件自己的内容能埋了它。"""
         fault, reason = fault_of(error), header_text(error)
         if isinstance(fault, DatabaseRefusedError):

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
-import sqlalchemy as sa
-
 from bridge.errors import StreamFullError
+from bridge.events.due_bell import DueBell
 from bridge.events.envelope import DataImportCompleted
-from bridge.events.streams import DEAD_LETTERS
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM, dead_letter_subject
+from bridge.events.streams import bury_event
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM
 from bridge.jetstream.connection import JetStreamConnection
-from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY, bury
+from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY
 from bridge.jetstream.stored_messages import StoredMessage, stored_message
-from bridge.queue.broker import SafeJetStreamBroker
-from bridge.queue.task_names import MATERIALIZE_DUE
-from bridge.settings import BridgeSettings, Lane
-from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.database_sync import transact
 from etl_assets.core.log import RepeatedWarning, get_logger
-from etl_assets.core.settings import EtlSettings
 from etl_assets.intake.imports import NO_SEQUENCE
-from etl_assets.intake.waiting_events import Look, Patience, WaitingEvent, forget, look_after_waiting_events
+from etl_assets.intake.waiting_events import Patience, WaitingEvent, forget, look_after_waiting_events
 from etl_assets.reports.reports import count_waiting_events
 
 logger = get_logger(__name__)
 
-_letters_full = RepeatedWarning(logger, "the dead letters are full, events whose imports did not come stay in the ledger")
+_letters_full = RepeatedWarning(
+    logger, "the dead letters are full, events whose imports did not come stay in the ledger"
+)
 
 SPEAK_SECONDS = 60.0
+# 一批一千个：两万个在等，一秒也只花百分之几秒，每个最迟十秒看到一回
 FRUITLESS_BITES = 2
 _AT_ONCE = 50
 """同时往死信流里存这么多封。"""
@@ -39,87 +37,65 @@ _AT_ONCE = 50
 class WaitingEvents:
     """监听器里看着它们的那一个；几个监听器各有一个，到点的在它们之间分。"""
 
-    def __init__(
-        self, *, ring: Callable[[str, Lane], Awaitable[None]], broker: SafeJetStreamBroker, engine: sa.Engine, settings: EtlSettings
-    ) -> None:
-        self._ring = ring
-        self._broker = broker
-        self._engine = engine
-        self._settings = settings
-        self._patience = _patience(broker.settings)
+    def __init__(self, bell: DueBell) -> None:
+        self._bell = bell
+        limits = bell.broker.settings
+        self._patience = Patience(limits.event_backoff, limit_seconds=limits.event_retry_seconds)
         self._speak_at = 0.0
 
     async def look(self) -> None:
         """看到没有到点的为止；一批里没有一个导入是好的，只再看一批：等着的再多，也只花这么些工夫。"""
-        fruitless = 0
-        more = True
+        bell, fruitless, more = self._bell, 0, True
         while more and fruitless < FRUITLESS_BITES:
-            look = await asyncio.to_thread(self._look)
+            look = await asyncio.to_thread(look_after_waiting_events, bell.engine, bell.settings, self._patience)
             more = look.more
+            # 先敲门再埋信：死信流慢了、满了，已经进了台账的不跟着等
             if look.requested:
-                await self._ring(MATERIALIZE_DUE, "event")
+                await bell.ring()
             else:
                 fruitless += 1
             if look.waiting:
                 await self._speak()
             await self._bury(look.overdue)
 
-    def _look(self) -> Look:
-        with translated_errors():
-            return look_after_waiting_events(self._engine, self._settings, self._patience)
-
     async def _speak(self) -> None:
         """有事件在等，一分钟说一回。"""
         if time.monotonic() < self._speak_at:
             return
         self._speak_at = time.monotonic() + SPEAK_SECONDS
-        waiting = await asyncio.to_thread(self._count)
+        waiting = await asyncio.to_thread(transact, self._bell.engine, count_waiting_events, self._bell.settings)
         logger.info("events wait for their imports", events=waiting.events, oldest_stored_at=str(waiting.oldest))
-
-    def _count(self) -> sa.Row[tuple[int, datetime | None]]:
-        with translated_errors(), self._engine.connect() as connection:
-            return count_waiting_events(connection, self._settings)
 
     async def _bury(self, overdue: Sequence[WaitingEvent]) -> None:
         """存进了死信流的才不再等；存不了的留着，到点再来。"""
+        bell = self._bell
         for first in range(0, len(overdue), _AT_ONCE):
             events = overdue[first : first + _AT_ONCE]
-            outcomes = await asyncio.gather(*(_bury(self._broker.connection, event) for event in events), return_exceptions=True)
+            outcomes = await asyncio.gather(
+                *(_bury(bell.broker.connection, event) for event in events), return_exceptions=True
+            )
             buried = [event for event, outcome in zip(events, outcomes, strict=True) if outcome is None]
             if buried:
-                await asyncio.to_thread(self._forget, buried)
+                await asyncio.to_thread(transact, bell.engine, forget, bell.settings.target_schema, buried)
                 logger.error(
                     "events dead-lettered: their imports did not come in time",
                     events=len(buried),
-                    sequence=buried[0].sequence,
+                    stream_sequence=buried[0].sequence,
                     reason=_reason(buried[0]),
                 )
             for outcome in outcomes:
+                # 一封存不下，后面的也存不下：留在台账里，到点再来
                 if isinstance(outcome, StreamFullError):
                     _letters_full.say("", stream=EVENTS_DLQ_STREAM, events=len(overdue), remedy=LETTERS_FULL_REMEDY)
                     return
                 if outcome is not None:
                     raise outcome
 
-    def _forget(self, events: Sequence[WaitingEvent]) -> None:
-        with translated_errors():
-            forget(self._engine, self._settings.target_schema, events)
-
-
-def _patience(settings: BridgeSettings) -> Patience:
-    return Patience(settings.event_backoff, limit_seconds=settings.event_retry_seconds)
-
 
 async def _bury(connection: JetStreamConnection, event: WaitingEvent) -> None:
     """流里的原文进死信流；流里已经没有它，就由台账记得的造一封。"""
-    await bury(
-        connection,
-        await _original(connection, event) or _remembered(event),
-        letters=DEAD_LETTERS,
-        subject=dead_letter_subject(DATA_IMPORT_COMPLETED),
-        reason=_reason(event),
-        attempts=event.looks,
-    )
+    original = await _original(connection, event) or _remembered(event)
+    await bury_event(connection, original, reason=_reason(event), attempts=event.looks)
 
 
 async def _original(connection: JetStreamConnection, event: WaitingEvent) -> StoredMessage | None:
@@ -139,7 +115,9 @@ def _remembered(event: WaitingEvent) -> StoredMessage:
     if event.allow_deletes:
         content = content.model_copy(update={"allow_deletes": True})
     key = f"-{event.event_id}" if event.sequence == NO_SEQUENCE else ""
-    return StoredMessage(EVENTS_STREAM, event.sequence, event.stored_at, DATA_IMPORT_COMPLETED, content.model_dump_json().encode(), key)
+    return StoredMessage(
+        EVENTS_STREAM, event.sequence, event.stored_at, DATA_IMPORT_COMPLETED, content.model_dump_json().encode(), key
+    )
 
 
 def _reason(event: WaitingEvent) -> str:

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import json
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import PubAck
@@ -26,7 +26,9 @@ from bridge.errors import (
     StreamConflictError,
     StreamMissingError,
 )
+from bridge.jetstream.client import NatsClient
 from bridge.jetstream.headers import header_bytes, header_text
+from bridge.jetstream.login import NatsLogin, login_of, servers_without_login, tls_context, wants_tls
 from bridge.jetstream.server_errors import AWAY, NOT_CLUSTERED, PASSING, is_passing, refusal
 from bridge.settings import BridgeSettings
 from etl_assets.core.backoff import Backoff
@@ -39,20 +41,23 @@ OLDEST_SERVER = (2, 10)
 """一个消费者带几个 filter_subjects 始于 2.10。"""
 PUBLISH_SECONDS = 15.0
 _PUBLISH_RETRY = Backoff(first_seconds=0.1, longest_seconds=1.0)
+# 集群选领导者时，发布的人得到的也是没有流：沉默了这么久才去问清楚
 NO_STREAM_SECONDS = 2.0
 ANSWER_SECONDS = 2.0
 MANAGE_SECONDS = 15.0
 """问流与消费者的事，这么久没有回答才算没有；集群选一个领导者要 4 到 7 秒。"""
 CONFIRM_SECONDS = 8.0
 """一次确认，连着却没有回答的工夫。"""
+_DENIED = re.compile(r"permissions violation for (?:publish|subscription) to \"([^\"]+)\"", re.IGNORECASE)
 _SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 class JetStreamConnection:
     """一条断了就永远重连的连接；只有开头连不上才是错误。`async with` 打开它，离开时断开。"""
 
-    def __init__(self, settings: BridgeSettings, *, name: str, client: Client | None = None) -> None:
-        self.client = client or Client()
+    def __init__(self, settings: BridgeSettings, *, name: str, client: NatsClient | None = None) -> None:
+        self.client = client or NatsClient()
+        self.client.answer_to(settings.nats_inbox_prefix)
         self.context: JetStreamContext = self.client.jetstream(timeout=5)
         self.settings = settings
         self._name = name
@@ -60,6 +65,8 @@ class JetStreamConnection:
         self._started = False
         self._opening = False
         self._cause: Exception | None = None
+        self._login = NatsLogin()
+        self._forbidden: set[str] = set()
         self._trouble = RepeatedWarning(logger, "nats trouble")
         self._cannot_beat = RepeatedWarning(logger, "cannot tell NATS that the work goes on")
         self._usable = asyncio.Event()
@@ -75,6 +82,9 @@ class JetStreamConnection:
         """
         if not self.settings.nats_servers:
             raise SettingsError("ETL_NATS_URL is not set: start the stack with `etl up`, or set it to your NATS")
+        self._login = login_of(self.settings)
+        if wants_tls(self.settings):
+            tls_context(self.settings)
         self._started = self._opening = True
         try:
             await self._connect()
@@ -82,6 +92,7 @@ class JetStreamConnection:
             if not only_publishes:
                 await self._check_account()
         except BaseException:
+            # 取消的也要关：永远重连的客户端，没有人要了也还在连
             await self.close()
             raise
         finally:
@@ -98,16 +109,21 @@ class JetStreamConnection:
 
     async def _connect(self) -> None:
         seconds = self.settings.connect_timeout_seconds
+        self.client.log_in_with(self.settings, self._login)
         try:
             async with asyncio.timeout(seconds):
                 await self.client.connect(
-                    self.settings.nats_servers,
+                    servers_without_login(self.settings),
                     name=self._name,
-                    **self.settings.nats_login,
+                    **self._login.options,
+                    tls_handshake_first=self.settings.nats_tls_first,
+                    inbox_prefix=self.settings.nats_inbox_prefix,
+                    # 永远重连的客户端里，口令不对也只是连不上、超时：真正的缘由只有它听得到
                     error_cb=self._report,
                     disconnected_cb=self._disconnected,
                     reconnected_cb=self._reconnected,
                     closed_cb=self._closed,
+                    # 缺省试 60 次就放弃：NATS 停得久一点，进程活着却再也连不上
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=1,
                     connect_timeout=2,
@@ -134,7 +150,9 @@ class JetStreamConnection:
                     f"JetStream at {self._server} does not answer ({header_text(self._cause or '') or 'no reason given'}): "
                     "look into the server's log, and at this user's permissions"
                 ) from error
-            raise NatsRefusedError(f"NATS at {self._server} offers no JetStream: start nats-server with -js, or allow this user") from error
+            raise NatsRefusedError(
+                f"NATS at {self._server} offers no JetStream: start nats-server with -js, or allow this user"
+            ) from error
 
     async def close(self) -> None:
         """断开，不再重连；没连过也可以调。"""
@@ -146,13 +164,18 @@ class JetStreamConnection:
         """等到连接可用；连接已关闭就抛错，让进程结束、由看护者重启。"""
         await self._usable.wait()
         if self.client.is_closed:
-            raise NatsUnavailableError(f"the connection to NATS at {self._server} was closed ({header_text(self.client.last_error)})")
+            raise NatsUnavailableError(
+                f"the connection to NATS at {self._server} was closed ({header_text(self.client.last_error)})"
+            )
 
     async def _report(self, error: Exception) -> None:
         if self._opening:
             self._cause = error
-            if "authorization" in str(error).lower():
-                raise NatsRefusedError(f"NATS at {self._server} refuses the user or password: correct ETL_NATS_URL") from error
+            if reason := login_refusal(error, self._login):
+                raise NatsRefusedError(f"NATS at {self._server} {reason}") from error
+        if denied := _DENIED.search(str(error)):
+            self._forbidden.add(denied[1])
+        if self._opening:
             return
         cause = header_text(error) or type(error).__name__
         self._trouble.say(cause, connection=self._name, cause=cause)
@@ -160,6 +183,7 @@ class JetStreamConnection:
     async def _disconnected(self) -> None:
         if self._opening or self.client.is_closed:
             return
+        # 先标不可用再叫醒：被叫醒的马上会来问能不能用
         self._usable.clear()
         logger.warning("nats disconnected", connection=self._name, server=self._server)
         self._interrupt()
@@ -185,13 +209,16 @@ class JetStreamConnection:
             try:
                 return await self._ask_once(what, content)
             except nats.errors.Error as error:
+                self._refuse_forbidden(f"$JS.API.{what}", error)
                 if not is_passing(error) or self.client.is_closed or time.monotonic() - start > MANAGE_SECONDS:
                     raise
             await asyncio.sleep(0.2)
 
     async def _ask_once(self, what: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
         body = b"" if content is None else json.dumps(content).encode()
-        answer: dict[str, Any] = json.loads((await self.client.request(f"$JS.API.{what}", body, timeout=ANSWER_SECONDS)).data)
+        answer: dict[str, Any] = json.loads(
+            (await self.client.request(f"$JS.API.{what}", body, timeout=ANSWER_SECONDS)).data
+        )
         if "error" in answer:
             raise nats.js.errors.APIError.from_error(answer["error"])
         return answer
@@ -217,7 +244,9 @@ class JetStreamConnection:
 
     # ---- 发布与确认 -------------------------------------------------------------
 
-    async def publish(self, subject: str, data: bytes, *, message_id: str, headers: Mapping[str, str] | None = None) -> PubAck:
+    async def publish(
+        self, subject: str, data: bytes, *, message_id: str, headers: Mapping[str, str] | None = None
+    ) -> PubAck:
         """存进流里才返回；NATS 不在时以同一个编号重试，限期内等不到就抛错（迟到的那份会被去重）。"""
         if self.client.is_closed or not self._started:
             raise NatsUnavailableError(f"the connection to NATS at {self._server} is not open: start it first")
@@ -227,7 +256,9 @@ class JetStreamConnection:
         # 超过 max_payload 的，服务器断开连接：别的发布也跟着失败
         size = len(data) + header_bytes(fields)
         if size > self.client.max_payload:
-            raise PayloadTooLargeError(subject, size_bytes=size, limit=f"max_payload of NATS, {self.client.max_payload} bytes")
+            raise PayloadTooLargeError(
+                subject, size_bytes=size, limit=f"max_payload of NATS, {self.client.max_payload} bytes"
+            )
         start = time.monotonic()
         failures = 0
         while True:
@@ -239,9 +270,12 @@ class JetStreamConnection:
                     raise reason from error
                 cause: Exception = error
             except AWAY as error:
+                self._refuse_forbidden(subject, error)
                 cause = error
             except nats.errors.ConnectionClosedError as error:
-                raise NatsUnavailableError(f"the connection to NATS at {self._server} was closed: start the program again") from error
+                raise NatsUnavailableError(
+                    f"the connection to NATS at {self._server} was closed: start the program again"
+                ) from error
             waited = time.monotonic() - start
             if (
                 isinstance(cause, nats.js.errors.NoStreamResponseError)
@@ -256,6 +290,24 @@ class JetStreamConnection:
                 ) from cause
             failures += 1
             await asyncio.sleep(_PUBLISH_RETRY.seconds(failures))
+
+    def _refuse_forbidden(self, subject: str, error: nats.errors.Error) -> None:
+        """没有回答，是因为服务器不许：它另外说了一声。
+
+        :raises NatsRefusedError: 不许的是哪个主题。
+        """
+        if any(name.startswith(f"{self.settings.nats_inbox_prefix.lower()}.") for name in self._forbidden):
+            raise NatsRefusedError(
+                f"NATS at {self._server} does not let this user receive answers on {self.settings.nats_inbox_prefix}: "
+                "set ETL_NATS_INBOX_PREFIX to what its permissions name"
+            ) from error
+        # 服务器的那一句，nats-py 变成小写才给
+        if subject.lower() in self._forbidden:
+            self._forbidden.discard(subject.lower())
+            raise NatsRefusedError(
+                f"NATS at {self._server} does not let this user publish to {subject}: "
+                "use the credentials of the role that may, or grant it (`etl nats-accounts` shows who may what)"
+            ) from error
 
     async def _has_no_stream(self, subject: str) -> bool:
         """服务器亲口说没有流收这个主题才算；选领导者期间谁也不答，那不是没有。"""
@@ -282,7 +334,9 @@ class JetStreamConnection:
                 break
             else:
                 return
-        raise NatsUnavailableError(f"NATS at {self._server} did not confirm an acknowledgement: the message will be delivered again")
+        raise NatsUnavailableError(
+            f"NATS at {self._server} did not confirm an acknowledgement: the message will be delivered again"
+        )
 
     async def postpone(self, message: Msg, delay_seconds: float) -> None:
         """还给队列，过 delay_seconds 再投递。"""
@@ -292,6 +346,7 @@ class JetStreamConnection:
     @contextlib.asynccontextmanager
     async def in_progress(self, messages: Sequence[Msg], *, ack_wait_seconds: float) -> AsyncIterator[None]:
         """处理期间按时报平安，服务器才不会把消息投给别人。"""
+        # 三分之一：丢了一次、迟了一次，都还赶得上
         beating = asyncio.create_task(self._beat(messages, ack_wait_seconds / 3))
         try:
             yield
@@ -306,3 +361,23 @@ class JetStreamConnection:
                     await self.client.publish(message.reply, Msg.Ack.Progress)
             except Exception as error:  # noqa: BLE001  # 报平安的死了，长任务就会做两遍：什么错都不能让它停
                 self._cannot_beat.say(type(error).__name__, error=header_text(error))
+
+
+def login_refusal(error: Exception, login: NatsLogin) -> str | None:
+    """开头就不成的：什么不成，改哪里；None 是再试也许就成。"""
+    text = header_text(error)
+    if isinstance(error, nats.errors.SecureConnWantedError):
+        return "offers no TLS and nothing was sent: let it, or correct ETL_NATS_URL and ETL_NATS_CA"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        reason = error.verify_message.rstrip(".")
+        return f"has a certificate that is refused ({reason}): correct ETL_NATS_CA, ETL_NATS_URL or the server's certificate"
+    if isinstance(error, ssl.SSLError):
+        reason = (error.reason or "").lower().replace("_", " ")
+        if "alert" in reason:
+            return f"refuses our client certificate ({reason}): correct ETL_NATS_CERT and ETL_NATS_KEY"
+        if "wrong version" in reason or "record layer" in reason:
+            return "does not begin with TLS: correct ETL_NATS_TLS_FIRST"
+    if "authorization violation" in text.lower() or "authentication expired" in text.lower():
+        expired = " (expired)" if "expired" in text.lower() else ""
+        return f"refuses {login.what}{expired}: correct {login.setting}"
+    return None

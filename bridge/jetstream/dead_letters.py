@@ -9,11 +9,11 @@ from enum import StrEnum
 from nats.aio.msg import Msg
 from nats.js.api import DiscardPolicy, StreamConfig
 
-from bridge.errors import StreamMissingError
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.headers import header_bytes, header_text
 from bridge.jetstream.stored_messages import StoredMessage
-from bridge.jetstream.streams import ensure_stream
+from bridge.jetstream.streams import store
+from etl_assets.core import metrics
 
 GARBAGE_HEAD_BYTES = 4_096
 """不是事件也不是任务的，死信里只留这么多：一千条 1 MB 的垃圾挤不满死信流。"""
@@ -37,7 +37,9 @@ class DeadLetterHeader(StrEnum):
 
 def letters_stream(name: str, subjects: str) -> StreamConfig:
     """满了就拒收，要埋的留在原来的流里；不过期：人丢弃之前什么都不丢。"""
-    return StreamConfig(name=name, subjects=[subjects], discard=DiscardPolicy.NEW, max_bytes=64 << 20, duplicate_window=600)
+    return StreamConfig(
+        name=name, subjects=[subjects], discard=DiscardPolicy.NEW, max_bytes=64 << 20, duplicate_window=600
+    )
 
 
 async def bury(
@@ -69,6 +71,7 @@ async def bury(
     # 带上发布时刻：流重建之后序号会重来
     message_id = f"{original.stream}-{original.sequence}-{original.stored_at.timestamp():.6f}{original.key}"
     data = original.data
+    # 先当它要截来算：截短了要多两个头，它们也占 max_payload 的地方
     cut = {
         **headers,
         DeadLetterHeader.ORIGINAL_BYTES: str(len(data)),
@@ -77,11 +80,8 @@ async def bury(
     room = connection.client.max_payload - header_bytes({"Nats-Msg-Id": message_id, **cut})
     if len(data) > (room := min(room, GARBAGE_HEAD_BYTES) if is_garbage else room):
         data, headers = data[:room], cut
-    try:
-        await connection.publish(subject, data, message_id=message_id, headers=headers)
-    except StreamMissingError:
-        await ensure_stream(connection, letters)
-        await connection.publish(subject, data, message_id=message_id, headers=headers)
+    await store(connection, letters, subject, data, message_id=message_id, headers=headers)
+    metrics.letter_stored(str(letters.name))
     if isinstance(message, Msg):
         # 存下之后才终结：反过来，死在两步之间就丢了
         await connection.confirm(message, b"+TERM dead-lettered")

@@ -13,9 +13,9 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from bridge.errors import tolerate
 from bridge.jetstream.connection import ANSWER_SECONDS, JetStreamConnection
 from bridge.jetstream.headers import header_text
-from etl_assets.core.errors import TransientError
 from etl_assets.core.log import RepeatedWarning, get_logger
 
 logger = get_logger(__name__)
@@ -75,6 +75,7 @@ class Puller:
 
     async def take(self, consumer: str) -> Msg | None:
         """现在就有的一条；没有就是 None，不等。"""
+        await self._restore_what_is_gone()
         async with self._wanting():
             if consumer not in self._requests:
                 await self._ask(consumer, {"batch": 1, "no_wait": True}, silence_seconds=ANSWER_SECONDS)
@@ -95,9 +96,11 @@ class Puller:
             "expires": int(self.EXPIRES_SECONDS * 1e9),
             "idle_heartbeat": int(self.HEARTBEAT_SECONDS * 1e9),
         }
+        await self._restore_what_is_gone()
         async with self._wanting():
             for consumer in consumers:
                 if consumer not in self._requests and not self._arrived:
+                    # 漏了两次心跳才算没有声息
                     await self._ask(consumer, request, silence_seconds=self.HEARTBEAT_SECONDS * 2.5)
             await self._until(lambda: bool(self._arrived) or not self._all_open(consumers))
             with contextlib.suppress(TimeoutError):
@@ -138,10 +141,14 @@ class Puller:
         if self._subscription is None:
             self._subscription = await client.subscribe(f"{self._inbox}.*", cb=self._receive)
         self._asked += 1
+        # 一次请求一个主题：服务器的状态没有别的记号，早已不算数的请求说的，只有这样才分得出
         subject = f"{self._inbox}.{self._asked}"
         deadline = asyncio.get_running_loop().time() + silence_seconds
+        # 先记下再发：回答可能比 publish 返回得还早
         self._requests[consumer] = _Request(subject, request["batch"], silence_seconds, deadline)
-        await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{consumer}", json.dumps(request).encode(), reply=subject)
+        await client.publish(
+            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{consumer}", json.dumps(request).encode(), reply=subject
+        )
 
     def _all_open(self, consumers: Sequence[str]) -> bool:
         return all(consumer in self._requests for consumer in consumers)
@@ -151,10 +158,14 @@ class Puller:
         while not met():
             self._news.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(min((request.deadline for request in self._requests.values()), default=None)):
+                async with asyncio.timeout_at(
+                    min((request.deadline for request in self._requests.values()), default=None)
+                ):
                     await self._news.wait()
             now = asyncio.get_running_loop().time()
-            self._requests = {consumer: request for consumer, request in self._requests.items() if request.deadline > now}
+            self._requests = {
+                consumer: request for consumer, request in self._requests.items() if request.deadline > now
+            }
 
     async def _receive(self, message: Msg) -> None:
         if message.reply:
@@ -187,7 +198,10 @@ class Puller:
             self._extend(self._requests[consumer])
             return
         del self._requests[consumer]
-        if status not in ("404", "408") and headers.get("Description") != _ENOUGH_BYTES:
+        if status in ("404", "408") or headers.get("Description") == _ENOUGH_BYTES:
+            return
+        # 别的消费者的一句盖不住一个消费者不见了
+        if self._trouble is None or not _is_gone(self._trouble):
             self._trouble = f"{status} {headers.get('Description', '')}".strip()
 
     def _extend(self, request: _Request) -> None:
@@ -198,15 +212,24 @@ class Puller:
         self._requests.clear()
         self._news.set()
 
+    async def _restore_what_is_gone(self) -> None:
+        """在要之前：别的消费者一直有消息，也轮得到它；这时手里没有消息等着。"""
+        if self._trouble is not None and _is_gone(self._trouble):
+            await self._recover()
+
     async def _recover(self) -> None:
-        """消费者不见了就建回来；别的稍等再问。"""
+        """上一回要的时候出了事：消费者不见了就建回来；别的稍等再问。"""
         trouble, self._trouble = self._trouble, None
         if trouble is None:
             return
         self._ended.say(trouble, stream=self._stream, status=trouble)
-        if trouble.startswith("503") or "Consumer Deleted" in trouble:
+        if _is_gone(trouble):
             try:
                 await self._restore()
-            except TransientError as error:
-                self._cannot_restore.say(type(error).__name__, stream=self._stream, cause=header_text(error))
+            except Exception as error:  # noqa: BLE001  # 不是自己的错才忍：别人正重建它，建得不对的也要等人改好
+                tolerate(error, self._cannot_restore, stream=self._stream)
         await asyncio.sleep(0.5)
+
+
+def _is_gone(trouble: str) -> bool:
+    return trouble.startswith("503") or "Consumer Deleted" in trouble

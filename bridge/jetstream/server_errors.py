@@ -45,4 +45,6 @@ def refusal(subject: str, size_bytes: int, error: nats.js.errors.APIError) -> Br
         return PayloadTooLargeError(subject, size_bytes=size_bytes, limit="the max_msg_size of its stream")
     if is_passing(error):
         return None
-    return StreamConflictError(subject, header_text(error.description), "look into the stream's settings and the server's log")
+    return StreamConflictError(
+        subject, header_text(error.description), "look into the stream's settings and the server's log"
+    )

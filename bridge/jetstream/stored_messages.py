@@ -18,7 +18,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from bridge.errors import NatsUnavailableError
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.server_errors import SEQUENCE_NOT_FOUND
-from bridge.jetstream.streams import ensure_consumer
+from bridge.jetstream.streams import ask_about, ensure_consumer
 
 _BATCH_SIZE = 500
 _PATIENCE_SECONDS = 2.0
@@ -54,7 +54,9 @@ async def last_message(connection: JetStreamConnection, stream: str, subject: st
     return await _message(connection, stream, {"last_by_subj": subject})
 
 
-async def first_message(connection: JetStreamConnection, stream: str, subject: str, *, after: int) -> StoredMessage | None:
+async def first_message(
+    connection: JetStreamConnection, stream: str, subject: str, *, after: int
+) -> StoredMessage | None:
     """这个主题在 after 之后的第一条；没有就是 None。"""
     return await _message(connection, stream, {"seq": after + 1, "next_by_subj": subject})
 
@@ -69,12 +71,17 @@ async def delete_message(connection: JetStreamConnection, stream: str, sequence:
                 raise
 
 
-async def _message(connection: JetStreamConnection, stream: str, which: Mapping[str, Any]) -> StoredMessage | None:
+async def delete_messages_before(connection: JetStreamConnection, stream: str, sequence: int) -> None:
+    """从流里删去这个序号之前的全部；它自己留着。"""
     with connection.managing(stream):
-        try:
-            found = (await connection.ask(f"STREAM.MSG.GET.{stream}", which))["message"]
-        except nats.js.errors.NotFoundError:
-            return None
+        await connection.ask(f"STREAM.PURGE.{stream}", {"seq": sequence})
+
+
+async def _message(connection: JetStreamConnection, stream: str, which: Mapping[str, Any]) -> StoredMessage | None:
+    answer = await ask_about(connection, stream, f"STREAM.MSG.GET.{stream}", which)
+    if answer is None:
+        return None
+    found = answer["message"]
     stored_at = datetime.fromisoformat(found["time"])
     return StoredMessage(stream, found["seq"], stored_at, found["subject"], base64.b64decode(found.get("data") or ""))
 
@@ -88,7 +95,12 @@ class Stretch:
 
 
 async def read_stored(
-    connection: JetStreamConnection, stream: str, stretch: Stretch, *, subjects: Sequence[str] = (), headers_only: bool = False
+    connection: JetStreamConnection,
+    stream: str,
+    stretch: Stretch,
+    *,
+    subjects: Sequence[str] = (),
+    headers_only: bool = False,
 ) -> AsyncGenerator[list[Msg], None]:
     """一批一批地给出这一段里的消息，按存下的次序；内存里只有一批。
 
@@ -100,7 +112,9 @@ async def read_stored(
     while not isinstance(first, int) or first <= stretch.last:
         fruitless += 1
         if fruitless > _FRUITLESS_ATTEMPTS:
-            raise NatsUnavailableError(f"stream {stream} does not hand out its messages from {first} on: look into the log of NATS")
+            raise NatsUnavailableError(
+                f"stream {stream} does not hand out its messages from {first} on: look into the log of NATS"
+            )
         async with _reading(connection, stream, first, subjects, headers_only) as (subscription, expected):
             left = expected
             async for messages in _in_order(subscription, expected):
@@ -125,7 +139,9 @@ async def _in_order(subscription: JetStreamContext.PullSubscription, pending: in
         except (nats.errors.Error, TimeoutError):
             return
         # 不确认的消息服务器不会再投：序号不连着的，从缺口起都不要
-        in_order = [message for place, message in enumerate(fetched, expected) if message.metadata.sequence.consumer == place]
+        in_order = [
+            message for place, message in enumerate(fetched, expected) if message.metadata.sequence.consumer == place
+        ]
         if in_order:
             expected += len(in_order)
             pending = in_order[-1].metadata.num_pending
@@ -141,6 +157,7 @@ async def _reading(
     """临时的消费者，与它有多少要交出来。"""
     by_sequence = isinstance(first, int)
     config = ConsumerConfig(
+        # 自己起名：没等到答复会再问一次，没有名字就建了两个
         name=connection.client.new_inbox().rpartition(".")[2],
         deliver_policy=DeliverPolicy.BY_START_SEQUENCE if by_sequence else DeliverPolicy.BY_START_TIME,
         opt_start_seq=max(first, 1) if isinstance(first, int) else None,

@@ -10,7 +10,7 @@ from typing import Any
 import nats.js.errors
 from nats.js.api import ConsumerConfig, ConsumerInfo, StreamConfig, StreamState
 
-from bridge.errors import StreamConflictError
+from bridge.errors import StreamConflictError, StreamMissingError
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.server_errors import NAME_IN_USE
 
@@ -38,21 +38,41 @@ async def ensure_stream(connection: JetStreamConnection, config: StreamConfig) -
                 await connection.ask(f"STREAM.UPDATE.{name}", corrected)
 
 
-async def adopt_stream(connection: JetStreamConnection, config: StreamConfig, subjects: Sequence[str]) -> None:
-    """别人的流：只在没有时建，从不修改；它不收我们要的主题就报错。"""
+async def store(
+    connection: JetStreamConnection,
+    config: StreamConfig,
+    subject: str,
+    data: bytes,
+    *,
+    message_id: str,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """存进我们自己的一个流；它不见了就建回来。"""
+    try:
+        await connection.publish(subject, data, message_id=message_id, headers=headers)
+    except StreamMissingError:
+        await ensure_stream(connection, config)
+        await connection.publish(subject, data, message_id=message_id, headers=headers)
+
+
+async def adopt_stream(
+    connection: JetStreamConnection, config: StreamConfig, subjects: Sequence[str]
+) -> dict[str, Any] | None:
+    """别人的流：只在没有时建，从不修改；它不收我们要的主题就报错。返回已有的配置，刚建的是 None。"""
     name = str(config.name)
     with connection.managing(name):
         existing = await _found_or_created(connection, config)
     if existing is None:
-        return
+        return None
     stored = existing.get("subjects") or []
-    missing = [subject for subject in subjects if not any(subject_covers(pattern, subject) for pattern in stored)]
+    missing = _not_covered(subjects, stored)
     if missing:
         raise StreamConflictError(
             name,
             f"it stores {', '.join(stored) or 'no subjects'}, which does not cover {', '.join(missing)}",
             f"add these subjects to it (`nats stream edit {name}`)",
         )
+    return existing
 
 
 async def _found_or_created(connection: JetStreamConnection, config: StreamConfig) -> dict[str, Any] | None:
@@ -61,7 +81,9 @@ async def _found_or_created(connection: JetStreamConnection, config: StreamConfi
     if existing := await stream_config(connection, name):
         return existing
     try:
-        await connection.ask(f"STREAM.CREATE.{name}", config.evolve(num_replicas=connection.settings.nats_replicas).as_dict())
+        await connection.ask(
+            f"STREAM.CREATE.{name}", config.evolve(num_replicas=connection.settings.nats_replicas).as_dict()
+        )
     except nats.js.errors.APIError as error:
         if error.err_code != NAME_IN_USE:
             raise
@@ -84,32 +106,32 @@ async def ensure_consumer(connection: JetStreamConnection, stream: str, config: 
         return await _create_consumer(
             connection,
             stream,
-            config.evolve(deliver_policy=begun.deliver_policy, opt_start_seq=begun.opt_start_seq, opt_start_time=begun.opt_start_time),
+            config.evolve(
+                deliver_policy=begun.deliver_policy,
+                opt_start_seq=begun.opt_start_seq,
+                opt_start_time=begun.opt_start_time,
+            ),
         )
 
 
 async def _create_consumer(connection: JetStreamConnection, stream: str, config: ConsumerConfig) -> ConsumerInfo:
-    where = f"DURABLE.CREATE.{stream}.{config.durable_name}" if config.durable_name else f"CREATE.{stream}.{config.name}"
+    where = (
+        f"DURABLE.CREATE.{stream}.{config.durable_name}" if config.durable_name else f"CREATE.{stream}.{config.name}"
+    )
     answer = await connection.ask(f"CONSUMER.{where}", {"stream_name": stream, "config": config.as_dict()})
     return _parse_consumer_info(answer)
 
 
 async def consumer_info(connection: JetStreamConnection, stream: str, consumer: str) -> ConsumerInfo | None:
     """消费者的现状；没有这个流或消费者就是 None。"""
-    with connection.managing(stream):
-        try:
-            return _parse_consumer_info(await connection.ask(f"CONSUMER.INFO.{stream}.{consumer}"))
-        except nats.js.errors.NotFoundError:
-            return None
+    answer = await ask_about(connection, stream, f"CONSUMER.INFO.{stream}.{consumer}")
+    return None if answer is None else _parse_consumer_info(answer)
 
 
 async def stream_consumers(connection: JetStreamConnection, stream: str) -> list[str]:
     """这个流的消费者；没有这个流就是空的。"""
-    with connection.managing(stream):
-        try:
-            return [str(name) for name in (await connection.ask(f"CONSUMER.NAMES.{stream}"))["consumers"] or []]
-        except nats.js.errors.NotFoundError:
-            return []
+    answer = await ask_about(connection, stream, f"CONSUMER.NAMES.{stream}")
+    return [] if answer is None else answer["consumers"] or []
 
 
 async def stream_config(connection: JetStreamConnection, name: str) -> dict[str, Any] | None:
@@ -130,7 +152,11 @@ async def stream_use(connection: JetStreamConnection, name: str) -> StreamUse | 
     if info is None:
         return None
     state, config = info["state"], info["config"]
-    shares = [state[held] / config[limit] for held, limit in (("bytes", "max_bytes"), ("messages", "max_msgs")) if config[limit] > 0]
+    shares = [
+        state[held] / config[limit]
+        for held, limit in (("bytes", "max_bytes"), ("messages", "max_msgs"))
+        if config[limit] > 0
+    ]
     is_clustered = bool(info.get("cluster", {}).get("name"))
     return StreamUse(state["messages"], max(shares, default=0.0), is_clustered and config["num_replicas"] == 1)
 
@@ -142,10 +168,19 @@ async def subject_counts(connection: JetStreamConnection, stream: str, subjects:
     return {} if info is None else info["state"].get("subjects") or {}
 
 
-async def _stream_info(connection: JetStreamConnection, name: str, content: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-    with connection.managing(name):
+async def _stream_info(
+    connection: JetStreamConnection, name: str, content: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    return await ask_about(connection, name, f"STREAM.INFO.{name}", content)
+
+
+async def ask_about(
+    connection: JetStreamConnection, stream: str, what: str, content: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """问一个流、它的消费者或消息；没有这样东西是 None。"""
+    with connection.managing(stream):
         try:
-            return await connection.ask(f"STREAM.INFO.{name}", content)
+            return await connection.ask(what, content)
         except nats.js.errors.NotFoundError:
             return None
 
@@ -156,16 +191,25 @@ def corrected_config(existing: Mapping[str, Any], wanted: StreamConfig) -> dict[
     从服务器给的原样改起：大小、副本、压缩、安置、镜像、我们不认识的字段都照旧。
     """
     ours = wanted.as_dict()
-    subjects = wanted.subjects or []
-    others = [subject for subject in existing.get("subjects") or [] if not any(subject_covers(pattern, subject) for pattern in subjects)]
-    is_covered = all(any(subject_covers(pattern, subject) for pattern in existing.get("subjects") or []) for subject in subjects)
+    subjects, stored = wanted.subjects or [], existing.get("subjects") or []
     max_age = existing.get("max_age", 0) if wanted.max_age else 0
-    corrected = dict(existing) | {"max_age": max_age, "discard": ours["discard"], "retention": ours.get("retention", "limits")}
-    if not is_covered:
-        corrected["subjects"] = [*subjects, *others]
+    corrected = dict(existing) | {
+        "max_age": max_age,
+        "discard": ours["discard"],
+        "retention": ours.get("retention", "limits"),
+    }
+    if _not_covered(subjects, stored):
+        corrected["subjects"] = [*subjects, *_not_covered(stored, subjects)]
+    # 去重的窗口不能比消息活得久：max_age 更短的流，照我们的长度改，服务器不收
     window = int(wanted.duplicate_window * 1e9)
-    corrected["duplicate_window"] = max(existing.get("duplicate_window", 0), min(window, max_age) if max_age else window)
+    corrected["duplicate_window"] = max(
+        existing.get("duplicate_window", 0), min(window, max_age) if max_age else window
+    )
     return corrected
+
+
+def _not_covered(subjects: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    return [subject for subject in subjects if not any(subject_covers(pattern, subject) for pattern in patterns)]
 
 
 def subject_covers(pattern: str, subject: str) -> bool:

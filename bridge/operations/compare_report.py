@@ -31,9 +31,13 @@ def describe(comparison: Comparison) -> dict[str, Any]:
 
 def render_html(comparison: Comparison) -> str:
     """一个文件的 HTML：没有脚本，没有外部资源，值都转义。"""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"count": "{:,}".format, "share": show_share, "value": show_value}
-    template = environment.from_string(files("bridge").joinpath("compare_report.html.jinja").read_text(encoding="utf-8"))
+    template = environment.from_string(
+        files("bridge").joinpath("compare_report.html.jinja").read_text(encoding="utf-8")
+    )
     return template.render(comparison=comparison, request=comparison.request, show_pair=show_pair, summarize=summarize)
 
 
@@ -78,5 +82,11 @@ def show_value(value: object, *, begin: int = 0) -> str:
 
 
 def _visible(text: str) -> str:
-    plain = text.isprintable() and text == text.strip() and text not in ("", "NULL") and "  " not in text and "'" not in text
+    plain = (
+        text.isprintable()
+        and text == text.strip()
+        and text not in ("", "NULL")
+        and "  " not in text
+        and "'" not in text
+    )
     return text if plain else repr(text)

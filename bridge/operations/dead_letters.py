@@ -6,7 +6,6 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Self
 
 from nats.aio.msg import Msg
 from nats.js.api import PubAck
@@ -14,7 +13,14 @@ from nats.js.api import PubAck
 from bridge.errors import StrayLetterError, TruncatedLetterError, UnknownLetterError
 from bridge.events.asset_events import asset_events
 from bridge.events.handlers import HANDLERS
-from bridge.events.subjects import EVENTS_DLQ_PREFIX, EVENTS_DLQ_STREAM, EVENTS_PREFIX, EVENTS_STREAM, completed_asset, dead_letter_subject
+from bridge.events.subjects import (
+    EVENTS_DLQ_PREFIX,
+    EVENTS_DLQ_STREAM,
+    EVENTS_PREFIX,
+    EVENTS_STREAM,
+    completed_asset,
+    dead_letter_subject,
+)
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.dead_letters import DeadLetterHeader
 from bridge.jetstream.headers import header_text
@@ -43,8 +49,7 @@ class DeadLetter:
 
     @property
     def attempts(self) -> int | None:
-        text = self.headers.get(DeadLetterHeader.ATTEMPTS, "")
-        return int(text) if text.isdecimal() else None
+        return self._number(DeadLetterHeader.ATTEMPTS)
 
     @property
     def reason(self) -> str:
@@ -53,26 +58,24 @@ class DeadLetter:
     @property
     def original_bytes(self) -> int | None:
         """埋下时正文被截短了，这是原来的长度；完整的是 None。"""
-        text = self.headers.get(DeadLetterHeader.ORIGINAL_BYTES, "")
+        return self._number(DeadLetterHeader.ORIGINAL_BYTES)
+
+    def _number(self, header: DeadLetterHeader) -> int | None:
+        text = self.headers.get(header, "")
         return int(text) if text.isdecimal() else None
 
 
-class DeadLetters:
+class DeadLetters(JetStreamConnection):
     """两个死信流：`async with DeadLetters(settings) as letters`。"""
 
     def __init__(self, settings: BridgeSettings) -> None:
+        super().__init__(settings, name="dead-letters")
         own = settings.own_name
         self._streams = {"events": EVENTS_DLQ_STREAM, "tasks": own(TASKS_DLQ_STREAM)}
-        self._tasks = {f"{own(TASKS_DLQ_SUBJECT)}.{lane}": (own(TASKS_STREAM), f"{own(TASKS_SUBJECT)}.{lane}") for lane in LANES}
+        self._tasks = {
+            f"{own(TASKS_DLQ_SUBJECT)}.{lane}": (own(TASKS_STREAM), f"{own(TASKS_SUBJECT)}.{lane}") for lane in LANES
+        }
         """任务的死信的主题 → 它原来的流与主题。"""
-        self._connection = JetStreamConnection(settings, name="dead-letters")
-
-    async def __aenter__(self) -> Self:
-        await self._connection.open()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._connection.close()
 
     async def matching(self, *, reason_contains: str | None = None) -> list[DeadLetter]:
         """此刻的死信，不带正文，旧的在前；流有上限，所以装得下。"""
@@ -96,7 +99,7 @@ class DeadLetters:
 
     async def nearly_full(self) -> list[tuple[str, float]]:
         """快满了的死信流，占了几成；满了的不再收，该埋的留在原来的流里。"""
-        uses = [(stream, await stream_use(self._connection, stream)) for stream in self._streams.values()]
+        uses = [(stream, await stream_use(self, stream)) for stream in self._streams.values()]
         return [(stream, use.share) for stream, use in uses if use is not None and use.share >= NEARLY_FULL]
 
     async def retry(self, letter_id: str) -> PubAck:
@@ -116,7 +119,7 @@ class DeadLetters:
         if letter.original_bytes is not None:
             raise TruncatedLetterError(letter_id, kept_bytes=len(letter.body), original_bytes=letter.original_bytes)
         message_id = f"retry-{letter.stream}-{letter.sequence}-{letter.stored_at.timestamp():.6f}"
-        stored = await self._connection.publish(letter.subject, letter.body, message_id=message_id)
+        stored = await self.publish(letter.subject, letter.body, message_id=message_id)
         await self.drop(letter)
         return stored
 
@@ -139,17 +142,19 @@ class DeadLetters:
 
     async def drop(self, letter: DeadLetter) -> None:
         """删去一封；已经不在了也算。"""
-        await delete_message(self._connection, letter.stream, letter.sequence)
+        await delete_message(self, letter.stream, letter.sequence)
 
-    async def _read(self, kind: str, stretch: Stretch | None = None, *, headers_only: bool = True) -> AsyncIterator[DeadLetter]:
+    async def _read(
+        self, kind: str, stretch: Stretch | None = None, *, headers_only: bool = True
+    ) -> AsyncIterator[DeadLetter]:
         stream = self._streams[kind]
-        state = await stream_state(self._connection, stream)
+        state = await stream_state(self, stream)
         if state is None:
             return
         wanted = stretch or Stretch(1, state.last_seq)
         if isinstance(wanted.first, int) and wanted.first > state.last_seq:
             return
-        async for messages in read_stored(self._connection, stream, wanted, headers_only=headers_only):
+        async for messages in read_stored(self, stream, wanted, headers_only=headers_only):
             for message in messages:
                 yield _letter(kind, message)
 
@@ -158,7 +163,13 @@ def _letter(kind: str, message: Msg) -> DeadLetter:
     origin = message.metadata
     sequence = origin.sequence.stream
     return DeadLetter(
-        f"{kind}-{sequence}", origin.stream, sequence, message.subject, origin.timestamp, dict(message.headers or {}), message.data
+        f"{kind}-{sequence}",
+        origin.stream,
+        sequence,
+        message.subject,
+        origin.timestamp,
+        dict(message.headers or {}),
+        message.data,
     )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from nats.js.api import StreamConfig
+from nats.js.api import ConsumerInfo, StreamConfig
 
+from bridge.events.adopted_stream import shortcomings
 from bridge.events.envelope import IMPORT_STATUSES, DataImportCompleted
 from bridge.events.handled_events import handled_up_to
 from bridge.events.streams import CONSUMER, DEAD_LETTERS, consumer_names
@@ -18,7 +19,15 @@ from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVE
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY
 from bridge.jetstream.stored_messages import last_message
-from bridge.jetstream.streams import NEARLY_FULL, StreamUse, consumer_info, stream_config, stream_use
+from bridge.jetstream.streams import (
+    NEARLY_FULL,
+    StreamUse,
+    consumer_info,
+    stream_config,
+    stream_consumers,
+    stream_use,
+)
+from bridge.operations.durability import look_at_durability
 from bridge.operations.findings import Finding
 from bridge.queue.streams import TASKS_DLQ_STREAM, TASKS_STREAM, task_streams
 from bridge.settings import LANES, BridgeSettings
@@ -26,15 +35,33 @@ from etl_assets.core.settings import EtlSettings
 from etl_assets.reports import health
 
 _REFUSES = 0.98
-_LIMITS = ("max_bytes", "max_msgs", "max_age", "max_msg_size", "max_msgs_per_subject", "discard", "retention", "duplicate_window")
+_LOOKS = 4
+_LOOK_AGAIN_SECONDS = 0.3
+_FIGURES = ("waiting", "in_progress", "full", "takers", "last_taken_at")
+_LIMITS = (
+    "max_bytes",
+    "max_msgs",
+    "max_age",
+    "max_msg_size",
+    "max_msgs_per_subject",
+    "discard",
+    "retention",
+    "duplicate_window",
+)
 
 
 async def read_queue_depths(settings: BridgeSettings) -> list[dict[str, Any]]:
-    """一行一个队列：waiting 等着的，in_progress 已取走未确认的；死信只有 waiting，与占了上限的百分之几 full。"""
+    """一行一个队列：waiting 等着的，in_progress 已取走未确认的，takers 几个进程此刻等着取，last_taken_at 最近一次取走。
+
+    流只有占了上限的百分之几 full，死信也有 waiting；没有的是 None。
+    """
+    own = settings.own_name
     async with JetStreamConnection(settings, name="status") as connection:
-        depths = [await _consumer_depth(connection, stream, consumer) for stream, consumer in await _queues(connection)]
-        letters = (EVENTS_DLQ_STREAM, settings.own_name(TASKS_DLQ_STREAM))
-        return depths + [await _stream_depth(connection, stream) for stream in letters]
+        watched = await _watch(connection, await _queues(connection))
+        depths = [_consumer_depth(queue, info) for queue, info in watched.seen.items()]
+        letters = {EVENTS_DLQ_STREAM, own(TASKS_DLQ_STREAM)}
+        streams = (EVENTS_STREAM, own(TASKS_STREAM), EVENTS_DLQ_STREAM, own(TASKS_DLQ_STREAM))
+        return depths + [await _stream_depth(connection, stream, waits=stream in letters) for stream in streams]
 
 
 async def _queues(connection: JetStreamConnection) -> list[tuple[str, str]]:
@@ -44,45 +71,67 @@ async def _queues(connection: JetStreamConnection) -> list[tuple[str, str]]:
     return [*((EVENTS_STREAM, name) for name in listened), *((own(TASKS_STREAM), lane) for lane in LANES)]
 
 
-async def _consumer_depth(connection: JetStreamConnection, stream: str, consumer: str) -> dict[str, Any]:
-    info = await consumer_info(connection, stream, consumer)
-    waiting, in_progress = (info.num_pending, info.num_ack_pending) if info else (None, None)
-    return {"queue": f"{stream}.{consumer}", "waiting": waiting, "in_progress": in_progress, "full": None}
+def _consumer_depth(queue: tuple[str, str], info: ConsumerInfo | None) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(_FIGURES)
+    if info is not None:
+        row |= {"waiting": info.num_pending, "in_progress": info.num_ack_pending, "takers": info.num_waiting or 0}
+        row["last_taken_at"] = info.delivered.last_active if info.delivered else None
+    return {"queue": ".".join(queue), **row}
 
 
-async def _stream_depth(connection: JetStreamConnection, stream: str) -> dict[str, Any]:
+async def read_queue_states(connection: JetStreamConnection) -> dict[str, ConsumerInfo]:
+    """每个已有的队列（流.消费者）此刻的消费者。"""
+    infos = {queue: await consumer_info(connection, *queue) for queue in await _queues(connection)}
+    return {".".join(queue): info for queue, info in infos.items() if info is not None}
+
+
+async def _stream_depth(connection: JetStreamConnection, stream: str, *, waits: bool) -> dict[str, Any]:
+    """:param waits: 里面的都等着人看：死信。EVENTS 里处理过的也还在。"""
     use = await stream_use(connection, stream)
-    waiting, full = (use.messages, round(use.share * 100)) if use else (None, None)
-    return {"queue": stream, "waiting": waiting, "in_progress": None, "full": full}
+    row = dict.fromkeys(_FIGURES) | ({"full": round(use.share * 100)} if use else {})
+    return {"queue": stream, **row, **({"waiting": use.messages} if use and waits else {})}
 
 
-async def look_at_server(settings: BridgeSettings) -> Finding:
+async def look_at_server(settings: BridgeSettings) -> list[Finding]:
     async with JetStreamConnection(settings, name="doctor") as connection:
-        return Finding("nats", "ok", f"version {connection.client.connected_server_version}, JetStream")
+        found = Finding("nats", "ok", f"version {connection.client.connected_server_version}, JetStream")
+        return [found, await asyncio.to_thread(look_at_durability, connection)]
 
 
 async def look_at_queues(settings: BridgeSettings) -> list[Finding]:
     own = settings.own_name
     async with JetStreamConnection(settings, name="doctor") as connection:
-        findings = [_fullness(stream, await stream_use(connection, stream)) for stream in (EVENTS_STREAM, own(TASKS_STREAM))]
-        for stream, consumer in await _queues(connection):
-            findings += await _served(connection, stream, consumer)
+        findings = [
+            _fullness(stream, await stream_use(connection, stream)) for stream in (EVENTS_STREAM, own(TASKS_STREAM))
+        ]
+        findings += await _processes(connection)
         findings += await _old_listeners(settings, connection)
         for stream in (EVENTS_DLQ_STREAM, own(TASKS_DLQ_STREAM)):
             findings += _letters(stream, await stream_use(connection, stream))
         for config in (DEAD_LETTERS, *task_streams(settings)):
             findings += _drift(config, settings, await stream_config(connection, str(config.name)))
-        findings += _event_size(settings, await stream_config(connection, EVENTS_STREAM))
+        events = await stream_config(connection, EVENTS_STREAM)
+        findings += _event_size(settings, events)
+        findings += _promise(events, await stream_consumers(connection, EVENTS_STREAM))
         return findings
 
 
 def _fullness(stream: str, use: StreamUse | None) -> Finding:
     if use is None:
-        return Finding(f"stream {stream}", "error", "it does not exist: start `etl up` or `etl listen` and `etl worker` once")
+        return Finding(
+            f"stream {stream}",
+            "error",
+            "it does not exist: start `etl up` or `etl listen` and `etl worker` once",
+            fix="streams",
+        )
     says = f"{use.messages:,} messages, {use.share:.0%} full"
     if use.has_one_copy:
         remedy = f"`nats stream edit {stream} --replicas 3`, and ETL_NATS_REPLICAS=3 for the streams to come"
-        return Finding(f"stream {stream}", "warning", f"{says}, on one node of the cluster only, whose loss stops everything: {remedy}")
+        return Finding(
+            f"stream {stream}",
+            "warning",
+            f"{says}, on one node of the cluster only, whose loss stops everything: {remedy}",
+        )
     is_full = use.share >= NEARLY_FULL
     return Finding(f"stream {stream}", "warning" if is_full else "ok", f"{says}: raise its limits" if is_full else says)
 
@@ -92,9 +141,15 @@ def _letters(stream: str, use: StreamUse | None) -> list[Finding]:
         return []
     says = f"{use.messages:,} in {stream}, {use.share:.0%} full"
     if use.share >= _REFUSES:
-        return [Finding("dead letters", "error", f"{says}: what belongs there waits in its stream; {LETTERS_FULL_REMEDY}")]
+        return [
+            Finding("dead letters", "error", f"{says}: what belongs there waits in its stream; {LETTERS_FULL_REMEDY}")
+        ]
     if use.share >= NEARLY_FULL:
-        return [Finding("dead letters", "warning", f"{says}, then what belongs there waits in its stream: {LETTERS_FULL_REMEDY}")]
+        return [
+            Finding(
+                "dead letters", "warning", f"{says}, then what belongs there waits in its stream: {LETTERS_FULL_REMEDY}"
+            )
+        ]
     return [Finding("dead letters", "warning", f"{says}: look at them with `etl dlq list`")]
 
 
@@ -102,7 +157,9 @@ def _drift(ours: StreamConfig, settings: BridgeSettings, stored: Mapping[str, An
     """与我们建它时不一样的；对错攸关的那些，监听器与工人启动时会改回来，别的照运维的。"""
     if stored is None:
         return []
-    wanted = {name: value for name, value in ours.as_dict().items() if name in _LIMITS} | {"num_replicas": settings.nats_replicas}
+    wanted = {name: value for name, value in ours.as_dict().items() if name in _LIMITS} | {
+        "num_replicas": settings.nats_replicas
+    }
     wanted["duplicate_window"] = max(stored["duplicate_window"], int(ours.duplicate_window * 1e9))  # 更长的没有害处
     differing = [
         f"{name} is {_readable(name, stored.get(name))}, we create it with {_readable(name, value)}"
@@ -110,7 +167,7 @@ def _drift(ours: StreamConfig, settings: BridgeSettings, stored: Mapping[str, An
         if stored.get(name) != value
     ]
     says = f"{'; '.join(differing)}: sizes and replicas stay as they are, starting `etl listen` and `etl worker` sets the rest right"
-    return [Finding(f"limits of {ours.name}", "warning", says)] if differing else []
+    return [Finding(f"limits of {ours.name}", "warning", says, fix="streams")] if differing else []
 
 
 def _event_size(settings: BridgeSettings, stored: Mapping[str, Any] | None) -> list[Finding]:
@@ -122,18 +179,78 @@ def _event_size(settings: BridgeSettings, stored: Mapping[str, Any] | None) -> l
     return [Finding(f"limits of {EVENTS_STREAM}", "warning", says)]
 
 
-async def _served(connection: JetStreamConnection, stream: str, consumer: str) -> list[Finding]:
-    """有人等着取，或取走了还没做完：就是有进程在。"""
-    info = await consumer_info(connection, stream, consumer)
+def _promise(stored: Mapping[str, Any] | None, consumers: Sequence[str]) -> list[Finding]:
+    """EVENTS 守不守得住；监听器起来时拒绝或者说一声的，也是这些。"""
+    return [
+        Finding(
+            f"promise of {EVENTS_STREAM}",
+            "error" if found.is_refused else "warning",
+            f"{found.problem}: {found.remedy}",
+        )
+        for found in shortcomings(stored or {}, subjects=len(consumers))
+    ]
+
+
+class _Watched(NamedTuple):
+    """看了几眼：每个队列的消费者，等着取的人最多的那一眼；有人取的是哪些。"""
+
+    seen: dict[tuple[str, str], ConsumerInfo | None]
+    taken: set[tuple[str, str]]
+
+
+async def _watch(connection: JetStreamConnection, queues: Sequence[tuple[str, str]]) -> _Watched:
+    """有人等着取，或取走了还没做完：就是有进程在。两次取之间的一瞬没有人等，所以看几眼。"""
+    seen: dict[tuple[str, str], ConsumerInfo | None] = {}
+    taken: set[tuple[str, str]] = set()
+    for _ in range(_LOOKS):
+        for queue in queues:
+            info, before = await consumer_info(connection, *queue), seen.get(queue)
+            if before is None or (info is not None and (info.num_waiting or 0) >= (before.num_waiting or 0)):
+                seen[queue] = info
+            if info is not None and (info.num_waiting or info.num_ack_pending):
+                taken.add(queue)
+        if len(taken) == len(queues):
+            break
+        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+    return _Watched(seen, taken)
+
+
+async def _processes(connection: JetStreamConnection) -> list[Finding]:
+    queues = await _queues(connection)
+    seen, taken = await _watch(connection, queues)
+    findings = []
+    for what, start, is_its in (("listener", "etl listen", True), ("worker", "etl worker", False)):
+        own = [queue for queue in queues if (queue[0] == EVENTS_STREAM) is is_its]
+        if taken.isdisjoint(own):
+            waiting = sum((info.num_pending or 0) for queue in own if (info := seen[queue]) is not None)
+            says = f"no {what} is running, {waiting:,} messages wait for it: start `{start}` (`etl up` starts it, too)"
+            findings.append(Finding(f"{what}s", "error", says))
+        else:
+            findings.append(Finding(f"{what}s", "ok", "running"))
+            findings += [found for queue in own if queue not in taken for found in _untaken(queue, seen[queue])]
+    return findings + [found for queue, info in seen.items() if info is not None for found in _stuck(queue, info)]
+
+
+def _untaken(queue: tuple[str, str], info: ConsumerInfo | None) -> list[Finding]:
+    """忙着的工人不取别的车道：此刻没有人取的，有活等着才说。"""
     if info is None:
-        return [Finding(f"{stream}.{consumer}", "warning", "nobody has ever listened: start `etl listen` and `etl worker`")]
-    limit = info.config.max_ack_pending or 0
-    if 0 < limit * NEARLY_FULL < (info.num_ack_pending or 0):
-        says = f"{info.num_ack_pending:,} messages are not acknowledged, at {limit:,} nothing more is handed out: the log says why"
-        return [Finding(f"{stream}.{consumer}", "warning", says)]
-    if info.num_waiting or info.num_ack_pending:
+        return [
+            Finding(
+                ".".join(queue), "warning", "nobody has ever taken from it: start one that does (`etl worker --lanes`)"
+            )
+        ]
+    if not info.num_pending:
         return []
-    return [Finding(f"{stream}.{consumer}", "warning", f"nobody takes its {info.num_pending or 0:,} waiting messages: is the process up?")]
+    says = f"nobody takes its {info.num_pending:,} waiting messages now: are all workers busy, or does none serve it (`--lanes`)?"
+    return [Finding(".".join(queue), "warning", says)]
+
+
+def _stuck(queue: tuple[str, str], info: ConsumerInfo) -> list[Finding]:
+    limit = info.config.max_ack_pending or 0
+    if not 0 < limit * NEARLY_FULL < (info.num_ack_pending or 0):
+        return []
+    says = f"{info.num_ack_pending:,} messages are not acknowledged, at {limit:,} nothing more is handed out: the log says why"
+    return [Finding(".".join(queue), "warning", says)]
 
 
 def _readable(limit: str, value: object) -> object:
@@ -160,14 +277,18 @@ async def _old_listeners(settings: BridgeSettings, connection: JetStreamConnecti
     return [Finding(f"{EVENTS_STREAM}.{old}", "warning", says)]
 
 
-def look_at_newest_event(engine: sa.Engine, settings: EtlSettings, bridge_settings: BridgeSettings) -> Iterator[Finding]:
+def look_at_newest_event(
+    engine: sa.Engine, settings: EtlSettings, bridge_settings: BridgeSettings
+) -> Iterator[Finding]:
     """监听器已确认的最新一个导入事件，台账该知道。"""
     handled = asyncio.run(_newest_handled(bridge_settings))
     if handled is None:
         return
     sequence, event = handled
     with engine.connect() as connection:
-        if not health.lacks_event(connection, settings, import_id=event.import_id, event_id=event.event_id, sequence=sequence):
+        if not health.lacks_event(
+            connection, settings, import_id=event.import_id, event_id=event.event_id, sequence=sequence
+        ):
             return
         newest = health.newest_handled_sequence(connection, settings)
     remedy = f"was a backup restored? `etl replay --seq {newest + 1}`"

@@ -18,7 +18,7 @@ from bridge.events.asset_events import asset_events
 from bridge.events.envelope import DataImportCompleted, EtlCompleted
 from bridge.events.event_task_utils import EventTaskHandler, ReceivedEvent
 from bridge.events.handlers import concerns, handlers_of, import_event, read_own_graph
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_PREFIX, EVENTS_STREAM, completed_asset
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_PREFIX, EVENTS_STREAM, completed_asset, etl_completed
 from bridge.events.verdicts import receive
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.stored_messages import Stretch, read_stored, stored_message
@@ -76,11 +76,8 @@ async def replayable_subjects() -> list[str]:
 
 def _replayable(graph: AssetGraph) -> list[EventTaskHandler[Any]]:
     """能重放的：台账说得出它们的事件做完了没有，或者再做一遍也没有害处；别的主题的处理器，我们一无所知。"""
-    return [
-        handler
-        for handler in handlers_of(graph)
-        if handler.subject == DATA_IMPORT_COMPLETED or completed_asset(handler.subject) in graph.names or handler.subject in asset_events()
-    ]
+    known = {DATA_IMPORT_COMPLETED, *map(etl_completed, graph.names), *asset_events()}
+    return [handler for handler in handlers_of(graph) if handler.subject in known]
 
 
 async def replay_events(
@@ -107,7 +104,10 @@ async def replay_events(
         if await _begins_late(connection, state.first_seq, first):
             replaying.report.begins_late_at = state.first_seq
         stretch = Stretch(first, state.last_seq if last_sequence is None else min(last_sequence, state.last_seq))
-        async with contextlib.aclosing(read_stored(connection, EVENTS_STREAM, stretch, subjects=sorted(replaying.handlers))) as batches:
+        # 到了 until 就提前离开：不关上，临时的消费者要等垃圾回收才有人删
+        async with contextlib.aclosing(
+            read_stored(connection, EVENTS_STREAM, stretch, subjects=sorted(replaying.handlers))
+        ) as batches:
             async for messages in batches:
                 in_time = [message for message in messages if until is None or message.metadata.timestamp < until]
                 await replaying.take(in_time)
@@ -128,9 +128,13 @@ async def _begins_late(connection: JetStreamConnection, first_sequence: int, fir
 class _Replay:
     """一次重放：怎样判断一批事件，判断到哪里了。"""
 
-    def __init__(self, settings: BridgeSettings, graph: AssetGraph, *, subject: str | None, force: bool, dry_run: bool) -> None:
+    def __init__(
+        self, settings: BridgeSettings, graph: AssetGraph, *, subject: str | None, force: bool, dry_run: bool
+    ) -> None:
         self._graph = graph
-        self.handlers = {handler.subject: handler for handler in _replayable(graph) if subject in (None, handler.subject)}
+        self.handlers = {
+            handler.subject: handler for handler in _replayable(graph) if subject in (None, handler.subject)
+        }
         self._max_bytes = settings.event_max_bytes
         self._force = force
         self._dry_run = dry_run
@@ -156,7 +160,9 @@ class _Replay:
 
     async def _take_imports(self, events: Sequence[tuple[Msg, ReceivedEvent[DataImportCompleted]]]) -> None:
         asked = [import_event(received) for _, received in events]
-        replayed = await self._in_transaction(lambda connection, settings: replay_imports(connection, settings, asked, force=self._force))
+        replayed = await self._in_transaction(
+            lambda connection, settings: replay_imports(connection, settings, asked, force=self._force)
+        )
         for (message, received), outcome in zip(events, replayed.outcomes, strict=True):
             if outcome in ("pending", "missing"):
                 problem = "is not completed in import_tasks" if outcome == "pending" else "is not in import_tasks"

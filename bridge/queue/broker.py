@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
+from functools import cached_property
 from typing import cast
 
 from nats.aio.msg import Msg
@@ -19,7 +20,8 @@ from taskiq.exceptions import SendTaskError
 from taskiq.kicker import AsyncKicker
 from taskiq_nats import PullBasedJetStreamBroker
 
-from bridge.errors import BridgeError, UnknownLaneError
+from bridge.errors import UnknownLaneError
+from bridge.jetstream.client import NatsClient
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.pull import Puller
 from bridge.jetstream.streams import ensure_consumer, ensure_stream, subject_counts
@@ -45,9 +47,8 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
     def __init__(self, settings: BridgeSettings | None = None) -> None:
         """:param settings: None 表示启动时才读环境变量，好让模块里的 broker 对象导入时无副作用。"""
         super().__init__(servers=[], stream_name=TASKS_STREAM)
+        self.client: NatsClient = NatsClient()  # type: ignore[misc]  # 在那里是 Final；它自己的不会等、也不问 TLS
         self._settings = settings
-        self._connection: JetStreamConnection | None = None
-        self._puller: Puller | None = None
         self.in_hand: set[Delivery] = set()
         """取到手、尚未了结的任务。"""
         self.replacing = False
@@ -56,23 +57,21 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         """这个进程该停下了：起不来而在等的，不必再等。"""
         self._returning: set[asyncio.Task[None]] = set()
 
-    @property
+    @cached_property
     def settings(self) -> BridgeSettings:
-        if self._settings is None:
-            self._settings = get_bridge_settings()
-        return self._settings
+        return self._settings or get_bridge_settings()
 
-    @property
+    @cached_property
     def connection(self) -> JetStreamConnection:
-        if self._connection is None:
-            raise BridgeError("the broker is not started: await broker.startup() before sending tasks")
-        return self._connection
+        """startup 打开它；没打开就用的，它自己会说。"""
+        return JetStreamConnection(
+            self.settings, name="worker" if self.is_worker_process else "tasks", client=self.client
+        )
 
-    @property
+    @cached_property
     def puller(self) -> Puller:
-        if self._puller is None:
-            raise BridgeError("the broker is not started: await broker.startup() before taking tasks")
-        return self._puller
+        stream = self.settings.own_name(TASKS_STREAM)
+        return Puller(self.connection, stream, restore=self._ensure_queue, unwanted=self._return)
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
@@ -89,13 +88,9 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
     # ---- 起止 ------------------------------------------------------------------
 
     async def startup(self) -> None:
-        name = "worker" if self.is_worker_process else "tasks"
-        self._connection = JetStreamConnection(self.settings, name=name, client=self.client)
         await self.connection.open()
         self.js = self.connection.context
         await self._ensure_queue()
-        stream = self.settings.own_name(TASKS_STREAM)
-        self._puller = Puller(self.connection, stream, restore=self._ensure_queue, unwanted=self._return)
         # 越过 taskiq-nats 的 startup：它的连接、流、消费者都不是我们要的
         await AsyncBroker.startup(self)
 
@@ -118,20 +113,21 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         )
 
     async def shutdown(self) -> None:
-        if self._puller is not None:
-            await self._give_back_everything(self._puller)
+        # 断线之前还：断了就还不了，手里的要等 ack_wait 才有人接
+        await self._give_back_everything()
         await AsyncBroker.shutdown(self)
-        if self._connection is not None:
-            await self._connection.close()
+        await self.connection.close()
+        del self.connection, self.puller  # 再 startup 就从头连起
 
-    async def _give_back_everything(self, puller: Puller) -> None:
+    async def _give_back_everything(self) -> None:
         """没做完的现在就还，不必等 ack_wait。"""
         # 先不再取：归还之后才取到的，没有人还
-        await puller.close()
+        await self.puller.close()
         if not self.client.is_connected:
             return
-        for message in puller.take_leftovers():
+        for message in self.puller.take_leftovers():
             self._return(message)
+        # 正在还的也算在手里：等它们还完，才不会把同一条还两遍
         await asyncio.gather(*self._returning)
         await asyncio.gather(*(delivery.give_back() for delivery in list(self.in_hand)))
 
@@ -142,6 +138,7 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         lane = str(message.labels.get("lane", DEFAULT_LANE))
         if lane not in LANES:
             raise UnknownLaneError(lane, LANES)
+        # TaskIQ 重新排队时沿用任务的编号：不带上次数，会被当成重复的丢掉
         requeued = message.labels.get("X-Taskiq-requeue", 0)
         subject = f"{self.settings.own_name(TASKS_SUBJECT)}.{lane}"
         await self.connection.publish(subject, message.message, message_id=f"{message.task_id}:{requeued}")
@@ -162,6 +159,7 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         try:
             await kicker.kiq(*arguments)
         except SendTaskError as error:
+            # TaskIQ 包了一层：敲门的人要分清 NATS 不在还是流满了
             raise error.__cause__ or error from None
 
     async def lane_depths(self) -> Counter[Lane]:
@@ -177,9 +175,13 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
         logger.info("ready", lanes=list(self.lanes))
         while True:
             delivery = await self._next_delivery()
+            # 先查不算数的再比：归还过许多次的，服务器数的次数早就超了
             await delivery.read_forgiven()
+            # 执行之前就要数：会杀死进程的任务从来走不到了结那一步，只有这里拦得住它
             if delivery.attempt > self.settings.task_max_attempts:
-                delivery.error = PermanentError("every delivery ended without an answer: worker killed, or frozen beyond the ack wait")
+                delivery.error = PermanentError(
+                    "every delivery ended without an answer: worker killed, or frozen beyond the ack wait"
+                )
                 await delivery.settle()
             else:
                 yield TaskDelivery(data=delivery.message.data, ack=lambda: None, delivery=delivery)
@@ -202,6 +204,7 @@ class SafeJetStreamBroker(PullBasedJetStreamBroker):
     def _return(self, message: Msg) -> None:
         """来得不是时候的：手里正做着别的，让别的 worker 现在就拿去。"""
         task = asyncio.create_task(self._hold(message).give_back())
+        # 要有人拿着它：asyncio 只弱引用任务，没有人拿着的可能还没还就被回收
         self._returning.add(task)
         task.add_done_callback(self._returning.discard)
 

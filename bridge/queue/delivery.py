@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import cast
+from typing import Literal, cast
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -18,8 +18,17 @@ from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY, DeadLetterHeader, bury
 from bridge.jetstream.headers import header_text
 from bridge.jetstream.server_errors import MESSAGE_NOT_FOUND
-from bridge.queue.streams import TASKS_DLQ_STREAM, TASKS_DLQ_SUBJECT, TASKS_FORGIVEN_STREAM, TASKS_FORGIVEN_SUBJECT, task_letters
+from bridge.jetstream.streams import store
+from bridge.queue.streams import (
+    TASKS_DLQ_STREAM,
+    TASKS_DLQ_SUBJECT,
+    TASKS_FORGIVEN_STREAM,
+    TASKS_FORGIVEN_SUBJECT,
+    forgiven_deliveries,
+    task_letters,
+)
 from bridge.settings import Lane
+from etl_assets.core import metrics
 from etl_assets.core.backoff import Backoff
 from etl_assets.core.database_errors import fault_of, say_refused
 from etl_assets.core.errors import DatabaseRefusedError, PermanentError
@@ -38,7 +47,9 @@ _letters_full = RepeatedWarning(logger, "the dead letters are full, tasks that b
 class Delivery:
     """取到手的一条任务消息：第几次尝试、执行的结局、怎样了结。"""
 
-    def __init__(self, message: Msg, broker: AsyncBroker, connection: JetStreamConnection, in_hand: set[Delivery]) -> None:
+    def __init__(
+        self, message: Msg, broker: AsyncBroker, connection: JetStreamConnection, in_hand: set[Delivery]
+    ) -> None:
         """:param in_hand: 手里还有哪些；了结之前它在其中。"""
         self.message = message
         self.lane = cast("Lane", message.metadata.consumer)
@@ -67,6 +78,7 @@ class Delivery:
             record = await self._connection.context.get_last_msg(stream, self._forgiven_subject)
             self._forgiven = int(record.data or b"0")
         except NotFoundError as error:
+            # 没有这一条，当作从没宽恕过；别的 404 是整个流不见了，那是不知道
             if error.err_code == MESSAGE_NOT_FOUND:
                 return
             self._forgiven = self._deliveries - 1
@@ -76,10 +88,16 @@ class Delivery:
 
     async def _forgive(self) -> None:
         """服务器只数投递次数，不知道缘由；不算数的记在旁边。"""
+        # 一到手就还的没有读过：不读就从零加起，以前宽恕的都白费
         await self.read_forgiven()
         count = self._forgiven + 1
-        await self._connection.publish(
-            self._forgiven_subject, str(count).encode(), message_id=f"{self._forgiven_subject}:{self._deliveries}"
+        # 编号里有投递次数：没等到答复而重发的，同一次投递也只宽恕一回
+        await store(
+            self._connection,
+            forgiven_deliveries(self._settings),
+            self._forgiven_subject,
+            str(count).encode(),
+            message_id=f"{self._forgiven_subject}:{self._deliveries}",
         )
 
     async def settle(self) -> None:
@@ -98,6 +116,7 @@ class Delivery:
             await self._bury_or_pass_on()
         elif error is None:
             await self._connection.confirm(self.message, b"+ACK")
+            self._count("done")
         elif isinstance(error, asyncio.CancelledError):
             await self.give_back()
         elif is_transient(error):
@@ -105,6 +124,7 @@ class Delivery:
             await self._forgive()
             await self._retry(error)
         elif self._is_hopeless(error):
+            # 在暂时的之后判：装错了、设错了的也是 PermanentError，却不是任务的错，不该埋
             await self._bury(f"{type(error).__name__}: {error}")
         else:
             await self._retry(error)
@@ -119,7 +139,9 @@ class Delivery:
         if name is None or self._broker.find_task(name) is not None:
             await self._bury("poison: not a task message", is_garbage=True)
         elif self.attempt >= self._settings.task_max_attempts:
-            await self._bury(f"no worker here knows the task {name}: start workers of the version that sent it, then retry")
+            await self._bury(
+                f"no worker here knows the task {name}: start workers of the version that sent it, then retry"
+            )
         else:
             await self._retry(PermanentError(f"this version does not know the task {name}"))
 
@@ -135,13 +157,20 @@ class Delivery:
             say_refused(fault)
         else:
             logger.warning(
-                "task failed, trying again", task=self.task, attempt=self.attempt, delay_seconds=round(delay, 1), error=header_text(error)
+                "task failed, trying again",
+                task=self.task,
+                attempt=self.attempt,
+                delay_seconds=round(delay, 1),
+                error=header_text(error),
             )
         await self._connection.postpone(self.message, delay)
+        self._count("retried")
 
     async def _wait_for_room(self) -> None:
         """死信流满了：任务留在队列里，隔一会儿再来；这一次不算数。"""
-        _letters_full.say(self.lane, stream=self._settings.own_name(TASKS_DLQ_STREAM), task=self.task, remedy=LETTERS_FULL_REMEDY)
+        _letters_full.say(
+            self.lane, stream=self._settings.own_name(TASKS_DLQ_STREAM), task=self.task, remedy=LETTERS_FULL_REMEDY
+        )
         with contextlib.suppress(BridgeError):  # 满了的也许是整个存储，记不下这一次
             await self._forgive()
         with contextlib.suppress(BridgeError):
@@ -152,6 +181,7 @@ class Delivery:
         try:
             await self._forgive()
             await self._connection.postpone(self.message, 0)
+            self._count("returned")
         except Exception as error:  # noqa: BLE001  # 没有人看这件活的结局；还不了的 ack_wait 之后会重投
             _cannot_give_back.say(type(error).__name__, task=self.task, error=header_text(error))
         finally:
@@ -168,7 +198,15 @@ class Delivery:
             is_garbage=is_garbage,
             labels={DeadLetterHeader.TASK: header_text(self.task)},
         )
-        logger.error("task dead-lettered", task=self.task, lane=self.lane, attempts=self.attempt, reason=header_text(reason))
+        self._count("dead_lettered")
+        logger.error(
+            "task dead-lettered", task=self.task, lane=self.lane, attempts=self.attempt, reason=header_text(reason)
+        )
+
+    def _count(self, outcome: Literal["done", "retried", "returned", "dead_lettered"]) -> None:
+        """只说认得的任务的名字：毒消息里写着什么，不该成为一个标签。"""
+        name = self.task.partition(" ")[0]
+        metrics.task_settled(name if self._broker.find_task(name) is not None else "unknown", self.lane, outcome)
 
 
 class TaskDelivery(AckableMessage):

@@ -14,6 +14,7 @@ from etl_assets.core.settings import read_settings
 
 logger = get_logger(__name__)
 
+# 人在网页前等着；敲不响也不要紧，工人几秒就看一遍排着队的运行
 _PATIENCE_SECONDS = 3.0
 
 
@@ -42,7 +43,11 @@ class Doorbell:
         try:
             ringing.result(_PATIENCE_SECONDS)
         except (EtlError, TimeoutError) as error:
-            logger.warning("cannot ring the workers, the run stays queued", run_id=run_id, error=str(error) or "NATS does not answer")
+            logger.warning(
+                "cannot ring the workers, the run stays queued",
+                run_id=run_id,
+                error=str(error) or "NATS does not answer",
+            )
 
     async def _ring(self, run_id: str, lane: Lane) -> None:
         # 设置每次重新读：口令换了，旧的连接不是关闭了，就是拿着旧口令永远重连
@@ -51,13 +56,16 @@ class Doorbell:
         if broker is None or broker.client.is_closed or broker.settings != settings:
             replaced, broker = broker, SafeJetStreamBroker(settings)
             await broker.startup()
+            # 连上了才换：连不上的一留下来，以后每次点击都拿着它
             self._broker = broker
             if replaced is not None:
+                # 旧的在旁边关：点击的人不等它
                 self._closing = asyncio.create_task(replaced.shutdown())
         await broker.ring(EXECUTE_RUN, lane, run_id)
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
+            # 网页的几个线程会同时来敲：不锁住，就各起一个循环、各连一次 NATS
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="doorbell", daemon=True).start()

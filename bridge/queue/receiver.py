@@ -13,6 +13,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
+from structlog.contextvars import bound_contextvars
 from taskiq import AckableMessage, AsyncBroker, TaskiqMessage, TaskiqResult
 from taskiq.acks import AckController, AcknowledgeType
 from taskiq.exceptions import NoResultError
@@ -22,6 +23,7 @@ from bridge.queue.broker import SafeJetStreamBroker
 from bridge.queue.delivery import Delivery, TaskDelivery
 from etl_assets.core.log import get_logger
 from etl_assets.embedded.child_launcher import die_with
+from etl_assets.embedded.child_process import ORPHANED
 
 logger = get_logger(__name__)
 
@@ -34,7 +36,9 @@ _current: ContextVar[Delivery | None] = ContextVar("current_delivery", default=N
 class SafeReceiver(Receiver):
     """任务结束后才了结消息的接收器：`taskiq worker … --receiver bridge.broker:SafeReceiver`。"""
 
-    def __init__(self, broker: AsyncBroker, executor: Executor | None = None, *, slots: int | str = 1, **options: Any) -> None:
+    def __init__(
+        self, broker: AsyncBroker, executor: Executor | None = None, *, slots: int | str = 1, **options: Any
+    ) -> None:
         """:param slots: 同时执行几个任务（`--receiver-arg slots=2`）；TaskIQ 的默认是 100 个，线程却只有 6 个。"""
         options |= {
             "max_async_tasks": int(slots),
@@ -59,16 +63,22 @@ class SafeReceiver(Receiver):
     async def callback(self, message: bytes | AckableMessage, raise_err: bool = False) -> None:
         broker = self.broker
         if not isinstance(message, TaskDelivery) or not isinstance(broker, SafeJetStreamBroker):
-            raise TypeError(f"SafeReceiver works with SafeJetStreamBroker only, not with messages of type {type(message).__name__}")
+            raise TypeError(
+                f"SafeReceiver works with SafeJetStreamBroker only, not with messages of type {type(message).__name__}"
+            )
         delivery = message.delivery
+        # TaskIQ 只把任务消息交给 run_task：这是哪一次投递，靠上下文带过去
         _current.set(delivery)
-        async with broker.connection.in_progress([delivery.message], ack_wait_seconds=broker.settings.task_ack_wait_seconds):
+        async with broker.connection.in_progress(
+            [delivery.message], ack_wait_seconds=broker.settings.task_ack_wait_seconds
+        ):
             try:
                 await super().callback(message, raise_err)
             except Exception as error:  # noqa: BLE001 中间件或结果后端坏了：当作任务失败，不吞掉消息
                 delivery.error = error
             # 还在报平安的时候了结：结果已经提交，此刻被投给别人就是做第二遍
             await delivery.settle()
+        # 了结之后才换：换了再也没有人了结它，要等 ack_wait 才重投，还算它失败一次
         if broker.replacing:
             _replace_process()
 
@@ -78,7 +88,8 @@ class SafeReceiver(Receiver):
         delivery = _current.get()
         if delivery is not None:
             delivery.task = f"{message.task_name} {message.task_id}"
-        result = await super().run_task(target, message, ack_controller)
+        with bound_contextvars(task_id=message.task_id):
+            result = await super().run_task(target, message, ack_controller)
         if delivery is not None:
             delivery.executed = True
             # NoResultError 是任务自己说不要结果，不是失败
@@ -88,6 +99,7 @@ class SafeReceiver(Receiver):
 
 def _replace_process() -> None:
     """同样的命令从头再来，进程号不变；TaskIQ 的子进程没有自己的命令，退出让管理者补上。"""
+    # execv 与 _exit 都不做收尾：缓冲里的日志要先写完
     logging.shutdown()
     if multiprocessing.parent_process() is None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # 自己的命令，不经过 shell
@@ -98,19 +110,18 @@ async def serve(broker: SafeJetStreamBroker, *, slots: int = 1, grace_seconds: f
     """在本进程里做 worker，不经 TaskIQ 的进程管理器。
 
     SIGTERM 或 SIGINT：不再取新任务，手里的做完；过了 grace_seconds 还没完的还回队列，立刻结束进程（线程停不下来）。
-    启动我们的进程先死了（它的死讯也是 SIGTERM）就不久等：没有人再管我们。
+    ORPHANED：启动我们的进程先死了，没有人再管我们，不久等。
     """
     stop = asyncio.Event()
-    parent = os.getppid()
 
-    def stop_working() -> None:
-        if os.getppid() != parent:
-            receiver.wait_tasks_timeout = min(grace_seconds, ORPHAN_GRACE_SECONDS)
+    def stop_soon() -> None:
+        receiver.wait_tasks_timeout = min(grace_seconds, ORPHAN_GRACE_SECONDS)
         stop.set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop_working)
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(ORPHANED, stop_soon)
     broker.is_worker_process = True
     # 线程数等于空位数：同步任务不会取到手了还排队
     pool = ThreadPoolExecutor(slots, thread_name_prefix="task")
@@ -125,7 +136,9 @@ async def serve(broker: SafeJetStreamBroker, *, slots: int = 1, grace_seconds: f
         await broker.shutdown()
         pool.shutdown(wait=False, cancel_futures=True)
         if unfinished:
-            logger.error("leaving with unfinished tasks, they were given back", count=unfinished, exc_info=sys.exc_info()[1])
+            logger.error(
+                "leaving with unfinished tasks, they were given back", count=unfinished, exc_info=sys.exc_info()[1]
+            )
             logging.shutdown()
             # 正常退出会等那个停不下来的线程
             os._exit(0 if stop.is_set() else 1)

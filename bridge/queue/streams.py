@@ -32,16 +32,21 @@ def task_streams(settings: BridgeSettings) -> list[StreamConfig]:
             duplicate_window=600,
         ),
         task_letters(settings),
-        StreamConfig(
-            name=own(TASKS_FORGIVEN_STREAM),
-            subjects=[f"{own(TASKS_FORGIVEN_SUBJECT)}.>"],
-            max_msgs_per_subject=1,
-            max_bytes=16 * _MIB,
-            max_age=7 * _DAY,
-        ),
+        forgiven_deliveries(settings),
     ]
 
 
 def task_letters(settings: BridgeSettings) -> StreamConfig:
     """任务的死信。"""
     return letters_stream(settings.own_name(TASKS_DLQ_STREAM), f"{settings.own_name(TASKS_DLQ_SUBJECT)}.>")
+
+
+def forgiven_deliveries(settings: BridgeSettings) -> StreamConfig:
+    """不算数的投递，一个任务一条。"""
+    return StreamConfig(
+        name=settings.own_name(TASKS_FORGIVEN_STREAM),
+        subjects=[f"{settings.own_name(TASKS_FORGIVEN_SUBJECT)}.>"],
+        max_msgs_per_subject=1,
+        max_bytes=16 * _MIB,
+        max_age=7 * _DAY,
+    )

@@ -13,8 +13,7 @@ from bridge.queue.doorbell import Doorbell
 from bridge.runs.lanes import lane_of, submission_tags
 from bridge.warm_dagster import internals
 from bridge.warm_dagster.runs import enqueue
-from etl_assets.core.database_errors import translated_errors
-from etl_assets.core.database_sync import get_engine
+from etl_assets.core.database_sync import get_engine, transact
 from etl_assets.ledger.leases import read_lease, request_cancel
 
 
@@ -53,8 +52,10 @@ class TaskQueueRunCoordinator(_QueuesRuns, internals.RunCoordinator[Any]):
     """网页、定时、传感器、回填提交的运行留在 QUEUED，直到一个工人接手：没有第二个队列，也没有轮询。"""
 
     def submit_run(self, context: internals.SubmitRunContext) -> DagsterRun:
+        # 先有车道再排队：没有标签的 QUEUED，对账的工人不认；那时门铃又丢了，它就永远等着
         run = self.tag(self._instance, context.dagster_run)
         enqueue(self._instance, run)
+        # 最后才敲：工人可能马上接手、标上 STARTING，那时再标 QUEUED 就盖掉了；守护进程的存储不拦倒退
         self.ring(run)
         return self._instance.get_run_by_id(run.run_id) or run
 
@@ -80,10 +81,10 @@ class WarmRunLauncher(_QueuesRuns, internals.RunLauncher[Any]):
         if run is None or run.is_finished:
             return False
         instance.report_run_canceling(run)
-        with translated_errors(), get_engine().begin() as connection:
-            if request_cancel(connection, run_id):
-                return True
+        if transact(get_engine(), request_cancel, run_id):
+            return True
         run = instance.get_run_by_id(run_id)
+        # 标着的工夫里它也许刚好做完、放下了租约：结束了的不改
         if run is not None and not run.is_finished:
             instance.report_run_canceled(run, "Cancelled while no worker was executing it.")
         return True
@@ -93,8 +94,8 @@ class WarmRunLauncher(_QueuesRuns, internals.RunLauncher[Any]):
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> internals.CheckRunHealthResult:
-        with translated_errors(), get_engine().connect() as connection:
-            lease = read_lease(connection, run.run_id)
+        # 问不到就抛错，不答 UNKNOWN：Dagster 把 RUNNING、SUCCESS 以外的回答都当成死了
+        lease = transact(get_engine(), read_lease, run.run_id)
         if lease is None:
             return internals.CheckRunHealthResult(internals.WorkerStatus.NOT_FOUND, "no worker has this run")
         if lease.is_live:

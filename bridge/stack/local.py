@@ -12,25 +12,25 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from bridge.jetstream.connection import JetStreamConnection
-from bridge.settings import BridgeSettings
+from bridge.settings import LOGIN_VARIABLES, BridgeSettings
 from bridge.stack.addresses import StackAddresses, remove_addresses, write_addresses
-from bridge.stack.application import ApplicationPlan, ApplicationServices, application_services
+from bridge.stack.application import FORKSERVER, ApplicationPlan, ApplicationServices, application_services
 from bridge.stack.dagster_home import (
     DAGSTER_SCHEMA,
     build_dagster_postgres_url,
-    create_dagster_storage,
     write_dagster_home,
     write_workspace,
 )
 from bridge.stack.embedded_nats import EmbeddedNats
+from bridge.stack.forkserver import Forkserver
+from bridge.stack.preparation import Order, Preparation
+from bridge.stack.readiness import logged_ready
 from bridge.stack.supervisor import Service, Supervisor
-from etl_assets.core.database_sync import build_engine
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
@@ -38,8 +38,6 @@ from etl_assets.embedded.child_process import identify
 from etl_assets.embedded.embedded_postgres import EmbeddedPostgres
 from etl_assets.embedded.embedded_server import EmbeddedServer
 from etl_assets.embedded.loopback_port import listen_on, reserve_port
-from etl_assets.migrations.upgrade import upgrade_database
-from etl_assets.services.target_schema import prepare_target
 
 logger = get_logger(__name__)
 
@@ -70,6 +68,7 @@ class Stack:
         self._state_dir = state_dir.absolute()
         self._settings = settings
         self._bridge_settings = bridge_settings
+        self._dagster_home = self._state_dir / "dagster"
         self._dagster_schema = bridge_settings.own_name(DAGSTER_SCHEMA)  # 影子的运行不该混进正式的网页
         self._port = port
         self._workers = workers
@@ -77,7 +76,9 @@ class Stack:
         self._held = ExitStack()
         """停下时要放开的，后占的先放。"""
         self._supervisor = Supervisor(self._state_dir)
-        self._postgres = None if settings.database_url else EmbeddedPostgres(self._state_dir / "postgres", durable=durable)
+        self._postgres = (
+            None if settings.database_url else EmbeddedPostgres(self._state_dir / "postgres", durable=durable)
+        )
         self._nats = None if bridge_settings.nats_url else EmbeddedNats(self._state_dir / "nats", durable=durable)
 
     def start(self) -> StackAddresses:
@@ -94,6 +95,10 @@ class Stack:
     def stop(self) -> None:
         """停下所有进程；可以多次调用。"""
         self._held.close()
+
+    def kill(self) -> None:
+        """不等收尾，马上结束所有进程：文件夹反正要扔掉。可以从别的线程调。"""
+        self._supervisor.stop(at_once=True)
 
     def run(self, announce: Callable[[StackAddresses], None]) -> None:
         """在前台运行，直到 SIGINT、SIGTERM 或 SIGHUP；全部就绪时调用一次 `announce`。只能在主线程里用。"""
@@ -118,24 +123,36 @@ class Stack:
 
     def _start(self) -> StackAddresses:
         listener = self._held.enter_context(self._listen())
+        # gRPC 用 SO_REUSEPORT：两个栈撞在一个端口上谁也不报错，请求随机落到哪一个；所以一直占着
         code_server = self._held.enter_context(reserve_port())
         for server in self._embedded:
             self._held.callback(server.release)
+        forkserver = Forkserver(self._own_environment(), inherited_fds=(listener.fileno(),))
+        self._held.callback(forkserver.close)
+        # 启动之前就登记：起到一半失败也停得下来；比端口、文件夹后登记，所以进程先停
         self._held.callback(self._supervisor.stop)
         self._supervisor.start()
+        # 两个进程装载自己要的，都要一两秒 CPU：这时就开始，与建库同时做
+        preparation = Preparation()
+        self._held.callback(preparation.stop)
+        self._supervisor.supervise([Service(FORKSERVER, forkserver.launch, logged_ready)])
         if self._nats is None:
             asyncio.run(_check_nats(self._bridge_settings))
         for server in self._embedded:
             server.prepare()
         self._supervisor.supervise([_as_service(server) for server in self._embedded])
-        self._supervisor.wait_until_ready(timeout_seconds=_SERVER_TIMEOUT_SECONDS)
+        servers = [server.name for server in self._embedded]
+        self._supervisor.wait_until_ready(*servers, timeout_seconds=_SERVER_TIMEOUT_SECONDS)
 
         addresses = self._find_addresses(listener.getsockname()[1])
-        write_dagster_home(Path(addresses.dagster_home))
-        self._upgrade_database(addresses)
-        self._supervisor.supervise(self._plan_services(addresses, listener, code_server_port=code_server.getsockname()[1]))
-        self._supervisor.wait_until_ready(timeout_seconds=_APPLICATION_TIMEOUT_SECONDS)
+        write_dagster_home(self._dagster_home)
+        preparation.run(self._order(addresses))
+        services = self._plan_services(addresses, forkserver, listener, code_server_port=code_server.getsockname()[1])
+        self._supervisor.supervise(services)
+        names = [*servers, *(service.name for service in services)]
+        self._supervisor.wait_until_ready(*names, timeout_seconds=_APPLICATION_TIMEOUT_SECONDS)
 
+        # 全部就绪才写：别的命令看见它就来连；先登记删去，写到一半出错也不留下
         self._held.callback(remove_addresses, self._state_dir)
         write_addresses(self._state_dir, addresses)
         return addresses
@@ -156,17 +173,20 @@ class Stack:
         return StackAddresses(
             database_url=database_url,
             nats_url=nats_url,
-            dagster_home=str(self._state_dir / "dagster"),
+            dagster_home=str(self._dagster_home),
             dagster_postgres_url=build_dagster_postgres_url(database_url, schema=self._dagster_schema),
             ui_url=f"http://127.0.0.1:{ui_port}",
             pid=os.getpid(),
             started_ticks=own.started_ticks if own else 0,
         )
 
-    def _plan_services(self, addresses: StackAddresses, listener: socket.socket, *, code_server_port: int) -> list[Service]:
+    def _plan_services(
+        self, addresses: StackAddresses, forkserver: Forkserver, listener: socket.socket, *, code_server_port: int
+    ) -> list[Service]:
         workspace = self._state_dir / "workspace.yaml"
         write_workspace(workspace, code_server_port=code_server_port)
         plan = ApplicationPlan(
+            forkserver=forkserver,
             environment=self._environment(addresses),
             workspace=workspace,
             code_server_port=code_server_port,
@@ -177,26 +197,29 @@ class Stack:
         return [replace(service, after=(*service.after, *servers)) for service in self._services(plan)]
 
     def _environment(self, addresses: StackAddresses) -> dict[str, str]:
+        return self._own_environment() | addresses.environment()
+
+    def _own_environment(self) -> dict[str, str]:
+        """还不知道服务器的地址时就定了的。"""
         return {
+            # 线程多的进程里，glibc 给每个线程一块自己的堆；栈的进程都不靠它快，三十 MB 就白占着
+            "MALLOC_ARENA_MAX": "2",
             **os.environ,
-            **addresses.environment(),
+            **(dict.fromkeys(LOGIN_VARIABLES, "") if self._nats else {}),  # 别处的登录，不是内嵌的这一台的
             "ETL_STATE_DIR": str(self._state_dir),
             "DAGSTER_DISABLE_TELEMETRY": "1",
             "PYTHONUNBUFFERED": "1",
             # Dagster 装载代码时去掉 sys.path 的第一项，以为那是当前文件夹；用 `-P` 启动时要有一项给它去掉
-            "PYTHONPATH": os.pathsep.join(filter(None, [addresses.dagster_home, os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(self._dagster_home), os.environ.get("PYTHONPATH")])),
         }
 
-    def _upgrade_database(self, addresses: StackAddresses) -> None:
-        settings = self._settings.model_copy(update={"database_url": addresses.database_url})
-        engine = build_engine(settings)
-        try:
-            upgrade_database(engine)
-            prepare_target(engine, settings)
-            log_path = self._state_dir / "logs" / "dagster-storage.log"
-            create_dagster_storage(engine, schema=self._dagster_schema, environment=self._environment(addresses), log_path=log_path)
-        finally:
-            engine.dispose()
+    def _order(self, addresses: StackAddresses) -> Order:
+        return Order(
+            settings=self._settings.model_copy(update={"database_url": addresses.database_url}),
+            dagster_schema=self._dagster_schema,
+            environment=self._environment(addresses),
+            log_path=self._state_dir / "logs" / "dagster-storage.log",
+        )
 
 
 def _as_service(server: EmbeddedServer) -> Service:
@@ -212,8 +235,15 @@ def _as_service(server: EmbeddedServer) -> Service:
 
 
 async def _check_nats(settings: BridgeSettings) -> None:
+    from bridge.jetstream.connection import JetStreamConnection  # 内嵌 NATS 的用不着它，那要 10 MB
+
     async with JetStreamConnection(settings, name="stack"):
         pass
+
+
+def wait_for_stop_signal() -> None:
+    with _stop_signals_interrupt(), suppress(KeyboardInterrupt):
+        threading.Event().wait()
 
 
 @contextmanager

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from etl_assets.embedded.child_process import ChildProcess
 from etl_assets.embedded.loopback_port import accepts_connections
 
 _READY_MESSAGE = "ready"
@@ -17,7 +17,7 @@ _READY_MESSAGE = "ready"
 class Attempt:
     """一次启动：进程，以及它在日志里从哪个字节开始写。"""
 
-    process: subprocess.Popen[bytes]
+    process: ChildProcess
     log: Path
     log_start: int
 

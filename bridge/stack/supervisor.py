@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextvars
+import math
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,18 @@ from typing import IO
 from bridge.stack.leftovers import forget_children, kill_leftovers, record_children
 from bridge.stack.readiness import Attempt, ReadinessCheck, started
 from etl_assets.core.backoff import Backoff, failures_in_a_row
-from etl_assets.core.errors import EtlError, TransientError
+from etl_assets.core.errors import EtlError
 from etl_assets.core.log import get_logger
-from etl_assets.embedded.child_log import open_log, read_last_line, rotate_log
-from etl_assets.embedded.child_process import ProcessIdentity, has_exited, identify, send_group_signal, send_signal
-from etl_assets.embedded.private_folder import FolderLock, create_private_folder
+from etl_assets.embedded.child_log import ChildStartError, open_log, read_last_line, rotate_log
+from etl_assets.embedded.child_process import (
+    ChildProcess,
+    ProcessIdentity,
+    has_exited,
+    identify,
+    send_group_signal,
+    send_signal,
+)
+from etl_assets.embedded.private_folder import create_private_folder, lock_folder
 
 _TICK_SECONDS = 0.05
 _RESTART = Backoff(first_seconds=0.2, longest_seconds=30.0)
@@ -39,7 +46,7 @@ class Service:
     """一个受监督的子进程。"""
 
     name: str
-    launch: Callable[[IO[bytes]], subprocess.Popen[bytes]]
+    launch: Callable[[IO[bytes]], ChildProcess]
     is_ready: ReadinessCheck = started
     after: tuple[str, ...] = ()
     stop_signal: signal.Signals = signal.SIGTERM
@@ -47,16 +54,6 @@ class Service:
     after_exit: Callable[[], None] = lambda: None
     is_sick: Callable[[], bool] = lambda: False
     """活着却坏了，只有重启才会好。"""
-
-
-class ServiceStartError(TransientError):
-    """一个子进程起不来。"""
-
-    def __init__(self, *, name: str, log: Path, reason: str) -> None:
-        self.name = name
-        self.log = log
-        self.reason = reason.removeprefix("error: ")
-        super().__init__(f"{name} does not start: {self.reason or 'it wrote nothing'}; see {log}")
 
 
 @dataclass
@@ -84,10 +81,11 @@ class Supervisor:
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
         self._logs = state_dir / "logs"
-        self._lock = FolderLock(state_dir)
+        self._lock = ExitStack()
         self._children: dict[str, _Child] = {}
         self._changed = threading.Condition()
         self._stopping = threading.Event()
+        self._kills = False
         # 带上调用者的上下文：日志里的 component 在里面
         run = partial(contextvars.copy_context().run, self._run)
         self._thread = threading.Thread(target=run, name="supervisor", daemon=True)
@@ -98,8 +96,9 @@ class Supervisor:
         :raises SettingsError: 另一个栈正在使用这个文件夹。
         """
         create_private_folder(self._state_dir)
-        self._lock.acquire()
+        self._lock.enter_context(lock_folder(self._state_dir))
         create_private_folder(self._logs)
+        # 占住了才清：没占住就清，杀的也许是别人正用着的栈
         kill_leftovers(self._state_dir)
         self._thread.start()
 
@@ -108,30 +107,38 @@ class Supervisor:
         with self._changed:
             self._children.update({service.name: _Child(service) for service in services})
 
-    def wait_until_ready(self, *, timeout_seconds: float) -> None:
-        """等到看管着的都就绪。
+    def wait_until_ready(self, *names: str, timeout_seconds: float) -> None:
+        """等到这些就绪；一个也不说，就是看管着的全部。
 
-        :raises ServiceStartError: 有一个反复起不来，或到时还没就绪。
+        :raises ChildStartError: 有一个反复起不来，或到时还没就绪。
         """
         deadline = time.monotonic() + timeout_seconds
         with self._changed:
-            while waiting := [child for child in self._children.values() if not child.ready]:
+            wanted = names or tuple(self._children)
+            while waiting := [child for name in wanted if not (child := self._children[name]).ready]:
                 hopeless = next((child for child in waiting if child.failures >= _CRASH_LOOP), None)
                 if hopeless or time.monotonic() > deadline:
                     failed = hopeless or waiting[0]
                     reason = failed.last_words if hopeless else f"not ready after {timeout_seconds:.0f} s"
-                    raise ServiceStartError(name=failed.service.name, log=self._log_path(failed), reason=reason)
+                    raise ChildStartError(name=failed.service.name, log=self._log_path(failed), reason=reason)
                 self._changed.wait(_TICK_SECONDS)
 
-    def stop(self) -> None:
-        """停下所有子进程，放开状态文件夹；可以多次调用。"""
-        if not self._lock.is_locked:
+    def stop(self, *, at_once: bool = False) -> None:
+        """停下所有子进程，放开状态文件夹；可以多次调用。
+
+        :param at_once: 不等它们收尾，马上杀；别的线程正在停也一样。
+        """
+        if self._stopping.is_set() and not at_once:
             return
+        # 先定怎么停再叫停：那个线程一醒就要看它
+        self._kills = at_once
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()
+            # 都停了才忘：停到一半被杀，下一个监督者要靠它找到剩下的
             forget_children(self._state_dir)
-        self._lock.release()
+        # 最后才放：放早了，另一个栈就来清还没停完的
+        self._lock.close()
 
     # ---- 以下在监督者的线程里 -----------------------------------------------------
 
@@ -156,7 +163,11 @@ class Supervisor:
             self._handle_death(child, child.attempt)
         elif not child.ready and child.service.is_ready(child.attempt):
             child.ready = child.was_ready = True
-            logger.info("child ready", name=child.service.name, seconds=round(time.monotonic() - child.launched_at, 2))
+            logger.info(
+                "child ready",
+                name=child.service.name,
+                duration_ms=round((time.monotonic() - child.launched_at) * 1000),
+            )
         elif child.ready and time.monotonic() > child.checked_at + _CHECKUP_SECONDS:
             self._check_up(child, child.attempt)
 
@@ -165,9 +176,12 @@ class Supervisor:
         if rotate_log(attempt.log):
             attempt = child.attempt = replace(attempt, log_start=0)
         child.sick_checkups = child.sick_checkups + 1 if child.service.is_sick() else 0
+        # 杀了也不清零：没死成的，下一次检查再杀
         if child.sick_checkups >= _SICK_CHECKUPS:
             logger.error(
-                "child is sick, starting it again", name=child.service.name, last_line=read_last_line(attempt.log, attempt.log_start)
+                "child is sick, starting it again",
+                name=child.service.name,
+                last_line=read_last_line(attempt.log, attempt.log_start),
             )
             send_group_signal(attempt.process.pid, signal.SIGKILL)
 
@@ -185,9 +199,12 @@ class Supervisor:
 
     def _handle_death(self, child: _Child, attempt: Attempt) -> None:
         exit_code = self._bury(child, attempt)
+        # 没就绪过的不算活过：起得再久，也是起不来，下次该隔得更久
         lived_seconds = time.monotonic() - child.launched_at if child.ready else 0.0
         child.ready = False
-        self._back_off(child, read_last_line(attempt.log, attempt.log_start), exit_code=exit_code, lived_seconds=lived_seconds)
+        self._back_off(
+            child, read_last_line(attempt.log, attempt.log_start), exit_code=exit_code, lived_seconds=lived_seconds
+        )
 
     def _back_off(self, child: _Child, last_words: str, *, exit_code: int | None, lived_seconds: float = 0.0) -> None:
         child.failures = failures_in_a_row(child.failures, lived_seconds=lived_seconds)
@@ -226,13 +243,20 @@ class Supervisor:
     def _stop_step(self, child: _Child, attempt: Attempt, *, may_stop: bool) -> None:
         if has_exited(attempt.process):
             self._bury(child, attempt)
+        elif self._kills:
+            send_group_signal(attempt.process.pid, signal.SIGKILL)
         elif child.kill_at is None:
             if may_stop:
                 send_signal(attempt.process.pid, child.service.stop_signal)
                 child.kill_at = time.monotonic() + child.service.stop_timeout_seconds
         elif time.monotonic() > child.kill_at:
-            logger.warning("child does not stop, killing it", name=child.service.name)
+            logger.warning(
+                "child does not stop, killing it",
+                name=child.service.name,
+                after_seconds=child.service.stop_timeout_seconds,
+            )
             send_group_signal(attempt.process.pid, signal.SIGKILL)
+            child.kill_at = math.inf  # 被杀的也要一会儿才没了
 
     def _log_path(self, child: _Child) -> Path:
         return self._logs / f"{child.service.name}.log"

@@ -62,7 +62,9 @@ class _PlannedJob:
     """某个资产选择下的作业与它的计划快照：内容不变，只算一次。"""
 
     job: JobDefinition
+    assets: frozenset[AssetKey] | None
     checks: frozenset[AssetCheckKey] | None
+    run_config: Mapping[str, object]
     step_keys: Sequence[str]
     plan_snapshot: internals.ExecutionPlanSnapshot
 
@@ -72,23 +74,31 @@ class CodeLocation:
 
     def __init__(self, *, module: str, attribute: str, location_name: str) -> None:
         reconstructable = internals.ReconstructableRepository.for_module(module, attribute, None)
-        self.repository: RepositoryDefinition = internals.initialize_repository_def_from_pointer(reconstructable.pointer)
+        self.repository: RepositoryDefinition = internals.initialize_repository_def_from_pointer(
+            reconstructable.pointer
+        )
         self.graph: AssetGraph = graph_of(self.repository.asset_graph.assets_defs)
         target = internals.LoadableTargetOrigin(executable_path=sys.executable, module_name=module, attribute=attribute)
         location_origin = internals.ManagedGrpcPythonEnvCodeLocationOrigin(target, location_name)
         self._python_origin = reconstructable.get_python_origin()
         self._remote_origin = internals.RemoteRepositoryOrigin(location_origin, self.repository.name)
+        # Dagster 自己的缓存只记一个作业：轮着做几种选择，就一遍遍重新载入
         self._subsets: dict[tuple[str, frozenset[AssetKey] | None, frozenset[AssetCheckKey] | None], JobDefinition] = {}
         self._plans: dict[tuple[str, frozenset[AssetKey] | None, frozenset[AssetCheckKey] | None], _PlannedJob] = {}
 
     def job(
-        self, name: str, asset_selection: frozenset[AssetKey] | None = None, check_selection: frozenset[AssetCheckKey] | None = None
+        self,
+        name: str,
+        asset_selection: frozenset[AssetKey] | None = None,
+        check_selection: frozenset[AssetCheckKey] | None = None,
     ) -> JobDefinition:
         """作业，或它的一个资产子集；子集算一次就留着。没有点名检查（None）就是所选资产的全部检查。"""
         key = (name, asset_selection, check_selection)
         if key not in self._subsets:
             whole = self.repository.get_job(name)
-            self._subsets[key] = whole.get_subset(asset_selection=asset_selection, asset_check_selection=check_selection)
+            self._subsets[key] = whole.get_subset(
+                asset_selection=asset_selection, asset_check_selection=check_selection
+            )
         return self._subsets[key]
 
     def create_run(
@@ -111,63 +121,57 @@ class CodeLocation:
         selection = frozenset(map(_key, assets))
         parent = instance.get_run_by_id(retry_of) if retry_of else None
         with deferring_events(instance, is_continued=True):
-            return self._create(instance, job_name, selection, run_id=run_id, tags={**partition_tags(days), **tags}, parent=parent)
+            planned = self._plan(instance, job_name, selection)
+            return self._create(instance, planned, run_id=run_id, tags={**partition_tags(days), **tags}, parent=parent)
 
-    def create_retry(self, instance: DagsterInstance, run: DagsterRun, *, run_id: str, tags: Mapping[str, str]) -> DagsterRun | None:
+    def create_retry(
+        self, instance: DagsterInstance, run: DagsterRun, *, run_id: str, tags: Mapping[str, str]
+    ) -> DagsterRun | None:
         """重做一个死了的运行：只做没做完的资产，其余照旧；资产都做完了就不必重做（None）。"""
         selection = frozenset(run.asset_selection or ()) - finished_assets(instance, run.run_id)
         if run.asset_selection and not selection:
             return None
         # 父与根由 _create 重新写：抄来的指着更早的那一个
-        kept = {name: value for name, value in run.tags.items() if name not in (internals.PARENT_RUN_ID_TAG, internals.ROOT_RUN_ID_TAG)}
-        checks = None if selection else run.asset_check_selection
+        rewritten = (internals.PARENT_RUN_ID_TAG, internals.ROOT_RUN_ID_TAG)
+        kept = {name: value for name, value in run.tags.items() if name not in rewritten}
+        checks = None if selection or not run.asset_check_selection else frozenset(run.asset_check_selection)
         with deferring_events(instance):
-            return self._create(
-                instance,
-                run.job_name,
-                selection or None,
-                checks=frozenset(checks) if checks else None,
-                run_id=run_id,
-                tags={**kept, **tags},
-                parent=run,
-                run_config=run.run_config,
-            )
+            planned = self._plan(instance, run.job_name, selection or None, checks, run.run_config)
+            return self._create(instance, planned, run_id=run_id, tags={**kept, **tags}, parent=run)
 
     def _create(
         self,
         instance: DagsterInstance,
-        job_name: str,
-        selection: frozenset[AssetKey] | None,
+        planned: _PlannedJob,
         *,
+        run_id: str,
         tags: Mapping[str, str],
         parent: DagsterRun | None,
-        checks: frozenset[AssetCheckKey] | None = None,
-        run_id: str | None = None,
-        run_config: Mapping[str, object] | None = None,
     ) -> DagsterRun:
-        planned = self._plan(instance, job_name, selection, checks, run_config)
         job = planned.job
-        parent_id = parent.run_id if parent else None
-        root_id = (parent.root_run_id or parent.run_id) if parent else None
-        lineage = {internals.PARENT_RUN_ID_TAG: parent_id, internals.ROOT_RUN_ID_TAG: root_id} if parent_id and root_id else {}
+        lineage: dict[str, str] = {}
+        if parent is not None:
+            root_id = parent.root_run_id or parent.run_id
+            lineage = {internals.PARENT_RUN_ID_TAG: parent.run_id, internals.ROOT_RUN_ID_TAG: root_id}
         return instance.create_run(
-            job_name=job_name,
+            job_name=job.name,
             run_id=run_id,
-            run_config=run_config or {},
+            run_config=planned.run_config,
             status=DagsterRunStatus.NOT_STARTED,
             tags={**job.run_tags, **tags, **lineage},
-            root_run_id=root_id,
-            parent_run_id=parent_id,
+            root_run_id=lineage.get(internals.ROOT_RUN_ID_TAG),
+            parent_run_id=lineage.get(internals.PARENT_RUN_ID_TAG),
             step_keys_to_execute=planned.step_keys,
             execution_plan_snapshot=planned.plan_snapshot,
             job_snapshot=job.get_job_snapshot(),
             parent_job_snapshot=job.get_parent_job_snapshot(),
-            asset_selection=selection,
+            asset_selection=planned.assets,
             asset_check_selection=planned.checks,
             resolved_op_selection=None,
             op_selection=None,
-            remote_job_origin=self._remote_origin.get_job_origin(job_name),
-            job_code_origin=self._python_origin.get_job_origin(job_name),
+            # 这两个 origin 缺一个，网页就不能重新执行它：submit_run 要看
+            remote_job_origin=self._remote_origin.get_job_origin(job.name),
+            job_code_origin=self._python_origin.get_job_origin(job.name),
             asset_graph=job.asset_layer.asset_graph,
         )
 
@@ -198,7 +202,9 @@ class CodeLocation:
         said, error = event.step_failure_data.user_failure_data, _innermost(event.step_failure_data.error)
         text = error.message.removeprefix(f"{error.cls_name}: ").strip() if error else ""
         return RunFailure(
-            asset=next((name for name in self.graph.names if _key(name).to_python_identifier() == event.step_key), None),
+            asset=next(
+                (name for name in self.graph.names if _key(name).to_python_identifier() == event.step_key), None
+            ),
             kind=(said and failure_kind_in(said.metadata)) or _kind_of_faults(faults),
             error=(said and said.description) or text,
         )
@@ -220,7 +226,8 @@ class CodeLocation:
             job = self.job(job_name, selection, checks)
             plan = internals.create_execution_plan(job, run_config=run_config or {}, instance_ref=instance.get_ref())
             snapshot = internals.snapshot_from_execution_plan(plan, job.get_job_snapshot_id())
-            planned = _PlannedJob(job=job, checks=checks, step_keys=plan.step_keys_to_execute, plan_snapshot=snapshot)
+            planned = _PlannedJob(job, selection, checks, run_config or {}, plan.step_keys_to_execute, snapshot)
+            # 带配置的不留：key 里没有配置，留下了，不带配置的也会拿到它
             if run_config:
                 return planned
             self._plans[key] = planned

@@ -32,8 +32,11 @@ def open_instance() -> DagsterInstance:
     """工人的：存储共用一个连接池，运行不再各自往终端打日志。"""
     instance = open_lean_instance()
     # 都要在第一个运行之前：它一开始就设日志、建处理器
-    _silence_console()
-    _configure_logging_once(instance)
+    # 运行的日志在 Dagster 里；进程自己的日志只有一种格式，不夹进每个事件一行的彩色文字
+    setattr(context_creation_job, _CONSOLE_LOGGERS, lambda _instance: [])
+    # Dagster 每个运行都重设一遍标准库的日志：拿着日志的锁去等别的运行的处理器，同一进程里两个运行会死锁
+    handlers = instance.get_yaml_python_handlers()
+    instance.get_yaml_python_handlers = lambda: handlers  # type: ignore[method-assign]  # 实例上的，盖住类里的
     instance._subscribers = _NoSubscribers()
     return instance
 
@@ -43,7 +46,9 @@ def _with_lean_storage(ref: InstanceRef) -> InstanceRef:
     parts = [ref.run_storage_data, ref.event_storage_data, ref.schedule_storage_data]
     if [part.class_name if part else None for part in parts] != _STOCK or parts[0] is None:
         return ref
-    return ref._replace(storage_data=ConfigurableClassData(LeanStorage.__module__, LeanStorage.__name__, parts[0].config_yaml))
+    return ref._replace(
+        storage_data=ConfigurableClassData(LeanStorage.__module__, LeanStorage.__name__, parts[0].config_yaml)
+    )
 
 
 def deferring_events(instance: DagsterInstance, *, is_continued: bool = False) -> AbstractContextManager[None]:
@@ -64,14 +69,3 @@ class _NoSubscribers(dict[str, list[Callable[[EventLogEntry], object]]]):
 
     def __missing__(self, _run_id: str) -> list[Callable[[EventLogEntry], object]]:
         return []
-
-
-def _configure_logging_once(instance: DagsterInstance) -> None:
-    """Dagster 每个运行都重设一遍标准库的日志：拿着日志的锁去等别的运行的处理器，同一进程里两个运行会死锁。"""
-    handlers = instance.get_yaml_python_handlers()
-    instance.get_yaml_python_handlers = lambda: handlers  # type: ignore[method-assign]  # 实例上的，盖住类里的
-
-
-def _silence_console() -> None:
-    """运行的日志在 Dagster 里；进程自己的日志只有一种格式，不夹进每个事件一行的彩色文字。"""
-    setattr(context_creation_job, _CONSOLE_LOGGERS, lambda _instance: [])

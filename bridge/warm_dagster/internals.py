@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dagster._core.definitions.job_base import InMemoryJob as InMemoryJob
 from dagster._core.definitions.reconstruct import ReconstructableRepository as ReconstructableRepository
-from dagster._core.definitions.reconstruct import initialize_repository_def_from_pointer as initialize_repository_def_from_pointer
+from dagster._core.definitions.reconstruct import (
+    initialize_repository_def_from_pointer as initialize_repository_def_from_pointer,
+)
 from dagster._core.errors import DagsterRunAlreadyExists as DagsterRunAlreadyExists
 from dagster._core.event_api import EventRecordsResult as EventRecordsResult
 from dagster._core.events import ASSET_CHECK_EVENTS as ASSET_CHECK_EVENTS
@@ -44,6 +46,7 @@ from dagster._core.storage.tags import RETRY_NUMBER_TAG as RETRY_NUMBER_TAG
 from dagster._core.storage.tags import ROOT_RUN_ID_TAG as ROOT_RUN_ID_TAG
 from dagster._core.storage.tags import SCHEDULE_NAME_TAG as SCHEDULE_NAME_TAG
 from dagster._core.storage.tags import SENSOR_NAME_TAG as SENSOR_NAME_TAG
+from dagster._core.storage.tags import USER_TAG as USER_TAG
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin as LoadableTargetOrigin
 from dagster._serdes import ConfigurableClass as ConfigurableClass
 from dagster._serdes import ConfigurableClassData as ConfigurableClassData

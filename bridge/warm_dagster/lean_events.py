@@ -7,12 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from dagster import AssetKey, AssetRecordsFilter, DagsterEventType, DagsterInvariantViolationError, EventLogEntry, EventLogRecord
+from dagster import (
+    AssetKey,
+    AssetRecordsFilter,
+    DagsterEventType,
+    DagsterInvariantViolationError,
+    EventLogEntry,
+    EventLogRecord,
+)
 from dagster_postgres import PostgresEventLogStorage
 from sqlalchemy.dialects import postgresql as pg
 
@@ -115,6 +122,7 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         with self._flushing:
             self._flusher = threading.get_ident()
             try:
+                # 切下来的是拷贝：写着的时候，别的线程照样往后添，所以划掉时按个数从头删
                 while events := self._waiting[:_AT_ONCE]:
                     _write_what_is_accepted(self._insert_waiting, events, self._replace)
                 while and_record and (records := self._unrecorded[:_AT_ONCE]):
@@ -184,7 +192,8 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         newest = {(_asset_of(record), record.event_log_entry.dagster_event_type): record for record in records}
         rows: dict[str, dict[str, Any]] = {}
         for (asset_key, _), record in sorted(newest.items(), key=lambda item: item[1].storage_id):
-            values = self._get_asset_entry_values(record.event_log_entry, record.storage_id, self.has_secondary_index(ASSET_KEY_INDEX_COLS))
+            is_indexed = self.has_secondary_index(ASSET_KEY_INDEX_COLS)
+            values = self._get_asset_entry_values(record.event_log_entry, record.storage_id, is_indexed)
             rows.setdefault(asset_key, {"asset_key": asset_key}).update(values)
         for _, row in sorted(rows.items()):
             execute_compiled(connection, _upsert_asset(tuple(row)), row)
@@ -196,7 +205,9 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         """
         if self._flusher == threading.get_ident():
             return
-        if any(event.dagster_event_type in _READ_BACK for event in list(self._waiting)) or (and_record and self._unrecorded):
+        if any(event.dagster_event_type in _READ_BACK for event in list(self._waiting)) or (
+            and_record and self._unrecorded
+        ):
             self.flush(and_record=and_record)
 
     def _connect(self) -> AbstractContextManager[sa.Connection]:
@@ -215,20 +226,34 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         made = [(key, self._made.get(key)) for key in asset_keys or ()]
         if not made or not all(partitions for _, partitions in made):
             return self._with_observations(super().get_asset_records(asset_keys))
-        newest = [(key, max(partitions.values(), key=lambda record: record.storage_id)) for key, partitions in made if partitions]
+        newest = [
+            (key, max(partitions.values(), key=lambda record: record.storage_id))
+            for key, partitions in made
+            if partitions
+        ]
         return [
-            AssetRecord(storage_id=record.storage_id, asset_entry=AssetEntry(asset_key=key, last_materialization_record=record))
+            AssetRecord(
+                storage_id=record.storage_id, asset_entry=AssetEntry(asset_key=key, last_materialization_record=record)
+            )
             for key, record in newest
         ]
 
     def _with_observations(self, records: Sequence[AssetRecord]) -> Sequence[AssetRecord]:
         """没有物化过的，版本是最近一次观察的。Dagster 每一步为每个来源各查一次；这里先一次问清哪些有过。"""
-        bare = [record.asset_entry.asset_key.to_string() for record in records if record.asset_entry.last_materialization_record is None]
+        keys = [record.asset_entry.asset_key.to_string() for record in records]
+        bare = [
+            key
+            for key, record in zip(keys, records, strict=True)
+            if record.asset_entry.last_materialization_record is None
+        ]
         if not bare:
             return records
         with self.index_connection() as connection:
             dated = set(connection.scalars(_DATED_ASSETS, {"asset_keys": bare}))
-        return [self._with_observation(record) if record.asset_entry.asset_key.to_string() in dated else record for record in records]
+        return [
+            self._with_observation(record) if key in dated else record
+            for key, record in zip(keys, records, strict=True)
+        ]
 
     def _with_observation(self, record: AssetRecord) -> AssetRecord:
         entry = record.asset_entry
@@ -243,7 +268,11 @@ class LeanEventLogStorage(PostgresEventLogStorage):
         return AssetRecord(storage_id=record.storage_id, asset_entry=entry)
 
     def fetch_materializations(
-        self, records_filter: AssetKey | AssetRecordsFilter, limit: int, cursor: str | None = None, ascending: bool = False
+        self,
+        records_filter: AssetKey | AssetRecordsFilter,
+        limit: int,
+        cursor: str | None = None,
+        ascending: bool = False,
     ) -> EventRecordsResult:
         """检查要指着的物化，多半是这一步刚写的。"""
         self._flush_made(and_record=False)
@@ -251,7 +280,9 @@ class LeanEventLogStorage(PostgresEventLogStorage):
             made, partitions = self._made.get(records_filter.asset_key, {}), records_filter.asset_partitions or ()
             of_partitions = AssetRecordsFilter(records_filter.asset_key, partitions)
             if len(partitions) == limit and made.keys() >= set(partitions) and records_filter == of_partitions:
-                newest_first = sorted((made[partition] for partition in partitions), key=lambda record: -record.storage_id)
+                newest_first = sorted(
+                    (made[partition] for partition in partitions), key=lambda record: -record.storage_id
+                )
                 return EventRecordsResult(newest_first, cursor="", has_more=False)
         return super().fetch_materializations(records_filter, limit, cursor, ascending)
 
@@ -274,9 +305,17 @@ class LeanEventLogStorage(PostgresEventLogStorage):
             or before_cursor is not None
             or after_cursor is not None
         ):
-            return super().get_latest_tags_by_partition(asset_key, event_type, tag_keys, asset_partitions, before_cursor, after_cursor)
-        tags = {partition: self._tags_for_asset_event(made[partition].event_log_entry) for partition in asset_partitions}
-        return {partition: {key: own[key] for key in tag_keys} for partition, own in tags.items() if own.keys() >= set(tag_keys)}
+            return super().get_latest_tags_by_partition(
+                asset_key, event_type, tag_keys, asset_partitions, before_cursor, after_cursor
+            )
+        tags = {
+            partition: self._tags_for_asset_event(made[partition].event_log_entry) for partition in asset_partitions
+        }
+        return {
+            partition: {key: own[key] for key in tag_keys}
+            for partition, own in tags.items()
+            if own.keys() >= set(tag_keys)
+        }
 
     @contextmanager
     def _joined(self, connection: Any) -> Iterator[None]:
@@ -314,24 +353,19 @@ class _Message:
         self._cursor = connection.connection.cursor()
         self._statements: list[str] = []
 
-    def execute(self, statement: sa.Insert | sa.Update, rows: Sequence[Mapping[str, Any]] | None = None) -> _Written:
+    def execute(
+        self, statement: sa.Insert | sa.Update, rows: Sequence[Mapping[str, Any]] | None = None
+    ) -> SimpleNamespace:
         whole = statement.values(rows) if rows is not None and isinstance(statement, sa.Insert) else statement
         compiled = whole.compile(dialect=self.dialect)
         return self.exec_driver_sql(str(compiled), compiled.construct_params())
 
-    def exec_driver_sql(self, statement: str, parameters: Mapping[str, Any]) -> _Written:
+    def exec_driver_sql(self, statement: str, parameters: Mapping[str, Any]) -> SimpleNamespace:
         self._statements.append(self._cursor.mogrify(statement, parameters).decode())
-        return _Written()
+        return SimpleNamespace(rowcount=1)  # 还没有发出去，Dagster 要看的只有这一样
 
     def send(self) -> None:
         self._connection.exec_driver_sql("; ".join(self._statements).replace("%", "%%"))
-
-
-@dataclass(frozen=True)
-class _Written:
-    """还没有发出去的语句，结果只有这一样。"""
-
-    rowcount: int = 1
 
 
 def _write_what_is_accepted(
@@ -365,7 +399,14 @@ def _line_about(event: EventLogEntry, error: Exception, what: str) -> EventLogEn
     about = f"{kind} of {made.to_user_string()}" if made else kind
     reason = str(error).partition("\n")[0]
     text = f"{about} {what}: {type(error).__name__}: {reason}. What the run wrote to its tables is not affected."
-    return event._replace(level=logging.ERROR, user_message=text, timestamp=time.time(), step_key=None, error_info=None, dagster_event=None)
+    return event._replace(
+        level=logging.ERROR,
+        user_message=text,
+        timestamp=time.time(),
+        step_key=None,
+        error_info=None,
+        dagster_event=None,
+    )
 
 
 def _is_of_asset(event: EventLogEntry) -> bool:
@@ -383,7 +424,11 @@ def _upsert_asset(names: tuple[str, ...]) -> sa.Insert:
     insert = pg.insert(AssetKeyTable).values({name: sa.bindparam(name) for name in names})
     changed = {name: insert.excluded[name] for name in names if name != "asset_key"}
     on_asset = [AssetKeyTable.c.asset_key]
-    return insert.on_conflict_do_update(index_elements=on_asset, set_=changed) if changed else insert.on_conflict_do_nothing()
+    return (
+        insert.on_conflict_do_update(index_elements=on_asset, set_=changed)
+        if changed
+        else insert.on_conflict_do_nothing()
+    )
 
 
 _CHECK = {name: sa.bindparam(f"of_{name}", type_=sa.Text) for name in ("asset", "check", "partition", "run")}
@@ -398,7 +443,8 @@ _PLAN_CHECK = sa.insert(AssetCheckExecutionsTable).from_select(
     sa.select(*_CHECK.values(), sa.literal_column("'PLANNED'")).where(~_PLANNED.exists()),
 )
 _DATED_ASSETS = sa.select(AssetKeyTable.c.asset_key).where(
-    AssetKeyTable.c.asset_key.in_(sa.bindparam("asset_keys", expanding=True)), AssetKeyTable.c.last_materialization_timestamp.is_not(None)
+    AssetKeyTable.c.asset_key.in_(sa.bindparam("asset_keys", expanding=True)),
+    AssetKeyTable.c.last_materialization_timestamp.is_not(None),
 )
 """物化、计划、观察都留下时刻；守护进程给来源记的新鲜程度不留。"""
 _INSERT = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)

@@ -65,7 +65,11 @@ class LeanRunStorage(PostgresRunStorage):
             values["end_time"] = occurred.timestamp()
         before = _MAY_FOLLOW.get(status, _UNFINISHED)
         with self.connect() as connection:
-            moved = connection.execute(_update_run(tuple(values)), {"of_run": run_id, "before": before, **values}).mappings().first()
+            moved = (
+                connection.execute(_update_run(tuple(values)), {"of_run": run_id, "before": before, **values})
+                .mappings()
+                .first()
+            )
         self._own.moved = moved
         if moved and status is DagsterRunStatus.FAILURE:  # 还要写原因的标签
             self._own.moved = None
@@ -85,16 +89,15 @@ class LeanRunStorage(PostgresRunStorage):
         run_ids = filters.run_ids if filters else None
         if run_ids is None or len(run_ids) != 1 or filters != RunsFilter(run_ids=run_ids) or cursor or bucket_by:
             return super().get_run_records(filters, limit, order_by, ascending, cursor, bucket_by)
-        row = moved if moved is not None and moved["run_id"] == run_ids[0] else self._read_run(run_ids[0])
+        row = moved
+        if row is None or row["run_id"] != run_ids[0]:
+            with self.connect() as connection:
+                row = connection.execute(_RUN, {"of_run": run_ids[0]}).mappings().first()
         if row is None:
             return []
         created, updated = (row[name].replace(tzinfo=UTC) for name in ("create_timestamp", "update_timestamp"))
         run = self._row_to_run(dict(row))
         return [RunRecord(row["id"], run, created, updated, start_time=row["start_time"], end_time=row["end_time"])]
-
-    def _read_run(self, run_id: str) -> sa.RowMapping | None:
-        with self.connect() as connection:
-            return connection.execute(_RUN, {"of_run": run_id}).mappings().first()
 
     def _core_add_run(self, col_values: dict[str, Any], tags: Mapping[str, str]) -> None:
         """运行与它的标签一条语句。"""
@@ -137,7 +140,12 @@ class LeanRunStorage(PostgresRunStorage):
 
 @lru_cache(maxsize=8)
 def _add_run(names: tuple[str, ...]) -> sa.Insert:
-    run = sa.insert(RunsTable).values({name: sa.bindparam(name) for name in names}).returning(RunsTable.c.run_id).cte("run")
+    run = (
+        sa.insert(RunsTable)
+        .values({name: sa.bindparam(name) for name in names})
+        .returning(RunsTable.c.run_id)
+        .cte("run")
+    )
     texts = [sa.cast(sa.bindparam(name), pg.ARRAY(sa.Text)) for name in ("keys", "tag_values")]
     tags = sa.func.unnest(*texts).table_valued("key", "value", name="tags").render_derived()
     return sa.insert(RunTagsTable).from_select(
@@ -163,13 +171,19 @@ def _values(*statuses: DagsterRunStatus) -> tuple[str, ...]:
 _UNFINISHED = _values(*(status for status in DagsterRunStatus if status not in FINISHED_STATUSES))
 _MAY_FOLLOW = {
     DagsterRunStatus.QUEUED: _values(DagsterRunStatus.NOT_STARTED, DagsterRunStatus.QUEUED),
-    DagsterRunStatus.STARTING: _values(DagsterRunStatus.NOT_STARTED, DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING),
+    DagsterRunStatus.STARTING: _values(
+        DagsterRunStatus.NOT_STARTED, DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING
+    ),
     # 成功是真的，栅栏担保；那个失败是收尾的人以为它死了，或者醒来的人在别人重做时说的
     DagsterRunStatus.SUCCESS: (*_UNFINISHED, DagsterRunStatus.FAILURE.value),
 }
 """这些状态只跟在哪些之后；别的只要运行没有结束。"""
-_RUN_COLUMNS = RunsTable.c["id", "run_id", "run_body", "status", "create_timestamp", "update_timestamp", "start_time", "end_time"]
+_RUN_COLUMNS = RunsTable.c[
+    "id", "run_id", "run_body", "status", "create_timestamp", "update_timestamp", "start_time", "end_time"
+]
 _RUN = sa.select(*_RUN_COLUMNS).where(RunsTable.c.run_id == sa.bindparam("of_run"))
 _SNAPSHOTS_KEPT = 50
 _ONE_CREATION_SECONDS = 1.0
-_SNAPSHOTS = sa.select(SnapshotsTable.c.snapshot_id).where(SnapshotsTable.c.snapshot_id.in_(sa.bindparam("ids", expanding=True)))
+_SNAPSHOTS = sa.select(SnapshotsTable.c.snapshot_id).where(
+    SnapshotsTable.c.snapshot_id.in_(sa.bindparam("ids", expanding=True))
+)

@@ -1,6 +1,6 @@
-"""工人与网页写 Dagster 存储的省法：同样的表、同样的内容，三个存储共用一个连接池，不反复问表结构，一个事件一个事务。
+"""工人、网页与守护进程写 Dagster 存储的省法：同样的表、同样的内容，三个存储共用一个连接池，不反复问表结构，一个事件一个事务。
 
-打开实例时它是 Dagster 的自定义存储（`storage: custom`）；守护进程照旧用 dagster-postgres。
+打开实例时它是 Dagster 的自定义存储（`storage: custom`）。
 盖掉的都是 Dagster 私有的方法，由 test_dagster_contract 看守。
 """
 
@@ -12,13 +12,20 @@ from typing import Any
 import sqlalchemy as sa
 from dagster_postgres import DagsterPostgresStorage, PostgresScheduleStorage
 
-from bridge.warm_dagster.internals import ConfigurableClassData, create_pg_engine, get_token_provider_from_config, pg_url_from_config
+from bridge.warm_dagster.internals import (
+    ConfigurableClassData,
+    create_pg_engine,
+    get_token_provider_from_config,
+    pg_url_from_config,
+)
 from bridge.warm_dagster.lean_events import LeanEventLogStorage
 from bridge.warm_dagster.lean_runs import LeanRunStorage
 from etl_assets.core.database_sync import ping_idle_connections, replace_read_only_sessions
 from etl_assets.core.silent_connections import SilenceWatch, libpq_patience
 
 _POOL_SIZE = 2
+_MOST_AT_ONCE = 12
+"""守护进程有五六个线程，一个可以同时要两个连接；多出来的用完就关。"""
 _LONGEST_WAIT_SECONDS = 600.0
 """Dagster 的存储没有一条语句要做这么久；等锁的不算。"""
 
@@ -35,7 +42,7 @@ class LeanStorage(DagsterPostgresStorage):
             get_token_provider_from_config(config),
             isolation_level="AUTOCOMMIT",
             pool_size=_POOL_SIZE,
-            max_overflow=_POOL_SIZE,
+            max_overflow=_MOST_AT_ONCE - _POOL_SIZE,
             pool_use_lifo=True,
             connect_args=libpq_patience(sa.make_url(url)),
         )

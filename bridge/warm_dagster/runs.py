@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from dagster import AssetKey, DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunRecord, RunsFilter
+from dagster import (
+    AssetKey,
+    DagsterEvent,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    RunRecord,
+    RunsFilter,
+)
 
-from bridge.warm_dagster.internals import BACKFILL_ID_TAG, SCHEDULE_NAME_TAG, SENSOR_NAME_TAG
 from etl_assets.core.business_day import DayRange
 from etl_assets.ledger.graph import AssetGraph
 from etl_assets.orchestration.asset_runs import tagged_days
+from etl_assets.orchestration.run_tags import read_tag
 
 
 @dataclass(frozen=True)
@@ -31,13 +39,6 @@ def scope_of(run: DagsterRun, graph: AssetGraph) -> RunScope:
     return RunScope(assets=(*known, *sorted(selected.difference(known))), days=tagged_days(run.tags))
 
 
-def origin_of(run: DagsterRun) -> Literal["backfill", "automation", "person"]:
-    """谁要的这个运行。"""
-    if BACKFILL_ID_TAG in run.tags:
-        return "backfill"
-    return "automation" if run.tags.keys() & {SCHEDULE_NAME_TAG, SENSOR_NAME_TAG} else "person"
-
-
 def enqueue(instance: DagsterInstance, run: DagsterRun) -> None:
     """标成 QUEUED：在队列里，随时可以取消。"""
     instance.report_dagster_event(DagsterEvent.job_enqueue(run), run_id=run.run_id)
@@ -51,9 +52,14 @@ def report_starting(instance: DagsterInstance, run: DagsterRun) -> None:
 
 def unfinished_runs(instance: DagsterInstance, *, tag: str) -> list[RunRecord]:
     """有这个标签、已提交而没有结束的运行，先建的在前。"""
-    statuses = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+    statuses = [
+        DagsterRunStatus.QUEUED,
+        DagsterRunStatus.STARTING,
+        DagsterRunStatus.STARTED,
+        DagsterRunStatus.CANCELING,
+    ]
     records = instance.get_run_records(RunsFilter(statuses=statuses))
-    return [record for record in reversed(records) if tag in record.dagster_run.tags]
+    return [record for record in reversed(records) if read_tag(record.dagster_run.tags, tag) is not None]
 
 
 def has_begun(instance: DagsterInstance, run_id: str) -> bool:

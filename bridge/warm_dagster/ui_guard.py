@@ -25,9 +25,13 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 class UiGuard:
     """包住 Dagster 的 ASGI 应用；拒绝时回答一句话。"""
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str]) -> None:
-        """:param hosts: 反向代理用的主机名；本机的名字总在内。"""
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str], read_only: bool = False) -> None:
+        """
+        :param hosts: 反向代理用的主机名；本机的名字总在内。
+        :param read_only: GraphQL 的改动由 Dagster 自己拒绝；它别的 POST（报告物化）不问，所以在这里拒绝。
+        """
         self._app = app
+        self._read_only = read_only
         self._proxied = frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,6 +41,7 @@ class UiGuard:
         if refusal is None:
             return await self._app(scope, receive, _without_frames(send))
         if scope["type"] == "websocket":
+            # 先收下 connect：ASGI 里，拒绝握手是对它的回答
             await receive()
             return await send({"type": "websocket.close", "code": 1008, "reason": refusal[1]})
         status, sentence = refusal
@@ -49,7 +54,12 @@ class UiGuard:
             return 421, f"this UI does not answer to the host name {name!r}: add it to ETL_UI_HOSTS if it is meant to"
         reads = scope["type"] == "http" and scope["method"] in _READING
         if not reads and not self._is_same_origin(headers, host):
-            return 403, "a page of another origin may not change anything here: open the UI itself, or add its host name to ETL_UI_HOSTS"
+            return (
+                403,
+                "a page of another origin may not change anything here: open the UI itself, or add its host name to ETL_UI_HOSTS",
+            )
+        if self._read_only and scope["type"] == "http" and not reads and scope["path"] != _GRAPHQL:
+            return 403, "this UI is read-only (ETL_UI_READ_ONLY)"
         if scope["type"] == "http" and scope["path"] == _GRAPHQL:
             if scope["method"] == "POST" and _media_type(headers) not in _GRAPHQL_TYPES:
                 return 403, "GraphQL is posted as application/json, not as a form or as text"

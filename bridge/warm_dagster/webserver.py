@@ -46,9 +46,10 @@ def main(descriptor: str, workspace: str) -> None:
     with open_lean_instance() as instance:
         instance.optimize_for_webserver(_STATEMENT_TIMEOUT_MILLISECONDS, _POOL_RECYCLE_SECONDS, _POOL_MAX_OVERFLOW)
         target = WorkspaceFileTarget([workspace])
-        with WorkspaceProcessContext(instance, target, version=__version__) as context:
+        settings = get_bridge_settings()
+        with WorkspaceProcessContext(instance, target, version=__version__, read_only=settings.ui_read_only) as context:
             app = create_app_from_workspace_process_context(context, live_data_poll_rate=_LIVE_DATA_POLL_MILLISECONDS)
-            guarded = UiGuard(app, hosts=get_bridge_settings().ui_hosts)
+            guarded = UiGuard(app, hosts=settings.ui_hosts, read_only=settings.ui_read_only)
             _Server(uvicorn.Config(guarded, log_config=None, access_log=False)).run(sockets=[listener])
 
 

@@ -152,20 +152,23 @@ def _compare(connection: sa.Connection, table: str, pair: Pair, *, samples: int)
         columns=[ColumnDifferences(column.name, count, largest) for column, count, largest in found],
         samples=Samples(),
     )
-    return counted if counted.equal or not samples else replace(counted, samples=_read_samples(connection, pair, counted, limit=samples))
+    if counted.equal or not samples:
+        return counted
+    return replace(counted, samples=_read_samples(connection, pair, counted, limit=samples))
 
 
 def _read_samples(connection: sa.Connection, pair: Pair, counted: TableComparison, *, limit: int) -> Samples:
     different = [paired for paired, column in zip(pair.columns, counted.columns, strict=True) if column.differing]
-    statement = sample_differences(pair, missing=counted.missing > 0, extra=counted.extra > 0, columns=different, limit=limit)
-    missing, extra, values = [], [], []
+    statement = sample_differences(
+        pair, missing=counted.missing > 0, extra=counted.extra > 0, columns=different, limit=limit
+    )
+    missing: list[Key] = []
+    extra: list[Key] = []
+    values = []
     for position, *key_values, left, right in connection.execute(statement):
         key = dict(zip(pair.key, key_values, strict=True))
-        match position:
-            case 0:
-                missing.append(key)
-            case 1:
-                extra.append(key)
-            case _:
-                values.append(ValueSample(key, different[position - 2].name, left, right))
+        if position < 2:
+            (missing, extra)[position].append(key)
+        else:
+            values.append(ValueSample(key, different[position - 2].name, left, right))
     return Samples(missing, extra, values)

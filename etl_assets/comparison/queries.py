@@ -40,7 +40,9 @@ class Pair:
 
     @cached_property
     def joined(self) -> sa.Join:
-        return sa.join(self.left, self.right, sa.and_(*[self.left.c[part] == self.right.c[part] for part in self.key]), full=True)
+        return sa.join(
+            self.left, self.right, sa.and_(*[self.left.c[part] == self.right.c[part] for part in self.key]), full=True
+        )
 
     @cached_property
     def on_left(self) -> sa.ColumnElement[bool]:
@@ -70,7 +72,9 @@ class Pair:
     def _number(self, side: sa.Subquery) -> sa.Subquery:
         key = [side.c[part] for part in self.key]
         content = [side.c[column.name] for column in self.compared]
-        return sa.select(side, sa.func.row_number().over(partition_by=key, order_by=content or key).label(OCCURRENCE)).subquery()
+        return sa.select(
+            side, sa.func.row_number().over(partition_by=key, order_by=content or key).label(OCCURRENCE)
+        ).subquery()
 
     def _paired(self, column: sa.Column[Any]) -> PairedColumn:
         left, right = self.left.c[column.name], self.right.c[column.name]
@@ -82,7 +86,10 @@ class Pair:
                 gap = sa.func.abs(sa.cast(left, sa.Numeric) - right)  # int 相减会溢出
             case sa.DateTime():
                 # 17 以前的 PostgreSQL 里，无穷大的时刻不能直接相减
-                gap, tolerance = sa.func.abs(sa.extract("epoch", left) - sa.extract("epoch", right)), self.time_tolerance_seconds
+                gap, tolerance = (
+                    sa.func.abs(sa.extract("epoch", left) - sa.extract("epoch", right)),
+                    self.time_tolerance_seconds,
+                )
         differs = left.is_distinct_from(right)
         if gap is not None and tolerance:
             differs = sa.and_(differs, sa.func.coalesce(gap > tolerance, sa.true()))  # 只有一边是 NULL，也是不同
@@ -91,7 +98,9 @@ class Pair:
 
 def count_rows(pair: Pair) -> sa.Select[Any]:
     """一行：左右各有多少行，不论范围。"""
-    return sa.select(*[sa.select(sa.func.count()).select_from(side).scalar_subquery() for side in (pair.left, pair.right)])
+    return sa.select(
+        *[sa.select(sa.func.count()).select_from(side).scalar_subquery() for side in (pair.left, pair.right)]
+    )
 
 
 def count_differences(pair: Pair) -> sa.Select[Any]:
@@ -117,19 +126,29 @@ def count_differences(pair: Pair) -> sa.Select[Any]:
     ).select_from(pair.joined)
 
 
-def sample_differences(pair: Pair, *, missing: bool, extra: bool, columns: Sequence[PairedColumn], limit: int) -> sa.Select[Any]:
+def sample_differences(
+    pair: Pair, *, missing: bool, extra: bool, columns: Sequence[PairedColumn], limit: int
+) -> sa.Select[Any]:
     """每种差异按键的前 limit 个。一行：种类（0 缺，1 多，2 起是 columns 的序号加 2）、键、两边的值的文字。
 
     一次 JOIN 得到所有不同的行，每种差异各取各的：差异少的列不会被差异多的列挤掉。
     值变成文字：Python 放不下无穷大与公元前的时刻，而人要看的就是文字。
     """
-    key = [sa.func.coalesce(pair.left.c[part], pair.right.c[part]).label(f"key_{number}") for number, part in enumerate(pair.key)]
+    key = [
+        sa.func.coalesce(pair.left.c[part], pair.right.c[part]).label(f"key_{number}")
+        for number, part in enumerate(pair.key)
+    ]
     nothing = sa.cast(sa.null(), sa.Text)
     kinds = [  # (种类, 条件, 左值, 右值)
         *([(0, ~pair.on_right, nothing, nothing)] if missing else []),
         *([(1, ~pair.on_left, nothing, nothing)] if extra else []),
         *[
-            (2 + number, sa.and_(pair.on_both, column.differs), sa.cast(column.left, sa.Text), sa.cast(column.right, sa.Text))
+            (
+                2 + number,
+                sa.and_(pair.on_both, column.differs),
+                sa.cast(column.left, sa.Text),
+                sa.cast(column.right, sa.Text),
+            )
             for number, column in enumerate(columns)
         ],
     ]
@@ -143,7 +162,10 @@ def sample_differences(pair: Pair, *, missing: bool, extra: bool, columns: Seque
     keys = [found[part.name] for part in key]
     branches = [
         sa.select(
-            sa.literal(kind).label("kind"), *keys, found[f"left_{kind}"].label("left_value"), found[f"right_{kind}"].label("right_value")
+            sa.literal(kind).label("kind"),
+            *keys,
+            found[f"left_{kind}"].label("left_value"),
+            found[f"right_{kind}"].label("right_value"),
         )
         .where(found[f"is_{kind}"])
         .order_by(*keys)

@@ -11,12 +11,11 @@ import sqlalchemy as sa
 
 from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.errors import PermanentError
-from etl_assets.core.tables import APPLICATION_SCHEMA, TargetTables, target_tables
+from etl_assets.core.tables import APPLICATION_SCHEMA, TargetTables, own_columns, target_tables
 
 # 每行都有、从不为 NULL 的布尔列：FULL JOIN 之后它为 NULL，就是这一侧没有这一行
 IN_SCOPE = "in_scope"
 
-_BOOKKEEPING = frozenset({"created_at", "updated_at"})
 # 查 schema、列与类型；没有表的 schema、没有列的表也各有一行。视图也算表：旧系统可以用视图摆成约定的样子
 _READ_COLUMNS = sa.text("""
     SELECT n.nspname AS schema, c.relname AS table, a.attname AS column, t.typname AS type, t.typcategory AS category
@@ -50,6 +49,7 @@ class Scope:
             if isinstance(column.type, sa.Date)
             else sa.func.timezone(self.timezone, sa.cast(f"{self.since} 00:00:00", sa.TIMESTAMP()))
         )
+        # 不能是 NULL：FULL JOIN 之后，NULL 的意思是这一侧没有这一行
         return sa.func.coalesce(column >= start, sa.false())
 
 
@@ -86,10 +86,14 @@ class Catalog:
         place = f"{table.schema}.{table.name}"
         found = self.columns.get((str(table.schema), table.name))
         if found is None:
-            raise NotComparableError(f"table {place}", "does not exist", "create it, or choose other tables with --table")
+            raise NotComparableError(
+                f"table {place}", "does not exist", "create it, or choose other tables with --table"
+            )
         missing = [column.name for column in columns if column.name not in found]
         if missing:
-            raise NotComparableError(place, f"has no column {', '.join(missing)}", _remedy("add it (a view will do)", missing, can_ignore))
+            raise NotComparableError(
+                place, f"has no column {', '.join(missing)}", _remedy("add it (a view will do)", missing, can_ignore)
+            )
         for column in columns:
             actual = found[column.name]
             if wanted := actual.wanted_instead(column.type):
@@ -99,7 +103,10 @@ class Catalog:
 
 def read_catalog(connection: sa.Connection, schemas: Sequence[str]) -> Catalog:
     """查两个 schema；缺了哪个就说出来。"""
-    parameters = {"schemas": list(schemas), "tables": [table.name for table in target_tables(APPLICATION_SCHEMA).of_asset.values()]}
+    parameters = {
+        "schemas": list(schemas),
+        "tables": [table.name for table in target_tables(APPLICATION_SCHEMA).of_asset.values()],
+    }
     found: set[str] = set()
     columns: dict[tuple[str, str], dict[str, _ColumnType]] = {}
     for row in connection.execute(_READ_COLUMNS, parameters):
@@ -108,22 +115,28 @@ def read_catalog(connection: sa.Connection, schemas: Sequence[str]) -> Catalog:
             columns.setdefault((row.schema, row.table), {})[row.column] = _ColumnType(row.type, row.category)
     for schema in schemas:
         if schema not in found:
-            raise NotComparableError(f"schema {schema!r}", "does not exist", "name a schema of the database of ETL_DATABASE_URL")
+            raise NotComparableError(
+                f"schema {schema!r}", "does not exist", "name a schema of the database of ETL_DATABASE_URL"
+            )
     return Catalog(columns)
 
 
 def business_key(asset: str) -> tuple[str, ...]:
     """按它认一行的列。"""
-    return descriptions()[asset].key or tuple(target_tables(APPLICATION_SCHEMA).of_asset[asset].primary_key.columns.keys())
+    return descriptions()[asset].key or tuple(
+        target_tables(APPLICATION_SCHEMA).of_asset[asset].primary_key.columns.keys()
+    )
 
 
 def compared_columns(asset: str) -> list[sa.Column[Any]]:
     """一张表里相比的列：约定的列，除去键、created_at 与 updated_at。"""
     table = target_tables(APPLICATION_SCHEMA).of_asset[asset]
-    return [column for column in table.c if column.name not in _BOOKKEEPING.union(business_key(asset))]
+    return [column for column in own_columns(table) if column.name not in business_key(asset)]
 
 
-def select_side(catalog: Catalog, schema: str, asset: str, *, columns: Sequence[str], scope: Scope | None) -> sa.Select[Any]:
+def select_side(
+    catalog: Catalog, schema: str, asset: str, *, columns: Sequence[str], scope: Scope | None
+) -> sa.Select[Any]:
     """一侧的行：键、要比的列、IN_SCOPE。文字按码点比，不看列的排序规则。"""
     tables = target_tables(schema)
     table = tables.of_asset[asset]
@@ -135,7 +148,9 @@ def select_side(catalog: Catalog, schema: str, asset: str, *, columns: Sequence[
         catalog.require(table, [dated_by], can_ignore=False)
     values = [_comparable(column).label(column.name) for column in compared]
     in_scope = sa.true() if scope is None else scope.includes(dated_by)
-    return sa.select(*[part.label(label) for label, part in key.items()], *values, in_scope.label(IN_SCOPE)).select_from(source)
+    return sa.select(
+        *[part.label(label) for label, part in key.items()], *values, in_scope.label(IN_SCOPE)
+    ).select_from(source)
 
 
 def _remedy(first: str, columns: Sequence[str], can_ignore: bool) -> str:

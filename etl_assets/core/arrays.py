@@ -11,6 +11,11 @@ from sqlalchemy.dialects import postgresql as pg
 from etl_assets.core.etl_tables import TARGET
 
 
+def array(name: str, items: sa.types.TypeEngine[Any] | type[sa.types.TypeEngine[Any]]) -> sa.BindParameter[Any]:
+    """语句里的一个数组参数。"""
+    return sa.bindparam(name, type_=sa.ARRAY(items))
+
+
 def unnest(name: str, **arrays: sa.BindParameter[Any]) -> sa.TableValuedAlias:
     """几个一样长的数组并成一张表，一个数组一列，列的类型是它的元素的。"""
     columns = [sa.column(column, array.type.item_type) for column, array in arrays.items()]  # type: ignore[attr-defined]  # 都是数组

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,33 @@ class TableCheck:
     by_customer: bool = False
 
 
+@dataclass(frozen=True)
+class Lookup:
+    """ETL 在应用的表上靠着的一种查找，要一个索引。
+
+    :param by: 按什么找；说给人听的。
+    :param index: init-db 会建的索引，名字的结尾。
+    :param keys: 索引要按着它们找的列；没有就是部分索引的条件本身。
+    :param probes: 与 ETL 真正发出的同样的条件，各在一张表上；有一条走得成就行。
+    """
+
+    table: sa.Table
+    by: str
+    index_ending: str
+    keys: Collection[str]
+    probes: Sequence[sa.Select[Any]]
+
+    @property
+    def index(self) -> sa.Index:
+        (index,) = (index for index in self.table.indexes if str(index.name).endswith(f"_{self.index_ending}"))
+        return index
+
+
+def probe(condition: sa.ColumnElement[bool], *in_order: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """要它排好序：几行的表上各个索引一样便宜，只有打头的是它的才不必排。"""
+    return sa.select(sa.literal(1)).where(condition).order_by(*in_order)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ApplicationTable:
     """应用已有的表：结构是它的，够我们写就行。
@@ -54,11 +81,13 @@ class ApplicationTable:
     :param not_written: INSERT 不给值的列（人写的）。
     :param written_as_null: 有时写成 NULL 的列。
     :param longest_text: 文字列 → 写的最长字数；没有的，多长都会写。
+    :param lookups: 在这张表上靠着的查找，此刻有这些分区。
     """
 
     not_written: frozenset[str] = frozenset()
     written_as_null: frozenset[str] = frozenset()
     longest_text: Mapping[str, float] = field(default_factory=dict)
+    lookups: Callable[[sa.Table, DayRange], Sequence[Lookup]] = lambda _table, _partitions: ()
 
 
 @dataclass(frozen=True, kw_only=True)

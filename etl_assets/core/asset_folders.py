@@ -53,15 +53,20 @@ def descriptions() -> Mapping[str, AssetDescription]:
 
     :raises PermanentError: 几个资产的列互相算出。
     """
-    found: dict[str, AssetDescription] = {asset: import_of(asset, "description").DESCRIPTION for asset in asset_folders()}
+    found: dict[str, AssetDescription] = {
+        asset: import_of(asset, "description").DESCRIPTION for asset in asset_folders()
+    }
     feeding = {
-        asset: {source.partition(".")[0] for sources in description.sources.values() for source in sources} & found.keys() - {asset}
+        asset: {source.partition(".")[0] for sources in description.sources.values() for source in sources}
+        & found.keys() - {asset}
         for asset, description in found.items()
     }
     try:
         in_order = upstreams_first(feeding)
     except CycleError as error:
-        raise PermanentError(f"the columns of {' -> '.join(error.args[1])} are computed from each other: look at `sources`") from error
+        raise PermanentError(
+            f"the columns of {' -> '.join(error.args[1])} are computed from each other: look at `sources`"
+        ) from error
     return MappingProxyType({asset: found[asset] for asset in in_order})
 
 

@@ -35,6 +35,12 @@ class DayRange:
     def __str__(self) -> str:
         return f"{self.first}" if self.first == self.last else f"{self.first}..{self.last}"
 
+    def in_bites(self, days: int) -> Iterator[DayRange]:
+        """一段一段，每段至多这么多天。"""
+        for offset in range(0, len(self), days):
+            first = self.first + timedelta(days=offset)
+            yield DayRange(first, min(self.last, first + timedelta(days=days - 1)))
+
     def includes(self, day: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """SQL 条件：这一列的日子在区间里。"""
         return sa.and_(day >= self.first, day <= self.last)
@@ -43,6 +49,12 @@ class DayRange:
 def partition_range(settings: EtlSettings) -> DayRange:
     """此刻存在的全部分区：ETL_PARTITIONS_START 到今天。"""
     return DayRange(settings.partitions_start, max(settings.today(), settings.partitions_start))
+
+
+def first_shown_day(settings: EtlSettings, oldest: date) -> date:
+    """网页上的第一个分区：最早的数据那一年的元旦。昨天总在其中，每晚要重做它。"""
+    first = min(oldest, settings.today() - timedelta(days=1)).replace(month=1, day=1)
+    return max(first, settings.partitions_start)
 
 
 def contiguous_ranges(days: Iterable[date]) -> list[DayRange]:
@@ -56,7 +68,9 @@ def contiguous_ranges(days: Iterable[date]) -> list[DayRange]:
     return ranges
 
 
-_CLOCKS = "SELECT at, timezone(%s::text, at) FROM generate_series(now() - interval '1 year', now(), interval '1 month') AS at"
+_CLOCKS = (
+    "SELECT at, timezone(%s::text, at) FROM generate_series(now() - interval '1 year', now(), interval '1 month') AS at"
+)
 
 
 def assert_same_zone(connection: psycopg.Connection[Any], settings: EtlSettings) -> None:
@@ -101,6 +115,7 @@ def bound(days: DayRange) -> Mapping[str, date]:
 
 def may_fall_on_days(timestamp: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
     """SQL：FIRST_DAY 到 LAST_DAY 两边各放宽一天的时刻范围，能用 ordered_at 上的索引；精确的日子再由 local_day 判断。"""
+    # 时区离 UTC 不到一天，放宽一天就够；边界按 UTC 写，时区怎样改钟都不相干
     return sa.and_(timestamp >= _midnight(FIRST_DAY - 1), timestamp < _midnight(LAST_DAY + 2))
 
 

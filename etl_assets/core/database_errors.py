@@ -46,17 +46,48 @@ _LOST = Decision(
     DatabaseUnavailableError,
     "the connection to the PostgreSQL of {url} failed, what was not committed is undone; check that it is up and try again",
 )
-_UNREACHABLE = Decision(DatabaseUnavailableError, "cannot reach the PostgreSQL of {url}, nothing was written; check that it is up")
+_UNREACHABLE = Decision(
+    DatabaseUnavailableError, "cannot reach the PostgreSQL of {url}, nothing was written; check that it is up"
+)
 _CONFLICT = Decision(TransientError, "other runs were in the way every time, nothing was written")
-_TOO_LONG = Decision(StatementTimeoutError, "a statement ran longer than ETL_STATEMENT_TIMEOUT_SECONDS or was cancelled")
+_TOO_LONG = Decision(
+    StatementTimeoutError, "a statement ran longer than ETL_STATEMENT_TIMEOUT_SECONDS or was cancelled"
+)
 _CONTENT = Decision(PermanentError, "PostgreSQL refused the data, nothing was written")
 _EXHAUSTED = Decision(TransientError, "PostgreSQL is out of resources, free some and the run will succeed")
 _TABLES = Decision(DatabaseRefusedError, "the tables differ from the contract, run {init} or correct them")
 _RIGHTS = Decision(DatabaseRefusedError, "the role of {url} lacks a right, grant it")
 _LOGIN = Decision(DatabaseRefusedError, "PostgreSQL refuses the user or password of {url}, correct either")
-_NO_DATABASE = Decision(DatabaseRefusedError, "the database that {url} names is not there, create it or correct the address")
-_POOLER = Decision(DatabaseRefusedError, "a connection pooler mixes sessions, let it pool by session or put PostgreSQL itself into {url}")
-_FILES = Decision(DatabaseRefusedError, "the PostgreSQL server cannot use its own files, its log says why; mend them or restore a backup")
+_TLS = Decision(
+    DatabaseRefusedError,
+    "the certificate of the PostgreSQL of {url} is refused, correct its sslmode, sslrootcert and host, or the server's certificate",
+)
+_OWN_CERTIFICATE = Decision(
+    DatabaseRefusedError,
+    "the client certificate or key of {url} cannot be used or is refused, correct its sslcert and sslkey",
+)
+_NO_PRIMARY = Decision(
+    DatabaseRefusedError, "no server that {url} names is a primary, point it at one or wait for the promotion"
+)
+_NO_SERVICE = Decision(
+    DatabaseRefusedError, "the service of {url} is not there, name one of pg_service.conf (PGSERVICEFILE says which)"
+)
+_NO_DATABASE = Decision(
+    DatabaseRefusedError, "the database that {url} names is not there, create it or correct the address"
+)
+_POOLER = Decision(
+    DatabaseRefusedError,
+    "a connection pooler mixes sessions, let it pool by session or put PostgreSQL itself into {url}",
+)
+_POOLER_OPTIONS = Decision(
+    DatabaseRefusedError,
+    "a connection pooler refuses the settings that we connect with, let it ignore them (ignore_startup_parameters = options) and pool by "
+    "session, or put PostgreSQL itself into {url}",
+)
+_FILES = Decision(
+    DatabaseRefusedError,
+    "the PostgreSQL server cannot use its own files, its log says why; mend them or restore a backup",
+)
 _BUSY_POOL = Decision(TransientError, "all connections of this process are busy, raise ETL_POOL_SIZE if it stays")
 _UNKNOWN = Decision(EtlError, "PostgreSQL reported")
 
@@ -69,11 +100,17 @@ READ_ONLY = _READ_ONLY.format(**_OF_ETL)
 DECISIONS: Mapping[str, Decision] = {
     "08": _LOST,
     "22": _CONTENT,
-    "22023": Decision(DatabaseRefusedError, "PostgreSQL does not know a value of our settings (ETL_TIMEZONE?), correct it"),
+    "22023": Decision(
+        DatabaseRefusedError, "PostgreSQL does not know a value of our settings (ETL_TIMEZONE?), correct it"
+    ),
     "23": _CONTENT,
-    "25": Decision(TransientError, "the transaction was not in the state that the statement needs, nothing was written"),
+    "25": Decision(
+        TransientError, "the transaction was not in the state that the statement needs, nothing was written"
+    ),
     "25006": Decision(DatabaseRefusedError, _READ_ONLY),
-    "25P03": Decision(TransientError, "the process paused in a transaction for longer than ETL_IDLE_TRANSACTION_TIMEOUT_SECONDS"),
+    "25P03": Decision(
+        TransientError, "the process paused in a transaction for longer than ETL_IDLE_TRANSACTION_TIMEOUT_SECONDS"
+    ),
     "25P04": _TOO_LONG,  # transaction_timeout：这一天可能就是这么大，与 57014 一样计次数
     "26": _POOLER,
     "28": _LOGIN,
@@ -84,10 +121,13 @@ DECISIONS: Mapping[str, Decision] = {
     "42501": _RIGHTS,
     "42P05": _POOLER,
     "53": _EXHAUSTED,
-    "53100": Decision(TransientError, "the disk of the PostgreSQL server is full, nothing was written; free space and try again"),
+    "53100": Decision(
+        TransientError, "the disk of the PostgreSQL server is full, nothing was written; free space and try again"
+    ),
     "54": _UNKNOWN,
     "54000": Decision(
-        PermanentError, "PostgreSQL cannot hold a value that is so large, nothing was written; shorten the value, or drop the index"
+        PermanentError,
+        "PostgreSQL cannot hold a value that is so large, nothing was written; shorten the value, or drop the index",
     ),
     "55": Decision(TransientError, "something in PostgreSQL is in use or not ready, nothing was written"),
     "55P03": Decision(TransientError, "another run or person holds the rows for longer than ETL_LOCK_TIMEOUT_SECONDS"),
@@ -98,8 +138,12 @@ DECISIONS: Mapping[str, Decision] = {
     "72": _CONFLICT,
     "F0": _FILES,
     "HV": Decision(TransientError, "the server behind a foreign table did not answer, nothing was written"),
-    "XX": Decision(DatabaseRefusedError, "PostgreSQL found its own data damaged, its log says where; REINDEX or restore a backup"),
-    "XX000": Decision(TransientError, "PostgreSQL met an internal error, its log says more; if it stays, mend the server"),
+    "XX": Decision(
+        DatabaseRefusedError, "PostgreSQL found its own data damaged, its log says where; REINDEX or restore a backup"
+    ),
+    "XX000": Decision(
+        TransientError, "PostgreSQL met an internal error, its log says more; if it stays, mend the server"
+    ),
 }
 """SQLSTATE 或它的前两位 → 决定。不在这里的计次数：触发器的错（P0）、视图的约束（44）可能是内容。"""
 
@@ -107,10 +151,33 @@ _WRAPAROUND = Decision(DatabaseRefusedError, "PostgreSQL has run out of transact
 """与写不下的值同是 54000，只有话不同。"""
 
 _OF_LOGIN: tuple[tuple[re.Pattern[str], Decision], ...] = (
-    (re.compile(r"password authentication failed|no password supplied|no pg_hba\.conf entry|not permitted to log in"), _LOGIN),
+    (re.compile(r"session is read-only|server is in hot standby mode"), _NO_PRIMARY),
+    # 说的是我们的证书与私钥：比服务器的先看，它们也带着 certificate
+    (
+        re.compile(
+            r"alert (?:certificate|bad certificate|unknown ca|handshake failure)|requires a valid client certificate|"
+            r"certificate authentication failed|private key file|could not (?:load|read) (?:private key|certificate) file"
+        ),
+        _OWN_CERTIFICATE,
+    ),
+    (
+        re.compile(
+            r"certificate verify failed|server certificate for|root certificate file|could not read root certificate|"
+            r"server does not support SSL|sslrootcert|sslmode"
+        ),
+        _TLS,
+    ),
+    (re.compile(r"definition of service|service file|service name"), _NO_SERVICE),
+    (
+        re.compile(
+            r"password authentication failed|no password supplied|no pg_hba\.conf entry|not permitted to log in"
+        ),
+        _LOGIN,
+    ),
     (re.compile(r'FATAL: .*role ".*" does not exist'), _LOGIN),
     (re.compile(r'FATAL: .*database ".*" does not exist|not currently accepting connections'), _NO_DATABASE),
     (re.compile(r"FATAL: .*permission denied for database"), _RIGHTS),
+    (re.compile(r"unsupported startup parameter"), _POOLER_OPTIONS),
     (re.compile(r"FATAL: .*(?:too many (?:clients|connections)|remaining connection slots)"), _EXHAUSTED),
     (
         re.compile(r"failed to resolve host|could not translate host name"),

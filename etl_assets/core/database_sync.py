@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.conninfo import conninfo_to_dict
 
+from etl_assets.core import metrics
 from etl_assets.core.business_day import assert_same_zone
+from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.interruption import make_interruptible
+from etl_assets.core.poolers import NAME, live_with_poolers
 from etl_assets.core.settings import EtlSettings, get_settings
 from etl_assets.core.silent_connections import SilenceWatch, libpq_patience
 
 if TYPE_CHECKING:
     engine: sa.Engine
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 _IDLE_SECONDS = 1.0
 _READ_ONLY = "25006"
@@ -39,16 +47,44 @@ RELIED_ON = {
 }
 
 
-def normalize_url(url: str) -> sa.URL:
-    """接受 postgres://、postgresql://、postgresql+psycopg:// 的写法，统一成 psycopg 3 驱动。"""
+def normalize_url(url: str, *, setting: str = "ETL_DATABASE_URL") -> sa.URL:
+    """接受 postgres://、postgresql://、postgresql+psycopg:// 的写法，与 libpq 自己的，统一成 psycopg 3 驱动。"""
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
+        parsed = None
+    if parsed is None or "%" in (parsed.host or "") or "," in (parsed.host or ""):
+        parsed = _parse_as_libpq(url)
+    if parsed is None:
         # 不带原错误：口令里有 @ 或 : 时，它会引用口令的一段
-        raise SettingsError("ETL_DATABASE_URL is not a database URL; use postgresql://user:password@host:5432/name") from None
+        raise SettingsError(f"{setting} is not a database URL; use postgresql://user:password@host:5432/name") from None
     if parsed.get_backend_name() not in ("postgresql", "postgres"):
-        raise SettingsError(f"ETL_DATABASE_URL must name a PostgreSQL database, not {parsed.get_backend_name()!r}")
+        raise SettingsError(f"{setting} must name a PostgreSQL database, not {parsed.get_backend_name()!r}")
     return parsed.set(drivername="postgresql+psycopg")
+
+
+def _parse_as_libpq(url: str) -> sa.URL | None:
+    """SQLAlchemy 读不懂的：几个主机各有端口、套接字的路径、`host=… dbname=…`。libpq 也读不懂的是 None。"""
+    try:
+        given = dict(conninfo_to_dict(re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url)))
+    except psycopg.ProgrammingError:
+        return None
+    hosts, ports = (str(given.pop(name, "")) for name in ("host", "port"))
+    # 口令里的 @ 与 : 没有写成 %40 与 %3A，就会读成主机与端口；IPv6 的主机里只有十六进制数字与冒号
+    if not re.fullmatch(r"[\d,]*", ports) or not re.fullmatch(
+        r"([^@:,]*|[\da-fA-F:.]+)(,([^@:,]*|[\da-fA-F:.]+))*", hosts
+    ):
+        return None
+    user, password, name = (given.pop(key, None) for key in ("user", "password", "dbname"))
+    # SQLAlchemy 要每个主机有一个端口；空着的由 libpq 补上
+    where = {"host": hosts, "port": ports if "," in ports or not hosts else ",".join([ports] * len(hosts.split(",")))}
+    return sa.URL.create(
+        "postgresql",
+        username=None if user is None else str(user),
+        password=None if password is None else str(password),
+        database=None if name is None else str(name),
+        query={key: str(value) for key, value in {**where, **given}.items() if str(value).strip(",")},
+    )
 
 
 def build_engine(settings: EtlSettings, *, longest_wait_seconds: float | None = None) -> sa.Engine:
@@ -60,35 +96,32 @@ def build_engine(settings: EtlSettings, *, longest_wait_seconds: float | None = 
     """
     if not settings.database_url:
         raise SettingsError("ETL_DATABASE_URL is not set: start the stack with `etl up`, or set it to your PostgreSQL")
-    options = session_options(
-        RELIED_ON
-        | {
-            "extra_float_digits": "1",  # COPY 读出的浮点数一位不少
-            "array_nulls": "on",  # 驱动写的数组里，NULL 就是 NULL
-            "quote_all_identifiers": "off",  # 表的约定按 format_type 写出的类型名核对
-            "standard_conforming_strings": "on",  # DDL 里引用的文字，反斜杠就是反斜杠
-            "random_page_cost": "1.1",  # 缺省的 4 当每次查找都要转一次磁盘：几百个客户就宁可把整张索引表读一遍
-            "work_mem": "64MB",  # 一百万行的排序与散列留在内存里：4MB 时客户 ETL 慢五分之一
-            "plan_cache_mode": "force_custom_plan",  # 临时表一次空、一次百万行：照空表定的计划不能留着用
-            "statement_timeout": f"{settings.statement_timeout_seconds}s",
-            "lock_timeout": f"{settings.lock_timeout_seconds}s",
-            "idle_in_transaction_session_timeout": f"{settings.idle_transaction_timeout_seconds}s",
-        }
-    )
+    on_connect = RELIED_ON | {
+        "extra_float_digits": "1",  # COPY 读出的浮点数一位不少
+        "array_nulls": "on",  # 驱动写的数组里，NULL 就是 NULL
+        "quote_all_identifiers": "off",  # 表的约定按 format_type 写出的类型名核对
+        "standard_conforming_strings": "on",  # DDL 里引用的文字，反斜杠就是反斜杠
+        "random_page_cost": "1.1",  # 缺省的 4 当每次查找都要转一次磁盘：几百个客户就宁可把整张索引表读一遍
+        "work_mem": "64MB",  # 一百万行的排序与散列留在内存里：4MB 时客户 ETL 慢五分之一
+        "plan_cache_mode": "force_custom_plan",  # 临时表一次空、一次百万行：照空表定的计划不能留着用
+        "statement_timeout": f"{settings.statement_timeout_seconds}s",
+        "lock_timeout": f"{settings.lock_timeout_seconds}s",
+        "idle_in_transaction_session_timeout": f"{settings.idle_transaction_timeout_seconds}s",
+    }
     url = normalize_url(settings.database_url)
     engine = sa.create_engine(
         url,
         pool_size=settings.pool_size,
         max_overflow=settings.pool_size,
         connect_args={
-            "options": options,
-            "application_name": "etl",
+            "options": session_options({**on_connect, "application_name": NAME}),
             **libpq_patience(url),
             "connect_timeout": settings.connect_timeout_seconds,
         },
     )
     limit_seconds = longest_wait_seconds or settings.statement_timeout_seconds + _GRACE_SECONDS
     SilenceWatch(engine, limit_seconds=limit_seconds, is_hasty=longest_wait_seconds is not None)
+    live_with_poolers(engine, on_connect)
     _refuse_another_zone(engine, settings)
     ping_idle_connections(engine)
     replace_read_only_sessions(engine)
@@ -102,7 +135,9 @@ def session_options(values: Mapping[str, str]) -> str:
     return " ".join(f"-c{name}={value}".replace(" ", "\\ ") for name, value in values.items())
 
 
-def execute_compiled(connection: sa.Connection, statement: sa.Insert, parameters: Mapping[str, object]) -> sa.CursorResult[Any]:
+def execute_compiled(
+    connection: sa.Connection, statement: sa.Insert, parameters: Mapping[str, object]
+) -> sa.CursorResult[Any]:
     """执行一条留着的 INSERT … ON CONFLICT：SQLAlchemy 不缓存它，每次都重新编译，比执行还久；这里只编译一次。
 
     :param statement: 留着的同一个对象，值都是带类型的 bindparam。
@@ -120,6 +155,14 @@ def compile_once(statement: sa.ClauseElement, dialect: sa.Dialect) -> sa.Compile
 def autocommitting(engine: sa.Engine) -> AbstractContextManager[sa.Connection]:
     """给只发一条语句的：它自己就是一个事务，BEGIN 与 COMMIT 各是一次往返。"""
     return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+
+
+def transact(
+    engine: sa.Engine, do: Callable[Concatenate[sa.Connection, P], Result], *args: P.args, **kwargs: P.kwargs
+) -> Result:
+    """在一个事务里做，数据库的错误变成 EtlError。"""
+    with translated_errors(), engine.begin() as connection:
+        return do(connection, *args, **kwargs)
 
 
 def execute_together(
@@ -167,6 +210,7 @@ def _refuse_another_zone(engine: sa.Engine, settings: EtlSettings) -> None:
     @sa.event.listens_for(engine, "first_connect")
     def _look(connection: Any, _record: Any) -> None:
         try:
+            # 驱动为那一问开了事务，看完就结束它
             assert_same_zone(connection, settings)
             connection.rollback()
         except Exception:
@@ -210,7 +254,10 @@ def replace_read_only_sessions(engine: sa.Engine) -> None:
     @sa.event.listens_for(engine, "handle_error")
     def _discard(context: sa.engine.ExceptionContext) -> None:
         error = context.original_exception
-        if _READ_ONLY not in (getattr(error, "sqlstate", None), getattr(error, "pgcode", None)):  # psycopg 3 与 psycopg2
+        if _READ_ONLY not in (
+            getattr(error, "sqlstate", None),
+            getattr(error, "pgcode", None),
+        ):  # psycopg 3 与 psycopg2
             return
         # 已经从连接池取走的本来就不还；作废它，反而没有人去关
         if context.connection is not None and not context.connection.connection.is_detached:
@@ -222,9 +269,12 @@ def get_engine() -> sa.Engine:
     pid = os.getpid()
     if pid not in _engines:
         for inherited in _engines.values():
+            # 不关：套接字与父进程共用，从这边关会断掉它正用着的会话
             inherited.dispose(close=False)
         _engines.clear()
-        _engines[pid] = build_engine(get_settings())
+        settings = get_settings()
+        _engines[pid] = build_engine(settings)
+        metrics.watch_pool(_engines[pid], limit=2 * settings.pool_size)
     return _engines[pid]
 
 

@@ -9,6 +9,9 @@ from typing import ClassVar, Literal
 FailureKind = Literal["transient", "refused", "permanent", "unknown"]
 """refused 也是 transient 的一种：数据库在，却不让做。"""
 
+DO_NOT_ADD_UP = "the rows do not add up"
+"""运行失败的缘由里有这一句的，是账不平。"""
+
 _SHOWN_DEVIATIONS = 5
 _SHOWN_SHOPS = 5
 
@@ -83,7 +86,9 @@ class TableContractError(DatabaseRefusedError):
 class TooManyDeletesError(PermanentError):
     """一次运行要删除的订单超过 ETL_MAX_DELETE_SHARE，或只因店铺改了名才要删，而没有人明确允许。"""
 
-    def __init__(self, *, deletes: int, orders: int, first_day: str, last_day: str, vanished_shops: Sequence[str] = ()) -> None:
+    def __init__(
+        self, *, deletes: int, orders: int, first_day: str, last_day: str, vanished_shops: Sequence[str] = ()
+    ) -> None:
         self.deletes = deletes
         self.orders = orders
         self.first_day = first_day
@@ -107,7 +112,9 @@ class RunCancelledError(PermanentError):
     """有人取消了这个运行；什么也没写。"""
 
     def __init__(self) -> None:
-        super().__init__("the run was cancelled, what was not committed is undone; its days wait until something asks for them again")
+        super().__init__(
+            "the run was cancelled, what was not committed is undone; its days wait until something asks for them again"
+        )
 
 
 class LeaseLostError(TransientError):

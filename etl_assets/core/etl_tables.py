@@ -82,6 +82,9 @@ import_events = _of_target(
     sa.Column("event_id", sa.Uuid, nullable=False),
     sa.Column("handled_at", TIMESTAMP, nullable=False, server_default=sa.func.now()),
     sa.Column("stream_sequence", sa.BigInteger),
+    sa.Column("stored_at", TIMESTAMP),
+    # 处理它时导入的状态；早先的版本不记
+    sa.Column("import_status", sa.Text),
 )
 
 # 一个导入要求一天时，台账（没有上游的资产）到的版本
@@ -112,6 +115,21 @@ import_watches = _of_target(
     sa.Column("watched_from", TIMESTAMP, nullable=False),
     sa.Column("watched_until", TIMESTAMP, nullable=False),
 )
+
+# 一行一次由文件来的导入：文件内容的 SHA-256，它的订单从何时到何时。撤回了没有，看 import_tasks。
+# 存下的第 first_places[i] 行是文件的第 first_rows[i] 行，后面的接着它，到下一个为止
+imported_files = sa.Table(
+    "imported_files",
+    etl,
+    sa.Column("import_id", sa.Uuid, primary_key=True),
+    sa.Column("content_hash", sa.Text, nullable=False),
+    sa.Column("first_ordered_at", TIMESTAMP),
+    sa.Column("last_ordered_at", TIMESTAMP),
+    sa.Column("first_places", pg.ARRAY(sa.Integer)),
+    sa.Column("first_rows", pg.ARRAY(sa.Integer)),
+)
+sa.Index("ix_imported_files_content_hash", imported_files.c.content_hash)
+sa.Index("ix_imported_files_last_ordered_at", imported_files.c.last_ordered_at)
 
 # 一行一个正在执行的运行，以数据库的时钟为准；在数据事务里核对
 leases = sa.Table(
@@ -219,4 +237,50 @@ troubles = sa.Table(
     sa.Column("times", sa.Integer, nullable=False, server_default=sa.text("1")),
     sa.Column("first_at", TIMESTAMP, nullable=False, server_default=sa.func.clock_timestamp()),
     sa.Column("last_at", TIMESTAMP, nullable=False, server_default=sa.func.clock_timestamp()),
+)
+
+# 只有一行：过了保留期的由谁正在清（到期前归他），上次何时清完；在那之前处理的导入，台账的簿记可能已经忘了
+retention = sa.Table(
+    "retention",
+    etl,
+    sa.Column("is_only", sa.Boolean, sa.CheckConstraint("is_only"), primary_key=True, server_default=sa.true()),
+    sa.Column("claimed_until", TIMESTAMP),
+    sa.Column("finished_at", TIMESTAMP),
+    sa.Column("forgotten_until", TIMESTAMP),
+)
+
+# 失败的运行里没做成的资产与缘由；过几天由记下一个的人删去，账还不平的留着
+failed_runs = _of_target(
+    "failed_runs",
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("asset", sa.Text, primary_key=True),
+    sa.Column("first_day", sa.Date, nullable=False),
+    sa.Column("last_day", sa.Date, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("failed_at", TIMESTAMP, nullable=False, server_default=sa.func.clock_timestamp()),
+)
+sa.Index("ix_failed_runs_failed_at", failed_runs.c.target, failed_runs.c.failed_at)
+
+# 一行一件不对的事：said 是告诉了哪些 webhook，当时多大；over_at 是过去了、还没有都告诉
+alerts = _of_target(
+    "alerts",
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("severity", sa.Text, nullable=False),
+    sa.Column("en", sa.Text, nullable=False),
+    sa.Column("zh", sa.Text, nullable=False),
+    sa.Column("remedy", sa.Text, nullable=False),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("settle_seconds", sa.Double, nullable=False),
+    sa.Column("since", TIMESTAMP, nullable=False, server_default=sa.func.clock_timestamp()),
+    sa.Column("over_at", TIMESTAMP),
+    sa.Column("said", pg.JSONB, nullable=False, server_default=sa.text("'{}'::jsonb")),
+    sa.Column("said_at", TIMESTAMP),
+)
+
+# 几个监听器里只有一个在看、在说
+alert_watches = _of_target(
+    "alert_watches",
+    sa.Column("watcher", sa.Text, nullable=False),
+    sa.Column("watched_until", TIMESTAMP, nullable=False),
 )

@@ -55,6 +55,7 @@ class _Kept:
                 self._used_at = time.monotonic()
             if self._is_idle() and time.monotonic() - self._used_at <= self._limit_seconds:
                 with suppress(psycopg.Error):  # 断了的，用它的人自己会知道
+                    # 不经游标：它的 execute 要拿的正是我们握着的这把锁
                     self.driver.pgconn.send_query(b"SELECT")
                     self.driver.wait(execute(self.driver.pgconn))
             self._waits = self.driver.waits

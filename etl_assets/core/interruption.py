@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 from contextvars import ContextVar
-from typing import Any
-
-import psycopg
-import sqlalchemy as sa
+from typing import TYPE_CHECKING, Any
 
 from etl_assets.core.errors import RunCancelledError
+
+if TYPE_CHECKING:  # 每个命令都要它，`etl --help` 也是
+    import psycopg
+    import sqlalchemy as sa
 
 _CANCEL_SECONDS = 2.0
 _RECORD_KEY = "interruption"
@@ -62,17 +63,19 @@ def check_interruption() -> None:
 def make_interruptible(engine: sa.Engine) -> None:
     """让这个引擎的每条语句之前都看一眼取消请求，借出的连接都记在借它的运行名下。"""
 
-    @sa.event.listens_for(engine, "before_cursor_execute")
+    from sqlalchemy import event
+
+    @event.listens_for(engine, "before_cursor_execute")
     def _before(*_arguments: Any) -> None:
         check_interruption()
 
-    @sa.event.listens_for(engine, "checkout")
+    @event.listens_for(engine, "checkout")
     def _checkout(connection: Any, record: Any, _proxy: Any) -> None:
         if interruption := current_interruption.get():
             interruption.add(connection)
             record.info[_RECORD_KEY] = interruption
 
-    @sa.event.listens_for(engine, "checkin")
+    @event.listens_for(engine, "checkin")
     def _checkin(connection: Any, record: Any) -> None:
         if interruption := record.info.pop(_RECORD_KEY, None):
             interruption.remove(connection)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -17,11 +19,21 @@ from structlog.typing import EventDict, Processor
 from etl_assets.core.text import escape_in_json, escape_invisible
 
 _URL_PASSWORD = re.compile(r"(?P<head>\w+://[^\s:/@]*):[^\s@/]*@")
+_NATS_TOKEN = re.compile(r"\b(?P<head>(?:nats|tls|wss?)://)[^\s:/@]+@")
+_LIBPQ_PASSWORD = re.compile(r"\b(?P<head>(?:ssl)?password=)(?:'(?:[^'\\]|\\.)*'|[^\s&'\"]+)")
+_NKEY = re.compile(r"\bS[UAON][A-Z2-7]{56}\b")
 
 
 def redact(text: str) -> str:
-    """把 URL 里的密码换成 ***。"""
-    return _URL_PASSWORD.sub(r"\g<head>:***@", text)
+    """URL 与 libpq 写法里的口令、NATS 的令牌、nkey 的种子，都换成 ***。"""
+    for pattern, shown in (
+        (_URL_PASSWORD, r"\g<head>:***@"),
+        (_NATS_TOKEN, r"\g<head>***@"),
+        (_LIBPQ_PASSWORD, r"\g<head>***"),
+        (_NKEY, "***"),
+    ):
+        text = pattern.sub(shown, text)
+    return text
 
 
 def _redact_values(_logger: Any, _method: str, event: EventDict) -> EventDict:
@@ -30,15 +42,24 @@ def _redact_values(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 def _escape_values(_logger: Any, _method: str, event: EventDict) -> EventDict:
     """日志里有别人的文字（事件、死信、子进程的最后一句）：终端上不能起作用。"""
-    return {key: escape_invisible(value, keep="\n\t") if isinstance(value, str) else value for key, value in event.items()}
+    return {
+        key: escape_invisible(value, keep="\n\t") if isinstance(value, str) else value for key, value in event.items()
+    }
 
 
 def _dump_json(event: EventDict, **options: Any) -> str:
     return escape_in_json(json.dumps(event, ensure_ascii=False, **options))
 
 
+def process_name() -> str:
+    """哪台主机的哪个进程：租约、物化、日志里的工人都叫这个名字。"""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
 def configure_logging(component: str, *, level: str = "INFO", console: bool | None = None) -> None:
     """设置本进程的日志：终端上给人看，否则每行一个 JSON 对象，写到 stderr。
+
+    同一件事的键到处一样，见 docs/logs.md。
 
     :param component: 进程的角色（listener、worker、stack …），写进每一行。
     :param console: None 表示看 stderr 是不是终端。
@@ -57,8 +78,10 @@ def configure_logging(component: str, *, level: str = "INFO", console: bool | No
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    # 缺省的样式会印出局部变量，里面有口令
-    for_people = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    # 缺省的样式会印出局部变量，里面有口令；structlog 只在没有配置时才看 NO_COLOR
+    for_people = structlog.dev.ConsoleRenderer(
+        colors=not os.environ.get("NO_COLOR"), exception_formatter=structlog.dev.plain_traceback
+    )
     for_programs = structlog.processors.JSONRenderer(_dump_json)
     rendering: list[Processor] = [_escape_values, for_people] if human else [_redact_values, for_programs]
     handler = logging.StreamHandler(sys.stderr)
@@ -85,7 +108,9 @@ class RepeatedWarning:
 
     SECONDS = 60.0
 
-    def __init__(self, logger: structlog.stdlib.BoundLogger, message: str, *, level: Literal["warning", "error"] = "warning") -> None:
+    def __init__(
+        self, logger: structlog.stdlib.BoundLogger, message: str, *, level: Literal["warning", "error"] = "warning"
+    ) -> None:
         self._logger = logger
         self._message = message
         self._level = level

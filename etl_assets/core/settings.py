@@ -9,50 +9,145 @@ from typing import Annotated, Any, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from etl_assets.core.errors import SettingsError
+from etl_assets.core.secret_files import SecretFileSource
 from etl_assets.core.text import WHITE_SPACE
 
 AnySettings = TypeVar("AnySettings", bound=BaseSettings)
+# NoDecode：pydantic-settings 缺省把元组的环境变量当 JSON 读，逗号分隔的就不收
 StatusList = Annotated[tuple[str, ...], NoDecode]
 
 
-class EtlSettings(BaseSettings):
+def is_time_zone(name: str) -> bool:
+    """localtime 与 Factory 是机器自己的文件，Polars 不认。"""
+    return name in available_timezones() - {"localtime", "Factory"}
+
+
+class EnvironmentSettings(BaseSettings):
+    """环境变量 ETL_*，其次 .env，其次机密的文件（ETL_…_FILE）。"""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ETL_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # pydantic 规定的签名
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        if not isinstance(env_settings, EnvSettingsSource) or not isinstance(dotenv_settings, DotEnvSettingsSource):
+            raise TypeError("pydantic-settings reads the environment in another way than this version expects")
+        files = SecretFileSource(settings_cls, env_settings, dotenv_settings)
+        return init_settings, env_settings, dotenv_settings, files
+
+
+class EtlSettings(EnvironmentSettings):
     """数据一侧的设置；DOMAIN 规则里点名的都在这里。"""
 
-    model_config = SettingsConfigDict(env_prefix="ETL_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True)
-
-    database_url: str = Field(default="", repr=False, description="SQLAlchemy or libpq URL of the PostgreSQL that holds raw_orders")
+    database_url: str = Field(
+        default="",
+        repr=False,
+        description="PostgreSQL that holds `raw_orders`: `postgresql://user:password@host:5432/name`; "
+        "`etl up` starts one of its own when it is empty",
+    )
     target_schema: str = Field(
         default="public",
         min_length=1,
         max_length=63,
-        description="schema of the result tables: orders, customers, business_leads and what else there is",
+        description="schema of `orders`, `customers`, `business_leads`; `etl init-db` creates them; "
+        "each schema has a ledger and queues of its own",
     )
-    rollout: Annotated[int | tuple[str, ...], NoDecode] = Field(default=100, description="percent of the customers, or names of shops")
-    timezone: str = Field(default="Asia/Shanghai", description="IANA time zone of the business day")
-    partitions_start: date = Field(default=date(2000, 1, 1), ge=date(1900, 1, 1), description="first daily partition")
-    cancelled_statuses: StatusList = (
-        *("cancelled", "canceled", "closed", "refunded", "已取消", "已关闭", "已退款"),
-        *("交易关闭", "交易取消", "退款成功", "voided", "wc-cancelled", "wc-refunded"),  # 各平台自己的叫法
+    rollout: Annotated[int | tuple[str, ...], NoDecode] = Field(
+        default=100,
+        description="the share of the customers that is written: `10%`, or names of shops separated by commas; "
+        "see [rollout](../rollout.md)",
     )
-    completed_statuses: StatusList = ("completed", "delivered", "交易成功", "已完成")
-    cold_after_days: int = Field(default=90, ge=1, le=36500)
-    max_delete_share: float = Field(default=0.2, ge=0, le=1)
+    timezone: str = Field(
+        default="Asia/Shanghai",
+        description="time zone of the business day, and of times without a zone in imported files; area and city, "
+        "such as `Europe/Berlin`: names that PostgreSQL and Python read differently (`CET`, `MET`, `EET`, `WET`) "
+        "are refused",
+    )
+    partitions_start: date = Field(
+        default=date(2000, 1, 1),
+        ge=date(1900, 1, 1),
+        description="first business day; unless it is set, the UI of the stack begins with the year of the oldest data",
+    )
+    shown_since: date | None = Field(
+        default=None, description="first day that the UI shows; the stack's code server sets it for itself, nobody else"
+    )
+    cancelled_statuses: StatusList = Field(
+        default=(
+            *("cancelled", "canceled", "closed", "refunded", "已取消", "已关闭", "已退款"),
+            *("交易关闭", "交易取消", "退款成功", "voided", "wc-cancelled", "wc-refunded"),  # 各平台自己的叫法
+        ),
+        description="orders that do not count; compared trimmed and case-folded",
+    )
+    completed_statuses: StatusList = Field(
+        default=("completed", "delivered", "交易成功", "已完成"),
+        description="a `BULK` order in one of these wins its lead",
+    )
+    cold_after_days: int = Field(
+        default=90,
+        ge=1,
+        le=36500,
+        description="an open lead is `COLD` when its last order is this many days older than the newest order",
+    )
+    max_delete_share: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="share of a range's orders that one run may delete; none of a shop that `shop_configs` "
+        "no longer knows",
+    )
     unannounced_after_seconds: int = Field(
         default=60, ge=1, le=86_400, description="a completed import that no event announced is taken in after this"
     )
-    pool_size: int = Field(default=5, ge=1, le=100)
-    connect_timeout_seconds: int = Field(default=5, ge=1, le=300)
-    statement_timeout_seconds: int = Field(default=600, ge=1, le=86400)
-    lock_timeout_seconds: int = Field(default=60, ge=1, le=3600)
-    idle_transaction_timeout_seconds: int = Field(default=60, ge=1, le=3600)
+    retention_ledger_days: int = Field(
+        default=90,
+        ge=1,
+        le=36_500,
+        description="how long the ledger remembers which import asked for which days; never shorter than its event "
+        "is in the stream, or a day is not done",
+    )
+    pool_size: int = Field(
+        default=5, ge=1, le=100, description="connections that a process keeps; as many again under load"
+    )
+    connect_timeout_seconds: int = Field(default=5, ge=1, le=300, description="to PostgreSQL and to NATS")
+    statement_timeout_seconds: int = Field(
+        default=600, ge=1, le=86400, description="one SQL statement (the COPY of an import excepted)"
+    )
+    lock_timeout_seconds: int = Field(
+        default=60,
+        ge=1,
+        le=3600,
+        description="waiting for rows of another run, or for a person who is changing leads",
+    )
+    idle_transaction_timeout_seconds: int = Field(
+        default=60,
+        ge=1,
+        le=3600,
+        description="the server ends a transaction that is idle this long; one whose run is reading or computing "
+        "elsewhere is not idle",
+    )
 
     @field_validator("timezone")
     @classmethod
     def _known_timezone(cls, value: str) -> str:
-        if value not in available_timezones():
+        if not is_time_zone(value):
             raise ValueError("must be an IANA time zone name such as Asia/Shanghai or UTC")
         return value
 
@@ -94,9 +189,12 @@ def read_settings(kind: type[AnySettings]) -> AnySettings:
         problem = error.errors(include_input=True)[0]
         field = str(problem["loc"][0]) if problem["loc"] else "?"
         name = f"ETL_{field.upper()}"
-        shown = "***" if "url" in field or "password" in field else repr(problem.get("input"))
+        is_secret = field in kind.model_fields and not kind.model_fields[field].repr
+        shown = "***" if is_secret else repr(problem.get("input"))
         message = problem["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{name}={shown} is not usable: {message}; correct it in the environment or in .env") from error
+        raise SettingsError(
+            f"{name}={shown} is not usable: {message}; correct it in the environment or in .env"
+        ) from error
 
 
 @lru_cache(maxsize=1)

@@ -118,7 +118,9 @@ class SilenceWatch:
         sa.event.listen(engine, "do_connect", self._connect)
         sa.event.listen(engine, "checkout", self._check)
 
-    def _connect(self, dialect: sa.Dialect, record: Any, arguments: Sequence[Any], parameters: Mapping[str, Any]) -> Any:
+    def _connect(
+        self, dialect: sa.Dialect, record: Any, arguments: Sequence[Any], parameters: Mapping[str, Any]
+    ) -> Any:
         """刚连上就开始看：SQLAlchemy 借出之前还要问几句，那几句也可能没有回音。"""
         connect: Callable[..., Any] = WatchedConnection.connect if dialect.driver == "psycopg" else dialect.connect
         self._open_another = partial(connect, *arguments, **parameters)
@@ -160,10 +162,15 @@ class SilenceWatch:
         waits = {record: wait for record in connected if (wait := self._wait_on(record.dbapi_connection, now))}
         before = self._waits
         self._waits = {
-            record: before[record] if record in before and before[record].is_still(wait) else wait for record, wait in waits.items()
+            record: before[record] if record in before and before[record].is_still(wait) else wait
+            for record, wait in waits.items()
         }
         late = {record: wait for record, wait in self._waits.items() if now - wait.since > self._limit_seconds}
-        quiet = {record: wait for record, wait in self._waits.items() if now - wait.since > PATIENCE_SECONDS and record not in late}
+        quiet = {
+            record: wait
+            for record, wait in self._waits.items()
+            if now - wait.since > PATIENCE_SECONDS and record not in late
+        }
         if self._is_hasty:
             self._cut(late.values())
             late = {}
@@ -206,9 +213,15 @@ class SilenceWatch:
             if not any(is_silent.values()):
                 return
             time.sleep(LAST_CHANCE_SECONDS)
-            silent = {record: wait for record, wait in waits.items() if is_silent[pids[record]] and self._is_same(record, wait)}
+            silent = {
+                record: wait
+                for record, wait in waits.items()
+                if is_silent[pids[record]] and self._is_same(record, wait)
+            }
             try:
-                cursor.execute(_END, {"pids": [pids[record] for record in silent], "ages": [ages[record] for record in silent]})
+                cursor.execute(
+                    _END, {"pids": [pids[record] for record in silent], "ages": [ages[record] for record in silent]}
+                )
             finally:
                 self._cut(silent.values())
 
@@ -216,7 +229,9 @@ class SilenceWatch:
         if waits:
             self._silent_at = time.monotonic()
         for wait in waits:
-            logger.warning("a database connection fell silent and is cut", seconds=round(time.monotonic() - wait.since, 1))
+            logger.warning(
+                "a database connection fell silent and is cut", seconds=round(time.monotonic() - wait.since, 1)
+            )
             _shut(wait.connection)
 
 

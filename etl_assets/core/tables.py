@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -19,13 +20,16 @@ application = sa.MetaData(schema=APPLICATION_SCHEMA)
 
 DIALECT: sa.Dialect = pg.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy 没给它注解
 TIMESTAMP = sa.DateTime(timezone=True)
+EARLY, LATE = (sa.literal(datetime(year, 1, 1, tzinfo=UTC), TIMESTAMP) for year in (2, 9998))
 AMOUNT = sa.Numeric(14, 2)
 TOTAL = sa.Numeric(20, 2)
 
 
 def trimmed(column: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
     """SQL 里的修剪，与 Polars 的 strip_chars() 去掉同样的字符；索引与查询共用这一个表达式。"""
-    return sa.func.btrim(column, sa.literal_column("E'" + "".join(f"\\u{ord(char):04X}" for char in WHITE_SPACE) + "'"), type_=sa.Text())
+    return sa.func.btrim(
+        column, sa.literal_column("E'" + "".join(f"\\u{ord(char):04X}" for char in WHITE_SPACE) + "'"), type_=sa.Text()
+    )
 
 
 def order_id_key(order_id: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
@@ -38,6 +42,7 @@ def order_id_key(order_id: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
 
 def customer_hash(customer_key: sa.ColumnElement[str]) -> sa.ColumnElement[int]:
     """SQL：customer_key 的定长散列，按它找客户的订单、分客户的锁；由服务器计算，各台机器上的 Polars 版本可能不同。"""
+    # 种子写成文字：索引与查询共用这个表达式，而 DDL 里带不了参数
     return sa.func.hashtextextended(customer_key, sa.text("0"), type_=sa.BigInteger())
 
 
@@ -61,7 +66,9 @@ def left_behind(leads: sa.Table) -> sa.ColumnElement[bool]:
     """不是 ETL 留下的样子的商机：人收回了关闭、删了字、改了阶段。未必有哪一天的订单会带到它，所以按这个条件找。"""
     stage = sa.func.coalesce(leads.c.current_stage, "")
     is_unclosed = sa.and_(leads.c.closed_at.is_(None), stage != "OPEN", stage != "COLD")
-    stays_open = sa.and_(written_by_person(leads), stage == "OPEN", leads.c.closed_at.is_(None), leads.c.closed_by.is_(None))
+    stays_open = sa.and_(
+        written_by_person(leads), stage == "OPEN", leads.c.closed_at.is_(None), leads.c.closed_by.is_(None)
+    )
     is_released = sa.and_(leads.c.last_order_at.is_(None), ~sa.or_(closed_by_person(leads), stays_open))
     return sa.and_(leads.c.lead_no.is_not(None), sa.or_(is_unclosed, is_released))
 
@@ -107,6 +114,8 @@ shop_configs = sa.Table(
     sa.Column("platform", sa.Text),
 )
 
+SYSTEM_ORDER_TYPES = ("SAMPLE", "PROOF", "BULK")
+
 order_type_mappings = sa.Table(
     "order_type_mappings",
     application,
@@ -130,13 +139,19 @@ SOURCES_OF_FIGURES = dict.fromkeys(
 )
 
 
+_TIMESTAMPS = ("created_at", "updated_at")
+
+
 def timestamp_columns() -> list[sa.Column[Any]]:
-    return [
-        sa.Column("created_at", TIMESTAMP, server_default=sa.func.now()),
-        sa.Column("updated_at", TIMESTAMP, server_default=sa.func.now()),
-    ]
+    return [sa.Column(name, TIMESTAMP, server_default=sa.func.now()) for name in _TIMESTAMPS]
 
 
+def own_columns(table: sa.Table) -> list[sa.Column[Any]]:
+    """一张表里除了 `timestamp_columns` 的列：一行是什么样，由它们说。"""
+    return [column for column in table.c if column.name not in _TIMESTAMPS]
+
+
+# eq=False：按身份散列，缓存着的语句拿它当键，而里面的 Mapping 散列不了
 @dataclass(frozen=True, eq=False)
 class TargetTables:
     """一个目标 schema 里的结果表，资产的名字就是属性：`tables.orders`；schema 名也是台账的 target。"""
@@ -156,7 +171,9 @@ class TargetTables:
 def target_tables(schema: str) -> TargetTables:
     """目标 schema 里各资产的结果表。"""
     metadata = sa.MetaData()
-    return TargetTables(schema, metadata, {asset: each.define_table(metadata, schema) for asset, each in descriptions().items()})
+    return TargetTables(
+        schema, metadata, {asset: each.define_table(metadata, schema) for asset, each in descriptions().items()}
+    )
 
 
 def application_tables() -> list[sa.Table]:

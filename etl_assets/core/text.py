@@ -6,9 +6,7 @@ import json
 import re
 
 # Unicode White_Space 属性的全部 25 个字符（PropList.txt），与 Polars strip_chars() 相同
-WHITE_SPACE = (
-    "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
-)
+WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 
 MAX_TEXT_LENGTH = 500
 """订单号与客户名最长的字数；再长的行拒收。"""
@@ -29,7 +27,9 @@ _INVISIBLE = re.compile(
 
 def escape_invisible(text: str, *, keep: str = "") -> str:
     """看不见的字符写成 `\\x1b`、`\\u202e` 这样；不能还原，只给人看。"""
-    return _INVISIBLE.sub(lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text)
+    return _INVISIBLE.sub(
+        lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text
+    )
 
 
 def escape_in_json(document: str) -> str:

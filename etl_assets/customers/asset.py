@@ -8,6 +8,8 @@ from etl_assets.orchestration.daily_asset import daily_asset
 from etl_assets.orchestration.resources import EtlDatabase
 
 
-@daily_asset(deps=["orders"], description="One row per customer with an order on these days, over the customer's whole history.")
+@daily_asset(
+    deps=["orders"], description="One row per customer with an order on these days, over the customer's whole history."
+)
 def customers(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> MaterializeResult[None]:
-    return result_of(materialize(context, database, materialize_customers), database)
+    return result_of(context, database, materialize(context, database, materialize_customers))

@@ -50,7 +50,9 @@ def _wrong_totals(looked_at: LookedAt) -> sa.Select[Any]:
 
 def _settled_rows(looked_at: LookedAt) -> sa.Select[Any]:
     customer_key = looked_at.tables.customers.c.customer_key
-    return sa.select(customer_key).where(customer_key.in_(sa.select(settled_customers(looked_at, "customers").c.customer_key)))
+    return sa.select(customer_key).where(
+        customer_key.in_(sa.select(settled_customers(looked_at, "customers").c.customer_key))
+    )
 
 
 def _orders_of(looked_at: LookedAt, keys: sa.Subquery) -> sa.Select[Any]:

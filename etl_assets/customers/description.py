@@ -35,7 +35,15 @@ DESCRIPTION = AssetDescription(
     dated_by="last_order_at",
     by_customer=True,
     key=("customer_key",),  # 两边的 id 可以不同，那是列的差异，不是行的
-    shown=("customer_nickname", "order_count", "total_amount", "sample_count", "proof_count", "bulk_count", "last_order_at"),
+    shown=(
+        "customer_nickname",
+        "order_count",
+        "total_amount",
+        "sample_count",
+        "proof_count",
+        "bulk_count",
+        "last_order_at",
+    ),
     previewed=("customer_nickname", "order_count", "total_amount", "first_order_at", "last_order_at"),
     sources={
         "customer_global_id": _IDENTITY,

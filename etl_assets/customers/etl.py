@@ -9,7 +9,8 @@ import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import touched
+from etl_assets.core.tables import own_columns, touched
+from etl_assets.customers.description import define_customers
 from etl_assets.services.batch import transform_batches
 from etl_assets.services.customer_keys import nickname_of_key
 from etl_assets.services.customer_orders import Computed, compute_in_bites, read_customer_ids, read_customer_orders
@@ -18,6 +19,7 @@ from etl_assets.services.materialization import AssetReport, DataTransaction, Ru
 from etl_assets.services.people import give_way
 from etl_assets.services.vectorized_queries import Upsert, WriteCounts, upsert_frame
 
+_WRITTEN = [column.name for column in own_columns(define_customers(sa.MetaData(), "public"))]
 CUSTOMER_UPSERT = Upsert(key=("customer_key",), insert_only=("customer_global_id",), touch="updated_at")
 
 
@@ -86,7 +88,9 @@ def load(transaction: DataTransaction, customers: pl.DataFrame, known: pl.DataFr
         return written
     deleted = delete_untouched(transaction, orderless)
     # 删过之后再读一遍：还在的，是人碰过商机、删不掉的
-    remaining = read_customer_ids(transaction, at_hand).join(orderless, on="customer_key", how="semi").filter("is_known")
+    remaining = (
+        read_customer_ids(transaction, at_hand).join(orderless, on="customer_key", how="semi").filter("is_known")
+    )
     return written + deleted + upsert_frame(connection, transform_orderless(remaining), table, CUSTOMER_UPSERT)
 
 
@@ -98,23 +102,16 @@ def delete_untouched(transaction: DataTransaction, orderless: pl.DataFrame) -> W
     customers, leads = transaction.tables.customers, transaction.tables.leads
     ids = sa.cast(orderless["customer_global_id"].to_list(), sa.ARRAY(sa.Uuid))
     theirs = leads.c.customer_global_id == sa.any_(ids)
+    # NOWAIT：锁着几个商机去等人手里的另一个，就可能与他互相等着，而输的也许是他
     gone = sa.select(leads.c.lead_id).where(theirs, ~touched(leads)).with_for_update(nowait=True).cte("gone")
     delete = sa.delete(leads).where(leads.c.lead_id == gone.c.lead_id, ~touched(leads))
-    give_way(transaction.connection, transaction.settings, lambda: transaction.connection.execute(delete))
+    give_way(transaction.connection, transaction.settings, delete, parameters={})
     has_leads = sa.select(leads.c.lead_id).where(leads.c.customer_global_id == customers.c.customer_global_id).exists()
-    deleted = transaction.connection.execute(sa.delete(customers).where(customers.c.customer_global_id == sa.any_(ids), ~has_leads))
+    deleted = transaction.connection.execute(
+        sa.delete(customers).where(customers.c.customer_global_id == sa.any_(ids), ~has_leads)
+    )
     return WriteCounts(deleted=deleted.rowcount)
 
 
 def _columns(customers: pl.DataFrame) -> pl.DataFrame:
-    return customers.select(
-        "customer_global_id",
-        "customer_key",
-        pl.col("customer_key").str.head(36).alias("shop_id"),
-        "customer_nickname",
-        "first_order_at",
-        "last_order_at",
-        "order_count",
-        "total_amount",
-        *FIGURES,
-    )
+    return customers.with_columns(shop_id=pl.col("customer_key").str.head(36)).select(_WRITTEN)

@@ -16,6 +16,7 @@ def main(parent_pid: int, death_signal: int, account: str, program: list[str]) -
     """:param account: `uid:gid`，空串表示不换。"""
     if account:
         uid, _, gid = account.partition(":")
+        # 次序要紧：setuid 之后就没有权限再改组
         os.setgroups([])
         os.setgid(int(gid))
         os.setuid(int(uid))

@@ -12,8 +12,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from etl_assets.core.errors import SettingsError
+from etl_assets.core.errors import SettingsError, TransientError
 from etl_assets.embedded.private_folder import append_private_file
+
+
+class ChildStartError(TransientError):
+    """一个子进程起不来。"""
+
+    def __init__(self, *, name: str, log: Path, reason: str) -> None:
+        self.name = name
+        self.log = log
+        self.reason = reason.removeprefix("error: ")
+        super().__init__(f"{name} does not start: {self.reason or 'it wrote nothing'}; see {log}")
+
 
 ROTATE_BYTES = 10 * 1024 * 1024
 _TAIL_BYTES = 4096

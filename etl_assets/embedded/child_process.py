@@ -11,10 +11,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 _LAUNCHER = Path(__file__).with_name("child_launcher.py")
+ORPHANED = signal.SIGUSR2
+"""父进程的死讯，给要分清它与 SIGTERM 的子进程：那一刻 getppid 也许还没有变（父进程的主线程死了，别的线程还没死完）。
+
+不用 SIGHUP：终端关了也发它，而 `nohup` 要它不算数。
+"""
 _START_TIME_FIELD = 19  # /proc/<pid>/stat 里 comm 之后的第 20 项：启动时刻，单位是时钟滴答
+
+
+class ChildProcess(Protocol):
+    """本进程的一个子进程：subprocess 启动的，或者过继来的。"""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def wait(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +45,9 @@ class ProcessIdentity:
         return identify(self.pid) == self
 
 
-def with_launcher(argv: Sequence[str], *, death_signal: signal.Signals, account: pwd.struct_passwd | None = None) -> list[str]:
+def with_launcher(
+    argv: Sequence[str], *, death_signal: signal.Signals, account: pwd.struct_passwd | None = None
+) -> list[str]:
     """在命令前面加上启动器。父进程里启动它的那个 *线程* 结束时，子进程收到 `death_signal`。"""
     owner = f"{account.pw_uid}:{account.pw_gid}" if account else ""
     return [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), str(int(death_signal)), owner, *argv]
@@ -87,7 +106,7 @@ def send_group_signal(group_id: int, number: signal.Signals) -> None:
         os.killpg(group_id, number)
 
 
-def has_exited(process: subprocess.Popen[bytes]) -> bool:
+def has_exited(process: ChildProcess) -> bool:
     """子进程结束了没有；不收尸，所以它的 pid（也是组号）暂时不会被重用。"""
     if process.returncode is not None:
         return True

@@ -21,8 +21,9 @@ from typing import IO, ClassVar
 
 from etl_assets.core.errors import PermanentError
 from etl_assets.embedded import postgres_roles as roles
-from etl_assets.embedded.child_process import launch, running_pids, send_signal, with_launcher
-from etl_assets.embedded.embedded_server import EmbeddedServer, EmbeddedServerError
+from etl_assets.embedded.child_log import ChildStartError
+from etl_assets.embedded.child_process import ChildProcess, launch, running_pids, send_signal, with_launcher
+from etl_assets.embedded.embedded_server import EmbeddedServer
 from etl_assets.embedded.postgres_binaries import find_binaries, unprivileged_account
 from etl_assets.embedded.private_folder import read_or_create_secret, write_private_file
 
@@ -35,7 +36,7 @@ _SETTINGS = {
     "unix_socket_directories": "",
     "max_connections": "200",  # Dagster 的存储不用连接池，每个进程都开自己的
     "random_page_cost": "1.1",
-    "max_wal_size": "4GB",
+    "max_wal_size": "1GB",  # 服务器把日志留到这么多再用：家里的文件夹不该为它占几 GB
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_checkpoints": "off",
@@ -81,12 +82,18 @@ class EmbeddedPostgres(EmbeddedServer):
             self._create_cluster()
         elif not (self.folder / _ORDINARY).exists():
             self._convert_roles()
+        # 标记最后写：换到一半被杀，下次再换一遍
         if not (self.folder / _ORDINARY).exists():
             write_private_file(self.folder / _ORDINARY, "")
 
     def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         self._forget_earlier_postmaster()
-        settings = {**_SETTINGS, "cluster_name": self._cluster_name(), "port": str(self._port), **({} if self.durable else _NOT_DURABLE)}
+        settings = {
+            **_SETTINGS,
+            "cluster_name": self._cluster_name(),
+            "port": str(self._port),
+            **({} if self.durable else _NOT_DURABLE),
+        }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with _opened(self._data) as descriptor:
             return launch(
@@ -96,10 +103,11 @@ class EmbeddedPostgres(EmbeddedServer):
                 death_signal=signal.SIGQUIT,  # immediate shutdown：马上带走所有后端，下次启动时恢复
                 account=self._account,
                 inherited_fds=[descriptor],
+                # 换了账户的进程未必进得去我们的当前文件夹
                 folder=Path("/"),
             )
 
-    def _answers(self, process: subprocess.Popen[bytes]) -> bool:
+    def _answers(self, process: ChildProcess) -> bool:
         try:
             lines = (self._data / "postmaster.pid").read_text().split("\n")
         except FileNotFoundError:
@@ -112,7 +120,9 @@ class EmbeddedPostgres(EmbeddedServer):
         while leftovers := list(self._processes()):
             elapsed = time.monotonic() - started
             if elapsed > 2 * _LEFTOVER_TIMEOUT_SECONDS:
-                raise PermanentError(f"processes {leftovers} of an earlier PostgreSQL in {self.folder} do not die: end them by hand")
+                raise PermanentError(
+                    f"processes {leftovers} of an earlier PostgreSQL in {self.folder} do not die: end them by hand"
+                )
             for pid in leftovers:
                 send_signal(pid, signal.SIGQUIT if elapsed < _LEFTOVER_TIMEOUT_SECONDS else signal.SIGKILL)
             time.sleep(0.02)
@@ -157,7 +167,11 @@ class EmbeddedPostgres(EmbeddedServer):
         if self._account:
             os.chown(partial, self._account.pw_uid, self._account.pw_gid)
         with _opened(partial) as data, _in_memory(f"{self._password}\n") as password_file:
-            options = [*_INITDB_OPTIONS, f"--pwfile=/proc/self/fd/{password_file}", *([] if self.durable else ["--no-sync"])]
+            options = [
+                *_INITDB_OPTIONS,
+                f"--pwfile=/proc/self/fd/{password_file}",
+                *([] if self.durable else ["--no-sync"]),
+            ]
             self._run_once("initdb", "-D", f"/proc/self/fd/{data}", *options, fds=[data, password_file])
             self._administer(data, "template1", roles.CREATE_SUCCESSOR, roles.SWAP_ROLES, roles.CREATE_DATABASE)
         partial.rename(self._data)
@@ -176,16 +190,25 @@ class EmbeddedPostgres(EmbeddedServer):
         """以超级用户执行，服务器没有在运行；返回它印出的。一行是一条命令。"""
         stop_at_errors = ("-c", "exit_on_error=on")
         script = "".join(f"{' '.join(command.split())}\n" for command in commands)
-        return self._run_once("postgres", "--single", "-D", f"/proc/self/fd/{data}", *stop_at_errors, database, fds=[data], stdin=script)
+        return self._run_once(
+            "postgres", "--single", "-D", f"/proc/self/fd/{data}", *stop_at_errors, database, fds=[data], stdin=script
+        )
 
     def _run_once(self, program: str, *arguments: str, fds: list[int], stdin: str = "") -> str:
-        command = with_launcher([str(self._binaries / program), *arguments], death_signal=signal.SIGKILL, account=self._account)
-        result = subprocess.run(command, input=stdin, env=_ENVIRONMENT, cwd="/", pass_fds=fds, capture_output=True, text=True, check=False)
+        command = with_launcher(
+            [str(self._binaries / program), *arguments], death_signal=signal.SIGKILL, account=self._account
+        )
+        result = subprocess.run(
+            command, input=stdin, env=_ENVIRONMENT, cwd="/", pass_fds=fds, capture_output=True, text=True, check=False
+        )
         if result.returncode != 0:
             log = self.folder / f"{program}.log"
             write_private_file(log, result.stdout + result.stderr)
-            reason = next((line for line in result.stderr.splitlines() if "error" in line or "FATAL" in line), result.stderr.strip())
-            raise EmbeddedServerError(name=self.name, log=log, reason=reason)
+            reason = next(
+                (line for line in result.stderr.splitlines() if "error" in line or "FATAL" in line),
+                result.stderr.strip(),
+            )
+            raise ChildStartError(name=self.name, log=log, reason=reason)
         return result.stdout
 
 
@@ -201,9 +224,7 @@ def _opened(folder: Path) -> Iterator[int]:
 @contextlib.contextmanager
 def _in_memory(text: str) -> Iterator[int]:
     """只在内存里的文件：换了账户的 initdb 也能打开，而磁盘与命令行上都没有口令。"""
-    descriptor = os.memfd_create("text")
-    try:
-        os.write(descriptor, text.encode())
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    with os.fdopen(os.memfd_create("text"), "w") as file:
+        file.write(text)
+        file.flush()
+        yield file.fileno()

@@ -8,27 +8,17 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, ClassVar
 
-from etl_assets.core.errors import TransientError
-from etl_assets.embedded.child_log import open_log, read_last_line
-from etl_assets.embedded.child_process import has_exited
+from etl_assets.embedded.child_log import ChildStartError, open_log, read_last_line
+from etl_assets.embedded.child_process import ChildProcess, has_exited
 from etl_assets.embedded.loopback_port import find_free_port, is_free
-from etl_assets.embedded.private_folder import FolderLock, create_private_folder, read_private_file, write_private_file
+from etl_assets.embedded.private_folder import create_private_folder, lock_folder, read_private_file, write_private_file
 
 _START_TIMEOUT_SECONDS = 60
 _POLL_SECONDS = 0.01
-
-
-class EmbeddedServerError(TransientError):
-    """内嵌服务器没有起来。"""
-
-    def __init__(self, *, name: str, log: Path, reason: str) -> None:
-        self.name = name
-        self.log = log
-        self.reason = reason
-        super().__init__(f"the embedded {name} did not start: {reason or 'it wrote nothing'}; see {log}")
 
 
 class EmbeddedServer(ABC):
@@ -46,7 +36,7 @@ class EmbeddedServer(ABC):
         """:param durable: 断电也不丢已确认的写入；测试用 False，快得多。"""
         self.folder = folder
         self.durable = durable
-        self._lock = FolderLock(folder)
+        self._lock = ExitStack()
         self._port = 0
         self._is_known = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,13 +44,14 @@ class EmbeddedServer(ABC):
     def prepare(self) -> None:
         """占住文件夹，备好数据。"""
         create_private_folder(self.folder, guests=self._guests())
-        self._lock.acquire()
+        # 先占住，再清理：没有占住就清，结束的可能是别人正用着的服务器
+        self._lock.enter_context(lock_folder(self.folder))
         self._is_known = False
         try:
             self.clear_leftovers()
             self._prepare()
         except BaseException:
-            self._lock.release()
+            self._lock.close()
             raise
 
     @property
@@ -74,7 +65,7 @@ class EmbeddedServer(ABC):
             self._choose_port()
         return self._launch(log)
 
-    def is_ready(self, process: subprocess.Popen[bytes]) -> bool:
+    def is_ready(self, process: ChildProcess) -> bool:
         """刚启动的这个进程已能接受连接。"""
         ready = self._answers(process)
         self._is_known = self._is_known or ready
@@ -87,7 +78,7 @@ class EmbeddedServer(ABC):
     def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]: ...
 
     @abstractmethod
-    def _answers(self, process: subprocess.Popen[bytes]) -> bool: ...
+    def _answers(self, process: ChildProcess) -> bool: ...
 
     def _guests(self) -> Mapping[str, int]:
         """文件夹里哪一项属于别的账户。"""
@@ -112,13 +103,14 @@ class EmbeddedServer(ABC):
 
     def release(self) -> None:
         """进程停下之后，放开文件夹。"""
-        self._lock.release()
+        self._lock.close()
 
     def start(self) -> str:
         self.prepare()
         log_path = self.folder / f"{self.name}.log"
         try:
-            self._start(log_path)
+            while not self._becomes_ready(log_path):
+                pass
         except BaseException:
             self.stop()
             raise
@@ -143,23 +135,19 @@ class EmbeddedServer(ABC):
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _start(self, log_path: Path) -> None:
-        while True:
-            with open_log(log_path) as log:
-                start = log.tell()
-                self._process = self.launch(log)
-            try:
-                return self._wait_until_ready(self._process, log_path, start)
-            except EmbeddedServerError:
-                if not has_exited(self._process) or is_free(self._port):
-                    raise
-                self._process.wait()
-
-    def _wait_until_ready(self, process: subprocess.Popen[bytes], log: Path, log_start: int) -> None:
+    def _becomes_ready(self, path: Path) -> bool:
+        """启动一次，等到就绪；假的是端口被别人抢走了。"""
+        with open_log(path) as log:
+            log_start = log.tell()
+            process = self._process = self.launch(log)
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS
         while not self.is_ready(process):
-            if has_exited(process):
-                raise EmbeddedServerError(name=self.name, log=log, reason=read_last_line(log, log_start))
-            if time.monotonic() > deadline:
-                raise EmbeddedServerError(name=self.name, log=log, reason=f"not ready after {_START_TIMEOUT_SECONDS} s")
+            is_over = has_exited(process)
+            if is_over and not is_free(self._port):
+                process.wait()
+                return False
+            if is_over or time.monotonic() > deadline:
+                reason = read_last_line(path, log_start) if is_over else f"not ready after {_START_TIMEOUT_SECONDS} s"
+                raise ChildStartError(name=self.name, log=path, reason=reason)
             time.sleep(_POLL_SECONDS)
+        return True

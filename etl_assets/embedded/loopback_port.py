@@ -19,14 +19,11 @@ _BACKLOG = 128
 
 def is_free(port: int) -> bool:
     """能不能在 127.0.0.1 上监听这个端口。"""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-            probe.listen(1)
-        except OSError:
-            return False
-    return True
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            return True
+    except OSError:
+        return False
 
 
 def accepts_connections(port: int) -> bool:
@@ -44,18 +41,12 @@ def listen_on(port: int | None, *, preferred: int) -> socket.socket:
     :param port: 非它不可；None 表示 `preferred`，被占了就另找。
     :raises OSError: 占不了。
     """
-    wanted = preferred if port is None else port
-    listener = socket.socket()
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", wanted))
-        listener.listen(_BACKLOG)
+        return socket.create_server(("127.0.0.1", preferred if port is None else port), backlog=_BACKLOG)
     except OSError:
-        listener.close()
         if port is not None:
             raise
-        return listen_on(None, preferred=find_free_port())
-    return listener
+    return listen_on(None, preferred=find_free_port())
 
 
 def reserve_port() -> socket.socket:

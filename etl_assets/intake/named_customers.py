@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import sqlalchemy as sa
 
-from etl_assets.core.arrays import unnest
+from etl_assets.core.arrays import array, unnest
 from etl_assets.core.business_day import partition_range
 from etl_assets.core.settings import EtlSettings
 from etl_assets.ledger.claims import quietest_day
@@ -16,7 +16,9 @@ from etl_assets.ledger.requests import request_days
 from etl_assets.services.order_index import insert_marks
 
 
-def request_customers(connection: sa.Connection, settings: EtlSettings, asset: str, customers: Mapping[str, date | None]) -> date:
+def request_customers(
+    connection: sa.Connection, settings: EtlSettings, asset: str, customers: Mapping[str, date | None]
+) -> date:
     """从 asset 起重做这些客户（customer_key → 他有订单的一天；没有的是 None），返回哪一天的运行去做。
 
     一个客户在哪一天的运行里修都一样，标记说由哪一天的去修。所以再多的客户也只要求一天：他们的日子里没有活挡着的
@@ -32,5 +34,5 @@ def request_customers(connection: sa.Connection, settings: EtlSettings, asset: s
 
 @lru_cache(maxsize=16)
 def _mark(target: str, asset: str) -> sa.Insert:
-    named = unnest("named", customer_key=sa.bindparam("customer_keys", type_=sa.ARRAY(sa.Text)))
+    named = unnest("named", customer_key=array("customer_keys", sa.Text))
     return insert_marks(target, sa.select(named.c.customer_key), sa.bindparam("day", type_=sa.Date), since=asset)

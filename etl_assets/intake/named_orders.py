@@ -11,6 +11,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from etl_assets.core.arrays import array
 from etl_assets.core.business_day import DayRange, local_day, partition_range
 from etl_assets.core.etl_tables import troubles
 from etl_assets.core.log import get_logger
@@ -50,7 +51,9 @@ def versions_of(orders: sa.FromClause, *columns: sa.ColumnElement[Any]) -> sa.Su
     OFFSET 0：先连接，再筛。筛的条件规划器估不准（没有统计时以为只剩一行），会选嵌套循环，几千行就要几秒。
     """
     version = raw_orders.alias("version")
-    same_order = sa.and_(order_id_key(version.c.order_id) == orders.c.order_id, trimmed(version.c.shop) == orders.c.shop)
+    same_order = sa.and_(
+        order_id_key(version.c.order_id) == orders.c.order_id, trimmed(version.c.shop) == orders.c.shop
+    )
     return (
         sa.select(*columns, version.c.import_id.label("version_import_id"), version.c.ordered_at)
         .select_from(orders)
@@ -72,12 +75,14 @@ def note_scattered_orders(connection: sa.Connection, settings: EtlSettings, impo
         others = f" ({row.ids - 1:,} more such ids in import {import_id})" if row.ids > 1 else ""
         message = f"order id {order_id} of shop {shop} is in {row.imports:,} imports, over {row.days:,} days{others}"
         logger.warning("an order id is on so many days that it is no order", said=message, import_id=str(import_id))
-        note_trouble(connection, process=INTAKE, task=f"{settings.target_schema}: {order_id} of {shop}", message=message)
+        note_trouble(
+            connection, process=INTAKE, task=f"{settings.target_schema}: {order_id} of {shop}", message=message
+        )
 
 
 @lru_cache(maxsize=8)
 def _scattered(timezone: str, partitions: DayRange) -> sa.Select[Any]:
-    named = named_orders(sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid)))
+    named = named_orders(array("import_ids", sa.Uuid))
     versions = versions_of(named, named.c.order_id, named.c.shop)
     dated = (
         sa.select(versions, local_day(versions.c.ordered_at, timezone).label("day"))
@@ -87,7 +92,13 @@ def _scattered(timezone: str, partitions: DayRange) -> sa.Select[Any]:
     )
     days, imports = sa.func.count(dated.c.day.distinct()), sa.func.count(dated.c.version_import_id.distinct())
     return (
-        sa.select(dated.c.shop, dated.c.order_id, imports.label("imports"), days.label("days"), sa.func.count().over().label("ids"))
+        sa.select(
+            dated.c.shop,
+            dated.c.order_id,
+            imports.label("imports"),
+            days.label("days"),
+            sa.func.count().over().label("ids"),
+        )
         .where(partitions.includes(dated.c.day))
         .group_by(dated.c.shop, dated.c.order_id)
         .having(days > MANY_DAYS)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 
+from etl_assets.core.arrays import array
 from etl_assets.core.settings import EtlSettings
 from etl_assets.intake.imports import ImportEvent, Outcome, decide_outcomes, request_affected_days
 from etl_assets.ledger.locks import lock_imports
@@ -23,20 +24,19 @@ class ReplayedImports:
     days: Collection[date]
 
 
-def replay_imports(connection: sa.Connection, settings: EtlSettings, events: Sequence[ImportEvent], *, force: bool) -> ReplayedImports:
+def replay_imports(
+    connection: sa.Connection, settings: EtlSettings, events: Sequence[ImportEvent], *, force: bool
+) -> ReplayedImports:
     """没做完的导入再要求一遍，同一个事件先前处理过也一样；force 时做完了的也要求。"""
     target = settings.target_schema
     lock_imports(connection, target, (event.import_id for event in events))
     done = set() if force else _done_events(connection, target, events)
     left = [event for event in events if event not in done]
     decided = iter(decide_outcomes(connection, settings, left) if left else [])
-    outcomes: list[Outcome | Literal["done"]] = ["done" if event in done else _asked_again(next(decided)) for event in events]
+    outcomes: list[Outcome | Literal["done"]] = ["done" if event in done else next(decided) for event in events]
+    outcomes = ["requested" if outcome == "known" else outcome for outcome in outcomes]
     requested = [event for event, outcome in zip(events, outcomes, strict=True) if outcome == "requested"]
     return ReplayedImports(outcomes, request_affected_days(connection, settings, requested) if requested else set())
-
-
-def _asked_again(outcome: Outcome) -> Outcome:
-    return "requested" if outcome == "known" else outcome
 
 
 def _done_events(connection: sa.Connection, target: str, events: Sequence[ImportEvent]) -> set[ImportEvent]:
@@ -45,14 +45,17 @@ def _done_events(connection: sa.Connection, target: str, events: Sequence[Import
     更晚要序号与时刻都更晚：流重建之后序号会重来，两台机器的时钟会有出入。
     """
     import_ids = list({event.import_id for event in events})
-    handled = {row.import_id: row for row in connection.execute(_NEWEST_DONE, {"of_target": target, "import_ids": import_ids})}
+    handled = {
+        row.import_id: row for row in connection.execute(_NEWEST_DONE, {"of_target": target, "import_ids": import_ids})
+    }
 
     def is_covered(event: ImportEvent) -> bool:
         row = handled.get(event.import_id)
         if row is None:
             return False
-        later = (row.stream_sequence or 0) >= (event.sequence or 0) and event.stored_at is not None and row.handled_at >= event.stored_at
-        return bool(row.event_id == event.event_id or later)
+        is_behind = (row.stream_sequence or 0) >= (event.sequence or 0)
+        is_older = event.stored_at is not None and row.handled_at >= event.stored_at
+        return row.event_id == event.event_id or (is_behind and is_older)
 
     return {event for event in events if event.asks and is_covered(event)}
 
@@ -69,7 +72,9 @@ def replay_completion(
 def _done_days(connection: sa.Connection, target: str, asset: str, days: Mapping[date, datetime]) -> set[date]:
     """紧跟在后面的都在那个时刻之后被要求过，而且再往后也都做完了：做它们的运行读得到别处写的。"""
     rows = connection.execute(_FOLLOWING, {"of_target": target, "of_asset": asset, "days": list(days)})
-    return {row.day for row in rows if not row.is_due and row.requested_at is not None and row.requested_at >= days[row.day]}
+    return {
+        row.day for row in rows if not row.is_due and row.requested_at is not None and row.requested_at >= days[row.day]
+    }
 
 
 # 要求的日子全程做完了的导入，它们最新的事件
@@ -79,7 +84,7 @@ _NEWEST_DONE = sa.text("""
         SELECT FROM etl.import_requests r JOIN etl.assets a ON a.target = e.target
         LEFT JOIN etl.ledger l ON l.target = e.target AND l.asset = a.asset AND l.day = r.day
         WHERE r.target = e.target AND r.import_id = e.import_id AND coalesce(l.materialized, -1) < r.revision
-    )""").bindparams(sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid)))
+    )""").bindparams(array("import_ids", sa.Uuid))
 
 # of_asset 后面的资产，一行一天：紧跟着它的最早何时要求的，有没有到期的
 _FOLLOWING = sa.text("""
@@ -87,4 +92,4 @@ _FOLLOWING = sa.text("""
            bool_or(l.requested > l.materialized) AS is_due
     FROM etl.ledger l JOIN etl.assets a ON a.target = l.target AND a.asset = l.asset
     WHERE :of_asset = ANY (a.ancestors) AND l.target = :of_target AND l.day = ANY (:days)
-    GROUP BY l.day""").bindparams(sa.bindparam("days", type_=sa.ARRAY(sa.Date)))
+    GROUP BY l.day""").bindparams(array("days", sa.Date))

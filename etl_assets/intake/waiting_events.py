@@ -5,24 +5,28 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import compress
 
 import sqlalchemy as sa
 
-from etl_assets.core.arrays import given_rows, in_arrays
+from etl_assets.core import metrics
+from etl_assets.core.arrays import array, given_rows, in_arrays
 from etl_assets.core.backoff import Backoff
-from etl_assets.core.errors import EtlError
+from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.errors import DatabaseUnavailableError, EtlError
 from etl_assets.core.etl_tables import TARGET, waiting_events
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.core.settings import EtlSettings
-from etl_assets.intake.imports import ImportEvent, take_in
-from etl_assets.intake.separate_transactions import handle_apart
+from etl_assets.intake.imports import NO_SEQUENCE, ImportEvent, take_in
 
 logger = get_logger(__name__)
 
 BITE = 1_000
+PROBES = 3
 _SETTLED = ("completed", "failed")
 
 _cannot_take_in = RepeatedWarning(logger, "an event that waited cannot be taken in, trying again")
@@ -58,6 +62,7 @@ class Look:
     more: bool
 
 
+@translated_errors()
 def look_after_waiting_events(engine: sa.Engine, settings: EtlSettings, patience: Patience) -> Look:
     """看一批到点的：导入完成或撤回了的处理掉，其余的排到下一次。限期过了的行留着，进了死信再由 forget 删去。
 
@@ -84,29 +89,52 @@ def look_after_waiting_events(engine: sa.Engine, settings: EtlSettings, patience
     )
 
 
-def forget(engine: sa.Engine, target: str, events: Sequence[WaitingEvent]) -> None:
-    """已经进了死信的不再等。"""
-    with engine.begin() as connection:
-        _forget(connection, target, events)
-
-
 def _take_in(engine: sa.Engine, settings: EtlSettings, events: Sequence[WaitingEvent]) -> int:
-    """要求它们的日子；处理不了的留着下次再看，导入既然在，就不进死信。返回要求了几次导入。"""
+    """要求它们的日子，返回要求了几次导入。整批做不成就一个一个事务地来：一个拖不住其余的，也不扣着它们的锁。
 
-    def take(connection: sa.Connection, ripe: Sequence[WaitingEvent]) -> list[WaitingEvent]:
-        outcomes = list(zip(ripe, take_in(connection, settings, ripe), strict=True))
-        _forget(connection, settings.target_schema, [event for event, outcome in outcomes if outcome not in ("pending", "missing")])
-        return [event for event, outcome in outcomes if outcome == "requested"]
+    做不了的留着下次再看，不论是谁的错：导入既然在，就不进死信。有几个做不了，其余的这一回不试：锁等不到时，
+    一个就是 ETL_LOCK_TIMEOUT_SECONDS。数据库不在照抛。
+    """
+    if not events:
+        return 0
+    requested, error = _attempt(engine, settings, events)
+    if error is None:
+        return requested
+    failed = 0
+    for event in random.sample(events, len(events)):  # 每次都从同样几个试起，会一直轮不到别的
+        taken, error = _attempt(engine, settings, [event]) if len(events) > 1 else (0, error)
+        requested += taken
+        if error is not None:
+            _cannot_take_in.say(type(error).__name__, import_id=str(event.import_id), error=str(error))
+            failed += 1
+        if failed == PROBES:
+            break
+    return requested
 
-    def complain(event: WaitingEvent, error: EtlError) -> None:
-        _cannot_take_in.say(type(error).__name__, import_id=str(event.import_id), error=str(error))
 
-    requested, _ = handle_apart(engine, events, take, complain=complain)
-    return len(requested)
+def _attempt(engine: sa.Engine, settings: EtlSettings, ripe: Sequence[WaitingEvent]) -> tuple[int, EtlError | None]:
+    try:
+        with translated_errors(), engine.begin() as connection:
+            outcomes = take_in(connection, settings, ripe)
+            settled = [outcome not in ("pending", "missing") for outcome in outcomes]
+            forget(connection, settings.target_schema, list(compress(ripe, settled)))
+    except DatabaseUnavailableError:
+        raise
+    except EtlError as error:
+        return 0, error
+    except Exception as error:  # noqa: BLE001  # 一个上面的什么错，都拖不住别的
+        return 0, EtlError(f"{type(error).__name__}: {error}")
+    unannounced = sum(
+        event.sequence == NO_SEQUENCE and outcome == "requested" for event, outcome in zip(ripe, outcomes, strict=True)
+    )
+    requested = outcomes.count("requested")
+    metrics.imports_taken_in("unannounced", unannounced)
+    metrics.imports_taken_in("waited", requested - unannounced)
+    return requested, None
 
 
-def _forget(connection: sa.Connection, target: str, events: Sequence[WaitingEvent]) -> None:
-    """正好又发布了一回的，序号是新的：它还要等。"""
+def forget(connection: sa.Connection, target: str, events: Sequence[WaitingEvent]) -> None:
+    """已经进了死信的、处理了的不再等；正好又发布了一回的，序号是新的：它还要等。"""
     rows = [(event.import_id, event.event_id, event.sequence) for event in events]
     connection.execute(_FORGET, {"of_target": target, **in_arrays(waiting_events, _KEY, rows)})
 
@@ -132,7 +160,7 @@ _LOOK = sa.text("""
     RETURNING waiting.import_id, waiting.event_id, waiting.allow_deletes, waiting.stream_sequence AS sequence,
               waiting.stored_at, waiting.looks, task.status AS import_status, due.seconds_left <= 0 AS is_overdue
 """).bindparams(
-    sa.bindparam("delays", type_=sa.ARRAY(sa.Double)),
+    array("delays", sa.Double),
     sa.bindparam("longest_delay", type_=sa.Double),
     sa.bindparam("limit_seconds", type_=sa.Double),
 )

@@ -35,16 +35,20 @@ class ImportTraces:
 
 def read_traces(connection: sa.Connection, settings: EtlSettings, import_id: UUID) -> ImportTraces:
     """:raises PermanentError: 没有这次导入。"""
-    status = connection.execute(sa.select(import_tasks.c.status).where(import_tasks.c.import_id == import_id)).one_or_none()
+    status = connection.execute(
+        sa.select(import_tasks.c.status).where(import_tasks.c.import_id == import_id)
+    ).one_or_none()
     if status is None:
         raise PermanentError(f"there is no import {import_id}: `etl imports` lists them")
     named, own = count_orders(connection, settings, import_id)
     progress = import_progress(connection, settings, import_id)
     return ImportTraces(
-        days=sorted({day for _, day in read_affected_days(connection, settings, [import_id])}),
+        days=sorted({row.day for row in read_affected_days(connection, settings, [import_id])}),
         named_orders=named,
         own_orders=own,
-        is_gone=status[0] == "failed" and progress.done == progress.days and not has_traces(connection, settings, import_id),
+        is_gone=status[0] == "failed"
+        and progress.done == progress.days
+        and not has_traces(connection, settings, import_id),
     )
 
 

@@ -13,4 +13,4 @@ from etl_assets.orchestration.resources import EtlDatabase
     description="One row per lead (商机) of the same customers: which orders belong together, and how far the deal has come.",
 )
 def leads(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> MaterializeResult[None]:
-    return result_of(materialize(context, database, materialize_leads), database)
+    return result_of(context, database, materialize(context, database, materialize_leads))

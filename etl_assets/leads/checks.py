@@ -53,6 +53,8 @@ CHECKS = {
     "references": TableCheck("Every lead belongs to a customer that is there.", _orphaned),
     "non_negative": TableCheck("No lead has a negative count.", _negative),
     "totals": TableCheck(
-        "The leads of a customer add up to the customer's counts and amounts of each order type.", _wrong_totals, by_customer=True
+        "The leads of a customer add up to the customer's counts and amounts of each order type.",
+        _wrong_totals,
+        by_customer=True,
     ),
 }

@@ -20,6 +20,7 @@ import polars as pl
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from etl_assets.core.arrays import array
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import execute_compiled, execute_together
 from etl_assets.core.etl_tables import cold_sweeps
@@ -61,6 +62,7 @@ def owed_on(day: date) -> str:
 def complete_if_swept(transaction: DataTransaction, computed: Computed) -> AssetReport | Computed:
     """OPEN 与 COLD 是按此刻最新的业务日判的，都判完了，或者欠在别的日子，就记台账；不然还给清扫。"""
     sweep, last_warm = lock_sweep(transaction)
+    # 判 COLD 的那一天没有变，别的商机就都还对，不必扫，一个事务就做完
     is_current = sweep.last_warm_day == last_warm
     if is_current and (sweep.rollout == str(transaction.settings.rollout) or _is_left_to_others(transaction, sweep)):
         return transaction.complete(computed.revisions, scope=computed.scope, written=computed.written)
@@ -86,6 +88,7 @@ def move_day(begin: Begin, computed: Computed) -> AssetReport | Computed:
         wrong = _find_first_wrong(transaction, last_warm)
         swept = _judge(transaction, last_warm, wrong, skip_locked=True)
         computed = _add(computed, swept)
+        # 放过了人手里的，或者满满一口：都可能还有，欠着；多欠一次只是多看一眼，少欠就没有人再来改
         if swept < len(wrong) or len(wrong) == LEADS_PER_BITE:
             _remember(transaction, last_warm, owed_on(_day_that_owes(transaction)))
             return computed
@@ -155,7 +158,9 @@ def _start_judging(transaction: DataTransaction, *, exclusive: bool) -> None:
     transaction.connection.execute(_NO_SEQUENTIAL_SCAN)
 
 
-def _find_wrong(transaction: DataTransaction, last_warm: date | None, *, at_most: int | None) -> tuple[sa.Select[Any], dict[str, object]]:
+def _find_wrong(
+    transaction: DataTransaction, last_warm: date | None, *, at_most: int | None
+) -> tuple[sa.Select[Any], dict[str, object]]:
     statement = _wrong_leads(transaction.tables, transaction.settings.timezone, transaction.share)
     return statement, {"last_warm": last_warm, "at_most": at_most}
 
@@ -164,12 +169,16 @@ def _find_first_wrong(transaction: DataTransaction, last_warm: date | None) -> S
     return transaction.connection.scalars(*_find_wrong(transaction, last_warm, at_most=LEADS_PER_BITE)).all()
 
 
-def _judge(transaction: DataTransaction, last_warm: date | None, lead_ids: Sequence[object], *, skip_locked: bool = False) -> int:
+def _judge(
+    transaction: DataTransaction, last_warm: date | None, lead_ids: Sequence[object], *, skip_locked: bool = False
+) -> int:
     """改判这些商机里仍然判错的；返回改了几个。别人正锁着的，放过或者报错，从不锁着几个去等。"""
     if not lead_ids:
         return 0
     statement = _judge_stages(transaction.tables, transaction.settings.timezone, skip_locked=skip_locked)
-    return transaction.connection.execute(statement, {"last_warm": last_warm, "lead_ids": list(lead_ids)}).rowcount
+    judged = transaction.connection.execute(statement, {"last_warm": last_warm, "lead_ids": list(lead_ids)}).rowcount
+    transaction.written += WriteCounts(updated=judged)
+    return judged
 
 
 def _add(computed: Computed, swept: int) -> Computed:
@@ -202,8 +211,13 @@ def _remember(transaction: DataTransaction, last_warm: date | None, rollout: str
 
 # ---- 每个运行都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
 
-_READ_SWEEP = sa.select(cold_sweeps.c.last_warm_day, cold_sweeps.c.rollout).where(cold_sweeps.c.target == sa.bindparam("of_target"))
-_SWEPT = {column.name: sa.bindparam(column.name, type_=column.type) for column in cold_sweeps.c["target", "last_warm_day", "rollout"]}
+_READ_SWEEP = sa.select(cold_sweeps.c.last_warm_day, cold_sweeps.c.rollout).where(
+    cold_sweeps.c.target == sa.bindparam("of_target")
+)
+_SWEPT = {
+    column.name: sa.bindparam(column.name, type_=column.type)
+    for column in cold_sweeps.c["target", "last_warm_day", "rollout"]
+}
 _REMEMBER_SWEEP = pg.insert(cold_sweeps).values(_SWEPT).on_conflict_do_update(index_elements=["target"], set_=_SWEPT)
 _NO_SEQUENTIAL_SCAN = sa.select(sa.func.set_config("enable_seqscan", "off", True))  # 只在这个事务里
 _LAST_WARM = sa.bindparam("last_warm", type_=sa.Date)
@@ -242,7 +256,11 @@ def _wrong_leads(tables: TargetTables, timezone: str, share: Share) -> sa.Select
     ]
     of_share = _leads_of_share(tables, share)
     found = [
-        sa.select(leads.c.lead_id).where(_is_open(leads), stretch, *of_share).order_by(stage, last_order_at).limit(at_most).subquery()
+        sa.select(leads.c.lead_id)
+        .where(_is_open(leads), stretch, *of_share)
+        .order_by(stage, last_order_at)
+        .limit(at_most)
+        .subquery()
         for stretch in stretches
     ]
     wrong = sa.union_all(*[sa.select(stretch.c.lead_id) for stretch in found]).subquery("wrong")
@@ -254,11 +272,17 @@ def _judge_stages(tables: TargetTables, timezone: str, *, skip_locked: bool) -> 
     """改判这些商机。先全锁住；锁住之后再看一眼，别人刚写过的、关闭了的不碰。按主键用数组去改，规划器才不会照着估高了的行数扫。"""
     leads = tables.leads
     judged = sa.case((_is_cold(leads, timezone), "COLD"), else_="OPEN")
-    named = leads.c.lead_id == sa.any_(sa.bindparam("lead_ids", type_=sa.ARRAY(sa.Uuid)))
-    still_wrong = sa.select(leads.c.lead_id).where(named, _is_open(leads), leads.c.current_stage.is_distinct_from(judged))
-    wrong = still_wrong.with_for_update(nowait=not skip_locked, skip_locked=skip_locked, key_share=True, of=leads).cte("wrong")
+    named = leads.c.lead_id == sa.any_(array("lead_ids", sa.Uuid))
+    still_wrong = sa.select(leads.c.lead_id).where(
+        named, _is_open(leads), leads.c.current_stage.is_distinct_from(judged)
+    )
+    wrong = still_wrong.with_for_update(nowait=not skip_locked, skip_locked=skip_locked, key_share=True, of=leads).cte(
+        "wrong"
+    )
     ids = sa.func.array(sa.select(wrong.c.lead_id).scalar_subquery(), type_=sa.ARRAY(sa.Uuid))
-    return sa.update(leads).where(leads.c.lead_id == sa.any_(ids)).values(current_stage=judged, updated_at=sa.func.now())
+    return (
+        sa.update(leads).where(leads.c.lead_id == sa.any_(ids)).values(current_stage=judged, updated_at=sa.func.now())
+    )
 
 
 def _warm_from(timezone: str, last_warm: sa.ColumnElement[date]) -> tuple[sa.ColumnElement[Any], sa.ColumnElement[Any]]:
@@ -279,5 +303,7 @@ def _leads_of_share(tables: TargetTables, share: Share) -> list[sa.ColumnElement
     if share.is_whole:
         return []
     customers = tables.customers
-    owner = sa.select(customers.c.customer_key).where(customers.c.customer_global_id == tables.leads.c.customer_global_id)
+    owner = sa.select(customers.c.customer_key).where(
+        customers.c.customer_global_id == tables.leads.c.customer_global_id
+    )
     return [share.covers_key(owner.scalar_subquery())]

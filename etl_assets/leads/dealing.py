@@ -22,7 +22,9 @@ def deal_orders(orders: pl.DataFrame, closings: pl.DataFrame) -> pl.DataFrame:
         return numbered
     positioned = cut.with_columns(wins_before=wins_before).with_row_index("position")
     stretches = _find_stretches(positioned, closings)
-    lead_no = pl.col("first_no") + pl.when("is_open").then(pl.col("wins_before") - pl.col("wins_before_stretch")).otherwise(0)
+    lead_no = pl.col("first_no") + pl.when("is_open").then(
+        pl.col("wins_before") - pl.col("wins_before_stretch")
+    ).otherwise(0)
     dealt = positioned.join_asof(stretches, on="position").with_columns(lead_no=lead_no.cast(pl.Int32))
     return pl.concat([numbered, dealt.select(numbered.columns)])
 
@@ -43,7 +45,9 @@ def _find_stretches(orders: pl.DataFrame, closings: pl.DataFrame) -> pl.DataFram
         present = present.join(closing, on="customer_key").filter(pl.col("position") < pl.col("end"))
         # 编号数到被关闭的那一个的第一单；没有就轮不到这个关闭，客户也就分完了
         reached = wins_before.gather(present["position"]) + present["closed_no"] - present["first_no"]
-        present = present.with_columns(reached=pl.max_horizontal("position", wins_before.search_sorted(reached, side="left")))
+        present = present.with_columns(
+            reached=pl.max_horizontal("position", wins_before.search_sorted(reached, side="left"))
+        )
         present = present.filter(pl.col("reached") < pl.col("end"))
         stretches.append(present.select(position="reached", first_no="closed_no", is_open=False))
         present = present.select(
@@ -53,7 +57,9 @@ def _find_stretches(orders: pl.DataFrame, closings: pl.DataFrame) -> pl.DataFram
             (pl.col("closed_no") + 1).alias("first_no"),
         )
         stretches.append(_open(present.filter(pl.col("position") < pl.col("end"))))
-    ordered = pl.concat(stretches).unique("position", keep="last", maintain_order=True).sort("position")  # 空的段让位给后来的
+    ordered = (
+        pl.concat(stretches).unique("position", keep="last", maintain_order=True).sort("position")
+    )  # 空的段让位给后来的
     return ordered.with_columns(wins_before_stretch=wins_before.gather(ordered["position"]))
 
 
@@ -64,6 +70,7 @@ def _open(present: pl.DataFrame) -> pl.DataFrame:
 def _rounds(orders: pl.DataFrame, closings: pl.DataFrame) -> list[pl.DataFrame]:
     """每轮一帧，每个客户至多一行：closed_no，与 closed_at 之后那一单的 position（later；没有更早的订单就空着）。"""
     last = orders.select("customer_key", "ordered_at", later=pl.col("position") + 1)
+    # 不查次序：分了组（by）Polars 就查不了，只会告警；关闭在这里排过，订单在各个客户里本来就排好
     placed = closings.sort("closed_at").join_asof(
         last, left_on="closed_at", right_on="ordered_at", by="customer_key", check_sortedness=False
     )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import sqlalchemy as sa
 
-from etl_assets.core.asset_description import ApplicationTable, AssetDescription
-from etl_assets.core.tables import SOURCES_OF_FIGURES, TIMESTAMP, figure_columns, left_behind, timestamp_columns
+from etl_assets.core.asset_description import ApplicationTable, AssetDescription, Lookup, probe
+from etl_assets.core.tables import LATE, SOURCES_OF_FIGURES, TIMESTAMP, figure_columns, left_behind, timestamp_columns
+
+if TYPE_CHECKING:
+    from etl_assets.core.business_day import DayRange
 
 
 def define_leads(metadata: sa.MetaData, schema: str) -> sa.Table:
@@ -27,20 +32,39 @@ def define_leads(metadata: sa.MetaData, schema: str) -> sa.Table:
         sa.UniqueConstraint("customer_global_id", "lead_no"),
         schema=schema,
     )
-    sa.Index("ix_business_leads_unclosed", leads.c.current_stage, leads.c.last_order_at, postgresql_where=leads.c.closed_at.is_(None))
+    sa.Index(
+        "ix_business_leads_unclosed",
+        leads.c.current_stage,
+        leads.c.last_order_at,
+        postgresql_where=leads.c.closed_at.is_(None),
+    )
     sa.Index("ix_business_leads_left_behind", leads.c.customer_global_id, postgresql_where=left_behind(leads))
     return leads
 
 
+WRITTEN_BY_PEOPLE = frozenset({"owner", "notes"})
 _TIMES = ("opened_at", "last_order_at", "closed_at")
 _DEALING = ("orders.ordered_at", "orders.order_id", "orders.latest_status", "orders.system_order_type")
+
+
+def lookups(leads: sa.Table, _partitions: DayRange) -> list[Lookup]:
+    stage, last_order_at = leads.c.current_stage, leads.c.last_order_at
+    is_open = sa.and_(leads.c.closed_at.is_(None), leads.c.lead_no.is_not(None), stage == "OPEN", last_order_at < LATE)
+    unclosed = "current_stage and last_order_at of leads without closed_at"
+    released = "what the ETL does not leave like that (a closing taken back)"
+    return [
+        Lookup(leads, unclosed, "unclosed", {"current_stage", "last_order_at"}, [probe(is_open, last_order_at)]),
+        Lookup(leads, released, "left_behind", (), [probe(left_behind(leads))]),
+    ]
+
 
 DESCRIPTION = AssetDescription(
     define_table=define_leads,
     application_table=ApplicationTable(
-        not_written=frozenset({"owner", "notes"}),
+        not_written=WRITTEN_BY_PEOPLE,
         written_as_null=frozenset({*_TIMES, "closed_by"}),
         longest_text={"current_stage": len("OPEN"), "closed_by": len("etl")},
+        lookups=lookups,
     ),
     dated_by="last_order_at",
     by_customer=True,

@@ -12,19 +12,33 @@ import sqlalchemy as sa
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.etl_tables import order_index
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import TargetTables, closed_by_person, touched
+from etl_assets.core.tables import TargetTables, closed_by_person, own_columns, touched
 from etl_assets.leads.cold_sweep import complete_if_swept, lock_sweep, sweep_cold
 from etl_assets.leads.dealing import deal_orders
+from etl_assets.leads.description import WRITTEN_BY_PEOPLE, define_leads
 from etl_assets.services.batch import transform_batches
 from etl_assets.services.customer_keys import with_lead_ids
 from etl_assets.services.customer_orders import Computed, compute_in_bites, read_customer_orders
 from etl_assets.services.figures import FIGURES, aggregate_figures
 from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction
 from etl_assets.services.order_index import insert_marks, of_customer
-from etl_assets.services.people import PROTECTED_COLUMNS, give_way_together
-from etl_assets.services.vectorized_queries import Upsert, WriteCounts, read_frame, release_staging, sized, stage_frame, upsert_text
+from etl_assets.services.people import PROTECTED_COLUMNS, give_way
+from etl_assets.services.vectorized_queries import (
+    Upsert,
+    WriteCounts,
+    read_frame,
+    release_staging,
+    sized,
+    stage_frame,
+    upsert_text,
+)
 
-LEAD_UPSERT = Upsert(key=("customer_global_id", "lead_no"), insert_only=("lead_id",), protected=PROTECTED_COLUMNS, touch="updated_at")
+_WRITTEN = [
+    column.name for column in own_columns(define_leads(sa.MetaData(), "public")) if column.name not in WRITTEN_BY_PEOPLE
+]
+LEAD_UPSERT = Upsert(
+    key=("customer_global_id", "lead_no"), insert_only=("lead_id",), protected=PROTECTED_COLUMNS, touch="updated_at"
+)
 
 
 def materialize_leads(engine: sa.Engine, settings: EtlSettings, days: DayRange, run: RunContext) -> AssetReport:
@@ -41,12 +55,18 @@ def materialize_leads(engine: sa.Engine, settings: EtlSettings, days: DayRange, 
 def write_leads(transaction: DataTransaction, at_hand: sa.Table, known: pl.DataFrame) -> WriteCounts:
     """读、算、写锁住的客户的商机。"""
     customer_ids = known.drop("is_known")
-    customers = stage_frame(transaction.connection, customer_ids, name="customer_ids", like=transaction.tables.customers)
+    customers = stage_frame(
+        transaction.connection, customer_ids, name="customer_ids", like=transaction.tables.customers
+    )
     people = read_people(transaction, customers, customer_ids.height)
-    summarized = transform_batches(read_customer_orders(transaction, at_hand), lambda orders: summarize_leads(orders, people))
+    summarized = transform_batches(
+        read_customer_orders(transaction, at_hand), lambda orders: summarize_leads(orders, people)
+    )
     # 读完订单才锁：清扫的人等着它，读一个大客户的订单却要很久
     sweep, _ = lock_sweep(transaction)
-    written = load(transaction, transform(summarized, customer_ids, people, sweep.last_warm_day), customers, customer_ids.height)
+    written = load(
+        transaction, transform(summarized, customer_ids, people, sweep.last_warm_day), customers, customer_ids.height
+    )
     release_staging(transaction.connection, customers)
     return written
 
@@ -78,7 +98,9 @@ def summarize_leads(orders: pl.DataFrame, people: pl.DataFrame) -> pl.DataFrame:
     :param orders: 一行一个订单，按 (customer_key, ordered_at, order_id) 排好；一个客户的订单都在。
     :param people: `read_people` 的结果，可以多于这些客户的。
     """
-    counted = orders.filter("is_counted").with_columns(wins=pl.col("is_completed") & (pl.col("system_order_type") == "BULK"))
+    counted = orders.filter("is_counted").with_columns(
+        wins=pl.col("is_completed") & (pl.col("system_order_type") == "BULK")
+    )
     closings = people.filter(pl.col("people_closed_at").is_not_null(), pl.col("lead_no") >= 1)
     dealt = deal_orders(counted, closings.select("customer_key", "lead_no", closed_at="people_closed_at"))
     return dealt.group_by("customer_key", "lead_no").agg(
@@ -90,7 +112,9 @@ def summarize_leads(orders: pl.DataFrame, people: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def transform(summarized: pl.DataFrame, customer_ids: pl.DataFrame, people: pl.DataFrame, last_warm: date | None) -> pl.DataFrame:
+def transform(
+    summarized: pl.DataFrame, customer_ids: pl.DataFrame, people: pl.DataFrame, last_warm: date | None
+) -> pl.DataFrame:
     """有订单的商机与人碰过的商机 → 一行一个商机（business_leads 的列，owner 与 notes 除外）。
 
     人关闭的商机在这里当作没有关闭：写入时关闭的各列受保护；人若在读写之间收回了关闭，也不会把它写回去。
@@ -111,17 +135,7 @@ def transform(summarized: pl.DataFrame, customer_ids: pl.DataFrame, people: pl.D
             closed_by=pl.when(won).then(pl.lit("etl")),
         )
     )
-    return with_lead_ids(leads).select(
-        "lead_id",
-        "customer_global_id",
-        "lead_no",
-        "current_stage",
-        "opened_at",
-        "last_order_at",
-        "closed_at",
-        "closed_by",
-        *FIGURES,
-    )
+    return with_lead_ids(leads).select(_WRITTEN)
 
 
 def load(transaction: DataTransaction, leads: pl.DataFrame, customers: sa.Table, customer_count: int) -> WriteCounts:
@@ -132,9 +146,15 @@ def load(transaction: DataTransaction, leads: pl.DataFrame, customers: sa.Table,
 
     upsert = upsert_text(connection, staging, table, LEAD_UPSERT, staged_rows=leads.height)
     delete = _delete_orderless(table, customers, staging)
-    ((inserted, updated),), ((orderless, deleted),) = give_way_together(connection, transaction.settings, upsert, delete, parameters=rows)
+    # 写与删同在一个保存点里：有一个商机锁不到，锁住的就都放开，再来时一起再做
+    ((inserted, updated),), ((orderless, deleted),) = give_way(
+        connection, transaction.settings, upsert, delete, parameters=rows
+    )
+    # 读过之后有人碰了，就是按他动手之前的样子算的：留个标记，下一个运行再看他们一眼
     if orderless:
-        connection.execute(insert_marks(transaction.target, _to_look_at_again(transaction.tables, customers, staging)), rows)
+        connection.execute(
+            insert_marks(transaction.target, _to_look_at_again(transaction.tables, customers, staging)), rows
+        )
     release_staging(connection, staging)
     return WriteCounts(rows=leads.height, inserted=inserted, updated=updated, deleted=deleted)
 
@@ -143,11 +163,13 @@ def load(transaction: DataTransaction, leads: pl.DataFrame, customers: sa.Table,
 def _delete_orderless(leads: sa.Table, customers: sa.Table, staging: sa.Table) -> sa.Select[tuple[int, int]]:
     """语句：没有订单、读的时候也没人碰过的商机有几个，删了几个；其余的是读过之后有人碰的。先全锁住（NOWAIT），见 `give_way`。"""
     theirs = leads.c.customer_global_id == sized(customers).c.customer_global_id
-    orderless = (
-        sa.select(leads.c.lead_id).where(theirs, _is_orderless(leads, staging)).with_for_update(nowait=True, of=leads).cte("orderless")
+    found = sa.select(leads.c.lead_id).where(theirs, _is_orderless(leads, staging))
+    orderless = found.with_for_update(nowait=True, of=leads).cte("orderless")
+    untouched = sa.and_(leads.c.lead_id == orderless.c.lead_id, ~touched(leads))
+    delete = sa.delete(leads).where(untouched).returning(leads.c.lead_id).cte("deleted")
+    return sa.select(
+        *[sa.select(sa.func.count()).select_from(which).scalar_subquery() for which in (orderless, delete)]
     )
-    delete = sa.delete(leads).where(leads.c.lead_id == orderless.c.lead_id, ~touched(leads)).returning(leads.c.lead_id).cte("deleted")
-    return sa.select(*[sa.select(sa.func.count()).select_from(which).scalar_subquery() for which in (orderless, delete)])
 
 
 def _is_orderless(leads: sa.Table, staging: sa.Table) -> sa.ColumnElement[bool]:
@@ -162,7 +184,9 @@ def _to_look_at_again(tables: TargetTables, customer_ids: sa.Table, staging: sa.
     """人在我们读过之后才动手的客户：他的商机有人碰了，没有删，也没有归零；或者 customers 因为商机才留下他，商机刚删完。"""
     customers, leads, at_hand = tables.customers, tables.leads, sized(customer_ids)
     has_orders = (
-        sa.select(order_index.c.order_id).where(of_customer(at_hand.c.customer_key), order_index.c.target == tables.schema).exists()
+        sa.select(order_index.c.order_id)
+        .where(of_customer(at_hand.c.customer_key), order_index.c.target == tables.schema)
+        .exists()
     )
     theirs = leads.c.customer_global_id == at_hand.c.customer_global_id
     has_leads = sa.select(leads.c.lead_id).where(theirs).exists()

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from etl_assets.core.arrays import unnest
+from etl_assets.core.arrays import array, unnest
 from etl_assets.core.asset_events import Asked, AssetEvent, Event
 from etl_assets.core.business_day import local_day
 from etl_assets.core.settings import EtlSettings
@@ -64,7 +64,7 @@ def deal_again(connection: sa.Connection, settings: EtlSettings, events: Sequenc
 def _find_customers(tables: TargetTables, timezone: str) -> sa.Select[Any]:
     """一行一个点了名、在这里的编号：它的客户，与客户最后一单的日子。"""
     customers, leads = tables.customers, tables.leads
-    ids, are_leads = sa.bindparam("ids", type_=sa.ARRAY(sa.Uuid)), sa.bindparam("are_leads", type_=sa.ARRAY(sa.Boolean))
+    ids, are_leads = array("ids", sa.Uuid), array("are_leads", sa.Boolean)
     named = unnest("named", id=ids, is_lead=are_leads)
     owner = sa.case((named.c.is_lead, leads.c.customer_global_id), else_=named.c.id)
     return (

@@ -10,15 +10,19 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from etl_assets.core.business_day import DayRange
+from etl_assets.core.arrays import array
+from etl_assets.core.business_day import DayRange, contiguous_ranges
 from etl_assets.core.database_sync import execute_together
 from etl_assets.core.etl_tables import TARGET
 from etl_assets.ledger.leases import Lease
 from etl_assets.ledger.locks import lock_parameters, lock_statements
 
+# 一天一个运行，每个都付一遍固定的开销；全在一个运行里，锁与内存占得久，一失败全失败，也分不到几个工人
 MAX_DAYS_PER_RUN = 30
-_NAMED_EVENTS = 10
+NAMED_EVENTS = 10
+"""一个运行的标签里至多点这么多个导入的名。"""
 
+# 平常的来法（零星的事件，同一天每秒一个）在一个运行的工夫里积不到这么多，所以从不等
 RUSH_IMPORTS = 16
 """上次做完以来，等着同一天的导入不止这么多个，就是一阵急雨。"""
 RUSH_ROWS = 10_000
@@ -32,18 +36,27 @@ RUSH_PATIENCE_SECONDS = 10.0
 
 
 class AskingEvent(NamedTuple):
-    """还等着这些天的一个导入，与要求它的事件。"""
+    """还等着这些天的一个导入，与要求它的事件；source_name 是导入的人写的，多半是文件名。"""
 
     import_id: str
     event_id: str
     stream_sequence: int | None
+    source_name: str | None = None
+
+
+class HandedOn(NamedTuple):
+    """刚做过、把这些天交下来的上游，与做它的运行。"""
+
+    asset: str
+    run_id: str
 
 
 @dataclass(frozen=True)
 class Claim:
     """领到的工作：这段日子的这些资产，上游在前；more 表示还有别的到期日子没人做。
 
-    retry_of 是上次做这些日子而失败的运行；asked_by 是最新的几个要求它们的事件。
+    retry_of 是上次做这些日子而失败的运行；asked_by 是最新的几个要求它们的事件，handed_on 是交下它们的上游；waited_seconds 是等了最久的
+    要求等了多久。
     """
 
     lease: Lease
@@ -52,6 +65,8 @@ class Claim:
     more: bool
     retry_of: str | None = None
     asked_by: Sequence[AskingEvent] = ()
+    handed_on: HandedOn | None = None
+    waited_seconds: float = 0.0
 
 
 def claim_due_days(
@@ -73,8 +88,22 @@ def claim_due_days(
     values = {"run_id": run_id, "token": lease.token, "owner": owner, "seconds": lease_seconds}
     of_whom = {"of_target": target, "known": None if known is None else sorted(known), "small": small}
     locks = lock_parameters(target, "claim", [0])
+    # 锁与找分作两条语句：后一条另取快照，才看得见前一个领取者刚记下的租约；合成一条，两个工人会领走同样的日子
     *_, claimed = execute_together(connection, *lock_statements(), _CLAIM, parameters=values | of_whom | locks)
-    ((first, last, available, failed_run_id, other_failed_run_id, made, asked_by, leased_run_id),) = claimed
+    (
+        (
+            first,
+            last,
+            available,
+            failed_run_id,
+            other_failed_run_id,
+            waited_seconds,
+            made,
+            asked_by,
+            handed_on,
+            leased_run_id,
+        ),
+    ) = claimed
     if first is None:
         return None
     days = DayRange(first, last)
@@ -85,8 +114,11 @@ def claim_due_days(
         days=days,
         assets=tuple(made),
         more=available > len(days),
+        # 这一段上次败在几个不同的运行里，就谁也不接：Dagster 的运行只有一个父运行
         retry_of=failed_run_id if failed_run_id == other_failed_run_id else None,
         asked_by=[AskingEvent(*event) for event in asked_by or ()],
+        handed_on=HandedOn(*handed_on) if handed_on else None,
+        waited_seconds=waited_seconds,
     )
 
 
@@ -109,14 +141,10 @@ def quietest_day(connection: sa.Connection, target: str, asset: str, days: Colle
 
 def read_overdue_days(connection: sa.Connection, target: str, after: timedelta) -> list[tuple[DayRange, datetime]]:
     """到期了这么久还没人做的日子，连续的成一段（至多 30 天），连同等了最久的要求的时刻。"""
-    ranges: list[tuple[DayRange, datetime]] = []
-    for day, since in connection.execute(_OVERDUE, {"of_target": target, "known": None, "small": False, "after": after}):
-        last = ranges[-1] if ranges else None
-        if last and day == last[0].last + timedelta(days=1) and len(last[0]) < MAX_DAYS_PER_RUN:
-            ranges[-1] = (DayRange(last[0].first, day), min(last[1], since))
-        else:
-            ranges.append((DayRange(day, day), since))
-    return ranges
+    parameters = {"of_target": target, "known": None, "small": False, "after": after}
+    since = dict(connection.execute(_OVERDUE, parameters).tuples().all())
+    parts = (part for days in contiguous_ranges(since) for part in days.in_bites(MAX_DAYS_PER_RUN))
+    return [(days, min(since[day] for day in days)) for days in parts]
 
 
 # ---- 语句；l 是台账的一行，a 是它的资产 ------------------------------------------------
@@ -124,6 +152,7 @@ def read_overdue_days(connection: sa.Connection, target: str, after: timedelta) 
 _IS_DUE = """
     etl.ledger l JOIN etl.assets a ON a.target = l.target AND a.asset = l.asset
     WHERE l.target = :of_target AND l.requested > l.materialized"""
+# 发布到一半，新旧工人并排：领的人连它的上游都要有，新资产的日子才留给新工人，不被旧的占住
 _IS_KNOWN = "coalesce(array_append(a.ancestors, a.asset) <@ :known, true)"
 
 # 等着这一行的导入，至多看这么多个
@@ -155,7 +184,9 @@ _IS_SMALL = f"""
     )"""  # noqa: S608  # 只拼接常量
 
 # 有运行占着这一天
-_IS_LEASED = "EXISTS (SELECT FROM etl.leases s WHERE s.target = :of_target AND {day} BETWEEN s.first_day AND s.last_day)"
+_IS_LEASED = (
+    "EXISTS (SELECT FROM etl.leases s WHERE s.target = :of_target AND {day} BETWEEN s.first_day AND s.last_day)"
+)
 
 # due_days 一行一个能领的日子：since 是等了最久的要求。
 # 到期而前面没有到期的资产，能领的是 starts，在等的（搁置、等重试、急雨、领的人没有它）是 stuck
@@ -178,7 +209,7 @@ _DUE_DAYS = f"""
 
 
 def _text(statement: str) -> sa.TextClause:
-    known, small = sa.bindparam("known", type_=sa.ARRAY(sa.Text)), sa.bindparam("small", type_=sa.Boolean)
+    known, small = array("known", sa.Text), sa.bindparam("small", type_=sa.Boolean)
     return sa.text(statement).bindparams(TARGET, known, small)
 
 
@@ -195,10 +226,10 @@ _QUIETEST_DAY = sa.text(f"""
         AND l.asset = ANY (SELECT unnest(ancestors) FROM etl.assets WHERE target = :of_target AND asset = :of_asset)
         OFFSET 0 -- 每天各走索引：没有它，规划器把整本台账读成一张散列表
     ), w.day
-    LIMIT 1""").bindparams(TARGET, sa.bindparam("of_asset", type_=sa.Text), sa.bindparam("days", type_=sa.ARRAY(sa.Date)))  # noqa: S608  # 只拼接常量
+    LIMIT 1""").bindparams(TARGET, sa.bindparam("of_asset", type_=sa.Text), array("days", sa.Date))  # noqa: S608  # 只拼接常量
 
-# 等得最久的一段：头、尾、从哪些资产起、哪些动不了、能领的日子共有几个、上次失败的运行（最小的与最大的）；
-# 它的资产（排在动不了的后面的不做：它们轮到时还要再做），还等着它们的导入中最新的几个，给它记下的租约的运行
+# 等得最久的一段：头、尾、从哪些资产起、哪些动不了、能领的日子共有几个、上次失败的运行（最小的与最大的）、等了多久；
+# 它的资产（排在动不了的后面的不做：它们轮到时还要再做），还等着它们的导入中最新的几个，交下它们的上游，给它记下的租约的运行
 _CLAIM = _text(f"""
     {_DUE_DAYS}, islands AS (
         -- 连续的日子减去行号得同一个值，于是每段连续、起点相同的日子成一组
@@ -209,7 +240,7 @@ _CLAIM = _text(f"""
         SELECT * FROM islands ORDER BY since, day LIMIT 1
     ), island AS MATERIALIZED (
         SELECT min(i.day) AS first_day, max(i.day) AS last_day, max(o.starts) AS starts, max(o.stuck) AS stuck,
-               max(o.available) AS available,
+               max(o.available) AS available, max(o.since) AS since,
                min(i.failed_run_id) AS failed_run_id, max(i.failed_run_id) AS other_failed_run_id
         FROM islands i JOIN oldest o ON i.number = o.number AND i.starts = o.starts AND i.stuck IS NOT DISTINCT FROM o.stuck
         WHERE i.day BETWEEN o.day AND o.day + {MAX_DAYS_PER_RUN - 1}
@@ -219,15 +250,27 @@ _CLAIM = _text(f"""
         FROM island WHERE first_day IS NOT NULL
         ON CONFLICT DO NOTHING RETURNING run_id
     ), newest AS (
-        SELECT e.import_id, e.event_id, e.stream_sequence, max(r.revision) AS revision
+        SELECT e.import_id, e.event_id, e.stream_sequence, t.source_name, max(r.revision) AS revision
         FROM island i
         JOIN etl.ledger l ON l.target = :of_target AND l.asset = ANY (i.starts) AND l.day BETWEEN i.first_day AND i.last_day
         JOIN etl.import_requests r ON r.target = :of_target AND r.day = l.day AND r.revision > l.materialized
         JOIN etl.import_events e ON e.target = :of_target AND e.import_id = r.import_id
-        GROUP BY e.import_id, e.event_id, e.stream_sequence
-        ORDER BY revision DESC, e.import_id LIMIT {_NAMED_EVENTS}
+        LEFT JOIN public.import_tasks t ON t.import_id = r.import_id
+        GROUP BY e.import_id, e.event_id, e.stream_sequence, t.source_name
+        ORDER BY revision DESC, e.import_id LIMIT {NAMED_EVENTS}
+    ), handed_on AS (
+        -- 交下来的，从上游做好的那一刻起被要求
+        SELECT u.asset, u.run_id
+        FROM island i
+        JOIN etl.ledger l ON l.target = :of_target AND l.asset = ANY (i.starts) AND l.day BETWEEN i.first_day AND i.last_day
+        JOIN etl.assets a ON a.target = :of_target AND a.asset = l.asset
+        JOIN etl.ledger u ON u.target = :of_target AND u.asset = ANY (a.upstreams) AND u.day = l.day
+             AND u.materialized_at = l.requested_at
+        WHERE u.run_id IS NOT NULL
+        ORDER BY u.materialized_at DESC, u.asset LIMIT 1
     )
     SELECT first_day, last_day, available, failed_run_id, other_failed_run_id,
+           CAST(extract(epoch FROM clock_timestamp() - since) AS double precision),
            ARRAY(
                SELECT a.asset FROM etl.assets a
                WHERE a.target = :of_target AND array_append(a.ancestors, a.asset) && starts
@@ -235,9 +278,10 @@ _CLAIM = _text(f"""
                ORDER BY a.position
            ),
            (
-               SELECT jsonb_agg(jsonb_build_array(import_id, event_id, stream_sequence) ORDER BY revision DESC, import_id)
+               SELECT jsonb_agg(jsonb_build_array(import_id, event_id, stream_sequence, source_name) ORDER BY revision DESC, import_id)
                FROM newest
            ),
+           (SELECT jsonb_build_array(asset, run_id) FROM handed_on),
            (SELECT run_id FROM leased)
     FROM island""").bindparams(  # noqa: S608  # 只拼接常量
     sa.bindparam("token", type_=sa.Uuid), sa.bindparam("seconds", type_=sa.Double)

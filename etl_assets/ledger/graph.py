@@ -14,6 +14,7 @@ from graphlib import CycleError
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from etl_assets.core.arrays import array
 from etl_assets.core.asset_folders import upstreams_first
 from etl_assets.core.errors import DatabaseRefusedError, PermanentError
 from etl_assets.core.etl_tables import absent_assets, assets, graphs, ledger
@@ -111,7 +112,9 @@ def _read(connection: sa.Connection, target: str) -> AssetGraph:
 
 
 def no_graph(target: str) -> DatabaseRefusedError:
-    return DatabaseRefusedError(f"no worker has written down the assets of target schema {target} yet: start one, or run `etl init-db`")
+    return DatabaseRefusedError(
+        f"no worker has written down the assets of target schema {target} yet: start one, or run `etl init-db`"
+    )
 
 
 IN_GRAPH = sa.and_(assets.c.target == ledger.c.target, assets.c.asset == ledger.c.asset)
@@ -134,6 +137,7 @@ def write_graph(connection: sa.Connection, target: str, graph: AssetGraph, *, if
     was_written = sa.select(graphs.c.digest).where(graphs.c.target == target, graphs.c.digest == graph.digest)
     if if_new and connection.scalar(sa.select(was_written.exists())):
         return False
+    # 图没有变也记下写过它：迁移写的那条链不在 graphs 里，不记，换图之后重起的旧工人会把它写回来
     connection.execute(pg.insert(graphs).values(target=target, digest=graph.digest).on_conflict_do_nothing())
     before = _read(connection, target)
     if before == graph:
@@ -188,7 +192,7 @@ _FILL = sa.text(f"""
     SELECT :of_target, asset, day, revision,
            CASE WHEN asset = ANY (:returned) THEN clock_timestamp() END,
            CASE WHEN asset = ANY (:returned) THEN 0 ELSE revision END
-    FROM ({_REACHED}) AS reached WHERE own IS NULL""").bindparams(sa.bindparam("returned", type_=sa.ARRAY(sa.Text)))  # noqa: S608  # 只拼接常量
+    FROM ({_REACHED}) AS reached WHERE own IS NULL""").bindparams(array("returned", sa.Text))  # noqa: S608  # 只拼接常量
 
 # 换了上游的、拿走又放回来的资产：上游都做到了而它没有的，到期
 _CATCH_UP = sa.text(f"""

@@ -18,7 +18,6 @@ from etl_assets.core.errors import LeaseLostError
 from etl_assets.core.etl_tables import leases
 
 _FRESH_SECONDS = 1.0
-_MOST_LOOKED_AT = 1_000
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,13 @@ def acquire_lease(
 
 def extend_lease(connection: sa.Connection, lease: Lease, *, lease_seconds: float) -> LeaseState:
     """心跳：还持有时延长，并看有没有人要取消。"""
-    extended = sa.update(leases).where(_VALID).values(expires_at=in_seconds(lease_seconds)).returning(leases.c.cancel_requested_at)
+    extended = (
+        sa.update(leases)
+        # 过了期就续不回来：别的工人可能正在给它收尾，迟来的心跳不能叫它又活过来
+        .where(_VALID)
+        .values(expires_at=in_seconds(lease_seconds))
+        .returning(leases.c.cancel_requested_at)
+    )
     return _state(connection.execute(extended, _named(lease)).first())
 
 
@@ -88,11 +93,14 @@ def leased_run_ids(connection: sa.Connection) -> set[str]:
 
 def read_acquired_at(connection: sa.Connection, lease: Lease) -> datetime | None:
     """运行何时占有了它的日子；租约早已不是我们的，是 None。"""
-    return connection.scalar(sa.select(leases.c.acquired_at).where(leases.c.run_id == lease.run_id, leases.c.token == lease.token))
+    return connection.scalar(
+        sa.select(leases.c.acquired_at).where(leases.c.run_id == lease.run_id, leases.c.token == lease.token)
+    )
 
 
 def release_lease(connection: sa.Connection, lease: Lease) -> LeaseState:
     """运行结束，不论成败；返回放手时的租约：期间有没有人要取消，或者早已不是我们的。"""
+    # 连 token 一起认：冻住过的工人醒来时，同一个运行的租约也许已是别人的
     own = sa.delete(leases).where(leases.c.run_id == lease.run_id, leases.c.token == lease.token)
     return _state(connection.execute(own.returning(leases.c.cancel_requested_at)).first())
 
@@ -143,6 +151,7 @@ def _named(lease: Lease) -> dict[str, object]:
 
 
 _EXPIRED = leases.c.expires_at <= sa.func.clock_timestamp()
+# 同一个运行的消息可能送到两次：后来的撞上主键，看见租约就走开
 _ACQUIRE = sa.text("""
     INSERT INTO etl.leases (run_id, token, owner, target, first_day, last_day, expires_at)
     VALUES (:run_id, :token, :owner, :target, :first_day, :last_day, clock_timestamp() + make_interval(secs => :seconds))
@@ -152,4 +161,5 @@ _VALID = sa.and_(
     leases.c.token == sa.bindparam("of_token"),
     leases.c.expires_at > sa.func.clock_timestamp(),
 )
+# 锁到提交，不只是看一眼：看过之后才过期的，收尾的人要等我们提交才删得掉租约，于是看得见做完了什么
 _LOCK_VALID = sa.select(leases.c.run_id).where(_VALID).with_for_update(read=True)

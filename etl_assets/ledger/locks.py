@@ -13,6 +13,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from etl_assets.core.arrays import array
 from etl_assets.core.database_sync import execute_together
 from etl_assets.core.etl_tables import TARGET, locks
 from etl_assets.core.tables import customer_hash
@@ -37,6 +38,7 @@ def acquire_locks(connection: sa.Connection, target: str, kind: LockKind, keys: 
 
 def lock_statements() -> Sequence[sa.ClauseElement]:
     """`acquire_locks` 的语句，给要与别的一起发的：先补上没有的键。"""
+    # 一条消息发出去就不能看着结果再决定，所以总是先补；acquire_locks 先锁，几乎总是省下这条 INSERT
     return _ADD, _LOCK
 
 
@@ -44,7 +46,7 @@ def lock_parameters(target: str, kind: LockKind, keys: Iterable[int]) -> dict[st
     return {"of_target": target, "of_kind": kind, "keys": sorted(set(keys))}
 
 
-_KEYS = sa.bindparam("keys", type_=sa.ARRAY(sa.Integer))
+_KEYS = array("keys", sa.Integer)
 _OF_KIND = sa.bindparam("of_kind", type_=sa.Text)
 _LOCK = sa.text("""
     SELECT key FROM etl.locks WHERE target = :of_target AND kind = :of_kind AND key = ANY (:keys) ORDER BY key FOR UPDATE
@@ -61,10 +63,16 @@ def lock_days(connection: sa.Connection, target: str, days: Iterable[date]) -> N
 
 
 def lock_customers(
-    connection: sa.Connection, target: str, customers: sa.Table, *, then: Sequence[sa.ClauseElement], parameters: Mapping[str, object]
+    connection: sa.Connection,
+    target: str,
+    customers: sa.Table,
+    *,
+    then: Sequence[sa.ClauseElement],
+    parameters: Mapping[str, object],
 ) -> list[Sequence[tuple[Any, ...]]]:
     """锁住 `customers.customer_key` 所在的散列行，再执行 `then`，返回它们的行；一次往返。customers 与 leads 两个 ETL 用同一组锁。"""
     every = lock_parameters(target, "customer", range(STRIPES))
+    # 次序要紧：then 在锁之后才取快照，读得到上一个持有者提交的订单与标记
     statements = (_lock_stripes(customers), _count_stripes(customers), *then)
     locked, ((wanted,),), *found = execute_together(connection, *statements, parameters={**parameters, **every})
     if len(locked) < wanted:  # 第一次用到的才有得补，一次补齐
@@ -75,12 +83,17 @@ def lock_customers(
 
 def stripe_of(customer_key: sa.ColumnElement[str]) -> sa.ColumnElement[int]:
     """SQL：这个客户在第几条锁行上；按它排好的客户，任何一段都只占相邻的几条。"""
+    # 按位与，不取模：散列有一半是负的，取模会得出没有的锁行
     return sa.cast(customer_hash(customer_key).op("&")(STRIPES - 1), sa.Integer)
 
 
 @lru_cache(maxsize=16)
 def _lock_stripes(customers: sa.Table) -> sa.Select[tuple[int]]:
-    own = sa.and_(locks.c.target == TARGET, locks.c.kind == _OF_KIND, locks.c.key.in_(sa.select(stripe_of(customers.c.customer_key))))
+    own = sa.and_(
+        locks.c.target == TARGET,
+        locks.c.kind == _OF_KIND,
+        locks.c.key.in_(sa.select(stripe_of(customers.c.customer_key))),
+    )
     return sa.select(locks.c.key).where(own).order_by(locks.c.key).with_for_update(of=locks)
 
 

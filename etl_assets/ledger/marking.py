@@ -12,7 +12,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from etl_assets.core.arrays import unnest
+from etl_assets.core.arrays import array, unnest
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.etl_tables import assets, import_requests, ledger
 from etl_assets.core.tables import import_tasks
@@ -74,7 +74,9 @@ def read_revisions(connection: sa.Connection, target: str, asset: str, days: Day
     return parse_revisions(days, connection.execute(*revisions_query(target, asset, days, now)).tuples().all())
 
 
-def revisions_query(target: str, asset: str, days: DayRange, now: Fingerprint) -> tuple[sa.Select[Any], dict[str, object]]:
+def revisions_query(
+    target: str, asset: str, days: DayRange, now: Fingerprint
+) -> tuple[sa.Select[Any], dict[str, object]]:
     """`read_revisions` 的语句与参数，给要与别的一起发的；它的行交给 `parse_revisions`。"""
     parameters = {"of_target": target, "of_asset": asset, "first": days.first, "last": days.last}
     return _read_revisions(now.sql), parameters | now.parameters
@@ -105,6 +107,7 @@ def _why_whole(row: _LedgerRow, fingerprint: str) -> str | None:
         return "shops, mappings, settings or tables changed"
     if row.requested == row.materialized:
         return None
+    # 旧版本的进程只抬 requested：changed_until 因此落在后面，凭这个看出有说不清的要求
     if row.changed_since > row.materialized or row.changed_until != row.requested:
         return "asked for as a whole"
     if row.is_root and row.newest_waiting != row.requested:
@@ -127,6 +130,7 @@ def prepare_marking(
     没有到期的日子（有人重跑）先各加一个新版本，好让下游也到期；若上游这时又到期了就不加，它做完时下游自然到期。
     """
     parameters = {"of_target": target, "of_asset": asset, "first": days.first, "last": days.last}
+    # 到这时才补：没提交的新行只扣着别的要求提交前的这一小会儿，而不是整个运行
     if revisions.unknown:
         ensure_days(connection, target, revisions.unknown)
     if revisions.reruns:
@@ -142,7 +146,8 @@ def waiting_imports(connection: sa.Connection, target: str, asset: str, days: Da
     waiting = (
         sa.select(import_requests.c.import_id.distinct())
         .join(ledger, own)
-        .where(import_requests.c.target == target, days.includes(import_requests.c.day), import_requests.c.revision > ledger.c.materialized)
+        .where(import_requests.c.target == target, days.includes(import_requests.c.day))
+        .where(import_requests.c.revision > ledger.c.materialized)
         .order_by(import_requests.c.import_id)
     )
     return list(connection.scalars(waiting))
@@ -156,8 +161,12 @@ _OF_DAYS = sa.and_(
     ledger.c.day.between(sa.bindparam("first", type_=sa.Date), sa.bindparam("last", type_=sa.Date)),
 )
 _OWN = ledger.c.asset == _ASSET
+# 一天的行全锁，不只是自己的：下游到哪里要看它所有的上游，别的上游可能正要记下
 _LOCK_DAYS = (
-    sa.select(ledger.c.day, ledger.c.asset, ledger.c.materialized).where(_OF_DAYS).order_by(ledger.c.day, ledger.c.asset).with_for_update()
+    sa.select(ledger.c.day, ledger.c.asset, ledger.c.materialized)
+    .where(_OF_DAYS)
+    .order_by(ledger.c.day, ledger.c.asset)
+    .with_for_update()
 )
 
 
@@ -165,7 +174,9 @@ _LOCK_DAYS = (
 def _read_revisions(fingerprint: sa.ScalarSelect[str]) -> sa.Select[Any]:
     """一行一天；至少一行，所以总有指纹。"""
     names = ("day", "requested", "materialized", "changed_since", "changed_until", "fingerprint", "run_id")
-    own = sa.select(sa.func.cardinality(assets.c.upstreams) == 0).where(assets.c.target == _TARGET, assets.c.asset == _ASSET)
+    own = sa.select(sa.func.cardinality(assets.c.upstreams) == 0).where(
+        assets.c.target == _TARGET, assets.c.asset == _ASSET
+    )
     following = sa.select(assets.c.asset).where(assets.c.target == _TARGET, sa.any_(assets.c.upstreams) == _ASSET)
     current = sa.select(
         fingerprint.label("current"),
@@ -199,11 +210,7 @@ def marking() -> sa.Select[tuple[UUID]]:
     """
     locked = _LOCK_DAYS.cte("locked")
     all_locked = sa.select(sa.func.count()).select_from(locked).scalar_subquery() > 0  # 先全锁住，再改
-    seen = unnest(
-        "seen",
-        day=sa.bindparam("seen_days", type_=sa.ARRAY(sa.Date)),
-        revision=sa.bindparam("seen_revisions", type_=sa.ARRAY(sa.BigInteger)),
-    )
+    seen = unnest("seen", day=array("seen_days", sa.Date), revision=array("seen_revisions", sa.BigInteger))
     finished = (
         sa.select(import_requests.c.import_id.distinct().label("import_id"))
         .join(ledger, sa.and_(_OF_DAYS, _OWN, ledger.c.day == import_requests.c.day))
@@ -217,6 +224,7 @@ def marking() -> sa.Select[tuple[UUID]]:
     )
     scope = sa.bindparam("in_scope", type_=sa.Text)
     revision = sa.select(seen.c.revision).where(seen.c.day == ledger.c.day).scalar_subquery()
+    # 别的运行可能先记下了更新的版本，不往回拨；有人重跑的日子不在 seen 里，greatest 略过 NULL，留着 advance 给的
     materialized = sa.func.greatest(ledger.c.materialized, revision)
     marked = (
         sa.update(ledger)
@@ -225,9 +233,12 @@ def marking() -> sa.Select[tuple[UUID]]:
             materialized=materialized,
             materialized_at=sa.func.clock_timestamp(),
             run_id=sa.bindparam("by_run", type_=sa.Text),
+            # 许可只用一回；运行期间又有要求来的，也许正是那一个带来的，留着
             allow_deletes=sa.and_(ledger.c.allow_deletes, ledger.c.requested > materialized),
             scope=scope,
-            fingerprint=sa.case((scope == "whole", sa.bindparam("seen_fingerprint", type_=sa.Text)), else_=ledger.c.fingerprint),
+            fingerprint=sa.case(
+                (scope == "whole", sa.bindparam("seen_fingerprint", type_=sa.Text)), else_=ledger.c.fingerprint
+            ),
             **NOTHING_HELD,
         )
         .returning(ledger.c.day, ledger.c.materialized, ledger.c.materialized_at)

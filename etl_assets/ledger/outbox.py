@@ -55,11 +55,16 @@ class Completion:
             "error_count": self.error_count,
             "duration_seconds": round(self.duration_seconds, 3),
             "downstream": self.downstream,
+            # 错误的消息里什么字都有，而 jsonb 不收 NUL：不能因为一个字，失败也宣布不出去
             **({"error": storable(self.error[:LONGEST_ERROR])} if self.error else {}),
         }
         return [
             event
-            | {"event_id": str(uuid4()), "partitions": [day.isoformat() for day in days], "import_ids": [str(one) for one in import_ids]}
+            | {
+                "event_id": str(uuid4()),
+                "partitions": [day.isoformat() for day in days],
+                "import_ids": [str(one) for one in import_ids],
+            }
             | ({"part": part, "parts": len(pairs)} if len(pairs) > 1 else {})
             for part, (days, import_ids) in enumerate(pairs, start=1)
         ]
@@ -80,6 +85,7 @@ def add_completion(connection: sa.Connection, target: str, completion: Completio
 
 def announcement(target: str, completion: Completion) -> dict[str, Any]:
     """`announcing` 的参数：完成事件，它的导入由那条语句填上。"""
+    # 日子就不止一份的，那条语句怎样也装不下：-1 叫它一份也不写，由 complete 分开写
     payload, *more = completion.payloads()
     return {**_row(target, completion, payload), "most_imports": -1 if more else PART_SIZE}
 
@@ -89,7 +95,9 @@ def announcing(finished: sa.CTE) -> sa.CTE:
     import_id = sa.cast(finished.c.import_id, sa.Text)
     listed = sa.func.jsonb_agg(pg.aggregate_order_by(import_id, import_id), type_=pg.JSONB)
     import_ids = sa.select(sa.func.coalesce(listed, sa.cast("[]", pg.JSONB))).scalar_subquery()
-    is_one_part = sa.select(sa.func.count()).select_from(finished).scalar_subquery() <= sa.bindparam("most_imports", type_=sa.BigInteger)
+    is_one_part = sa.select(sa.func.count()).select_from(finished).scalar_subquery() <= sa.bindparam(
+        "most_imports", type_=sa.BigInteger
+    )
     row = sa.select(
         sa.bindparam("event_id", type_=outbox.c.event_id.type),
         sa.bindparam("asset", type_=sa.Text),
@@ -104,7 +112,9 @@ def _row(target: str, completion: Completion, payload: Mapping[str, Any]) -> dic
 
 
 _PAYLOAD = sa.cast(sa.bindparam("given", type_=sa.Text), pg.JSONB).concat(
-    sa.func.jsonb_build_object("installation", sa.cast(sa.select(installation.c.installation_id).scalar_subquery(), sa.Text))
+    sa.func.jsonb_build_object(
+        "installation", sa.cast(sa.select(installation.c.installation_id).scalar_subquery(), sa.Text)
+    )
 )
 _ADD = sa.insert(outbox).values(event_id=sa.bindparam("event_id"), asset=sa.bindparam("asset"), payload=_PAYLOAD)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from etl_assets.core.arrays import unnest
+from etl_assets.core.arrays import array, unnest
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import execute_compiled
 from etl_assets.core.etl_tables import assets, ledger
@@ -72,6 +72,7 @@ def request_downstream(connection: sa.Connection, target: str, asset: str, days:
     if not wanted:
         return
     _lock_days(connection, target, wanted)
+    # 先推进做完的：它没有到期，不多出一个版本，后面的就没有更高的可到
     advance(connection, target, asset, wanted)
     connection.execute(_PASS_ON, {"of_target": target, "of_asset": asset, "days": wanted})
 
@@ -98,7 +99,7 @@ def days_allowing_deletes(target: str, asset: str, days: DayRange) -> sa.Select[
 # ---- 语句：建一次就留着，拼它们比执行它们还久 ---------------------------------------
 
 _TARGET, _ASSET = (sa.bindparam(name, type_=sa.Text) for name in ("of_target", "of_asset"))
-_DAYS = sa.bindparam("days", type_=sa.ARRAY(sa.Date))
+_DAYS = array("days", sa.Date)
 _DAY = unnest("wanted", day=_DAYS)
 _ENSURE_DAYS = (
     pg.insert(ledger)
@@ -106,6 +107,7 @@ _ENSURE_DAYS = (
         ["target", "asset", "day"],
         sa.select(_TARGET, assets.c.asset, _DAY.c.day)
         .join_from(_DAY, assets, assets.c.target == _TARGET)
+        # 按次序补：两批事件补同样的日子，次序不同就互相等着
         .order_by(_DAY.c.day, assets.c.asset),
     )
     .on_conflict_do_nothing()
@@ -115,6 +117,7 @@ _LOCK_DAYS = (
     .join(assets, IN_GRAPH)
     .where(ledger.c.target == _TARGET, ledger.c.day == sa.any_(_DAYS))
     .order_by(ledger.c.day, ledger.c.asset)
+    # 写明 of：不写连 assets 的行也锁，全部要求就都排在那几行后面，直到各自提交
     .with_for_update(of=ledger)
 )
 _ROW: sa.ColumnElement[Any] = sa.literal_column(f"{ledger.fullname}.ctid")
@@ -142,7 +145,10 @@ def _renumbering(kind: Literal["import", "asset", "made"]) -> sa.Update:
             assets.c.ancestors,
             (sa.func.max(ledger.c.requested).over(partition_by=ledger.c.day) + 1).label("next"),
             (sa.func.dense_rank().over(order_by=ledger.c.day) - 1).label("turn"),
-            sa.func.array_agg(ledger.c.asset, type_=pg.ARRAY(sa.Text)).filter(due).over(partition_by=ledger.c.day).label("due"),
+            sa.func.array_agg(ledger.c.asset, type_=pg.ARRAY(sa.Text))
+            .filter(due)
+            .over(partition_by=ledger.c.day)
+            .label("due"),
         )
         .join(assets, IN_GRAPH)
         .where(ledger.c.target == _TARGET, ledger.c.day == sa.any_(_DAYS))
@@ -150,7 +156,9 @@ def _renumbering(kind: Literal["import", "asset", "made"]) -> sa.Update:
     )
     row = standing.c
     follows = sa.any_(row.ancestors) == _ASSET
-    of_asset = sa.select(assets.c.ancestors).where(assets.c.target == _TARGET, assets.c.asset == _ASSET).scalar_subquery()
+    of_asset = (
+        sa.select(assets.c.ancestors).where(assets.c.target == _TARGET, assets.c.asset == _ASSET).scalar_subquery()
+    )
     is_raised, is_below, is_blocked = {
         "import": (sa.func.cardinality(row.ancestors) == 0, sa.true(), sa.false()),
         "asset": (row.asset == _ASSET, sa.or_(row.asset == _ASSET, follows), overlap(of_asset, row.due)),
@@ -162,11 +170,12 @@ def _renumbering(kind: Literal["import", "asset", "made"]) -> sa.Update:
     values: dict[str, Any] = {
         "requested": sa.case((sa.or_(rises, goes_along), row.next), else_=ledger.c.requested),
         "materialized": sa.case((sa.and_(goes_along, ~due), row.next), else_=ledger.c.materialized),
+        # 跟着走的没有多出要做的：本来说得出变了什么的，还说得出，不因别人重做而变成整天
         "changed_until": sa.case((sa.and_(goes_along, due, unbroken), row.next), else_=ledger.c.changed_until),
     }
     if kind == "made":
         return _of_rows(standing).where(goes_along).values(values)
-    deletes_allowed = ledger.c.day == sa.any_(sa.bindparam("deletes_allowed_on", type_=sa.ARRAY(sa.Date)))
+    deletes_allowed = ledger.c.day == sa.any_(array("deletes_allowed_on", sa.Date))
     changed_only = sa.and_(sa.bindparam("changed_only", type_=sa.Boolean), ~deletes_allowed)
     return (
         _of_rows(standing)
@@ -189,7 +198,9 @@ def _of_rows(rows: sa.Subquery) -> sa.Update:
 
 
 def _is_held_up() -> sa.ColumnElement[bool]:
-    return sa.or_(ledger.c.failures > 0, *[ledger.c[name].is_not(None) for name in ("retry_at", "held_reason", "failed_run_id")])
+    return sa.or_(
+        ledger.c.failures > 0, *[ledger.c[name].is_not(None) for name in ("retry_at", "held_reason", "failed_run_id")]
+    )
 
 
 def changed_until(
@@ -240,7 +251,12 @@ def passing_on(made: sa.FromClause, rows: sa.FromClause, *, is_whole: sa.ColumnE
     rises = common.c.revision > ledger.c.requested
     return (
         sa.update(ledger)
-        .where(ledger.c.target == _TARGET, ledger.c.asset == common.c.asset, ledger.c.day == common.c.day, sa.or_(rises, is_whole))
+        .where(
+            ledger.c.target == _TARGET,
+            ledger.c.asset == common.c.asset,
+            ledger.c.day == common.c.day,
+            sa.or_(rises, is_whole),
+        )
         .values(
             {"requested": sa.func.greatest(ledger.c.requested, common.c.revision)}
             | changed_until(common.c.revision, sa.and_(rises, ~is_whole), is_whole=is_whole)

@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.etl_tables import troubles
 from etl_assets.core.log import redact
+from etl_assets.core.text import storable
 
 RECENT = timedelta(hours=1)
 _KEPT = timedelta(days=1)
@@ -22,10 +23,11 @@ _SHOWN = 5
 
 def note_trouble(connection: sa.Connection, *, process: str, task: str, message: str) -> None:
     """又出了一次：同一个进程的同一件事是一行，记最近的一句话与次数。"""
-    text = redact(" ".join(message.replace("\0", "").split()))[:_MESSAGE_CHARACTERS]
+    text = redact(" ".join(storable(message).split()))[:_MESSAGE_CHARACTERS]
     insert = pg.insert(troubles).values(process=process, task=task, message=text)
     again = {"message": insert.excluded.message, "times": troubles.c.times + 1, "last_at": sa.func.clock_timestamp()}
     kept = sa.case((troubles.c.process == INTAKE, _KEPT_OF_IMPORTS), else_=_KEPT)
+    # 没有谁专门来清：写的人顺手删去过了期的
     connection.execute(sa.delete(troubles).where(troubles.c.last_at < sa.func.clock_timestamp() - kept))
     connection.execute(insert.on_conflict_do_update(index_elements=["process", "task"], set_=again))
 
@@ -39,7 +41,9 @@ def recent_troubles(connection: sa.Connection) -> Sequence[sa.RowMapping]:
 def troubles_of_imports(connection: sa.Connection, target: str) -> Sequence[str]:
     """最近一周的导入里的毛病，新的在前，只有头几个。"""
     recent = of_imports(target, within=_KEPT_OF_IMPORTS)
-    return connection.scalars(sa.select(troubles.c.message).where(recent).order_by(troubles.c.last_at.desc()).limit(_SHOWN)).all()
+    return connection.scalars(
+        sa.select(troubles.c.message).where(recent).order_by(troubles.c.last_at.desc()).limit(_SHOWN)
+    ).all()
 
 
 def of_imports(target: str, *, within: timedelta) -> sa.ColumnElement[bool]:

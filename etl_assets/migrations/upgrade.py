@@ -58,14 +58,18 @@ def upgrade_database(engine: sa.Engine) -> bool:
     except (sa.exc.OperationalError, sa.exc.InternalError) as error:
         raise translate(driver_error(error)) from error
     except sa.exc.ProgrammingError as error:
-        raise PermanentError(f"cannot create the schema: {first_line(error.orig)}; the role needs CREATE on the database") from error
+        raise PermanentError(
+            f"cannot create the schema: {first_line(error.orig)}; the role needs CREATE on the database"
+        ) from error
 
 
 def missing_migrations(engine: sa.Engine) -> list[str]:
     """还没做的迁移，先做的在前；没有就是最新的。"""
     scripts = ScriptDirectory.from_config(_config())
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "version_table_schema": "etl"})
+        context = MigrationContext.configure(
+            connection, opts={"version_table": VERSION_TABLE, "version_table_schema": "etl"}
+        )
         current = context.get_current_revision()
     with _known_version():
         pending = [script.revision for script in scripts.iterate_revisions("head", current or "base")]
@@ -78,7 +82,9 @@ def _known_version() -> Iterator[None]:
     try:
         yield
     except (CommandError, ResolutionError) as error:
-        raise PermanentError(f"schema etl was made by a newer version ({error}): install that version again, or a newer one") from error
+        raise PermanentError(
+            f"schema etl was made by a newer version ({error}): install that version again, or a newer one"
+        ) from error
 
 
 def _config() -> Config:

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import date, datetime
-from typing import TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import sqlalchemy as sa
 from dagster import AssetExecutionContext, Failure, MaterializeResult, MetadataValue
 
+from etl_assets.core import metrics
 from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.business_day import DayRange, partition_range
 from etl_assets.core.database_errors import fault_of
 from etl_assets.core.errors import EtlError, FailureKind, PermanentError
-from etl_assets.core.log import get_logger
+from etl_assets.core.log import get_logger, process_name
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.text import escape_invisible
+from etl_assets.core.tracing import span
 from etl_assets.ledger.leases import current_lease
-from etl_assets.orchestration.internals import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG, PARTITION_NAME_TAG
+from etl_assets.orchestration.internals import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
 from etl_assets.orchestration.resources import EtlDatabase
+from etl_assets.orchestration.run_tags import ALLOW_DELETES_TAG, EVENT, TRIGGER_TAG, read_tag
+from etl_assets.services.accounting import DayAccount
 from etl_assets.services.materialization import AssetReport, RunContext
-from etl_assets.services.previews import has_preview, read_preview
+from etl_assets.services.previews import Preview, Previews, has_previews, read_previews
 
 logger = get_logger(__name__)
 
-ALLOW_DELETES_TAG = "etl/allow_deletes"
-TRIGGER_TAG = "etl/trigger"
-EVENT = "event"
+WORKER = "worker"
+"""物化的元数据：哪台主机的哪个进程做的。"""
 _FAILURE_KIND = "failure_kind"
 _LONGEST_CELL = 60
 _MARKDOWN = re.compile(r"[!-,./:-@\[-`{-~]")  # ASCII 的标点，单独的连字号不算
@@ -41,13 +47,17 @@ def materialize(context: AssetExecutionContext, database: EtlDatabase, etl: Etl)
 
     :raises Failure: 说明与种类都是那个 EtlError 的。
     """
-    settings = database.settings
+    settings, asset = database.settings, context.asset_key.to_user_string()
     try:
-        return etl(database.engine, settings, days_of(context, settings), run_of(context))
+        with span(f"materialize {asset}", run_id=context.run.run_id):
+            report = etl(database.engine, settings, days_of(context, settings), run_of(context))
     except Exception as error:
+        metrics.asset_failed(asset)
         if (fault := fault_of(error)) is None:
             raise
         raise Failure(description=str(fault), metadata={_FAILURE_KIND: fault.kind}) from error
+    metrics.asset_made(report.asset, seconds=report.duration_seconds)
+    return report
 
 
 def failure_kind_in(metadata: Mapping[str, MetadataValue]) -> FailureKind | None:
@@ -75,7 +85,10 @@ def partition_tags(days: DayRange) -> dict[str, str]:
     """一个运行的标签里怎样写它的日子。"""
     if len(days) == 1:
         return {PARTITION_NAME_TAG: days.first.isoformat()}
-    return {ASSET_PARTITION_RANGE_START_TAG: days.first.isoformat(), ASSET_PARTITION_RANGE_END_TAG: days.last.isoformat()}
+    return {
+        ASSET_PARTITION_RANGE_START_TAG: days.first.isoformat(),
+        ASSET_PARTITION_RANGE_END_TAG: days.last.isoformat(),
+    }
 
 
 def tagged_days(tags: Mapping[str, str]) -> DayRange | None:
@@ -93,41 +106,68 @@ def run_of(context: AssetExecutionContext) -> RunContext:
     return RunContext(
         run_id=context.run.run_id,
         assets=frozenset(key.to_user_string() for key in context.job_def.asset_layer.selected_asset_keys),
-        upstreams=frozenset(dep.asset_key.to_user_string() for dep in context.assets_def.specs_by_key[context.asset_key].deps),
+        upstreams=frozenset(
+            dep.asset_key.to_user_string() for dep in context.assets_def.specs_by_key[context.asset_key].deps
+        ),
         allow_deletes=context.run.tags.get(ALLOW_DELETES_TAG) == "true",
         # 没有租约的不经工人，标签也许是从事件的运行抄来的
-        is_of_event=context.run.tags.get(TRIGGER_TAG) == EVENT and current_lease.get() is not None,
+        is_of_event=read_tag(context.run.tags, TRIGGER_TAG) == EVENT and current_lease.get() is not None,
     )
 
 
-def result_of(report: AssetReport, database: EtlDatabase) -> MaterializeResult[None]:
-    """元数据是整个区间的数字；一天的运行里就是那一天的，另有样例与按类型、阶段的笔数。"""
-    by_rule = sum((Counter(account.rejected) for account in report.accounts), Counter[str]())
-    return MaterializeResult(
-        metadata={
-            "days": len(report.days),
-            "scope": report.scope,
-            **({"whole_because": report.whole_because} if report.whole_because else {}),
-            "rows": report.written.rows,
-            "rejected": report.rejected,
-            **{f"rejected/{rule}": rows for rule, rows in sorted(by_rule.items())},
-            "inserted": report.written.inserted,
-            "updated": report.written.updated,
-            "deleted": report.written.deleted,
-            "duration_seconds": round(report.duration_seconds, 3),
-            **(_preview(report, database) if has_preview(report.asset, report.days) else {}),
-        }
-    )
+def result_of(context: AssetExecutionContext, database: EtlDatabase, report: AssetReport) -> MaterializeResult[None]:
+    """元数据里每一天的数字是它自己的；整个运行的（算了几行、写了几行、多久），一段日子的合成一句话，不画成曲线。"""
+    of_run: dict[str, Any] = {
+        "computed": report.written.rows,
+        "inserted": report.written.inserted,
+        "updated": report.written.updated,
+        "deleted": report.written.deleted,
+        "duration_seconds": round(report.duration_seconds, 3),
+    }
+    if len(report.days) > 1:
+        seconds = of_run.pop("duration_seconds")
+        counts = ", ".join(f"{rows} {what}" for what, rows in {**of_run, "rejected": report.rejected}.items())
+        of_run = {"whole_run": f"{report.days}: {counts} in {seconds} s"}
+    previews = _previews(report, database)
+    accounts = {account.day: account for account in report.accounts}
+    for day in report.days:
+        own = {"why": f"etl why day {day}", **_of_day(report, accounts.get(day), previews.get(day))}
+        context.add_asset_metadata({**own, **of_run}, partition_key=day.isoformat())
+    because = {"whole_because": report.whole_because} if report.whole_because else {}
+    return MaterializeResult(metadata={"scope": report.scope, **because, WORKER: process_name()})
 
 
-def _preview(report: AssetReport, database: EtlDatabase) -> Mapping[str, MetadataValue]:
+def _of_day(report: AssetReport, account: DayAccount | None, preview: Preview | None) -> dict[str, Any]:
+    """rows 是表里这一天的行数；没有数过的不写，不拿算了几行充数。"""
+    found: dict[str, Any] = {}
+    if preview is not None:
+        found["rows"] = preview.total
+    elif account is not None:
+        found["rows"] = account.loaded
+    if account is not None:
+        found |= {"rejected": account.rejected_count}
+        found |= {f"rejected/{rule}": rows for rule, rows in sorted(account.rejected.items())}
+    elif len(report.days) == 1:
+        found["rejected"] = report.rejected
+    return found | (_shown(report.asset, preview) if preview is not None else {})
+
+
+def _previews(report: AssetReport, database: EtlDatabase) -> Previews:
+    if report.previews is not None:
+        return report.previews
+    if not has_previews(report.asset, report.days, report.scope):
+        return {}
     try:
-        preview = report.preview or read_preview(database.engine, database.settings, report.asset, report.days.first, report.scope)
+        return read_previews(database.engine, database.settings, report.asset, report.days, report.scope)
     except EtlError as error:  # 数据已经提交，样例读不出不是失败
         logger.warning("no preview", asset=report.asset, error=str(error))
         return {}
-    counted = descriptions()[report.asset].counted
-    counts = {f"{counted[0]}/{name}": MetadataValue.int(count) for name, count in sorted(preview.counts.items())} if counted else {}
+
+
+def _shown(asset: str, preview: Preview) -> dict[str, Any]:
+    counted = descriptions()[asset].counted
+    kinds = sorted(preview.counts.items())
+    counts: dict[str, Any] = {f"{counted[0]}/{name}": rows for name, rows in kinds} if counted else {}
     if not preview.rows:
         return counts
     columns = list(preview.rows[0])

@@ -5,7 +5,15 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from dagster import AssetCheckSpec, AssetsDefinition, BackfillPolicy, BetaWarning, DailyPartitionsDefinition, FreshnessPolicy, asset
+from dagster import (
+    AssetCheckSpec,
+    AssetsDefinition,
+    BackfillPolicy,
+    BetaWarning,
+    DailyPartitionsDefinition,
+    FreshnessPolicy,
+    asset,
+)
 
 from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.settings import EtlSettings, get_settings
@@ -22,8 +30,9 @@ OWNER = "team:etl"
 
 
 def daily_partitions(settings: EtlSettings) -> DailyPartitionsDefinition:
-    """从 ETL_PARTITIONS_START 到今天，各资产共用；end_offset=1 才包括今天。"""
-    return DailyPartitionsDefinition(start_date=settings.partitions_start.isoformat(), timezone=settings.timezone, end_offset=1)
+    """从 ETL_PARTITIONS_START 到今天，各资产共用；end_offset=1 才包括今天。网页的代码服务器从有数据的那一年起。"""
+    first = settings.shown_since or settings.partitions_start
+    return DailyPartitionsDefinition(start_date=first.isoformat(), timezone=settings.timezone, end_offset=1)
 
 
 def daily_asset(
@@ -40,7 +49,10 @@ def daily_asset(
             deps=deps,
             group_name="etl",
             owners=[OWNER],
-            metadata={**table_metadata(name, get_settings().target_schema), BY_CUSTOMER: descriptions()[name].by_customer},
+            metadata={
+                **table_metadata(name, get_settings().target_schema),
+                BY_CUSTOMER: descriptions()[name].by_customer,
+            },
             freshness_policy=FRESH_DAILY,
             kinds={"polars", "postgres"},
             description=description,

@@ -18,16 +18,10 @@ def graph_of(definitions: Iterable[Any]) -> AssetGraph:
 
     :raises GraphError: 转着圈，两个同名，依赖不存在的，或者不按天分区。
     """
-    given = list(definitions)
-    made = [spec for one in given if isinstance(one, AssetsDefinition) and one.is_materializable for spec in one.specs]
-    sources = {_name(spec) for one in given for spec in _sources(one)}
+    given = [(spec, one) for one in definitions for spec in ([one] if isinstance(one, AssetSpec) else one.specs)]
+    made = [spec for spec, one in given if isinstance(one, AssetsDefinition) and one.is_materializable]
+    sources = {_name(spec) for spec, _ in given} - {_name(spec) for spec in made}
     return AssetGraph.of(_asset(spec, sources) for spec in made)
-
-
-def _sources(definition: Any) -> Iterable[AssetSpec]:
-    if isinstance(definition, AssetSpec):
-        return [definition]
-    return [] if not isinstance(definition, AssetsDefinition) or definition.is_materializable else definition.specs
 
 
 def _asset(spec: AssetSpec, sources: set[str]) -> Asset:

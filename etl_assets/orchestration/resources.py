@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import dagster as dg
 import sqlalchemy as sa
 
 from etl_assets.core.database_sync import get_engine
@@ -24,3 +25,9 @@ class EtlDatabase:
     @property
     def settings(self) -> EtlSettings:
         return self.given_settings or get_settings()
+
+
+@dg.resource(description="The process's one engine and its settings (ETL_*): the database that ETL_DATABASE_URL names.")
+def etl_database(_context: dg.InitResourceContext) -> EtlDatabase:
+    """有名字，网页才说得出资源是什么；对象本身 Dagster 包成 `<lambda>`。"""
+    return EtlDatabase()

@@ -34,7 +34,9 @@ def account_check_specs(asset: str, partitions: dg.PartitionsDefinition[str]) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.PreviewWarning)  # 按分区的检查还是预览；版本已钉住
         return [
-            dg.AssetCheckSpec(name, asset=asset, blocking=name == ACCOUNTING, partitions_def=partitions, description=says)
+            dg.AssetCheckSpec(
+                name, asset=asset, blocking=name == ACCOUNTING, partitions_def=partitions, description=says
+            )
             for name, says in _SAYS.items()
         ]
 
@@ -47,8 +49,10 @@ def materialize_checked(context: dg.AssetExecutionContext, database: EtlDatabase
         if isinstance(error := failure.__cause__, AccountingError):
             yield from (_accounting(checked, account) for checked, account in _checked_days(context, error.accounts))
         raise
-    yield result_of(report, database)
+    # 先交出物化：检查的结果要指着它，没有存下就指不着
+    yield result_of(context, database, report)
     for spec in context.assets_def.check_specs:
+        # 区间的运行也要一天一个结果，AssetCheckResult 说不出是哪一天；自己造的 Evaluation 不连着输出，输出另交
         yield dg.Output(None, output_name=spec.get_python_identifier())
     for checked, account in _checked_days(context, report.accounts):
         yield _accounting(checked, account)
@@ -64,7 +68,9 @@ class _Checked:
     day: str
     target: TargetMaterialization | None
 
-    def evaluate(self, name: str, *, passed: bool, says: str | None, metadata: Mapping[str, Any]) -> dg.AssetCheckEvaluation:
+    def evaluate(
+        self, name: str, *, passed: bool, says: str | None, metadata: Mapping[str, Any]
+    ) -> dg.AssetCheckEvaluation:
         return dg.AssetCheckEvaluation(
             asset_key=self.context.asset_key,
             check_name=name,
@@ -94,7 +100,11 @@ def _accounting(checked: _Checked, account: DayAccount) -> dg.AssetCheckEvaluati
 def _rejected_rows(checked: _Checked, account: DayAccount) -> dg.AssetCheckEvaluation:
     """元数据：每条规则的行数，与几个 raw_id。"""
     examples = {rule: list(raw_ids) for rule, raw_ids in account.rejected_examples.items()}
-    says = f"{account.rejected_count} rejected; see them with `etl show rejected --day {checked.day}`" if account.rejected else None
+    says = (
+        f"{account.rejected_count} rejected; see them with `etl show rejected --day {checked.day}`"
+        if account.rejected
+        else None
+    )
     metadata = {**account.rejected, **({"raw_ids": dg.MetadataValue.json(examples)} if examples else {})}
     return checked.evaluate(REJECTED_ROWS, passed=not account.rejected, says=says, metadata=metadata)
 
@@ -112,7 +122,9 @@ def _warned_rows(checked: _Checked, warned: DayWarnings | None) -> dg.AssetCheck
     return checked.evaluate(WARNED_ROWS, passed=False, says=says, metadata=metadata)
 
 
-def _checked_days(context: dg.AssetExecutionContext, accounts: Sequence[DayAccount]) -> Iterator[tuple[_Checked, DayAccount]]:
+def _checked_days(
+    context: dg.AssetExecutionContext, accounts: Sequence[DayAccount]
+) -> Iterator[tuple[_Checked, DayAccount]]:
     """每一天，连同它最近的物化：检查要指着它，网页才认作这个分区此刻的状态。"""
     days = [account.day.isoformat() for account in accounts]
     wanted = dg.AssetRecordsFilter(asset_key=context.asset_key, asset_partitions=days)
@@ -120,5 +132,7 @@ def _checked_days(context: dg.AssetExecutionContext, accounts: Sequence[DayAccou
     newest = {record.partition_key: record for record in reversed(newest_first)}
     for day, account in zip(days, accounts, strict=True):
         record = newest.get(day)
-        target = record and TargetMaterialization(storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp)
+        target = record and TargetMaterialization(
+            storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
+        )
         yield _Checked(context, day, target), account

@@ -1,5 +1,6 @@
 """orders 资产。"""
 
+# 资产的模块不写 from __future__ import annotations：注解成了文字，Dagster 认不出 context 的类型，载入就失败
 from dagster import AssetExecutionContext, ResourceParam
 
 from etl_assets.core.settings import get_settings

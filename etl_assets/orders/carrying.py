@@ -23,7 +23,9 @@ _DAY_OF_IMPORT = ["day", "import_id"]
 _MOST_TYPES = 50
 
 
-def carry_forward(transaction: DataTransaction, changed: ChangedOrders, superseded: pl.DataFrame, after: pl.DataFrame) -> list[StoredDay]:
+def carry_forward(
+    transaction: DataTransaction, changed: ChangedOrders, superseded: pl.DataFrame, after: pl.DataFrame
+) -> list[StoredDay]:
     """写完之后：手头的行此刻各在哪里，从表里读回来的，与写之前相比，记进这些天的账；返回这次运行的日子的，按日子排好。
 
     账上没有的导入（事件还没到），它的行现在不算，等着它的运行再算。手头的订单也有版本的别的日子，存着账的也接着记。
@@ -59,9 +61,16 @@ def carry_forward(transaction: DataTransaction, changed: ChangedOrders, supersed
         for day, old in changed.stored.items()
     }
     if unbalanced := [day.account for day in carried.values() if day.account.difference]:
-        lost = now.filter(pl.col("place") == "lost", order_date=unbalanced[0].day)["raw_id"].sort().head(EXAMPLES).to_list()
+        lost = (
+            now.filter(pl.col("place") == "lost", order_date=unbalanced[0].day)["raw_id"]
+            .sort()
+            .head(EXAMPLES)
+            .to_list()
+        )
         raise AccountingError([replace(unbalanced[0], lost_examples=lost), *unbalanced[1:]])
-    if values := values_to_store(target, [new_day for day, new_day in carried.items() if new_day != changed.stored[day]], new):
+    if values := values_to_store(
+        target, [new_day for day, new_day in carried.items() if new_day != changed.stored[day]], new
+    ):
         transaction.defer(STORE, values)
     return [carried[day] for day in days]
 
@@ -93,8 +102,12 @@ def _warned(placed: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     return placed.filter(pl.col("place") == "superseded"), placed.filter(pl.col("place") == "loaded", "is_unmapped")
 
 
-def _carry_account(account: DayAccount, raw: int, was: pl.DataFrame, now: pl.DataFrame, rejected: pl.DataFrame) -> DayAccount:
-    change = {place: now.filter(place=place).height - was.filter(place=place).height for place in ("loaded", "superseded")}
+def _carry_account(
+    account: DayAccount, raw: int, was: pl.DataFrame, now: pl.DataFrame, rejected: pl.DataFrame
+) -> DayAccount:
+    change = {
+        place: now.filter(place=place).height - was.filter(place=place).height for place in ("loaded", "superseded")
+    }
     rules = Counter(dict(account.rejected))
     rules.update(dict(rejected.group_by("rule").len().iter_rows()))
     examples = dict(rejected.group_by("rule").agg("raw_id").iter_rows())
@@ -104,7 +117,10 @@ def _carry_account(account: DayAccount, raw: int, was: pl.DataFrame, now: pl.Dat
         loaded=account.loaded + change["loaded"],
         superseded=account.superseded + change["superseded"],
         rejected=dict(rules),
-        rejected_examples={rule: sorted({*account.rejected_examples.get(rule, ()), *examples.get(rule, ())})[:EXAMPLES] for rule in rules},
+        rejected_examples={
+            rule: sorted({*account.rejected_examples.get(rule, ()), *examples.get(rule, ())})[:EXAMPLES]
+            for rule in rules
+        },
     )
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import polars as pl
 import sqlalchemy as sa
 
-from etl_assets.core.arrays import unnest
+from etl_assets.core.arrays import array, unnest
 from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, DayRange, bound
 from etl_assets.core.etl_tables import TARGET, day_accounts
-from etl_assets.core.tables import TIMESTAMP
+from etl_assets.core.tables import TIMESTAMP, own_columns
 from etl_assets.ledger.marking import Revisions
 from etl_assets.orders.transform import References, TransformedRows, reject_unindexable, transform
 from etl_assets.services import raw_rows
@@ -58,7 +58,9 @@ class ChangedOrders:
         return {*self.rows.versions["order_date"].unique(), *self.existing["order_date"].drop_nulls().unique()}
 
 
-def read_changed(transaction: DataTransaction, source: sa.Connection, references: References, revisions: Revisions) -> ChangedOrders:
+def read_changed(
+    transaction: DataTransaction, source: sa.Connection, references: References, revisions: Revisions
+) -> ChangedOrders:
     """在锁住这些天之后读。
 
     :raises WholeDaysNeededError: 说不清变了什么，或者不值得逐个去找。
@@ -69,6 +71,7 @@ def read_changed(transaction: DataTransaction, source: sa.Connection, references
         raise WholeDaysNeededError("ETL_ROLLOUT leaves customers to another system")
     rows = raw_rows.scope(transaction.settings)
     import_ids = list(revisions.waiting)
+    # 先只读少的：几乎总是几行，不必先问这些天有多大
     named = read_frame(source, _rows_of_imports(rows), {"import_ids": import_ids, "at_most": FEW_ROWS + 1})
     if named.height > FEW_ROWS:
         limit = read_limit(source, transaction)
@@ -78,7 +81,8 @@ def read_changed(transaction: DataTransaction, source: sa.Connection, references
     days = transaction.days
     judged = _judge(transaction, named, references)
     keys = judged.versions.select(KEY).unique()
-    elsewhere = _judge(transaction, read_frame(source, _rows_of_orders(rows), _named(keys, references.shops, import_ids)), references)
+    others = read_frame(source, _rows_of_orders(rows), _named(keys, references.shops, import_ids))
+    elsewhere = _judge(transaction, others, references)
     versions = pl.concat([judged.versions, elsewhere.versions])
     existing = read_frame(transaction.connection, _rows_in_orders(transaction.tables.orders), named_keys(keys))
     on_days = pl.col("order_date").is_between(days.first, days.last)
@@ -87,7 +91,9 @@ def read_changed(transaction: DataTransaction, source: sa.Connection, references
     _assert_ours(versions, existing)
     of_versions = versions["import_id"].unique().to_list()
     days_at_hand = {*days, *versions["order_date"].unique()}
-    stored, counted = read_stored_days(transaction.connection, transaction.target, days_at_hand, [*import_ids, *of_versions])
+    stored, counted = read_stored_days(
+        transaction.connection, transaction.target, days_at_hand, [*import_ids, *of_versions]
+    )
     arrived = named.filter(pl.col("day").is_between(days.first, days.last))
     changed = ChangedOrders(
         rows=TransformedRows(versions=versions, rejected=judged.rejected),
@@ -110,6 +116,7 @@ def read_limit(source: sa.Connection, transaction: DataTransaction) -> int:
 def _assert_ours(versions: pl.DataFrame, existing: pl.DataFrame) -> None:
     """orders 里的行，都该正是它的一个版本此刻算出来的样子；不是，就有别人改过，或备份恢复过。"""
     names = existing.columns
+    # nulls_equal：类型可以是 NULL，而 Polars 的联接里 NULL 缺省谁也不等
     ours = existing.cast({name: versions.schema[name] for name in names}).join(
         versions.select(names), on=names, how="semi", nulls_equal=True
     )
@@ -123,16 +130,18 @@ def _judge(transaction: DataTransaction, rows: pl.DataFrame, references: Referen
 
 def _assert_counted(changed: ChangedOrders, days: DayRange, revisions: Revisions) -> None:
     """账记着这些天；账里有的导入行数没有变，它点名的订单都在 orders 里，那一行也在账里。"""
+    # 旧版本的工人做一天时不记账：存着的账是更早的，接不上
     if any(day not in changed.stored or changed.stored[day].run_id != revisions.made_by.get(day) for day in days):
         raise WholeDaysNeededError("the day has no account of its last run")
     known = changed.arrived.join(changed.counted, on=["day", "import_id"], how="inner")
     if not (known["rows"] == known["rows_right"]).all():
         raise WholeDaysNeededError("an import has other rows than when it was counted")
-    counted = changed.rows.versions.join(changed.counted, left_on=["order_date", "import_id"], right_on=["day", "import_id"], how="semi")
+    counted_days = changed.counted.rename({"day": "order_date"})
+    counted = changed.rows.versions.join(counted_days, on=["order_date", "import_id"], how="semi")
     if not counted.join(changed.existing, on=KEY, how="anti").is_empty():
         raise WholeDaysNeededError("rows of orders are not as they were written")
     accounted = changed.existing.filter(pl.col("order_date").is_in(list(changed.stored)))
-    if not accounted.join(changed.counted, left_on=["order_date", "import_id"], right_on=["day", "import_id"], how="anti").is_empty():
+    if not accounted.join(counted_days, on=["order_date", "import_id"], how="anti").is_empty():
         # 事件早到的另一次导入的运行写的，还是别的系统先写的，看不出来；别的系统写的，客户还没有算过
         raise WholeDaysNeededError("rows of orders are from an import that is not counted yet")
 
@@ -149,15 +158,17 @@ def _named(keys: pl.DataFrame, shops: pl.DataFrame, import_ids: list[str]) -> Ma
 
 # ---- 每个运行都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
 
-IMPORT_IDS = sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid(as_uuid=False)))
+IMPORT_IDS = array("import_ids", sa.Uuid(as_uuid=False))
 _ORDER_KEYS = {
-    "shop_id": sa.bindparam("shop_ids", type_=sa.ARRAY(sa.Uuid(as_uuid=False))),
-    "order_id": sa.bindparam("order_ids", type_=sa.ARRAY(sa.Text)),
+    "shop_id": array("shop_ids", sa.Uuid(as_uuid=False)),
+    "order_id": array("order_ids", sa.Text),
 }
-_FIRST_MOMENT, _LAST_MOMENT = (sa.cast(moment, TIMESTAMP) for moment in ("0001-01-02 00:00:00+00", "9999-12-30 00:00:00+00"))
-_STORED_ROWS = sa.select(sa.cast(sa.func.sum(sa.cast(day_accounts.c.account["raw"].astext, sa.BigInteger)), sa.BigInteger)).where(
-    day_accounts.c.target == TARGET, day_accounts.c.day.between(FIRST_DAY, LAST_DAY)
+_FIRST_MOMENT, _LAST_MOMENT = (
+    sa.cast(moment, TIMESTAMP) for moment in ("0001-01-02 00:00:00+00", "9999-12-30 00:00:00+00")
 )
+_STORED_ROWS = sa.select(
+    sa.cast(sa.func.sum(sa.cast(day_accounts.c.account["raw"].astext, sa.BigInteger)), sa.BigInteger)
+).where(day_accounts.c.target == TARGET, day_accounts.c.day.between(FIRST_DAY, LAST_DAY))
 
 
 @lru_cache(maxsize=8)
@@ -169,7 +180,7 @@ def _rows_of_imports(rows: sa.Subquery) -> sa.Select[Any]:
 @lru_cache(maxsize=8)
 def _rows_of_orders(rows: sa.Subquery) -> sa.Select[Any]:
     """这些订单在别的导入里的版本。"""
-    return raw_rows.of_orders(rows, _ORDER_KEYS["order_id"], sa.bindparam("shops", type_=sa.ARRAY(sa.Text))).where(
+    return raw_rows.of_orders(rows, _ORDER_KEYS["order_id"], array("shops", sa.Text)).where(
         rows.c.import_id != sa.all_(IMPORT_IDS)
     )
 
@@ -181,10 +192,7 @@ def _rows_in_orders(orders: sa.Table) -> sa.Select[Any]:
         "amount": sa.case((orders.c.amount != sa.cast("NaN", orders.c.amount.type), orders.c.amount)),
         "ordered_at": sa.case((orders.c.ordered_at.between(_FIRST_MOMENT, _LAST_MOMENT), orders.c.ordered_at)),
     }
-    columns = [
-        fitting.get(column.name, column).label(column.name) for column in orders.c if column.name not in ("created_at", "updated_at")
-    ]
-    return _of_named(orders, *columns)
+    return _of_named(orders, *[fitting.get(column.name, column).label(column.name) for column in own_columns(orders)])
 
 
 @lru_cache(maxsize=8)

@@ -42,6 +42,7 @@ CHECKS = {
     "references": TableCheck("Every order names a shop of shop_configs and an import of import_tasks.", _unreferred),
     "non_negative": TableCheck("No order has a negative quantity.", _negative),
     "accounts": TableCheck(
-        "The account of every day (raw rows, loaded, rejected) is what the tables say; if not: `etl backfill` the day.", _wrong_days
+        "The account of every day (raw rows, loaded, rejected) is what the tables say; if not: `etl backfill` the day.",
+        _wrong_days,
     ),
 }

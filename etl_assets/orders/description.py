@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import sqlalchemy as sa
 
-from etl_assets.core.asset_description import ApplicationTable, AssetDescription
+from etl_assets.core.asset_description import ApplicationTable, AssetDescription, Lookup, probe
 from etl_assets.core.tables import AMOUNT, TIMESTAMP, timestamp_columns
 from etl_assets.core.text import MAX_TEXT_LENGTH
+
+if TYPE_CHECKING:
+    from etl_assets.core.business_day import DayRange
 
 
 def define_orders(metadata: sa.MetaData, schema: str) -> sa.Table:
@@ -30,11 +35,21 @@ def define_orders(metadata: sa.MetaData, schema: str) -> sa.Table:
     )
 
 
+def lookups(orders: sa.Table, partitions: DayRange) -> list[Lookup]:
+    day = orders.c.order_date
+    return [Lookup(orders, "order_date", "order_date", {"order_date"}, [probe(partitions.includes(day), day)])]
+
+
 DESCRIPTION = AssetDescription(
     define_table=define_orders,
     application_table=ApplicationTable(
         written_as_null=frozenset({"raw_order_type"}),
-        longest_text={"order_id": MAX_TEXT_LENGTH, "customer_nickname": MAX_TEXT_LENGTH, "system_order_type": len("SAMPLE")},
+        longest_text={
+            "order_id": MAX_TEXT_LENGTH,
+            "customer_nickname": MAX_TEXT_LENGTH,
+            "system_order_type": len("SAMPLE"),
+        },
+        lookups=lookups,
     ),
     dated_by="order_date",
     then_by="ordered_at",
@@ -47,7 +62,11 @@ DESCRIPTION = AssetDescription(
         "customer_nickname": ("raw_orders.customer_name",),
         "latest_status": ("raw_orders.order_status",),
         "raw_order_type": ("raw_orders.order_type",),
-        "system_order_type": ("raw_orders.order_type", "order_type_mappings.raw_order_type", "order_type_mappings.system_order_type"),
+        "system_order_type": (
+            "raw_orders.order_type",
+            "order_type_mappings.raw_order_type",
+            "order_type_mappings.system_order_type",
+        ),
         "amount": ("raw_orders.amount",),
         "quantity": ("raw_orders.quantity",),
         "ordered_at": ("raw_orders.ordered_at",),

@@ -21,12 +21,19 @@ from etl_assets.orders.transform import read_references
 from etl_assets.orders.versions import MoreDaysNeededError, StagedOrders, stage_changed_orders, stage_whole_days
 from etl_assets.services.accounting import verify_days
 from etl_assets.services.day_accounts import StoredDay, forget_days, store_counted_days
-from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
+from etl_assets.services.materialization import (
+    AssetReport,
+    DataTransaction,
+    RunContext,
+    data_transaction,
+    retry_conflicts,
+)
 from etl_assets.services.parts import in_parts
 from etl_assets.services.vectorized_queries import WriteCounts
 from etl_assets.services.warned_rows import warn_by_day
 
 
+# in_parts 在外：一段冲突了只重来这一段，前面几段已经提交
 @in_parts
 @retry_conflicts
 def materialize_orders(engine: sa.Engine, settings: EtlSettings, days: DayRange, run: RunContext) -> AssetReport:
@@ -46,12 +53,15 @@ def materialize_orders(engine: sa.Engine, settings: EtlSettings, days: DayRange,
             locked |= more.days
 
 
-def materialize_locked(engine: sa.Engine, settings: EtlSettings, days: DayRange, run: RunContext, locked: frozenset[date]) -> AssetReport:
+def materialize_locked(
+    engine: sa.Engine, settings: EtlSettings, days: DayRange, run: RunContext, locked: frozenset[date]
+) -> AssetReport:
     """:raises MoreDaysNeededError: 要连别的日子一起锁住；什么也没写。"""
     with data_transaction(engine, settings, asset="orders", days=days, run=run, locked=locked) as transaction:
         revisions = transaction.read_revisions()
         staged = extract(engine, transaction, revisions, locked)
         written, after = load(transaction, staged)
+        # 先数账，后记台账：不平就整个回滚，这些天仍然到期；提交之后再数，会数到其间才来的行
         accounts = account(transaction, staged, written, after, locked)
         report = transaction.complete(revisions, scope=staged.scope, written=written, rejected=staged.rejected.height)
         return replace(
@@ -62,7 +72,9 @@ def materialize_locked(engine: sa.Engine, settings: EtlSettings, days: DayRange,
         )
 
 
-def extract(engine: sa.Engine, transaction: DataTransaction, revisions: Revisions, locked: frozenset[date]) -> StagedOrders:
+def extract(
+    engine: sa.Engine, transaction: DataTransaction, revisions: Revisions, locked: frozenset[date]
+) -> StagedOrders:
     """读、换算、暂存手头的订单，选出赢家。
 
     :param revisions: 开快照之前读的台账：之后才要求的，做完了也仍然到期。
@@ -88,7 +100,11 @@ def open_snapshot(engine: sa.Engine, settings: EtlSettings) -> Iterator[sa.Conne
 
 
 def account(
-    transaction: DataTransaction, staged: StagedOrders, written: WriteCounts, after: pl.DataFrame, locked: frozenset[date]
+    transaction: DataTransaction,
+    staged: StagedOrders,
+    written: WriteCounts,
+    after: pl.DataFrame,
+    locked: frozenset[date],
 ) -> list[StoredDay]:
     """写完之后：每天一本账，按日子排好；也存下来，下一个只做变了的运行接着算。
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 import polars as pl
 import sqlalchemy as sa
 
+from etl_assets.core.arrays import array
 from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, bound
 from etl_assets.core.database_sync import execute_together
 from etl_assets.core.errors import TooManyDeletesError
@@ -20,7 +21,14 @@ from etl_assets.orders.versions import StagedOrders
 from etl_assets.services import raw_rows
 from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.materialization import DataTransaction
-from etl_assets.services.order_index import INDEXED, index_orders, index_statement, insert_marks, same_order, unindex_orders
+from etl_assets.services.order_index import (
+    INDEXED,
+    index_orders,
+    index_statement,
+    insert_marks,
+    same_order,
+    unindex_orders,
+)
 from etl_assets.services.vectorized_queries import (
     Upsert,
     WriteCounts,
@@ -31,6 +39,7 @@ from etl_assets.services.vectorized_queries import (
     upsert_text,
 )
 
+# DOMAIN 第 3 节：只看份额的话，小的一天删一两笔就会被拦下
 ALWAYS_ALLOWED_DELETES = 20
 ORDER_UPSERT = Upsert(key=("shop_id", "order_id"), touch="updated_at")
 
@@ -40,16 +49,19 @@ def load(transaction: DataTransaction, staged: StagedOrders) -> tuple[WriteCount
     connection, target = transaction.connection, transaction.target
     # 删得太多的，一行也不写就停下
     guard_deletes(transaction, staged.gone.filter(transaction.share.covers()), staged.shops)
+    # 份额之外的先移走，后面写、标记、读回的各条就都只看见归我们的
     index_outside(transaction, staged.winners)
     changed = staged.winners if staged.changed is not None else stage_changed(transaction, staged.winners)
     written, after = write_winners(transaction, staged, changed)
     deleted = delete_gone(transaction, staged.gone)
-    if staged.changed is None:
-        raw_rows.write_rejected(connection, target, staged.rejected, transaction.days.includes(rejected_rows.c.day))
-    elif not staged.rejected.is_empty():  # 导入的行不变，评判的依据也没有变：拒收过的还是那些
-        of_imports = rejected_rows.c.import_id == sa.any_(sa.cast(staged.changed.import_ids, sa.ARRAY(sa.Uuid)))
-        raw_rows.write_rejected(connection, target, staged.rejected, transaction.days.includes(rejected_rows.c.day) & of_imports)
-    return written + WriteCounts(rows=staged.count, deleted=deleted), after
+    covered = transaction.days.includes(rejected_rows.c.day)
+    if staged.changed is not None:  # 导入的行不变，评判的依据也没有变：拒收过的还是那些
+        covered &= rejected_rows.c.import_id == sa.any_(sa.cast(staged.changed.import_ids, sa.ARRAY(sa.Uuid)))
+    if staged.changed is None or not staged.rejected.is_empty():
+        transaction.newly_rejected = raw_rows.write_rejected(connection, target, staged.rejected, covered)
+    written += WriteCounts(rows=staged.count, deleted=deleted)
+    transaction.written += written
+    return written, after
 
 
 def index_outside(transaction: DataTransaction, winners: sa.Table) -> None:
@@ -60,7 +72,9 @@ def index_outside(transaction: DataTransaction, winners: sa.Table) -> None:
     if transaction.share.is_whole:
         return
     names = ("target", "shop_id", "order_id", "customer_nickname", "customer_key", "order_date")
-    staging = create_staging(transaction.connection, "outside_orders", [sa.Column(name, order_index.c[name].type) for name in names])
+    staging = create_staging(
+        transaction.connection, "outside_orders", [sa.Column(name, order_index.c[name].type) for name in names]
+    )
     is_outside = sa.not_(transaction.share.covers_key(winners.c.customer_key))
     moved = sa.delete(winners).where(is_outside).returning(*winners.c[names]).cte("moved")
     transaction.connection.execute(sa.insert(staging).from_select(names, sa.select(*moved.c[names])))
@@ -75,15 +89,20 @@ def stage_changed(transaction: DataTransaction, winners: sa.Table) -> sa.Table:
     connection, orders = transaction.connection, transaction.tables.orders
     if not connection.scalar(_has_orders(orders), bound(transaction.days)):
         return winners
-    changed = create_staging(connection, "changed_orders", [sa.Column(column.name, column.type) for column in winners.columns])
+    changed = create_staging(
+        connection, "changed_orders", [sa.Column(column.name, column.type) for column in winners.columns]
+    )
     connection.execute(_insert_changed(orders, transaction.target, winners, changed))
     return changed
 
 
-def write_winners(transaction: DataTransaction, staged: StagedOrders, winners: sa.Table) -> tuple[WriteCounts, pl.DataFrame]:
+def write_winners(
+    transaction: DataTransaction, staged: StagedOrders, winners: sa.Table
+) -> tuple[WriteCounts, pl.DataFrame]:
     """给新来的或有变化的订单此刻的客户记陈旧，写订单，更新索引，读回只做变了的；一次往返。离开了的旧客户由索引那一条记。"""
     connection, orders, target = transaction.connection, transaction.tables.orders, transaction.target
     statements: list[sa.ClauseElement | str] = [
+        # 标记在写之前：写过以后，从 orders 就看不出谁变了
         _mark_changed(orders, target, winners, staged.scope),
         upsert_text(connection, winners, orders, ORDER_UPSERT, staged_rows=staged.count),
         index_statement(target, winners),
@@ -92,9 +111,13 @@ def write_winners(transaction: DataTransaction, staged: StagedOrders, winners: s
     if staged.changed is not None:
         statements.append(rows_of_orders(orders))
         of_after = named_keys(staged.changed.rows.versions.select(KEY).unique())
-    _, ((inserted, updated),), _, *after = execute_together(connection, *statements, parameters={**bound(transaction.days), **of_after})
+    _, ((inserted, updated),), _, *after = execute_together(
+        connection, *statements, parameters={**bound(transaction.days), **of_after}
+    )
     schema = {"shop_id": pl.String, "order_id": pl.String, "raw_id": pl.Int64}
-    return WriteCounts(inserted=inserted, updated=updated), pl.DataFrame(after[0] if after else [], schema=schema, orient="row")
+    return WriteCounts(inserted=inserted, updated=updated), pl.DataFrame(
+        after[0] if after else [], schema=schema, orient="row"
+    )
 
 
 def delete_gone(transaction: DataTransaction, gone: pl.DataFrame) -> int:
@@ -122,12 +145,18 @@ def guard_deletes(transaction: DataTransaction, gone: pl.DataFrame, shops: pl.Da
     vanished = find_vanished_shops(transaction, refused, shops)
     if not vanished and refused.height <= ALWAYS_ALLOWED_DELETES:
         return
-    existing = read_frame(connection, sa.select(orders.c.shop_id, orders.c.customer_nickname).where(days.includes(orders.c.order_date)))
-    named = existing.with_columns(pl.col("customer_nickname").fill_null("")).select(customer_key())
+    of_days = sa.select(orders.c.shop_id, orders.c.customer_nickname).where(days.includes(orders.c.order_date))
+    named = (
+        read_frame(connection, of_days).with_columns(pl.col("customer_nickname").fill_null("")).select(customer_key())
+    )
     total = named.filter(transaction.share.covers()).height
     if vanished or refused.height > total * transaction.settings.max_delete_share:
         raise TooManyDeletesError(
-            deletes=refused.height, orders=total, first_day=str(days.first), last_day=str(days.last), vanished_shops=vanished
+            deletes=refused.height,
+            orders=total,
+            first_day=str(days.first),
+            last_day=str(days.last),
+            vanished_shops=vanished,
         )
 
 
@@ -150,7 +179,9 @@ def _has_orders(orders: sa.Table) -> sa.Select[tuple[bool]]:
 
 @lru_cache(maxsize=64)
 def _insert_changed(orders: sa.Table, target: str, winners: sa.Table, changed: sa.Table) -> sa.Insert:
-    written = [column.name for column in winners.columns if column.name in orders.c and column.name not in ORDER_UPSERT.key]
+    written = [
+        column.name for column in winners.columns if column.name in orders.c and column.name not in ORDER_UPSERT.key
+    ]
     differs = [
         sa.tuple_(*table.c[*names]).is_distinct_from(sa.tuple_(*winners.c[*names]))
         for table, names in ((orders, written), (order_index, INDEXED))
@@ -189,6 +220,6 @@ def _vanished_shops(orders: sa.Table, gone: sa.Table) -> sa.Select[tuple[str]]:
         .select_from(gone)
         .join(orders, same_order(orders, gone))
         .join(stored, stored.c.raw_id == orders.c.raw_id)
-        .where(shop != sa.all_(sa.bindparam("known_shops", type_=sa.ARRAY(sa.Text))), in_scope.exists())
+        .where(shop != sa.all_(array("known_shops", sa.Text)), in_scope.exists())
         .order_by("shop")
     )

@@ -47,7 +47,10 @@ def rows_nowhere(connection: sa.Connection, settings: EtlSettings) -> Disagreeme
         rejected_rows.c.raw_id == rows.c.raw_id, rejected_rows.c.target == settings.target_schema
     )
     done = sa.select(ledger.c.day).where(
-        *_of_orders(settings), ledger.c.day == rows.c.day, ledger.c.requested > 0, ledger.c.requested <= ledger.c.materialized
+        *_of_orders(settings),
+        ledger.c.day == rows.c.day,
+        ledger.c.requested > 0,
+        ledger.c.requested <= ledger.c.materialized,
     )
     return _summary(connection, sa.select(rows.c.day).where(done.exists(), ~there.exists(), ~refused.exists()))
 
@@ -56,7 +59,12 @@ def _raw_rows(settings: EtlSettings) -> sa.Subquery:
     """范围之内、分区之内的原始行：raw_id、shop、order_id、day。"""
     day = local_day(raw_orders.c.ordered_at, settings.timezone).label("day")
     rows = (
-        sa.select(raw_orders.c.raw_id, trimmed(raw_orders.c.shop).label("shop"), trimmed(raw_orders.c.order_id).label("order_id"), day)
+        sa.select(
+            raw_orders.c.raw_id,
+            trimmed(raw_orders.c.shop).label("shop"),
+            trimmed(raw_orders.c.order_id).label("order_id"),
+            day,
+        )
         .join(import_tasks, import_tasks.c.import_id == raw_orders.c.import_id)
         .where(IN_SCOPE, is_settled(settings))
         .subquery("dated")
@@ -70,5 +78,7 @@ def _of_orders(settings: EtlSettings) -> tuple[sa.ColumnElement[bool], ...]:
 
 def _summary(connection: sa.Connection, days: sa.Select[tuple[date]]) -> Disagreement | None:
     found = days.subquery("found")
-    count, first, last = connection.execute(sa.select(sa.func.count(), sa.func.min(found.c.day), sa.func.max(found.c.day))).one()
+    count, first, last = connection.execute(
+        sa.select(sa.func.count(), sa.func.min(found.c.day), sa.func.max(found.c.day))
+    ).one()
     return Disagreement(rows=count, first=first, last=last) if count else None

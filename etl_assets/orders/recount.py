@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import date, timedelta
+from datetime import date
 from functools import lru_cache
 from typing import Any
 
@@ -30,13 +30,14 @@ def find_wrong_days(snapshot: sa.Connection, settings: EtlSettings, days: DayRan
 
 
 def _bites(snapshot: sa.Connection, settings: EtlSettings, days: DayRange | None) -> Iterator[DayRange]:
-    accounted = sa.select(sa.func.min(day_accounts.c.day), sa.func.max(day_accounts.c.day)).where(
-        day_accounts.c.target == settings.target_schema
-    )
-    first, last = (days.first, days.last) if days else snapshot.execute(accounted).one()
-    while first is not None and first <= last:
-        yield DayRange(first, min(last, first + timedelta(days=_DAYS_PER_BITE - 1)))
-        first += timedelta(days=_DAYS_PER_BITE)
+    if days is None:
+        of_target = day_accounts.c.target == settings.target_schema
+        accounted = sa.select(sa.func.min(day_accounts.c.day), sa.func.max(day_accounts.c.day)).where(of_target)
+        first, last = snapshot.execute(accounted).one()
+        if first is None:
+            return
+        days = DayRange(first, last)
+    yield from days.in_bites(_DAYS_PER_BITE)
 
 
 def _wrong_days(snapshot: sa.Connection, settings: EtlSettings, days: DayRange) -> list[date]:
@@ -45,7 +46,9 @@ def _wrong_days(snapshot: sa.Connection, settings: EtlSettings, days: DayRange) 
         return []
     wrong = pl.lit(value=False)
     for name, statement in _counts(settings.target_schema, settings.timezone).items():
-        stored = stored.join(read_frame(snapshot, statement, bound(days)).rename({"rows": f"{name}_now"}), on="day", how="left")
+        stored = stored.join(
+            read_frame(snapshot, statement, bound(days)).rename({"rows": f"{name}_now"}), on="day", how="left"
+        )
         wrong |= pl.col(f"{name}_now").fill_null(0) != pl.col(name)
     return stored.filter(wrong)["day"].sort().to_list()
 
@@ -60,7 +63,8 @@ def _stored(schema: str) -> sa.Select[Any]:
         sa.func.jsonb_each_text(account["rejected"]).table_valued("key", "value", name="rule")
     )
     of_day = sa.and_(ledger.c.target == schema, ledger.c.asset == "orders", ledger.c.day == day_accounts.c.day)
-    stands = sa.select(ledger.c.day).where(of_day, ledger.c.requested == ledger.c.materialized, ledger.c.run_id == account["run_id"].astext)
+    is_its_run = sa.and_(ledger.c.requested == ledger.c.materialized, ledger.c.run_id == account["run_id"].astext)
+    stands = sa.select(ledger.c.day).where(of_day, is_its_run)
     return sa.select(
         day_accounts.c.day,
         *[sa.cast(account[name].astext, sa.BigInteger).label(name) for name in ("raw", "loaded")],
@@ -90,7 +94,9 @@ def _counts(schema: str, timezone: str) -> Mapping[str, sa.Select[Any]]:
     )
     counted = sa.select(counted_imports.c.rows).where(is_counted)
     of_days = raw.c.day.between(FIRST_DAY, LAST_DAY)
-    loaded = sa.select(orders.order_date.label("day"), orders.import_id).where(orders.order_date.between(FIRST_DAY, LAST_DAY))
+    loaded = sa.select(orders.order_date.label("day"), orders.import_id).where(
+        orders.order_date.between(FIRST_DAY, LAST_DAY)
+    )
     rejected = sa.select(rejected_rows.c.day, rejected_rows.c.import_id).where(
         rejected_rows.c.target == schema, rejected_rows.c.day.between(FIRST_DAY, LAST_DAY)
     )
@@ -104,7 +110,11 @@ def _counts(schema: str, timezone: str) -> Mapping[str, sa.Select[Any]]:
 
 
 def _of_account(schema: str, rows: sa.FromClause) -> sa.Select[Any]:
-    return sa.select(rows.c.day, sa.func.count().label("rows")).join(counted_imports, _is_counted(schema, rows)).group_by(rows.c.day)
+    return (
+        sa.select(rows.c.day, sa.func.count().label("rows"))
+        .join(counted_imports, _is_counted(schema, rows))
+        .group_by(rows.c.day)
+    )
 
 
 def _is_counted(schema: str, rows: sa.FromClause) -> sa.ColumnElement[bool]:

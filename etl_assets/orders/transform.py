@@ -9,16 +9,17 @@ import polars as pl
 import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.tables import order_type_mappings, shop_configs
+from etl_assets.core.tables import SYSTEM_ORDER_TYPES, order_type_mappings, shop_configs
 from etl_assets.services import raw_rows
 from etl_assets.services.customer_keys import customer_key
-from etl_assets.services.vectorized_queries import copy_into, create_staging, read_frame, release_staging
+from etl_assets.services.vectorized_queries import read_frame, release_staging, stage_columns
 
-SYSTEM_ORDER_TYPES = ("SAMPLE", "PROOF", "BULK")
 LONGEST_INDEXED_BYTES = 2_600
 """PostgreSQL 的 B 树一项最多 2,704 字节。"""
 
-_IS_SYSTEM_TYPE = order_type_mappings.c.system_order_type == sa.any_(sa.cast(list(SYSTEM_ORDER_TYPES), sa.ARRAY(sa.Text)))
+_IS_SYSTEM_TYPE = order_type_mappings.c.system_order_type == sa.any_(
+    sa.cast(list(SYSTEM_ORDER_TYPES), sa.ARRAY(sa.Text))
+)
 # 映射到别的也是 BULK；不在这张表里的才是没有映射
 _TYPE_MAPPINGS = sa.select(
     sa.literal("type").label("kind"),
@@ -26,7 +27,9 @@ _TYPE_MAPPINGS = sa.select(
     sa.case((_IS_SYSTEM_TYPE, order_type_mappings.c.system_order_type), else_="BULK").label("value"),
 )
 _SHOPS = sa.select(
-    sa.literal("shop").label("kind"), shop_configs.c.shop_name.label("name"), sa.cast(shop_configs.c.shop_id, sa.Text).label("value")
+    sa.literal("shop").label("kind"),
+    shop_configs.c.shop_name.label("name"),
+    sa.cast(shop_configs.c.shop_id, sa.Text).label("value"),
 ).where(shop_configs.c.shop_name.is_not(None))
 _REFERENCES = sa.select(_SHOPS.union_all(_TYPE_MAPPINGS).subquery("referenced"))
 
@@ -91,11 +94,15 @@ def reject_unindexable(connection: sa.Connection, rows: TransformedRows, days: D
     if long.is_empty():
         return rows
     columns: list[sa.Column[Any]] = [sa.Column("raw_id", sa.BigInteger), sa.Column("customer_key", sa.Text)]
-    staging = create_staging(connection, "long_keys", columns)
-    copy_into(connection, long.select("raw_id", "customer_key"), staging)
+    staging = stage_columns(connection, long.select("raw_id", "customer_key"), name="long_keys", columns=columns)
     stored_bytes = sa.func.pg_column_size(staging.c.customer_key)
     unindexable = read_frame(connection, sa.select(staging.c.raw_id).where(stored_bytes > LONGEST_INDEXED_BYTES))
     release_staging(connection, staging)
-    refused = rows.versions.join(unindexable, on="raw_id", how="semi").filter(pl.col("order_date").is_between(days.first, days.last))
-    rejected = refused.select("raw_id", "import_id", pl.col("order_date").alias("day"), pl.lit("text_too_long").alias("rule"))
-    return TransformedRows(versions=rows.versions.join(unindexable, on="raw_id", how="anti"), rejected=pl.concat([rows.rejected, rejected]))
+    refused = rows.versions.join(unindexable, on="raw_id", how="semi").filter(
+        pl.col("order_date").is_between(days.first, days.last)
+    )
+    rejected = refused.select(
+        "raw_id", "import_id", pl.col("order_date").alias("day"), pl.lit("text_too_long").alias("rule")
+    )
+    kept = rows.versions.join(unindexable, on="raw_id", how="anti")
+    return TransformedRows(versions=kept, rejected=pl.concat([rows.rejected, rejected]))

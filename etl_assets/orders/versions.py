@@ -10,10 +10,11 @@ from typing import Any
 import polars as pl
 import sqlalchemy as sa
 
+from etl_assets.core.arrays import array
 from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, bound
 from etl_assets.core.database_sync import execute_together, note_staged
 from etl_assets.core.etl_tables import order_index
-from etl_assets.core.tables import order_id_key, raw_orders, shop_configs, trimmed
+from etl_assets.core.tables import order_id_key, own_columns, raw_orders, shop_configs, trimmed
 from etl_assets.ledger.marking import Scope
 from etl_assets.orders.changed import ChangedOrders
 from etl_assets.orders.transform import References, TransformedRows, reject_unindexable, transform
@@ -147,6 +148,7 @@ def stage_whole_days(
     versions = StagedVersions(transaction, source, references, staging)
     versions.stage(rows_on_days(rows))
     missing = read_orders_without_version(transaction, staging)
+    # 键放在读的连接上：在那里与快照里的 raw_orders 联接；再大也是一张表，IN 一万个元组会超出栈的深度
     at_hand = stage_keys(source, pl.concat([versions.keys(), missing.select("shop_id", "order_id")]), references.shops)
     versions.stage(rows_elsewhere(rows, at_hand))
     # 手头的订单此刻在 orders 里、而不在这个区间的日子
@@ -158,7 +160,9 @@ def stage_whole_days(
     losers = find_superseded(candidates)
     aside = set_superseded_aside(transaction.connection, staging, losers, outside)
     superseded = losers.join(outside, on="raw_id", how="anti")
-    unmapped = pl.concat(versions.unmapped).join(superseded, on="raw_id", how="anti").join(outside, on="raw_id", how="anti")
+    unmapped = (
+        pl.concat(versions.unmapped).join(superseded, on="raw_id", how="anti").join(outside, on="raw_id", how="anti")
+    )
     return StagedOrders(
         winners=staging,
         count=candidates.height - superseded.height - outside.height,
@@ -190,8 +194,7 @@ def stage_keys(source: sa.Connection, orders: pl.DataFrame, shops: pl.DataFrame)
     """临时表 orders_at_hand：手头订单的 (shop, order_id)，shop 是店名。"""
     keys = orders.join(shops, on="shop_id").select("shop", "order_id")
     columns = [sa.Column("shop", shop_configs.c.shop_name.type), sa.Column("order_id", raw_orders.c.order_id.type)]
-    at_hand = create_staging(source, "orders_at_hand", columns)
-    copy_into(source, keys, at_hand)
+    at_hand = stage_columns(source, keys, name="orders_at_hand", columns=columns)
     source.exec_driver_sql(analysis(source, at_hand))
     return at_hand
 
@@ -199,14 +202,16 @@ def stage_keys(source: sa.Connection, orders: pl.DataFrame, shops: pl.DataFrame)
 @lru_cache(maxsize=8)
 def rows_elsewhere(rows: sa.Subquery, at_hand: sa.Table) -> sa.Select[tuple[object, ...]]:
     """手头订单在区间以外的版本；查找用的表达式与 raw_orders 的索引一致。"""
-    is_at_hand = sa.tuple_(order_id_key(rows.c.order_id), trimmed(rows.c.shop)).in_(sa.select(at_hand.c.order_id, at_hand.c.shop))
+    is_at_hand = sa.tuple_(order_id_key(rows.c.order_id), trimmed(rows.c.shop)).in_(
+        sa.select(at_hand.c.order_id, at_hand.c.shop)
+    )
     return sa.select(*raw_rows.frame_columns(rows)).where(is_at_hand, raw_rows.off_days(rows))
 
 
 def version_columns(transaction: DataTransaction) -> list[sa.Column[Any]]:
     """orders 的列，加上写索引要的 customer_key 与 target（缺省值，不必逐行传送）。"""
     orders = transaction.tables.orders
-    columns = [sa.Column(column.name, column.type) for column in orders.columns if column.name not in ("created_at", "updated_at")]
+    columns = [sa.Column(column.name, column.type) for column in own_columns(orders)]
     customer = sa.Column("customer_key", order_index.c.customer_key.type)
     quoted = transaction.target.replace("'", "''")
     target = sa.Column("target", order_index.c.target.type, server_default=sa.text(f"'{quoted}'"))
@@ -232,12 +237,16 @@ def rank_contested(source: sa.Connection, versions: pl.DataFrame) -> pl.DataFram
     return marked.join(raw_rows.read_import_ranks(source, contested), on="import_id", how="left")
 
 
-def set_superseded_aside(connection: sa.Connection, staging: sa.Table, losers: pl.DataFrame, outside: pl.DataFrame) -> sa.Table | None:
+def set_superseded_aside(
+    connection: sa.Connection, staging: sa.Table, losers: pl.DataFrame, outside: pl.DataFrame
+) -> sa.Table | None:
     """输掉的版本从暂存表移进另一张，一次往返：暂存表里只留赢家，账照另一张数，不必再传一遍。份额之外的不算账，不留。"""
     if losers.is_empty():
         return None
     names = ("raw_id", "shop_id", "order_id", "order_date")
-    aside, emptied = take_staging(connection, "superseded_versions", [sa.Column(name, staging.c[name].type) for name in names])
+    aside, emptied = take_staging(
+        connection, "superseded_versions", [sa.Column(name, staging.c[name].type) for name in names]
+    )
     note_staged(connection, int(losers.estimated_size()))
     execute_together(
         connection,
@@ -264,6 +273,13 @@ def _days_of_rows(orders: sa.Table, versions: sa.Table) -> sa.Select[tuple[date]
 
 @lru_cache(maxsize=64)
 def _set_aside(staging: sa.Table, aside: sa.Table) -> sa.Insert:
-    losers, outside = (sa.bindparam(name, type_=sa.ARRAY(sa.BigInteger)) for name in ("losers", "outside"))
-    moved = sa.delete(staging).where(staging.c.raw_id == sa.any_(losers)).returning(*staging.c[*aside.c.keys()]).cte("moved")
-    return sa.insert(aside).from_select(aside.c.keys(), sa.select(moved).where(sa.not_(moved.c.raw_id == sa.any_(outside))))
+    losers, outside = (array(name, sa.BigInteger) for name in ("losers", "outside"))
+    moved = (
+        sa.delete(staging)
+        .where(staging.c.raw_id == sa.any_(losers))
+        .returning(*staging.c[*aside.c.keys()])
+        .cte("moved")
+    )
+    return sa.insert(aside).from_select(
+        aside.c.keys(), sa.select(moved).where(sa.not_(moved.c.raw_id == sa.any_(outside)))
+    )

@@ -11,7 +11,9 @@ def find_superseded(candidates: pl.DataFrame) -> pl.DataFrame:
     if contested.is_empty():
         return contested.with_columns(is_repeated=pl.lit(value=False))
     repeated = pick_repeated(contested)["raw_id"].implode()
-    return contested.join(pick_winners(contested), on="raw_id", how="anti").with_columns(is_repeated=pl.col("raw_id").is_in(repeated))
+    return contested.join(pick_winners(contested), on="raw_id", how="anti").with_columns(
+        is_repeated=pl.col("raw_id").is_in(repeated)
+    )
 
 
 def pick_winners(versions: pl.DataFrame) -> pl.DataFrame:
@@ -21,7 +23,9 @@ def pick_winners(versions: pl.DataFrame) -> pl.DataFrame:
 
 def pick_repeated(versions: pl.DataFrame) -> pl.DataFrame:
     """同一次导入里另有同一订单更靠后一行的版本。先按散列筛：一百万行都各有两次导入的版本时，快三倍。"""
-    likely = versions.filter((pl.col("order_id").hash() + pl.col("import_id").to_physical().cast(pl.UInt64)).is_duplicated())
+    likely = versions.filter(
+        (pl.col("order_id").hash() + pl.col("import_id").to_physical().cast(pl.UInt64)).is_duplicated()
+    )
     return likely.filter(pl.col("raw_id") < pl.col("raw_id").max().over("shop_id", "order_id", "import_id"))
 
 

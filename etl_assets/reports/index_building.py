@@ -10,12 +10,13 @@ import psycopg.errors
 import sqlalchemy as sa
 
 from etl_assets.core.database_errors import first_line, translated_errors
+from etl_assets.core.database_sync import transact
 from etl_assets.core.errors import PermanentError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.reports.lookups import IndexWork, find_index_work
 
 PROGRESS_SECONDS = 5.0
-_BUILD_LOCK = 0x45544E  # 同时只有一个在建
+_BUILD_LOCK = 0x45544F  # 同时只有一个在建
 AGAIN = "run `etl init-db --create-indexes` again: it drops what is INVALID and goes on"
 
 Say = Callable[[str], None]
@@ -28,7 +29,7 @@ def create_indexes(engine: sa.Engine, settings: EtlSettings, say: Say) -> int:
     """
     with translated_errors():
         built = _build_all(engine, settings, say)
-        if remaining := _look(engine, settings):
+        if remaining := transact(engine, find_index_work, settings):
             raise PermanentError(f"{len(remaining)} indexes are still missing or INVALID, see above; {AGAIN}")
     return built
 
@@ -41,14 +42,10 @@ def _build_all(engine: sa.Engine, settings: EtlSettings, say: Say) -> int:
             raise PermanentError("another `etl init-db --create-indexes` is at work on this database: wait for it")
         # 大表要几个小时；它自己不挡别人，等锁也就不必有限度
         connection.exec_driver_sql("SET statement_timeout = 0; SET lock_timeout = 0")
-        work = _look(engine, settings)
-        return sum(_build(engine, connection, each, say, f"{number} of {len(work)}") for number, each in enumerate(work, 1))
-
-
-def _look(engine: sa.Engine, settings: EtlSettings) -> list[IndexWork]:
-    """用完就还：开着的事务会让 CONCURRENTLY 一直等它。"""
-    with engine.connect() as connection:
-        return find_index_work(connection, settings)
+        work = transact(engine, find_index_work, settings)  # 用完就还：开着的事务会让 CONCURRENTLY 一直等它
+        return sum(
+            _build(engine, connection, each, say, f"{number} of {len(work)}") for number, each in enumerate(work, 1)
+        )
 
 
 def _build(engine: sa.Engine, connection: sa.Connection, work: IndexWork, say: Say, which: str) -> bool:
@@ -60,15 +57,12 @@ def _build(engine: sa.Engine, connection: sa.Connection, work: IndexWork, say: S
             say(f"{which}: {statement}")
             with _reporting(engine, connection, say):
                 connection.exec_driver_sql(statement)
-    except KeyboardInterrupt:
-        say(f"interrupted: {AGAIN}")
-        raise
     except sa.exc.DBAPIError as error:
         if error.connection_invalidated:
             raise
         is_denied = isinstance(error.orig, psycopg.errors.InsufficientPrivilege)
         remedy = f"let {work.owner} run, one by one: {'; '.join(work.statements)}" if is_denied else AGAIN
-        say(f"cannot build the index on {work.lookup.table_name} ({first_line(error.orig)}): {remedy}")
+        say(f"cannot build the index on {work.table_name} ({first_line(error.orig)}): {remedy}")
         return False
     return True
 

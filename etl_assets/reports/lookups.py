@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import takewhile
 from typing import Any
 from uuid import UUID
@@ -16,37 +15,14 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
+from etl_assets.core.asset_description import Lookup, probe
+from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.business_day import bound, may_fall_on_days, partition_range
 from etl_assets.core.settings import EtlSettings
-from etl_assets.core.tables import TIMESTAMP, import_tasks, left_behind, order_id_key, raw_orders, target_tables
-from etl_assets.services.raw_rows import IN_SCOPE
+from etl_assets.core.tables import EARLY, LATE, import_tasks, order_id_key, raw_orders, target_tables
+from etl_assets.services.raw_rows import IS_SETTLED
 
 _BUILDABLE = ("r", "m")
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """一种查找。
-
-    :param by: 按什么找；说给人听的。
-    :param index: init-db 会建的索引。
-    :param keys: 索引要按着它们找的列；没有就是部分索引的条件本身。
-    :param probes: 与 ETL 真正发出的同样的条件，各在一张表上；有一条走得成就行。
-    """
-
-    by: str
-    index: sa.Index
-    keys: Collection[str]
-    probes: Sequence[sa.Select[Any]]
-
-    @property
-    def table(self) -> sa.Table:
-        return self.index.table  # type: ignore[return-value]  # 声明了的都有
-
-    @property
-    def table_name(self) -> str:
-        """带 schema，引用过的。"""
-        return _DIALECT.identifier_preparer.format_table(self.table)
 
 
 @dataclass(frozen=True)
@@ -67,6 +43,10 @@ class IndexWork:
     is_building: bool
 
     @property
+    def table_name(self) -> str:
+        return _name(self.lookup.table)
+
+    @property
     def is_buildable(self) -> bool:
         """能用 CONCURRENTLY 建。"""
         return self.kind in _BUILDABLE and not self.is_building
@@ -85,16 +65,18 @@ class IndexWork:
         create = f"CREATE INDEX {concurrently}{_quoted(self.name)} ON {definition}"
         # 表达式要有统计，规划器才知道一个订单只有几行
         has_expression = any(not isinstance(expression, sa.Column) for expression in self.lookup.index.expressions)
-        return (*drops, create, *([f"ANALYZE {self.lookup.table_name}"] if has_expression else ()))
+        return (*drops, create, *([f"ANALYZE {self.table_name}"] if has_expression else ()))
 
     @property
     def problem(self) -> str:
-        table, found = self.lookup.table_name, []
+        table, found = self.table_name, []
         if self.missing:
             found.append(f"no index of {table} serves lookups by {self.lookup.by}, each of them reads the whole table")
         if self.broken:
             left = ", ".join(self.broken)
-            found.append(f"{left} on {table} is INVALID, left by a CREATE INDEX CONCURRENTLY that did not end: writes keep it up in vain")
+            found.append(
+                f"{left} on {table} is INVALID, left by a CREATE INDEX CONCURRENTLY that did not end: writes keep it up in vain"
+            )
         return "; ".join(found)
 
     @property
@@ -115,10 +97,13 @@ class IndexWork:
 def find_index_work(connection: sa.Connection, settings: EtlSettings) -> list[IndexWork]:
     """没有索引走得成的查找，与中断了的索引；只看目录与计划，一行数据也不读。"""
     relied_on = lookups(settings)
-    facts = {row.name: row for row in connection.execute(_TABLES, {"names": sorted({each.table_name for each in relied_on})})}
+    facts = {
+        row.name: row
+        for row in connection.execute(_TABLES, {"names": sorted({_name(each.table) for each in relied_on})})
+    }
     found = []
     for lookup in relied_on:
-        fact = facts[lookup.table_name]
+        fact = facts[_name(lookup.table)]
         own = re.compile(re.escape(str(lookup.index.name)) + r"(_\d+)?")
         broken = [name for name in fact.broken if own.fullmatch(name) and fact.kind in _BUILDABLE]
         missing = not is_served(connection, lookup)
@@ -130,45 +115,35 @@ def find_index_work(connection: sa.Connection, settings: EtlSettings) -> list[In
 
 def lookups(settings: EtlSettings) -> list[Lookup]:
     """应用的表上、目标 schema 里，声明了的索引各管一种。"""
-    tables = target_tables(settings.target_schema)
-    orders, leads = tables.orders, tables.leads
-    partitions = partition_range(settings)
-    raw, key = raw_orders.c, order_id_key(raw_orders.c.order_id)
+    partitions, written = partition_range(settings), target_tables(settings.target_schema).of_asset
+    raw = raw_orders.c
     on_days = may_fall_on_days(raw.ordered_at).params(bound(partitions))
-    unclosed = sa.and_(
-        leads.c.closed_at.is_(None), leads.c.lead_no.is_not(None), leads.c.current_stage == "OPEN", leads.c.last_order_at < _LATE
-    )
     return [
-        Lookup("import_id", _index("import_id", raw_orders), {"import_id"}, _equal(raw.import_id, [UUID(int=0), UUID(int=1)])),
-        Lookup("ordered_at", _index("ordered_at", raw_orders), {"ordered_at"}, [_ordered(raw.ordered_at, on_days)]),
-        Lookup("order_id (trimmed)", _index("order", raw_orders), {"order_id"}, _equal(key, ["A", "B"])),
+        Lookup(raw_orders, "import_id", "import_id", {"import_id"}, _equal(raw.import_id, [UUID(int=0), UUID(int=1)])),
+        Lookup(raw_orders, "ordered_at", "ordered_at", {"ordered_at"}, [probe(on_days, raw.ordered_at)]),
+        order_lookup(),
         completion_lookup(),
-        Lookup(
-            "order_date",
-            _index("order_date", orders),
-            {"order_date"},
-            [_ordered(orders.c.order_date, partitions.includes(orders.c.order_date))],
-        ),
-        Lookup(
-            "current_stage and last_order_at of leads without closed_at",
-            _index("unclosed", leads),
-            {"current_stage", "last_order_at"},
-            [_ordered(leads.c.last_order_at, unclosed)],
-        ),
-        Lookup(
-            "what the ETL does not leave like that (a closing taken back)",
-            _index("left_behind", leads),
-            (),
-            [sa.select(sa.literal(1)).select_from(leads).where(left_behind(leads))],
+        *(
+            lookup
+            for asset, description in descriptions().items()
+            if description.application_table
+            for lookup in description.application_table.lookups(written[asset], partitions)
         ),
     ]
+
+
+def order_lookup() -> Lookup:
+    """一个订单的各个版本。"""
+    return Lookup(
+        raw_orders, "order_id (trimmed)", "order", {"order_id"}, _equal(order_id_key(raw_orders.c.order_id), ["A", "B"])
+    )
 
 
 def completion_lookup() -> Lookup:
     """没有人宣布的导入，按完成的时刻找。"""
     completed_at = import_tasks.c.completed_at
-    stretch = sa.and_(IN_SCOPE, completed_at > _EARLY, completed_at <= _LATE)
-    return Lookup("completed_at", _index("completed_at", import_tasks), {"completed_at"}, [_ordered(completed_at, stretch)])
+    stretch = sa.and_(IS_SETTLED, completed_at > EARLY, completed_at <= LATE)
+    return Lookup(import_tasks, "completed_at", "completed_at", {"completed_at"}, [probe(stretch, completed_at)])
 
 
 def is_served(connection: sa.Connection, lookup: Lookup) -> bool:
@@ -179,7 +154,7 @@ def is_served(connection: sa.Connection, lookup: Lookup) -> bool:
     with connection.begin_nested() as savepoint:
         connection.execute(_ONLY_INDEX_SCANS)
         plans = [_explain(connection, probe) for probe in lookup.probes]
-        kind = connection.scalar(_KIND, {"name": lookup.table_name})
+        kind = connection.scalar(_KIND, {"name": _name(lookup.table)})
         scans = [[node for node in _nodes(plan) if "Relation Name" in node] for plan in plans]
         named = {(node["Schema"], node["Index Name"]) for nodes in scans for node in nodes if "Index Name" in node}
         keys = _read_keys(connection, named)
@@ -215,7 +190,9 @@ def _plain(expression: str) -> str:
 
 def _explain(connection: sa.Connection, statement: sa.Select[Any]) -> dict[str, Any]:
     compiled = statement.compile(dialect=connection.dialect)
-    answer = connection.exec_driver_sql(f"EXPLAIN (VERBOSE, FORMAT JSON) {compiled}", compiled.construct_params()).scalar_one()
+    answer = connection.exec_driver_sql(
+        f"EXPLAIN (VERBOSE, FORMAT JSON) {compiled}", compiled.construct_params()
+    ).scalar_one()
     plan: dict[str, Any] = answer[0]["Plan"]
     return plan
 
@@ -232,21 +209,10 @@ def _read_keys(connection: sa.Connection, indexes: Collection[tuple[str, str]]) 
     return {(row.schema, row.name): [_plain(key) for key in row.keys] for row in rows}
 
 
-def _ordered(key: sa.ColumnElement[Any], condition: sa.ColumnElement[bool]) -> sa.Select[Any]:
-    """要它排好序：几行的表上各个索引一样便宜，只有打头的是它的才不必排。"""
-    return sa.select(sa.literal(1)).where(condition).order_by(key)
-
-
 def _equal(key: sa.ColumnElement[Any], values: Sequence[Any]) -> list[sa.Select[Any]]:
     """散列索引排不了序，只认等于一个值。"""
     wanted = sa.bindparam("wanted", values, type_=sa.ARRAY(key.type))
-    return [_ordered(key, key == sa.any_(wanted)), sa.select(sa.literal(1)).where(key == sa.bindparam("wanted", values[0], type_=key.type))]
-
-
-def _index(ending: str, table: sa.Table) -> sa.Index:
-    """声明在 core/tables.py 的那一个。"""
-    (index,) = (index for index in table.indexes if str(index.name).endswith(f"_{ending}"))
-    return index
+    return [probe(key == sa.any_(wanted), key), probe(key == sa.bindparam("wanted", values[0], type_=key.type))]
 
 
 def _free_name(name: str, taken: Collection[str]) -> str:
@@ -255,16 +221,26 @@ def _free_name(name: str, taken: Collection[str]) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
+def _name(table: sa.Table) -> str:
+    """带 schema，引用过的。"""
+    return _DIALECT.identifier_preparer.format_table(table)
+
+
 def _quoted(name: str | None) -> str:
     return _DIALECT.identifier_preparer.quote(name or "")
 
 
 _DIALECT = PGDialect()  # type: ignore[no-untyped-call]  # SQLAlchemy 没有给它类型
-_EARLY, _LATE = (sa.literal(datetime(year, 1, 1, tzinfo=UTC), TIMESTAMP) for year in (2, 9998))
 _ONLY_INDEX_SCANS = sa.select(
     *[
         sa.func.set_config(name, "off", True)
-        for name in ("enable_seqscan", "enable_bitmapscan", "enable_indexonlyscan", "enable_sort", "enable_incremental_sort")
+        for name in (
+            "enable_seqscan",
+            "enable_bitmapscan",
+            "enable_indexonlyscan",
+            "enable_sort",
+            "enable_incremental_sort",
+        )
     ]
 )
 _KIND = sa.text("SELECT relkind FROM pg_class WHERE oid = to_regclass(:name)")

@@ -29,7 +29,9 @@ def assert_runnable(connection: sa.Connection, target: str) -> None:
     assert_writable(connection)
     there = set(connection.scalars(_TABLES, {"names": sorted(etl.tables)}))
     if missing := [name for name in sorted(etl.tables) if name not in there]:
-        raise DatabaseRefusedError(f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing: run `etl init-db`")
+        raise DatabaseRefusedError(
+            f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing: run `etl init-db`"
+        )
     assert_table_contract(connection, target)
 
 
@@ -49,7 +51,7 @@ def assert_rights(connection: sa.Connection, target: str) -> None:
 
     :raises DatabaseRefusedError: 点名缺的。
     """
-    wanted = _wanted_rights(target)
+    wanted = rights_of_etl(target)
     schemas = sorted({name.partition(".")[0] for name in wanted})
     lacking = [f"USAGE on schema {name}" for name in connection.scalars(_LACKING_SCHEMAS, {"schemas": schemas})]
     found = {row.name: row.rights for row in connection.execute(_RIGHTS, {"schemas": schemas})}
@@ -64,8 +66,8 @@ def assert_rights(connection: sa.Connection, target: str) -> None:
         raise DatabaseRefusedError(f"the role of ETL_DATABASE_URL lacks {_listed(lacking)}: grant it")
 
 
-def _wanted_rights(target: str) -> dict[str, list[str]]:
-    """表 → 要的权限。"""
+def rights_of_etl(target: str) -> dict[str, list[str]]:
+    """监听器与工人的角色要的：表 → 权限。应用的表只读。"""
     return {
         **{table.fullname: _READ for table in (raw_orders, import_tasks, shop_configs, order_type_mappings)},
         **{table.fullname: _WRITE for table in target_tables(target).of_asset.values()},

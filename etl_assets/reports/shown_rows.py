@@ -33,7 +33,11 @@ def show_rows(
     if not descriptions()[asset].by_customer:
         return _show_of_days(connection, settings, asset, customer=customer, day=day, limit=limit)
     read = partial(_show_of_customers, connection, settings, asset, customer=customer, limit=limit)
-    return read(lambda its_day: its_day == day) if day is not None else _show_newest(connection, settings, read, limit=limit)
+    return (
+        read(lambda its_day: its_day == day)
+        if day is not None
+        else _show_newest(connection, settings, read, limit=limit)
+    )
 
 
 def _show_of_days(

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, DayRange, bound, local_day, may_fall_on_days
-from etl_assets.core.errors import EtlError
+from etl_assets.core.errors import DO_NOT_ADD_UP, EtlError
 from etl_assets.core.etl_tables import order_index, rejected_rows
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, shop_configs, target_tables, trimmed
@@ -70,7 +70,7 @@ class AccountingError(EtlError):
         first = self.accounts[0]
         lost = f" (look at raw_id {', '.join(map(str, first.lost_examples))})" if first.lost_examples else ""
         super().__init__(
-            f"the rows do not add up, so nothing was written: {first}{lost}; "
+            f"{DO_NOT_ADD_UP}, so nothing was written: {first}{lost}; "
             "find the trigger, rule or program that changes orders or etl.rejected_rows"
         )
 
@@ -81,6 +81,7 @@ def count_raw_rows(snapshot: sa.Connection, settings: EtlSettings, days: DayRang
     与数据读在同一个快照里，所以此刻才完成、才撤回的导入两边都不算。
     """
     counted = read_frame(snapshot, _count_raw_rows(settings.timezone), bound(days))
+    # 条件两边各放宽了一天，好走索引；多读的那两天在这里去掉
     return counted.filter(pl.col("day").is_between(days.first, days.last))
 
 
@@ -137,6 +138,7 @@ def _count_superseded(
     losers = sized(aside)
     by_day = (
         sa.select(losers.c.order_date, sa.func.count().label("rows"))
+        # 输了而订单不在表里的不算数：赢家若被触发器吞了，两行都不知去向，账才不平
         .join(orders, sa.and_(same_order(orders, losers), orders.c.raw_id != losers.c.raw_id))
         .where(days.includes(losers.c.order_date))
         .group_by(losers.c.order_date)
@@ -150,11 +152,14 @@ def _find_lost(
     """只为错误消息：这一天几个既没装入、也没拒收、没被取代、也不归别人的原始行。"""
     orders, schema = target_tables(settings.target_schema).orders, settings.target_schema
     loaded = sa.select(orders.c.raw_id).where(orders.c.order_date == day, orders.c.raw_id == raw_orders.c.raw_id)
-    rejected = sa.select(rejected_rows.c.raw_id).where(rejected_rows.c.target == schema, rejected_rows.c.raw_id == raw_orders.c.raw_id)
+    is_rejected = sa.and_(rejected_rows.c.target == schema, rejected_rows.c.raw_id == raw_orders.c.raw_id)
+    rejected = sa.select(rejected_rows.c.raw_id).where(is_rejected)
     winner = (
         sa.select(orders.c.raw_id)
         .join(shop_configs, shop_configs.c.shop_id == orders.c.shop_id)
-        .where(shop_configs.c.shop_name == trimmed(raw_orders.c.shop), orders.c.order_id == trimmed(raw_orders.c.order_id))
+        .where(
+            shop_configs.c.shop_name == trimmed(raw_orders.c.shop), orders.c.order_id == trimmed(raw_orders.c.order_id)
+        )
     )
     losers = superseded.filter(pl.col("order_date") == day)["raw_id"].to_list()
     lost = sa.or_(raw_orders.c.raw_id != sa.all_(sa.cast(losers, sa.ARRAY(sa.BigInteger))), ~winner.exists())
@@ -162,7 +167,11 @@ def _find_lost(
     statement = (
         sa.select(raw_orders.c.raw_id)
         .join(import_tasks, import_tasks.c.import_id == raw_orders.c.import_id)
-        .where(IN_SCOPE, may_fall_on_days(raw_orders.c.ordered_at), local_day(raw_orders.c.ordered_at, settings.timezone) == day)
+        .where(
+            IN_SCOPE,
+            may_fall_on_days(raw_orders.c.ordered_at),
+            local_day(raw_orders.c.ordered_at, settings.timezone) == day,
+        )
         .where(~loaded.exists(), ~rejected.exists(), lost, raw_orders.c.raw_id != sa.all_(of_others))
         .order_by(raw_orders.c.raw_id)
         .limit(EXAMPLES)

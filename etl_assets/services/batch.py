@@ -17,7 +17,9 @@ def bite_of(customers: int) -> int:
     return max(CUSTOMERS_PER_BITE, min(customers // 10, _LARGEST_BITE))
 
 
-def transform_batches(batches: Iterable[pl.DataFrame], transform: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
+def transform_batches(
+    batches: Iterable[pl.DataFrame], transform: Callable[[pl.DataFrame], pl.DataFrame]
+) -> pl.DataFrame:
     """一边读一边逐批变换，再拼成一帧；变换应当缩小数据，原始的那批随即释放。"""
     return pl.concat([transform(batch) for batch in batches])
 

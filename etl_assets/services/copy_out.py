@@ -50,7 +50,9 @@ def polars_type(sql_type: sa.types.TypeEngine[Any]) -> pl.DataType:
     raise TypeError(f"no Polars type for {sql_type!r}")
 
 
-def read_frame(connection: sa.Connection, statement: sa.Select[Any], parameters: Parameters = MappingProxyType({})) -> pl.DataFrame:
+def read_frame(
+    connection: sa.Connection, statement: sa.Select[Any], parameters: Parameters = MappingProxyType({})
+) -> pl.DataFrame:
     """用 COPY 读出一个查询：每行一条记录，类型来自列，NULL 与空串不混。"""
     return pl.concat(read_batches(connection, statement, parameters))
 
@@ -88,6 +90,7 @@ def reading_ahead(
             yield _parse(chunk, schema)
             chunk = following.result()
 
+    # 次序要紧：先等线程停下，再关生成器，它正在线程里执行着的时候关不了
     with closing(source), ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
         yield batches(reader)
 
@@ -97,7 +100,9 @@ def driver_of(connection: sa.Connection) -> psycopg.Connection[Any]:
     return driver
 
 
-def _copy_out(connection: sa.Connection, statement: sa.Select[Any], given: Parameters) -> Generator[io.BytesIO, None, None]:
+def _copy_out(
+    connection: sa.Connection, statement: sa.Select[Any], given: Parameters
+) -> Generator[io.BytesIO, None, None]:
     """COPY 的 csv 文本，一块约 16 MB；至少一块，可能是空的。没读完就关上（close）的，取消查询。"""
     check_interruption()
     text, parameters = _compile(connection, statement, given)
@@ -127,7 +132,9 @@ def _booleans_as_text(statement: sa.Select[Any]) -> sa.Select[Any]:
     )
 
 
-def _compile(connection: sa.Connection, statement: sa.Select[Any], given: Parameters) -> tuple[str, Mapping[str, Any] | None]:
+def _compile(
+    connection: sa.Connection, statement: sa.Select[Any], given: Parameters
+) -> tuple[str, Mapping[str, Any] | None]:
     """COPY 不收服务器端参数，psycopg 在客户端绑定；只有带参数时它才把 %% 还原成 %。列表写成 = ANY(数组)，不写 IN。"""
     compiled = compile_once(_booleans_as_text(statement), connection.dialect)
     parameters = compiled.construct_params(dict(given))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 from polars_hash import col as hash_column
 
+# DOMAIN 第 4 节定的：改了它，每个客户、每个商机都换了 id
 NAMESPACE = "93722013-60cb-5739-97f7-f0fc989b5a59"
 
 
@@ -16,6 +17,7 @@ def customer_key(shop_id: str = "shop_id", nickname: str = "customer_nickname") 
 
 def nickname_of_key(key: str = "customer_key") -> pl.Expr:
     """customer_key 里的名字部分。"""
+    # 只在第一个冒号处切：昵称里也可以有冒号，shop_id 里没有
     return pl.col(key).str.splitn(":", 2).struct.field("field_1")
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import polars as pl
 import sqlalchemy as sa
 
+from etl_assets.core.arrays import array
 from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, DayRange, bound
 from etl_assets.core.database_sync import execute_together, note_staged
@@ -23,7 +24,14 @@ from etl_assets.services.figures import has_status, status_spellings
 from etl_assets.services.materialization import Begin, DataTransaction, retry_conflicts
 from etl_assets.services.order_index import adopt_orders, of_customer, same_order
 from etl_assets.services.rollout import Share
-from etl_assets.services.vectorized_queries import WriteCounts, analysis, copy_into, create_staging, read_frame, reading_ahead, take_staging
+from etl_assets.services.vectorized_queries import (
+    WriteCounts,
+    analysis,
+    read_frame,
+    reading_ahead,
+    stage_columns,
+    take_staging,
+)
 
 Write: TypeAlias = Callable[[DataTransaction, sa.Table, pl.DataFrame], WriteCounts]
 """读、算、写这些锁住的客户；给它的还有 `read_customer_ids` 的结果。"""
@@ -71,11 +79,13 @@ def _choose(begin: Begin, write: Write, complete: Callable[[DataTransaction, Com
         revisions = transaction.read_revisions()
         scope = transaction.scope(revisions)
         if scope == "whole" and not _is_indexed(transaction):  # 别处写的订单没有索引
+            # 在选客户之前：收进来时给旧客户留下的标记，这一次就选得到
             adopt_orders(connection, tables, transaction.days, transaction.share)
         table, count = stage_customers(connection, tables, asset, transaction.days, transaction.share, scope)
         chosen = Computed(revisions=revisions, scope=scope, written=WriteCounts(), started_at=transaction.started_at)
         if count > bite_of(count):
             keys = read_frame(connection, _by_stripe(table))
+            # 由 SELECT 填的暂存表没有经过 COPY，占了多少要自己记
             note_staged(connection, int(keys.estimated_size()))
             return _Many(keys=keys, chosen=chosen)
         written = _compute(transaction, table, write) if count else WriteCounts()
@@ -85,7 +95,9 @@ def _choose(begin: Begin, write: Write, complete: Callable[[DataTransaction, Com
 def _is_indexed(transaction: DataTransaction) -> bool:
     """这个运行里的上游看过全部订单的索引：写订单的，或者也按客户算的。"""
     run, tables = transaction.run, transaction.tables
-    indexing = {asset for asset, each in descriptions().items() if each.by_customer or tables.of_asset[asset] is tables.orders}
+    indexing = {
+        asset for asset, each in descriptions().items() if each.by_customer or tables.of_asset[asset] is tables.orders
+    }
     return not indexing.isdisjoint(run.upstreams & run.assets)
 
 
@@ -106,6 +118,8 @@ def _compute(transaction: DataTransaction, at_hand: sa.Table, write: Write) -> W
     marks, ids = lock_customers(connection, target, at_hand, then=statements, parameters=bound(transaction.days))
     known = pl.DataFrame(ids, schema={"customer_key": pl.String, "customer_global_id": pl.String}, orient="row")
     written = write(transaction, at_hand, _with_ids(known))
+    transaction.written += written
+    # 只删锁住之后读到的那几个：此后别人又给同一个客户记的，还没有修
     transaction.defer(CONSUME_MARKS, {"mark_ids": [mark_id for (mark_id,) in marks]})
     return written
 
@@ -119,7 +133,8 @@ def stage_customers(
     没有订单、只因有人碰过商机而留下的客户，算过一次就不再陈旧；人收手以后，哪一天的运行都从商机那里找到他，让他走。
     """
     at_hand, emptied = take_staging(connection, "customers_at_hand", _at_hand_columns())
-    statements = (emptied, _insert_customers(at_hand, tables, asset, share, scope), analysis(connection, at_hand), _count_rows(at_hand))
+    insert = _insert_customers(at_hand, tables, asset, share, scope)
+    statements = (emptied, insert, analysis(connection, at_hand), _count_rows(at_hand))
     *_, ((count,),) = execute_together(connection, *statements, parameters=bound(days))
     return at_hand, count
 
@@ -135,15 +150,13 @@ def _at_hand_columns() -> list[sa.Column[Any]]:
 
 def restage_customers(connection: sa.Connection, keys: pl.DataFrame) -> sa.Table:
     """同样的临时表，装着选定了的客户中的一口。"""
-    at_hand = create_staging(connection, "customers_at_hand", _at_hand_columns())
-    copy_into(connection, keys.with_row_index("position").select("customer_key", "position"), at_hand)
+    bite = keys.with_row_index("position").select("customer_key", "position")
+    at_hand = stage_columns(connection, bite, name="customers_at_hand", columns=_at_hand_columns())
     connection.exec_driver_sql(analysis(connection, at_hand))
     return at_hand
 
 
-CONSUME_MARKS = sa.delete(stale_customers).where(
-    stale_customers.c.mark_id == sa.any_(sa.bindparam("mark_ids", type_=sa.ARRAY(sa.BigInteger)))
-)
+CONSUME_MARKS = sa.delete(stale_customers).where(stale_customers.c.mark_id == sa.any_(array("mark_ids", sa.BigInteger)))
 """删去修好的标记；事务失败则标记还在。"""
 
 
@@ -156,7 +169,8 @@ def read_customer_orders(transaction: DataTransaction, at_hand: sa.Table) -> Ite
     with reading_ahead(transaction.connection, _customer_orders(transaction.tables, at_hand)) as frames:
         for frame in whole_groups(frames, "position"):
             spellings = status_spellings(frame["latest_status"])
-            cancelled, completed = has_status(spellings, settings.cancelled_statuses), has_status(spellings, settings.completed_statuses)
+            cancelled = has_status(spellings, settings.cancelled_statuses)
+            completed = has_status(spellings, settings.completed_statuses)
             marked = frame.drop("position").with_columns(is_counted=~cancelled, is_completed=completed & ~cancelled)
             yield marked.sort("customer_key", "ordered_at", "order_id")
 
@@ -183,7 +197,15 @@ def _by_stripe(customers: sa.Table) -> sa.Select[tuple[str]]:
 @lru_cache(maxsize=64)
 def _customer_orders(tables: TargetTables, at_hand: sa.Table) -> sa.Select[Any]:
     orders = tables.orders
-    names = ("order_id", "customer_nickname", "latest_status", "system_order_type", "amount", "ordered_at", "order_date")
+    names = (
+        "order_id",
+        "customer_nickname",
+        "latest_status",
+        "system_order_type",
+        "amount",
+        "ordered_at",
+        "order_date",
+    )
     return (
         sa.select(at_hand.c.position, order_index.c.customer_key, *orders.c[names])
         .select_from(at_hand)
@@ -198,7 +220,9 @@ def _customer_orders(tables: TargetTables, at_hand: sa.Table) -> sa.Select[Any]:
 def _customer_ids(tables: TargetTables, at_hand: sa.Table) -> sa.Select[Any]:
     customers = tables.customers
     known_id = sa.cast(customers.c.customer_global_id, sa.Text).label("customer_global_id")
-    return sa.select(at_hand.c.customer_key, known_id).outerjoin(customers, customers.c.customer_key == at_hand.c.customer_key)
+    return sa.select(at_hand.c.customer_key, known_id).outerjoin(
+        customers, customers.c.customer_key == at_hand.c.customer_key
+    )
 
 
 @lru_cache(maxsize=64)
@@ -218,19 +242,26 @@ def _insert_customers(at_hand: sa.Table, tables: TargetTables, asset: str, share
 def _released(tables: TargetTables) -> sa.Select[tuple[str]]:
     """商机被人改得不像样的客户。按行去找客户，不用联接：规划器会把这样的商机估得很多，于是读全部客户。"""
     customers, leads = tables.customers, tables.leads
-    owner = sa.select(customers.c.customer_key).where(customers.c.customer_global_id == leads.c.customer_global_id).scalar_subquery()
+    owner = (
+        sa.select(customers.c.customer_key)
+        .where(customers.c.customer_global_id == leads.c.customer_global_id)
+        .scalar_subquery()
+    )
     released = sa.select(owner.label("customer_key")).where(left_behind(leads)).subquery("released")
     return sa.select(released.c.customer_key).where(released.c.customer_key.is_not(None))
 
 
 def _stale(target: str, asset: str) -> list[sa.ColumnElement[bool]]:
     """该资产在这些天的标记，与哪天都行的：两个条件，各走一段索引。"""
-    of_asset = sa.and_(stale_customers.c.target == target, stale_customers.c.asset == asset)
-    return [sa.and_(of_asset, of_days) for of_days in (stale_customers.c.day.between(FIRST_DAY, LAST_DAY), stale_customers.c.day.is_(None))]
+    marks = stale_customers.c
+    of_asset = sa.and_(marks.target == target, marks.asset == asset)
+    return [sa.and_(of_asset, of_days) for of_days in (marks.day.between(FIRST_DAY, LAST_DAY), marks.day.is_(None))]
 
 
 @lru_cache(maxsize=64)
 def marks_of(target: str, asset: str, at_hand: sa.Table) -> sa.CompoundSelect[tuple[int]]:
     """语句：手头客户此刻的标记；锁住客户之后、读订单之前读，所以只消掉确实修好的。"""
-    is_at_hand = at_hand.c.customer_key == stale_customers.c.customer_key
-    return sa.union_all(*[sa.select(stale_customers.c.mark_id).join(at_hand, is_at_hand).where(mine) for mine in _stale(target, asset)])
+    theirs = sa.select(stale_customers.c.mark_id).join(
+        at_hand, at_hand.c.customer_key == stale_customers.c.customer_key
+    )
+    return sa.union_all(*[theirs.where(mine) for mine in _stale(target, asset)])

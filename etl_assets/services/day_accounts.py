@@ -13,7 +13,7 @@ import polars as pl
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from etl_assets.core.arrays import insert_given, unnest
+from etl_assets.core.arrays import array, insert_given, unnest
 from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, DayRange, bound
 from etl_assets.core.database_sync import execute_compiled
 from etl_assets.core.etl_tables import TARGET, counted_imports, day_accounts
@@ -48,11 +48,16 @@ def read_stored_days(
     rows = connection.execute(_STORED_DAYS, parameters).all()
     counted = [(row.day, import_id, count) for row in rows for import_id, count in (row.counted or {}).items()]
     schema = {"day": pl.Date, "import_id": pl.String, "rows": pl.Int64}
-    return {row.day: StoredDay.parse(row.day, row.account) for row in rows}, pl.DataFrame(counted, schema=schema, orient="row")
+    return {row.day: StoredDay.parse(row.day, row.account) for row in rows}, pl.DataFrame(
+        counted, schema=schema, orient="row"
+    )
 
 
-def store_counted_days(connection: sa.Connection, target: str, days: DayRange, stored: Iterable[StoredDay], counted: pl.DataFrame) -> None:
+def store_counted_days(
+    connection: sa.Connection, target: str, days: DayRange, stored: Iterable[StoredDay], counted: pl.DataFrame
+) -> None:
     """整天数过的：存下账，与账上各次导入的行数（day、import_id、rows），先前的作废。"""
+    # 先全忘掉：其间撤回的导入不在这次的账上，它的行数不能留着
     connection.execute(_FORGET_COUNTED, {"of_target": target, **bound(days)})
     if values := values_to_store(target, list(stored), counted):
         execute_compiled(connection, STORE, values)
@@ -63,9 +68,14 @@ def forget_days(connection: sa.Connection, target: str, days: Iterable[date]) ->
     connection.execute(_FORGET_DAYS, {"of_target": target, "days": sorted(days)})
 
 
-def forget_accounts_with(connection: sa.Connection, target: str, import_ids: Iterable[UUID], days: Iterable[date]) -> None:
+def forget_accounts_with(
+    connection: sa.Connection, target: str, import_ids: Iterable[UUID], days: Iterable[date]
+) -> None:
     """这些天里，账上有这些导入的行的，账不作数了：人点的运行见过它们，而它们撤回了，没有一行在表里。"""
-    connection.execute(_FORGET_WITH, {"of_target": target, "import_ids": [str(import_id) for import_id in import_ids], "days": list(days)})
+    connection.execute(
+        _FORGET_WITH,
+        {"of_target": target, "import_ids": [str(import_id) for import_id in import_ids], "days": list(days)},
+    )
 
 
 def values_to_store(target: str, days: Sequence[StoredDay], counted: pl.DataFrame) -> dict[str, object] | None:
@@ -82,7 +92,7 @@ def values_to_store(target: str, days: Sequence[StoredDay], counted: pl.DataFram
 
 # ---- 每个运行都要的语句：建一次就留着，拼它们比执行它们还久 --------------------------
 
-_IMPORT_IDS = sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid(as_uuid=False)))
+_IMPORT_IDS = array("import_ids", sa.Uuid(as_uuid=False))
 _IS_COUNTED = sa.and_(
     counted_imports.c.target == day_accounts.c.target,
     counted_imports.c.day == day_accounts.c.day,
@@ -93,19 +103,23 @@ _COUNTED = (
     .where(_IS_COUNTED)
     .scalar_subquery()
 )
-_OF_DAYS = sa.and_(day_accounts.c.target == TARGET, day_accounts.c.day == sa.any_(sa.bindparam("days", type_=sa.ARRAY(sa.Date))))
+_OF_DAYS = sa.and_(day_accounts.c.target == TARGET, day_accounts.c.day == sa.any_(array("days", sa.Date)))
 _STORED_DAYS = sa.select(day_accounts.c.day, day_accounts.c.account, _COUNTED.label("counted")).where(_OF_DAYS)
-_FORGET_COUNTED = sa.delete(counted_imports).where(counted_imports.c.target == TARGET, counted_imports.c.day.between(FIRST_DAY, LAST_DAY))
+_FORGET_COUNTED = sa.delete(counted_imports).where(
+    counted_imports.c.target == TARGET, counted_imports.c.day.between(FIRST_DAY, LAST_DAY)
+)
 _FORGET_DAYS = sa.delete(day_accounts).where(_OF_DAYS)
 _FORGET_WITH = _FORGET_DAYS.where(sa.select(counted_imports.c.rows).where(_IS_COUNTED).exists())
 
 
 def _store_statement() -> pg.Insert:
-    stored = unnest("stored", day=sa.bindparam("days", type_=sa.ARRAY(sa.Date)), account=sa.bindparam("accounts", type_=sa.ARRAY(sa.Text)))
+    stored = unnest("stored", day=array("days", sa.Date), account=array("accounts", sa.Text))
     count = insert_given(counted_imports, ["day", "import_id", "rows"]).cte("counting")
     accounts = sa.select(TARGET, stored.c.day, sa.cast(stored.c.account, pg.JSONB))
     insert = pg.insert(day_accounts).from_select(["target", "day", "account"], accounts)
-    return insert.on_conflict_do_update(index_elements=["target", "day"], set_={"account": insert.excluded.account}).add_cte(count)
+    return insert.on_conflict_do_update(
+        index_elements=["target", "day"], set_={"account": insert.excluded.account}
+    ).add_cte(count)
 
 
 STORE = _store_statement()

@@ -24,6 +24,7 @@ _FROM_TEXT: Mapping[type[pl.DataType], Callable[[str], object]] = {
     pl.Int32: int,
     pl.Int64: int,
     pl.Float64: float,
+    # COPY 本来写 t 与 f，copy_out 已把布尔列换成文字
     pl.Boolean: "true".__eq__,
     pl.Decimal: Decimal,
     pl.Date: date.fromisoformat,

@@ -15,7 +15,10 @@ COUNTS = tuple(f"{kind}_count" for kind in _KINDS)
 
 def aggregate_figures() -> list[pl.Expr]:
     """聚合表达式：每种类型的笔数与金额；没有订单时是 0。"""
-    counts = [(pl.col("system_order_type") == value).sum().cast(pl.Int32).alias(f"{kind}_count") for kind, value in _KINDS.items()]
+    counts = [
+        (pl.col("system_order_type") == value).sum().cast(pl.Int32).alias(f"{kind}_count")
+        for kind, value in _KINDS.items()
+    ]
     amounts = [
         pl.col("amount").filter(pl.col("system_order_type") == value).sum().cast(_TOTAL).alias(f"{kind}_amount")
         for kind, value in _KINDS.items()

@@ -40,4 +40,7 @@ def _fingerprint(schema: str) -> sa.ScalarSelect[str]:
 
 def _rows(key: sa.ColumnElement[object], value: sa.ColumnElement[object]) -> sa.ScalarSelect[str]:
     """小表的全部行写成一串文字。"""
-    return sa.select(sa.cast(sa.func.array_agg(pg.aggregate_order_by(sa.func.row(key, value), key)), sa.Text)).scalar_subquery()
+    # 要排序：不然同样的行换个物理次序，指纹就变，每一天都整天重做
+    return sa.select(
+        sa.cast(sa.func.array_agg(pg.aggregate_order_by(sa.func.row(key, value), key)), sa.Text)
+    ).scalar_subquery()

@@ -14,6 +14,7 @@ from uuid import UUID
 import psycopg.errors
 import sqlalchemy as sa
 
+from etl_assets.core import metrics
 from etl_assets.core.backoff import Backoff
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_errors import DATABASE_ERRORS, driver_error, translate
@@ -25,11 +26,19 @@ from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TargetTables, target_tables
 from etl_assets.ledger.leases import fence, judge_fence
 from etl_assets.ledger.locks import lock_parameters, lock_statements
-from etl_assets.ledger.marking import Revisions, Scope, marking, parse_revisions, prepare_marking, read_revisions, revisions_query
+from etl_assets.ledger.marking import (
+    Revisions,
+    Scope,
+    marking,
+    parse_revisions,
+    prepare_marking,
+    read_revisions,
+    revisions_query,
+)
 from etl_assets.ledger.outbox import Completion, add_completion, announcement, announcing
 from etl_assets.services.accounting import DayAccount
 from etl_assets.services.fingerprints import fingerprint
-from etl_assets.services.previews import Preview, has_preview, parse_preview, preview_parameters, previewing
+from etl_assets.services.previews import Previews, has_previews, parse_previews, preview_parameters, previewing
 from etl_assets.services.rollout import Share, read_share
 from etl_assets.services.table_contract import READ_CATALOG, assert_table_contract, catalog_parameters, judge_catalog
 from etl_assets.services.vectorized_queries import WriteCounts
@@ -41,6 +50,7 @@ Result = TypeVar("Result")
 
 _CONFLICT_ATTEMPTS = 5
 _CONFLICT_RETRY = Backoff(first_seconds=0.12, longest_seconds=2.0, spread=0.7)
+# 唯一约束也算冲突：写入不用 ON CONFLICT，别的系统恰好插进同一个键时就是它，再来一遍会看见那一行
 _CONFLICTS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure, psycopg.errors.UniqueViolation)
 
 
@@ -73,8 +83,8 @@ class AssetReport:
     whole_because: str | None = None
     accounts: Sequence[DayAccount] = ()
     warnings: Mapping[date, DayWarnings] = field(default_factory=dict)
-    preview: Preview | None = None
-    """只做变了的、一天的，样例已经看过。"""
+    previews: Previews | None = None
+    """已经看过的：只做变了的、一天的。"""
 
 
 @dataclass
@@ -94,6 +104,9 @@ class DataTransaction:
     deferred: list[sa.ClauseElement] = field(default_factory=list)
     revisions: Revisions | None = None
     of_deferred: dict[str, object] = field(default_factory=dict)
+    written: WriteCounts = field(default_factory=WriteCounts)
+    """这个事务写下的，提交了才算数。"""
+    newly_rejected: int = 0
 
     @property
     def target(self) -> str:
@@ -101,7 +114,9 @@ class DataTransaction:
 
     def read_revisions(self) -> Revisions:
         """读数据之前的台账，交给 complete。头一个事务开始时已经读过，在锁住之后。"""
-        return self.revisions or read_revisions(self.connection, self.target, self.asset, self.days, fingerprint(self.settings))
+        return self.revisions or read_revisions(
+            self.connection, self.target, self.asset, self.days, fingerprint(self.settings)
+        )
 
     def scope(self, revisions: Revisions) -> Scope:
         """事件要的运行只做变了的，除非台账说要整天；人点的、定时的、回填的总是整天。"""
@@ -112,12 +127,15 @@ class DataTransaction:
         self.deferred.append(statement)
         self.of_deferred |= parameters
 
-    def send_last(self, *statements: sa.ClauseElement, parameters: Mapping[str, object]) -> list[Sequence[tuple[Any, ...]]]:
+    def send_last(
+        self, *statements: sa.ClauseElement, parameters: Mapping[str, object]
+    ) -> list[Sequence[tuple[Any, ...]]]:
         """推迟的、这几条与栅栏一次往返，栅栏在最后；返回这几条的行。
 
         :raises LeaseLostError: 租约不在了，事务随之回滚。
         """
         locked, of_lease = fence()
+        # 栅栏在最后：它之后只剩提交，前面不论等了多久都查得到；锁着租约时心跳也续不了，所以越短越好
         together = [*self.deferred, *statements, *locked]
         if not together:
             return []
@@ -151,13 +169,16 @@ class DataTransaction:
             error_count=rejected,
             duration_seconds=duration_seconds,
         )
-        is_previewed = scope == "changed" and has_preview(self.asset, self.days)
+        is_previewed = scope == "changed" and has_previews(self.asset, self.days, scope)
         looks = [previewing(self.target, self.asset)] if is_previewed else []
-        of_look = preview_parameters(self.target, self.days.first, scope)
+        of_look = preview_parameters(self.target, self.days, scope)
         announced = announcement(self.target, completion)
         *seen, finished = self.send_last(*looks, _mark_and_announce(), parameters={**marked, **announced, **of_look})
         if len(finished) > announced["most_imports"]:  # 一份装不下的，另写
-            add_completion(self.connection, self.target, replace(completion, import_ids=[import_id for (import_id,) in finished]))
+            add_completion(
+                self.connection, self.target, replace(completion, import_ids=[import_id for (import_id,) in finished])
+            )
+            # 又写了东西，栅栏也再问一遍：它总要是提交前的最后一句
             self.send_last(parameters={})
         return AssetReport(
             asset=self.asset,
@@ -166,7 +187,7 @@ class DataTransaction:
             rejected=rejected,
             written=written,
             duration_seconds=duration_seconds,
-            preview=parse_preview(self.asset, seen[0]) if seen else None,
+            previews=parse_previews(self.asset, self.days, scope, seen[0]) if seen else None,
         )
 
 
@@ -198,6 +219,7 @@ def data_transaction(
     :param locked: 先锁住的业务日。
     """
     with autocommitting(engine) as connection, connection.begin(), kept_alive(connection, settings):
+        # 后来的各个事务（一口一个）不再读台账：算数的是选客户之前的版本，此后的要求由下一次运行做
         revisions = _begin(connection, settings, asset, days, run, locked) if started_at is None else None
         if revisions is None:
             connection.exec_driver_sql(_BEGIN)
@@ -215,21 +237,37 @@ def data_transaction(
         yield transaction
         if not transaction.is_fenced:
             transaction.send_last(parameters={})
+    written = transaction.written
+    metrics.rows_committed(
+        asset,
+        inserted=written.inserted,
+        updated=written.updated,
+        deleted=written.deleted,
+        rejected=transaction.newly_rejected,
+    )
 
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 
 def _begin(
-    connection: sa.Connection, settings: EtlSettings, asset: str, days: DayRange, run: RunContext, locked: Iterable[date]
+    connection: sa.Connection,
+    settings: EtlSettings,
+    asset: str,
+    days: DayRange,
+    run: RunContext,
+    locked: Iterable[date],
 ) -> Revisions:
     target, is_checked = settings.target_schema, not run.follows
     read, parameters = revisions_query(target, asset, days, fingerprint(settings))
     lock = lock_parameters(target, "day", (day.toordinal() for day in locked))
     statements = [*([READ_CATALOG] if is_checked else []), *(lock_statements() if lock["keys"] else []), read]
     try:
-        found = execute_together(connection, _BEGIN, *statements, parameters={**catalog_parameters(target), **lock, **parameters})
+        found = execute_together(
+            connection, _BEGIN, *statements, parameters={**catalog_parameters(target), **lock, **parameters}
+        )
     except sa.exc.ProgrammingError:
+        # 事务已经废了，不先回滚，下面那一问也只会得到“事务已中止”
         connection.connection.rollback()
         assert_table_contract(connection, target)  # 缺表少列，台账那一条就读不了：说是哪里
         raise
@@ -253,10 +291,12 @@ def retry_conflicts(transact: Callable[P, Result]) -> Callable[P, Result]:
             try:
                 return transact(*args, **kwargs)
             except DATABASE_ERRORS as error:
+                # 人要取消时，正执行的语句也是出错收场（57014）：先看这个，不当作超时，更不再试
                 check_interruption()
                 cause = driver_error(error)
                 if not isinstance(cause, _CONFLICTS) or attempt == _CONFLICT_ATTEMPTS:
                     raise translate(cause) from error
+                metrics.transaction_retried()
                 logger.warning("conflict with another run, trying again", attempt=attempt, cause=type(cause).__name__)
                 time.sleep(_CONFLICT_RETRY.seconds(attempt))
         raise AssertionError("unreachable")

@@ -20,7 +20,14 @@ from etl_assets.ledger.graph import LINE
 from etl_assets.ledger.locks import lock_days
 from etl_assets.services.customer_keys import customer_key
 from etl_assets.services.rollout import Share
-from etl_assets.services.vectorized_queries import copy_into, create_staging, read_frame, reading_ahead, release_staging, stage_frame
+from etl_assets.services.vectorized_queries import (
+    copy_into,
+    create_staging,
+    read_frame,
+    reading_ahead,
+    release_staging,
+    stage_frame,
+)
 
 ANY_DAY = sa.cast(sa.null(), sa.Date)
 
@@ -73,15 +80,16 @@ def index_statement(target: str, orders: sa.Table) -> sa.Insert:
         .cte("updated")
     )
     key = ("shop_id", "order_id", "target")
-    added = (
-        sa.select(*orders.c[*key, *INDEXED]).where(~sa.select(order_index.c.order_id).where(same_row).exists()).order_by(*orders.c[*key])
-    )
+    is_new = ~sa.select(order_index.c.order_id).where(same_row).exists()
+    # 按主键的次序插：B 树一页挨一页地写，不来回跳
+    added = sa.select(*orders.c[*key, *INDEXED]).where(is_new).order_by(*orders.c[*key])
     return sa.insert(order_index).from_select([*key, *INDEXED], added).add_cte(changed, marked, updated)
 
 
 def unindex_orders(connection: sa.Connection, target: str, gone: sa.Table, days: DayRange | None) -> None:
     """这些订单（shop_id、order_id）没有了：给它们的客户记陈旧，删去索引。"""
     theirs = sa.and_(same_order(gone), order_index.c.target == target)
+    # 标记在前，删索引在后：只有索引还记得这些订单是谁的
     lost = sa.select(order_index.c.customer_key).join(gone, theirs)
     connection.execute(insert_marks(target, lost, FIRST_DAY, lost=True), _marked_on(days))
     connection.execute(sa.delete(order_index).where(theirs))
@@ -103,7 +111,10 @@ def insert_marks(
     """
     keys = customer_keys.distinct().subquery("keys")
     (key,) = keys.c
-    known = [sa.select(table.c.asset).where(table.c.target == target, table.c.by_customer) for table in (assets, absent_assets)]
+    known = [
+        sa.select(table.c.asset).where(table.c.target == target, table.c.by_customer)
+        for table in (assets, absent_assets)
+    ]
     if since is not None:
         known[0] = known[0].where(sa.literal(since) == sa.any_(LINE))
     marked = (sa.union_all(*known) if lost else known[0]).subquery("marked")
@@ -117,7 +128,10 @@ def adopt_orders(connection: sa.Connection, tables: TargetTables, days: DayRange
     份额之外的订单归别的 ETL，索引里记的是我们算出的赢家，不随它的行变。
     标记不归哪一天：收进它们的也许是人点的 leads，它的头一天未必还有 customers 要做。
     """
-    if _foreign_orders(connection, tables, days, share).is_empty() and _vanished_orders(connection, tables, days, share).is_empty():
+    if (
+        _foreign_orders(connection, tables, days, share).is_empty()
+        and _vanished_orders(connection, tables, days, share).is_empty()
+    ):
         return 0
     lock_days(connection, tables.schema, days)  # 自己的 orders 运行可能正在写这些行：锁住再看一次
     foreign = _foreign_orders(connection, tables, days, share)
@@ -144,17 +158,25 @@ def adopt_all_orders(engine: sa.Engine, settings: EtlSettings) -> int:
     )
     names = ("shop_id", "order_id", "customer_nickname", "order_date", "customer_key")
     with (
+        # 两条连接：COPY 读着的那条，读完之前不能作他用
         engine.connect() as source,
         engine.begin() as connection,
         kept_alive(connection, settings),
         reading_ahead(source, unindexed) as batches,
     ):
-        staging = create_staging(connection, "adopted_orders", [sa.Column(name, order_index.c[name].type) for name in names])
+        staging = create_staging(
+            connection, "adopted_orders", [sa.Column(name, order_index.c[name].type) for name in names]
+        )
         for batch in batches:
             copy_into(connection, batch.with_columns(customer_key()).select(names), staging)
-        insert = pg.insert(order_index).from_select(["target", *names], sa.select(sa.literal(target), *staging.c[names]))
+        insert = pg.insert(order_index).from_select(
+            ["target", *names], sa.select(sa.literal(target), *staging.c[names])
+        )
         # 有冲突，就是正有运行写同一个订单，它知道得更新
-        return connection.execute(insert.on_conflict_do_nothing(), execution_options={"preserve_rowcount": True}).rowcount
+        # SQLAlchemy 缺省只留着 UPDATE 与 DELETE 的行数，INSERT 的要写明才有
+        return connection.execute(
+            insert.on_conflict_do_nothing(), execution_options={"preserve_rowcount": True}
+        ).rowcount
 
 
 def same_order(one: sa.FromClause, other: sa.FromClause = order_index) -> sa.ColumnElement[bool]:
@@ -180,7 +202,12 @@ def _foreign_orders(connection: sa.Connection, tables: TargetTables, days: DayRa
                 order_index.c.order_id.is_(None),
                 sa.and_(
                     share.covers_key(order_index.c.customer_key),
-                    sa.or_(*[order_index.c[name].is_distinct_from(orders.c[name]) for name in ("customer_nickname", "order_date")]),
+                    sa.or_(
+                        *[
+                            order_index.c[name].is_distinct_from(orders.c[name])
+                            for name in ("customer_nickname", "order_date")
+                        ]
+                    ),
                 ),
             ),
         ),
@@ -192,5 +219,7 @@ def _vanished_orders(connection: sa.Connection, tables: TargetTables, days: DayR
     """一行一个订单：索引里有，orders 里没有了。"""
     existing = sa.select(tables.orders.c.order_id).where(same_order(tables.orders)).exists()
     ours = sa.and_(order_index.c.target == tables.schema, share.covers_key(order_index.c.customer_key))
-    indexed = sa.select(order_index.c.shop_id, order_index.c.order_id).where(ours, days.includes(order_index.c.order_date))
+    indexed = sa.select(order_index.c.shop_id, order_index.c.order_id).where(
+        ours, days.includes(order_index.c.order_date)
+    )
     return read_frame(connection, indexed.where(~existing))

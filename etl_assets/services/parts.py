@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import sqlalchemy as sa
 
 from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, DayRange, bound, local_day
-from etl_assets.core.database_errors import translated_errors
+from etl_assets.core.database_sync import transact
 from etl_assets.core.errors import StatementTimeoutError
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
@@ -43,6 +43,7 @@ def in_parts(materialize: Materialize) -> Materialize:
             try:
                 reports.append(materialize(engine, settings, part, run))
             except StatementTimeoutError as error:
+                # 时限多半是因为大：不先减半，重试五次都是同样地超时，然后搁置
                 waiting = [*halve(part, error), *waiting]
         return merge(days, reports)
 
@@ -56,8 +57,8 @@ def split_by_rows(engine: sa.Engine, settings: EtlSettings, days: DayRange) -> l
     """
     if len(days) == 1:
         return [days]
-    with translated_errors(), engine.connect() as connection:
-        overflowing: date | None = connection.scalar(_day_of_row(settings.timezone), {**bound(days), "rows": ROWS_PER_PART})
+    row = {**bound(days), "rows": ROWS_PER_PART}
+    overflowing: date | None = transact(engine, sa.Connection.scalar, _day_of_row(settings.timezone), row)
     return [days] if overflowing is None else _cut(days, overflowing)
 
 
@@ -68,7 +69,7 @@ def halve(days: DayRange, error: StatementTimeoutError) -> list[DayRange]:
             f"{days} alone takes longer than ETL_STATEMENT_TIMEOUT_SECONDS allows, nothing was written: raise it, then run "
             f"`etl backfill --from {days.first} --to {days.last}` ({error})"
         ) from error
-    logger.warning("a statement timed out, trying half of the days", days=str(days))
+    logger.warning("a statement timed out, trying half of the days", partition=str(days))
     return _cut(days, days.first + timedelta(days=len(days) // 2))
 
 

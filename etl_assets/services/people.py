@@ -25,24 +25,13 @@ PROTECTED_COLUMNS = dict.fromkeys(("current_stage", "closed_at", "closed_by"), _
 """upsert 的保护条件：人关闭的商机，这几列归人。"""
 
 
-def give_way(connection: sa.Connection, settings: EtlSettings, write: Callable[[], Result]) -> Result:
-    """写商机。有人正改着要写的某一个，就放开这里锁住的，过一会儿再写。
+def come_back(settings: EtlSettings, transact: Callable[[], Result]) -> Result:
+    """写商机的一个事务。有人正改着要写的某一个，就全放开，过一会儿再来：等他的时候手里什么锁也没有。
 
-    人的事务按什么次序改，我们不知道：锁着几个去等他手里的，就是死锁，而输的可能是他。所以 `write` 的语句锁商机都用
-    NOWAIT，从不等。
+    人的事务按什么次序改，我们不知道：锁着几个去等他手里的，就是死锁，而输的可能是他。所以语句锁商机都用 NOWAIT，从不等。
 
     :raises sa.exc.OperationalError: 等了 ETL_LOCK_TIMEOUT_SECONDS，他还没有提交。
     """
-
-    def nested() -> Result:
-        with connection.begin_nested():
-            return write()
-
-    return come_back(settings, nested)
-
-
-def come_back(settings: EtlSettings, transact: Callable[[], Result]) -> Result:
-    """同 give_way，给整个事务：等人的时候手里什么锁也没有。"""
     deadline = time.monotonic() + settings.lock_timeout_seconds
     while True:
         try:
@@ -53,16 +42,23 @@ def come_back(settings: EtlSettings, transact: Callable[[], Result]) -> Result:
         time.sleep(_PAUSE_SECONDS)
 
 
-def give_way_together(
-    connection: sa.Connection, settings: EtlSettings, *statements: sa.ClauseElement | str, parameters: Mapping[str, object]
+def give_way(
+    connection: sa.Connection,
+    settings: EtlSettings,
+    *statements: sa.ClauseElement | str,
+    parameters: Mapping[str, object],
 ) -> list[Sequence[tuple[Any, ...]]]:
-    """同 give_way，这几条语句连同保存点一次往返；返回各自的行。"""
-    deadline = time.monotonic() + settings.lock_timeout_seconds
-    while True:
+    """同 come_back，给事务里的几条语句，放开的只是它们锁住的；连同保存点一次往返，返回各自的行。"""
+
+    def write() -> list[Sequence[tuple[Any, ...]]]:
         try:
-            return execute_together(connection, "SAVEPOINT gives_way", *statements, "RELEASE gives_way", parameters=parameters)[1:-1]
+            return execute_together(
+                connection, "SAVEPOINT gives_way", *statements, "RELEASE gives_way", parameters=parameters
+            )[1:-1]
         except sa.exc.OperationalError as error:
-            if not isinstance(error.orig, psycopg.errors.LockNotAvailable) or time.monotonic() > deadline:
-                raise
-        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT gives_way")
-        time.sleep(_PAUSE_SECONDS)
+            if isinstance(error.orig, psycopg.errors.LockNotAvailable):
+                # 只退这一步：已锁住的商机放开给人用，事务里别的锁（客户、COLD）与写好的都还在
+                connection.exec_driver_sql("ROLLBACK TO SAVEPOINT gives_way")
+            raise
+
+    return come_back(settings, write)

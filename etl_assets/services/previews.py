@@ -1,4 +1,4 @@
-"""一天的结果给人看的样子：几行样例，与按类型或阶段的笔数（网页把它们画成分区的曲线）。"""
+"""每一天的结果给人看的样子：有几行、几行样例、按类型或阶段的笔数（网页把数字画成分区的曲线）。"""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
+from etl_assets.core.arrays import array
 from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_errors import translated_errors
@@ -24,7 +27,9 @@ SAMPLE_ROWS = 5
 MANY_ROWS = 100
 """只做变了的运行，一天的原始行不止这么多就不看样例：数一千个订单的客户与商机要二十毫秒，比它们的 ETL 还久。"""
 
-_DAY = sa.bindparam("of_day", type_=sa.Date)
+_DAYS = sa.func.unnest(array("of_days", sa.Date)).table_valued(sa.column("day", sa.Date)).render_derived(name="of_days")
+_DAY: sa.ColumnElement[date] = sa.literal_column("of_days.day", sa.Date)
+"""写成文字：里层的查询用它的列，SQLAlchemy 会把这张表也放进它们的 FROM。"""
 _AT_MOST = sa.bindparam("at_most", type_=sa.BigInteger)
 _RAW_ROWS = (
     sa.select(sa.cast(day_accounts.c.account["raw"].astext, sa.BigInteger))
@@ -36,54 +41,66 @@ _IS_SMALL = sa.func.coalesce(_RAW_ROWS <= _AT_MOST, sa.true())
 
 @dataclass(frozen=True)
 class Preview:
-    """rows 是样例，一行一个列名 → 值；counts 是名字 → 笔数。"""
+    """一天的：total 是它的行数，counts 是名字 → 其中的笔数，加起来就是 total；rows 是样例，一行一个列名 → 值。"""
 
-    rows: Sequence[Mapping[str, Any]]
+    total: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
+    rows: Sequence[Mapping[str, Any]] = ()
 
 
-def has_preview(asset: str, days: DayRange) -> bool:
-    """一天的运行；别处定义的资产没有说过自己是怎样的一张表。"""
-    return len(days) == 1 and asset in descriptions()
+Previews: TypeAlias = Mapping[date, Preview]
+"""没有看的日子不在其中。"""
 
 
-def read_preview(engine: sa.Engine, settings: EtlSettings, asset: str, day: date, scope: Scope) -> Preview:
-    """这一天的订单，或这一天有订单的客户与他们的商机。
+def has_previews(asset: str, days: DayRange, scope: Scope) -> bool:
+    """只做变了的一段日子不看，事件等着它；别处定义的资产没有说过自己是怎样的一张表。"""
+    return asset in descriptions() and (scope == "whole" or len(days) == 1)
 
-    只做变了的运行，在大的一天里不看：数一遍比运行本身还久。网页上留着的是整天做的那次。
+
+def read_previews(engine: sa.Engine, settings: EtlSettings, asset: str, days: DayRange, scope: Scope) -> Previews:
+    """这些天的订单，或各天有订单的客户与他们的商机；几天都是一条语句。
+
+    只做变了的运行，在大的一天里不看：数一遍比运行本身还久。
     """
     target = settings.target_schema
     with translated_errors(), autocommitting(engine) as connection:
-        return parse_preview(asset, connection.execute(previewing(target, asset), preview_parameters(target, day, scope)).tuples().all())
+        rows = connection.execute(previewing(target, asset), preview_parameters(target, days, scope)).tuples().all()
+    return parse_previews(asset, days, scope, rows)
 
 
-def preview_parameters(target: str, day: date, scope: Scope) -> dict[str, object]:
-    return {"of_day": day, "of_target": target, "at_most": MANY_ROWS if scope == "changed" else None}
+def preview_parameters(target: str, days: DayRange, scope: Scope) -> dict[str, object]:
+    return {"of_days": list(days), "of_target": target, "at_most": MANY_ROWS if scope == "changed" else None}
 
 
-def parse_preview(asset: str, rows: Sequence[tuple[Any, ...]]) -> Preview:
-    shown = [dict(zip(_columns(asset), row[:-1], strict=True)) for row in rows]
-    return Preview(rows=shown, counts=rows[0][-1] or {} if rows else {})
+def parse_previews(asset: str, days: DayRange, scope: Scope, rows: Sequence[tuple[Any, ...]]) -> Previews:
+    """整天做的，一行也没有的日子就是没有行；只做变了的，也许是没有看。"""
+    previews = {day: Preview() for day in days} if scope == "whole" else {}
+    is_counted = descriptions()[asset].counted is not None
+    for day, of_day in groupby(rows, key=itemgetter(0)):
+        found = list(of_day)
+        counts: dict[str, int] = found[0][-1]
+        previews[day] = Preview(
+            total=sum(counts.values()),
+            counts=counts if is_counted else {},
+            rows=[dict(zip(_columns(asset), row[1:-1], strict=True)) for row in found],
+        )
+    return previews
 
 
 @lru_cache(maxsize=16)
 def previewing(schema: str, asset: str) -> sa.Select[Any]:
-    """`read_preview` 的语句，给要与别的一起发的：样例的每一行都带着各类的笔数。"""
+    """`read_previews` 的语句，给要与别的一起发的：一天几行样例，每一行都带着那一天各类的笔数。"""
     tables, counted = target_tables(schema), descriptions()[asset].counted
     table = tables.of_asset[asset]
     condition = rows_on(tables, asset, lambda day: day == _DAY)
-    counts: sa.ColumnElement[Any] = sa.null()
-    if counted is not None:
-        label = table.c[counted[1]]
-        of_day = (
-            sa.select(sa.func.coalesce(label, "none").label("name"), sa.func.count().label("rows"))
-            .where(condition)
-            .group_by(label)
-            .subquery("of_day")
-        )
-        counts = sa.select(sa.func.json_object_agg(of_day.c.name, of_day.c.rows)).scalar_subquery()
+    label = sa.func.coalesce(table.c[counted[1]], "none") if counted else sa.literal_column("'all'")
+    kinds = sa.select(label.label("name"), sa.func.count().label("rows")).where(condition).group_by(sa.text("1"))
+    of_kind = kinds.subquery("of_kind")
+    counts = sa.select(sa.func.json_object_agg(of_kind.c.name, of_kind.c.rows)).scalar_subquery()
     sample = sa.select(*table.c[*_columns(asset)], counts.label("counts")).where(_IS_SMALL, condition)
-    return sample.order_by(*table.primary_key).limit(SAMPLE_ROWS)
+    # 一天一天地来：每一天只读它自己的行，与一天的运行读的一样；行的次序也就是日子的次序
+    of_day = sample.order_by(*table.primary_key).limit(SAMPLE_ROWS).lateral("of_day")
+    return sa.select(_DAYS.c.day, *of_day.c).select_from(_DAYS.join(of_day, sa.true()))
 
 
 def _columns(asset: str) -> tuple[str, ...]:

@@ -8,8 +8,16 @@ from typing import Any
 import polars as pl
 import sqlalchemy as sa
 
-from etl_assets.core.arrays import unnest
-from etl_assets.core.business_day import FIRST_DAY, LAST_DAY, DayRange, local_day, may_fall_off_days, may_fall_on_days, partition_range
+from etl_assets.core.arrays import array, unnest
+from etl_assets.core.business_day import (
+    FIRST_DAY,
+    LAST_DAY,
+    DayRange,
+    local_day,
+    may_fall_off_days,
+    may_fall_on_days,
+    partition_range,
+)
 from etl_assets.core.etl_tables import rejected_rows
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, order_id_key, raw_orders, shop_configs, trimmed
@@ -19,7 +27,11 @@ from etl_assets.services.vectorized_queries import Upsert, read_frame, release_s
 _REJECTED_UPSERT = Upsert(key=("target", "raw_id"))
 
 IN_SCOPE = import_tasks.c.status == "completed"
-_SHOPS = sa.select(shop_configs.c.shop_name.label("shop"), shop_configs.c.shop_id).where(shop_configs.c.shop_name.is_not(None))
+IS_SETTLED = sa.or_(IN_SCOPE, import_tasks.c.status == "failed")
+"""完成了，或者撤回了、没做成：不会再自己变。"""
+_SHOPS = sa.select(shop_configs.c.shop_name.label("shop"), shop_configs.c.shop_id).where(
+    shop_configs.c.shop_name.is_not(None)
+)
 
 
 def scope(settings: EtlSettings) -> sa.Subquery:
@@ -34,7 +46,9 @@ def scope(settings: EtlSettings) -> sa.Subquery:
 def _scope(timezone: str, partitions: DayRange) -> sa.Subquery:
     raw = raw_orders.c
     # OFFSET 0：不许规划器把它展开到每个用到的地方，一行只算一次
-    of_row = sa.select(local_day(raw.ordered_at, timezone).label("day")).correlate(raw_orders).offset(0).lateral("of_row")
+    of_row = (
+        sa.select(local_day(raw.ordered_at, timezone).label("day")).correlate(raw_orders).offset(0).lateral("of_row")
+    )
     day = of_row.c.day
     in_partitions = partitions.includes(day)
     time_rule = sa.case(
@@ -42,6 +56,7 @@ def _scope(timezone: str, partitions: DayRange) -> sa.Subquery:
         (day.is_(None), "bad_ordered_at"),
         (sa.not_(in_partitions), "outside_partitions"),
     )
+    # PostgreSQL 的 NaN 等于自己，所以这样比得出来；NULL 两边都不算
     is_number = raw.amount != sa.cast("NaN", sa.Numeric(14, 2))
     return (
         sa.select(
@@ -106,6 +121,7 @@ def judge(rows: pl.DataFrame, shops: pl.DataFrame) -> pl.DataFrame:
         "missing_customer_name": pl.col("customer_name").is_null(),
     }
     later_hits = {"negative_quantity": pl.col("quantity") < 0, "text_too_long": too_long}
+    # 先后照 DOMAIN 第 3 节：一行犯了几条也只记第一条，账才一行算一次
     rule = pl.coalesce(
         *[pl.when(hit).then(pl.lit(name)) for name, hit in hits.items()],
         "time_rule",
@@ -116,17 +132,25 @@ def judge(rows: pl.DataFrame, shops: pl.DataFrame) -> pl.DataFrame:
     return known.with_columns(rule=rule).drop("time_rule", "amount_rule")
 
 
-def write_rejected(connection: sa.Connection, target: str, rejected: pl.DataFrame, covered: sa.ColumnElement[bool]) -> None:
-    """让 `covered` 范围内的拒收记录正好是这些行（列：raw_id、import_id、day、rule）。"""
+def read_shops(connection: sa.Connection) -> pl.DataFrame:
+    """`judge` 要的店铺：shop、shop_id。"""
+    return read_frame(connection, _SHOPS)
+
+
+def write_rejected(
+    connection: sa.Connection, target: str, rejected: pl.DataFrame, covered: sa.ColumnElement[bool]
+) -> int:
+    """让 `covered` 范围内的拒收记录正好是这些行（列：raw_id、import_id、day、rule）；返回新添的行数。"""
     if rejected.is_empty():  # 几乎总是这样，不为空表去建暂存
         _forget_rejected(connection, target, covered)
-        return
+        return 0
     frame = rejected.select(pl.lit(target).alias("target"), "raw_id", "import_id", "day", "rule")
     staging = stage_frame(connection, frame, name="staged_rejected", like=rejected_rows)
     kept = sa.select(staging.c.raw_id).where(staging.c.raw_id == rejected_rows.c.raw_id)
     connection.execute(sa.delete(rejected_rows).where(rejected_rows.c.target == target, covered, ~kept.exists()))
-    upsert_staged(connection, staging, rejected_rows, _REJECTED_UPSERT, staged_rows=frame.height)
+    written = upsert_staged(connection, staging, rejected_rows, _REJECTED_UPSERT, staged_rows=frame.height)
     release_staging(connection, staging)
+    return written.inserted
 
 
 def reject_rows_without_partition(connection: sa.Connection, settings: EtlSettings, import_ids: list[Any]) -> int:
@@ -138,17 +162,19 @@ def reject_rows_without_partition(connection: sa.Connection, settings: EtlSettin
     outside = sa.func.coalesce(~partition_range(settings).includes(rejected_rows.c.day), sa.true())
     covered = sa.and_(rejected_rows.c.import_id == sa.any_(ids), outside)
     without_day = _rows_without_day(scope(settings))
-    if not connection.scalar(sa.select(without_day.exists()), {"import_ids": import_ids}):  # 几乎总是这样：先问一声，省下读与评判
+    if not connection.scalar(
+        sa.select(without_day.exists()), {"import_ids": import_ids}
+    ):  # 几乎总是这样：先问一声，省下读与评判
         _forget_rejected(connection, settings.target_schema, covered)
         return 0
-    judged = judge(read_frame(connection, without_day, {"import_ids": import_ids}), read_frame(connection, _SHOPS))
+    judged = judge(read_frame(connection, without_day, {"import_ids": import_ids}), read_shops(connection))
     write_rejected(connection, settings.target_schema, judged.filter(pl.col("rule").is_not_null()), covered)
     return judged.height
 
 
 @lru_cache(maxsize=8)
 def _rows_without_day(rows: sa.Subquery) -> sa.Select[Any]:
-    ids = sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid))
+    ids = array("import_ids", sa.Uuid)
     return sa.select(*frame_columns(rows)).where(rows.c.import_id == sa.any_(ids), rows.c.time_rule.is_not(None))
 
 
@@ -162,5 +188,6 @@ def _clean(name: str) -> pl.Expr:
 
 
 _IMPORT_RANKS = sa.select(
-    import_tasks.c.import_id, sa.func.rank().over(order_by=import_tasks.c.completed_at.nulls_first()).label("import_rank")
-).where(import_tasks.c.import_id == sa.any_(sa.bindparam("import_ids", type_=sa.ARRAY(sa.Uuid))))
+    import_tasks.c.import_id,
+    sa.func.rank().over(order_by=import_tasks.c.completed_at.nulls_first()).label("import_rank"),
+).where(import_tasks.c.import_id == sa.any_(array("import_ids", sa.Uuid)))

@@ -48,6 +48,7 @@ class Share:
         if self.shop_ids:
             return sa.func.left(key, _UUID_LENGTH) == sa.any_(sa.cast(list(self.shop_ids), sa.ARRAY(sa.Text)))
         digits = sa.func.left(sa.func.md5(sa.func.convert_to(key, "UTF8")), 8)
+        # bigint 装得下 32 位：转成 integer 有一半是负的，模就与 Polars 的不同
         number = sa.cast(sa.cast(sa.literal("x").concat(digits), pg.BIT(32)), sa.BigInteger)
         return number % 100 < self.percent
 

@@ -16,14 +16,31 @@ import sqlalchemy as sa
 from etl_assets.core.asset_description import ApplicationTable
 from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.errors import TableContractError, TableDeviation
-from etl_assets.core.tables import APPLICATION_SCHEMA, DIALECT, import_tasks, order_type_mappings, raw_orders, shop_configs, target_tables
+from etl_assets.core.tables import (
+    APPLICATION_SCHEMA,
+    DIALECT,
+    import_tasks,
+    order_type_mappings,
+    raw_orders,
+    shop_configs,
+    target_tables,
+)
 
 # 只读的表里 ETL 不看的列：是什么都行，没有也行；结果表的见各资产的 ApplicationTable
 _NOT_READ = frozenset({"source_name", "row_count", "created_at", "extra", "platform"})
 _TIMESTAMPS = frozenset({"created_at", "updated_at"})
+# 看不见的行像是删掉了。policy 写着什么都看得见、什么都写得了的不算；别的条件，看不出它藏不藏
+HIDES_ROWS = """row_security_active(c.oid) AND NOT (
+        SELECT coalesce(bool_or(p.polcmd = '*' AND pg_get_expr(p.polqual, p.polrelid) = 'true'), false)
+               AND bool_and(p.polpermissive)
+        FROM pg_catalog.pg_policy p
+        WHERE p.polrelid = c.oid
+              AND (p.polroles = '{0}' OR EXISTS (SELECT FROM unnest(p.polroles) AS r WHERE pg_has_role(r, 'USAGE')))
+    )"""
+"""SQL：我们的角色也许看不见 c 的全部行。"""
 # 一张表一行；键是 ON CONFLICT 认得的那些唯一索引各自的列
 READ_CATALOG = sa.text(
-    """
+    f"""
     SELECT n.nspname || '.' || c.relname, c.relkind IN ('r', 'p'),
            (
                SELECT json_object_agg(
@@ -49,15 +66,17 @@ READ_CATALOG = sa.text(
                FROM pg_catalog.pg_index i
                WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate
                      AND i.indpred IS NULL AND i.indexprs IS NULL
-           )
+           ),
+           {HIDES_ROWS}
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname IN (:contract_target, :application)
           AND c.relname = ANY (CAST(:contract_tables AS text[]))
-    """
+    """  # noqa: S608  # 只拼了上面的常量
 )
 _SOURCES = (raw_orders, import_tasks, shop_configs, order_type_mappings)
 
-_CatalogRow = tuple[str, bool, str | None, str | None]
+_CatalogRow = tuple[str, bool, str | None, str | None, bool]
+_HIDING = ("hiding rows from our role (row-level security)", "seen whole (BYPASSRLS, or a policy FOR ALL USING (true))")
 
 
 @dataclass(frozen=True)
@@ -77,6 +96,7 @@ class _Relation:
     is_table: bool
     columns: Mapping[str, _Column]
     keys: Set[frozenset[str]]
+    hides_rows: bool
 
 
 def assert_table_contract(connection: sa.Connection, target: str) -> None:
@@ -111,8 +131,9 @@ def _find_deviations(target: str, catalog: frozenset[_CatalogRow]) -> tuple[Tabl
             is_table=is_table,
             columns={column: _Column(*facts) for column, facts in json.loads(columns or "{}").items()},
             keys={frozenset(key) for key in json.loads(keys or "[]")},
+            hides_rows=hides_rows,
         )
-        for name, is_table, columns, keys in catalog
+        for name, is_table, columns, keys, hides_rows in catalog
     }
     tables = target_tables(target).of_asset
     written = (
@@ -123,7 +144,9 @@ def _find_deviations(target: str, catalog: frozenset[_CatalogRow]) -> tuple[Tabl
     return tuple(chain.from_iterable((*written, *read)))
 
 
-def _deviations_of_target(table: sa.Table, found: _Relation | None, given: ApplicationTable | None) -> Iterator[TableDeviation]:
+def _deviations_of_target(
+    table: sa.Table, found: _Relation | None, given: ApplicationTable | None
+) -> Iterator[TableDeviation]:
     """列、键，以及会让 INSERT 失败的列。"""
     if found is None:
         yield TableDeviation(table.fullname, "missing", "a table" if given else "made by `etl init-db`")
@@ -131,8 +154,10 @@ def _deviations_of_target(table: sa.Table, found: _Relation | None, given: Appli
     allowed = given or ApplicationTable()
     not_inserted = allowed.not_written | _TIMESTAMPS
     longest = {
-        column.name: 0.0 if column.name in not_inserted else allowed.longest_text.get(column.name, math.inf) for column in table.columns
+        column.name: 0.0 if column.name in not_inserted else allowed.longest_text.get(column.name, math.inf)
+        for column in table.columns
     }
+    yield from _hidden_rows(table, found)
     yield from _wrong_columns(table.columns, found, longest)
     yield from _missing_keys(table, found)
     for name, column in found.columns.items():
@@ -151,19 +176,29 @@ def _deviations_of_source(table: sa.Table, found: _Relation | None) -> Iterator[
     if found is None:
         yield TableDeviation(table.fullname, "missing", "a table or a view")
         return
+    yield from _hidden_rows(table, found)
     yield from _wrong_columns([column for column in table.columns if column.name not in _NOT_READ], found, {})
     if found.is_table:
         yield from _missing_keys(table, found)
 
 
-def _wrong_columns(wanted: Iterable[sa.Column[Any]], found: _Relation, longest: Mapping[str, float]) -> Iterator[TableDeviation]:
+def _hidden_rows(table: sa.Table, found: _Relation) -> Iterator[TableDeviation]:
+    if found.hides_rows:
+        yield TableDeviation(table.fullname, *_HIDING)
+
+
+def _wrong_columns(
+    wanted: Iterable[sa.Column[Any]], found: _Relation, longest: Mapping[str, float]
+) -> Iterator[TableDeviation]:
     """:param longest: 文字列 → ETL 写的最长字数；不在其中的只读不写。够长的 varchar(n) 与 text 一样好，太短的会写到半路才失败。"""
     for column in wanted:
         type_name = column.type.compile(dialect=DIALECT).lower().replace(", ", ",")  # 像 format_type 那样写
         existing = found.columns.get(column.name)
         if existing is None:
             yield TableDeviation(f"{column.table.fullname}.{column.name}", "missing", type_name)
-        elif existing.type_name != type_name and not _is_roomy_varchar(column, existing.type_name, longest.get(column.name, 0)):
+        elif existing.type_name != type_name and not _is_roomy_varchar(
+            column, existing.type_name, longest.get(column.name, 0)
+        ):
             yield TableDeviation(f"{column.table.fullname}.{column.name}", existing.type_name, type_name)
 
 

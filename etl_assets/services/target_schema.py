@@ -45,7 +45,9 @@ def create_missing_tables(connection: sa.Connection, tables: TargetTables) -> Se
     there = set(sa.inspect(connection).get_table_names(tables.schema))
     given = [tables.of_asset[asset] for asset, description in descriptions().items() if description.application_table]
     left_to_the_application = given if any(table.name in there for table in given) else []
-    missing = [table for table in tables.of_asset.values() if table.name not in there and table not in left_to_the_application]
+    missing = [
+        table for table in tables.of_asset.values() if table.name not in there and table not in left_to_the_application
+    ]
     if not missing:
         return ()
     try:

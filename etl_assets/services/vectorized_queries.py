@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import lru_cache
+from operator import add
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,15 +30,20 @@ from etl_assets.services.copy_out import reading_ahead as reading_ahead
 
 _WRITE_CHUNK_ROWS = 50_000
 _stagings: LRUCache[Any, tuple[sa.Table, str]] = LRUCache(200)
+# 以事务为键：事务一结束，谁用着什么就一起忘掉，回滚了的也不会留下“正用着”
 _staged_in: WeakKeyDictionary[sa.RootTransaction, dict[str, bool]] = WeakKeyDictionary()
 
 
 def stage_frame(connection: sa.Connection, frame: pl.DataFrame, *, name: str, like: sa.Table) -> sa.Table:
     """把一帧放进一张临时表，列类型照抄 `like` 的同名列。几行的与建表一起发，一次往返；多的 COPY。"""
-    return stage_columns(connection, frame, name=name, columns=[sa.Column(column, like.c[column].type) for column in frame.columns])
+    return stage_columns(
+        connection, frame, name=name, columns=[sa.Column(column, like.c[column].type) for column in frame.columns]
+    )
 
 
-def stage_columns(connection: sa.Connection, frame: pl.DataFrame, *, name: str, columns: Sequence[sa.Column[Any]]) -> sa.Table:
+def stage_columns(
+    connection: sa.Connection, frame: pl.DataFrame, *, name: str, columns: Sequence[sa.Column[Any]]
+) -> sa.Table:
     """同 `stage_frame`，列是给定的；帧里没有的列取缺省值。"""
     if frame.height * frame.width > few_rows.FEW_CELLS:
         staging = create_staging(connection, name, columns)
@@ -51,7 +57,10 @@ def stage_columns(connection: sa.Connection, frame: pl.DataFrame, *, name: str, 
 
 
 def _insert_few(
-    cursor: psycopg.ClientCursor[Any], frame: pl.DataFrame, staging: sa.Table, preparer: sa.sql.compiler.IdentifierPreparer
+    cursor: psycopg.ClientCursor[Any],
+    frame: pl.DataFrame,
+    staging: sa.Table,
+    preparer: sa.sql.compiler.IdentifierPreparer,
 ) -> str:
     """接在建表后面的 INSERT；没有行就不必。一条消息装几条语句时带不了参数，所以由驱动在这一边绑定。"""
     if frame.is_empty():
@@ -119,7 +128,9 @@ def _used_stagings(connection: sa.Connection) -> dict[str, bool]:
 
 def _default(column: sa.Column[Any]) -> str | None:
     default = column.server_default
-    return default.arg.text if isinstance(default, sa.DefaultClause) and isinstance(default.arg, sa.TextClause) else None
+    return (
+        default.arg.text if isinstance(default, sa.DefaultClause) and isinstance(default.arg, sa.TextClause) else None
+    )
 
 
 def copy_into(connection: sa.Connection, frame: pl.DataFrame, table: sa.Table) -> None:
@@ -142,7 +153,7 @@ def _format(frame: pl.DataFrame) -> bytes | memoryview:
     return buffer.getbuffer()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class WriteCounts:
     """rows 是算出的行数；其余是真正写下的，没有变化的行不计。"""
 
@@ -152,12 +163,7 @@ class WriteCounts:
     deleted: int = 0
 
     def __add__(self, other: WriteCounts) -> WriteCounts:
-        return WriteCounts(
-            rows=self.rows + other.rows,
-            inserted=self.inserted + other.inserted,
-            updated=self.updated + other.updated,
-            deleted=self.deleted + other.deleted,
-        )
+        return WriteCounts(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,7 +184,9 @@ class Upsert:
     touch: str | None = None
 
 
-def upsert_staged(connection: sa.Connection, staging: sa.Table, table: sa.Table, how: Upsert, *, staged_rows: int) -> WriteCounts:
+def upsert_staged(
+    connection: sa.Connection, staging: sa.Table, table: sa.Table, how: Upsert, *, staged_rows: int
+) -> WriteCounts:
     """把暂存表写进目标表：只写新的或变了的行，其余不碰；目标表没有的列不写。
 
     不用 ON CONFLICT：它给每一行加锁、多写一条 WAL（1M 行慢三成）。同样的键别的运行不会同时写，锁隔开了它们；
@@ -199,7 +207,9 @@ def upsert_text(connection: sa.Connection, staging: sa.Table, table: sa.Table, h
 
 
 @lru_cache(maxsize=64)
-def _upsert_statement(staging: sa.Table, table: sa.Table, how: Upsert, preparer: sa.sql.compiler.IdentifierPreparer) -> str:
+def _upsert_statement(
+    staging: sa.Table, table: sa.Table, how: Upsert, preparer: sa.sql.compiler.IdentifierPreparer
+) -> str:
     """每个运行都要同样的几条：拼一次就留着。"""
     quote, target = preparer.quote, preparer.format_table(table)
     stage = f"(SELECT * FROM {preparer.format_table(staging)} LIMIT %(rows)s)"  # noqa: S608  # 只拼接引用过的标识符

@@ -51,7 +51,10 @@ def warn_by_day(days: DayRange, superseded: pl.DataFrame, unmapped: pl.DataFrame
         .agg(pl.len().alias("rows"))
         .sort("rows", "raw_order_type", descending=[True, False])
     )
-    return {day: _day_warnings(counts.filter(order_date=day), types.filter(order_date=day)) for day in counts["order_date"].unique()}
+    return {
+        day: _day_warnings(counts.filter(order_date=day), types.filter(order_date=day))
+        for day in counts["order_date"].unique()
+    }
 
 
 def _day_warnings(counts: pl.DataFrame, types: pl.DataFrame) -> DayWarnings:

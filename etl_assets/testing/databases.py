@@ -10,7 +10,7 @@ from uuid import uuid4
 import psycopg
 import sqlalchemy as sa
 
-from etl_assets.core.database_sync import build_engine, normalize_url
+from etl_assets.core.database_sync import build_engine, normalize_url, transact
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import APPLICATION_SCHEMA
 from etl_assets.definitions import graph
@@ -44,8 +44,7 @@ def initialize_database(engine: sa.Engine, assets: AssetGraph = graph) -> None:
     """像 init-db 那样。"""
     upgrade_database(engine)
     prepare_target(engine, EtlSettings())
-    with engine.begin() as connection:
-        write_graph(connection, APPLICATION_SCHEMA, assets)
+    transact(engine, write_graph, APPLICATION_SCHEMA, assets)
 
 
 @contextmanager

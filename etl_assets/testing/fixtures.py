@@ -74,7 +74,9 @@ def dagster_instance() -> Iterator[DagsterInstance]:
 
 
 @pytest.fixture
-def materialize_days(etl_settings: EtlSettings, engine: sa.Engine, dagster_instance: DagsterInstance) -> MaterializeDays:
+def materialize_days(
+    etl_settings: EtlSettings, engine: sa.Engine, dagster_instance: DagsterInstance
+) -> MaterializeDays:
     """`materialize_days([orders], first, last)`：像 Dagster 那样物化这些天。"""
 
     def run(assets: Sequence[AssetsDefinition], first: date, last: date | None = None) -> ExecuteInProcessResult:

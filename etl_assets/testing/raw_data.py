@@ -51,7 +51,14 @@ class RawData:
     ) -> UUID:
         """一次导入：一行一个原始订单；返回 import_id。"""
         import_id = import_id or uuid4()
-        self._insert(import_tasks, import_id=import_id, source_name="test", status=status, row_count=len(rows), completed_at=completed_at)
+        self._insert(
+            import_tasks,
+            import_id=import_id,
+            source_name="test",
+            status=status,
+            row_count=len(rows),
+            completed_at=completed_at,
+        )
         with self._engine.begin() as connection:
             for row in rows:
                 connection.execute(sa.insert(raw_orders).values(import_id=import_id, **{**SAMPLE_ORDER, **row}))
@@ -60,7 +67,9 @@ class RawData:
     def set_status(self, import_id: UUID, status: str) -> None:
         """改导入的状态，例如撤回（failed）。"""
         with self._engine.begin() as connection:
-            connection.execute(sa.update(import_tasks).where(import_tasks.c.import_id == import_id).values(status=status))
+            connection.execute(
+                sa.update(import_tasks).where(import_tasks.c.import_id == import_id).values(status=status)
+            )
 
     def _insert(self, table: sa.Table, **values: Any) -> None:
         with self._engine.begin() as connection:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,20 @@ def stack(state_dir: Path) -> Iterator[StackAddresses]:
         addresses = local.start()
     yield addresses
     local.stop()
+    assert_nothing_secret_is_logged(state_dir / "logs", addresses)
+
+
+def assert_nothing_secret_is_logged(logs: Path, addresses: StackAddresses) -> None:
+    """全部验收测试里这个栈的每个进程写下的。"""
+    secrets = {
+        password
+        for url in (addresses.database_url, addresses.nats_url, addresses.dagster_postgres_url)
+        if (password := urllib.parse.urlsplit(url).password)
+    }
+    assert secrets
+    written = {log.name: log.read_text(encoding="utf-8", errors="replace") for log in logs.iterdir() if log.is_file()}
+    assert written
+    assert [name for name, text in written.items() if any(secret in text for secret in secrets)] == []
 
 
 @pytest.fixture(scope="session")
@@ -94,15 +109,15 @@ def etl(stack: StackAddresses) -> Etl:
 
 @pytest.fixture(scope="session")
 def query(stack: StackAddresses) -> Query:
-    return asking(stack)
+    return asking(stack.ui_url)
 
 
-def asking(stack: StackAddresses) -> Query:
+def asking(ui_url: str) -> Query:
     """向 Dagster 网页发一个 GraphQL 查询。"""
 
     def ask(text: str, **variables: Any) -> dict[str, Any]:
         request = urllib.request.Request(  # noqa: S310  # 地址是自己的栈
-            f"{stack.ui_url}/graphql",
+            f"{ui_url}/graphql",
             json.dumps({"query": text, "variables": variables}).encode(),
             {"content-type": "application/json"},
         )
@@ -129,9 +144,17 @@ def add_orders(stack_engine: sa.Engine, shop: str) -> AddOrders:
     def add(day: date, *order_ids: str, amount: int = 1, customer: str = "网页客户") -> None:
         import_id = uuid4()
         ordered_at = datetime.combine(day, time(4), UTC)
-        row = {"import_id": import_id, "shop": shop, "customer_name": customer, "ordered_at": ordered_at, "amount": amount}
+        row = {
+            "import_id": import_id,
+            "shop": shop,
+            "customer_name": customer,
+            "ordered_at": ordered_at,
+            "amount": amount,
+        }
         with stack_engine.begin() as connection:
-            connection.execute(sa.insert(import_tasks).values(import_id=import_id, status="completed", completed_at=datetime.now(UTC)))
+            connection.execute(
+                sa.insert(import_tasks).values(import_id=import_id, status="completed", completed_at=datetime.now(UTC))
+            )
             connection.execute(sa.insert(raw_orders), [row | {"order_id": order_id} for order_id in order_ids])
 
     return add

@@ -33,7 +33,13 @@ class DagsterUi:
         self._query = query
 
     def launch(
-        self, assets: Iterable[str] = ASSETS, *, day: str | None = None, last_day: str | None = None, job: str = "__ASSET_JOB", **tags: str
+        self,
+        assets: Iterable[str] = ASSETS,
+        *,
+        day: str | None = None,
+        last_day: str | None = None,
+        job: str = "__ASSET_JOB",
+        **tags: str,
     ) -> str:
         """物化这些资产的一个分区，或一段（last_day）。"""
         keys = {"dagster/partition": day} if last_day is None else {}
@@ -43,20 +49,28 @@ class DagsterUi:
             "selector": {**REPOSITORY, "jobName": job, "assetSelection": [{"path": [asset]} for asset in assets]},
             "runConfigData": {},
             "mode": "default",
-            "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in {**keys, **tags}.items() if value]},
+            "executionMetadata": {
+                "tags": [{"key": key, "value": value} for key, value in {**keys, **tags}.items() if value]
+            },
         }
         return str(self._ask(_LAUNCH, "launchRun", "LaunchRunSuccess", p=parameters)["run"]["runId"])
 
     def reexecute(self, run_id: str, strategy: str) -> str:
         """:param strategy: ALL_STEPS 或 FROM_FAILURE。"""
-        answer = self._ask(_REEXECUTE, "launchRunReexecution", "LaunchRunSuccess", p={"parentRunId": run_id, "strategy": strategy})
+        answer = self._ask(
+            _REEXECUTE, "launchRunReexecution", "LaunchRunSuccess", p={"parentRunId": run_id, "strategy": strategy}
+        )
         return str(answer["run"]["runId"])
 
     def terminate(self, run_id: str) -> None:
         self._ask(_TERMINATE, "terminateRun", "TerminateRunSuccess", id=run_id)
 
     def backfill(self, days: Sequence[str], assets: Iterable[str] = ASSETS) -> str:
-        parameters = {"assetSelection": [{"path": [asset]} for asset in assets], "partitionNames": list(days), "title": "test"}
+        parameters = {
+            "assetSelection": [{"path": [asset]} for asset in assets],
+            "partitionNames": list(days),
+            "title": "test",
+        }
         return str(self._ask(_BACKFILL, "launchPartitionBackfill", "LaunchBackfillSuccess", p=parameters)["backfillId"])
 
     def run(self, run_id: str) -> dict[str, Any]:
@@ -67,7 +81,9 @@ class DagsterUi:
         """等到它处于这些状态之一；缺省是等它结束。"""
         deadline = time.monotonic() + timeout_seconds
         while (run := self.run(run_id))["status"] not in (statuses or FINAL):
-            assert time.monotonic() < deadline, f"run {run_id} is {run['status']} after {timeout_seconds:g} s: {self.messages(run_id)}"
+            assert time.monotonic() < deadline, (
+                f"run {run_id} is {run['status']} after {timeout_seconds:g} s: {self.messages(run_id)}"
+            )
             time.sleep(0.03)
         return run
 

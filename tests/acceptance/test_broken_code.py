@@ -90,7 +90,7 @@ def stack(state_dir: Path, code: Code) -> Iterator[StackAddresses]:
 
 @pytest.fixture(scope="module")
 def query(stack: StackAddresses) -> Query:
-    return asking(stack)
+    return asking(stack.ui_url)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,13 @@ def kill(state_dir: Path) -> Callable[[str], None]:
     """`kill("bridge.cli.main worker")`：这个栈的、命令里有这几个字的那个子进程；监督者会再启动它。"""
 
     def find_and_kill(words: str) -> None:
-        commands = [Path(f"/proc/{child['pid']}/cmdline") for child in json.loads((state_dir / "pids.json").read_text())["children"]]
-        found = [path for path in commands if path.exists() and words in path.read_bytes().replace(b"\0", b" ").decode()]
+        commands = [
+            Path(f"/proc/{child['pid']}/cmdline")
+            for child in json.loads((state_dir / "pids.json").read_text())["children"]
+        ]
+        found = [
+            path for path in commands if path.exists() and words in path.read_bytes().replace(b"\0", b" ").decode()
+        ]
         assert len(found) == 1, found
         os.kill(int(found[0].parent.name), signal.SIGKILL)
 
@@ -141,11 +146,17 @@ def start_worker(stack: StackAddresses, code: Code, **settings: str) -> subproce
     ("added", "problem"),
     [
         pytest.param(SYNTAX_ERROR, "SyntaxError: invalid syntax", id="syntax"),
-        pytest.param("\nfrom etl_assets.orchestration.graph import weekly\n", "ImportError: cannot import name 'weekly'", id="import"),
+        pytest.param(
+            "\nfrom etl_assets.orchestration.graph import weekly\n",
+            "ImportError: cannot import name 'weekly'",
+            id="import",
+        ),
         pytest.param("\nraise ValueError('no such stage')\n", "ValueError: no such stage", id="raises"),
     ],
 )
-def test_worker_names_the_line_that_is_wrong_and_ends(stack: StackAddresses, code: Code, added: str, problem: str) -> None:
+def test_worker_names_the_line_that_is_wrong_and_ends(
+    stack: StackAddresses, code: Code, added: str, problem: str
+) -> None:
     code.append(added)
     try:
         ended = start_worker(stack, code)
@@ -196,16 +207,20 @@ def test_runs_wait_for_the_repair(code: Code, query: Query, kill: Callable[[str]
         assert f"SyntaxError: invalid syntax ({code.file}, line " in entry["last_line"]
         assert ui.run(run_id)["status"] == "QUEUED"
 
-        kill("dagster api grpc")
+        kill("code_server api grpc")
         eventually(lambda: "SyntaxError: invalid syntax" in load_error(query))
         assert ui.run(run_id)["status"] == "QUEUED"
-        delays = [entry["restart_in_seconds"] for entry in logs if entry.get("name") == "worker-1" and "restart_in_seconds" in entry]
+        delays = [
+            entry["restart_in_seconds"]
+            for entry in logs
+            if entry.get("name") == "worker-1" and "restart_in_seconds" in entry
+        ]
         assert delays == sorted(delays)
         assert delays[-1] > delays[0]
     code.repair()
     run = ui.wait(run_id, timeout_seconds=120)
     assert run["status"] == "SUCCESS", ui.messages(run_id)
-    kill("dagster api grpc")
+    kill("code_server api grpc")
     eventually(lambda: not load_error(query))
 
 
@@ -253,16 +268,17 @@ def test_page_of_the_code_location_says_in_one_sentence_why_a_graph_does_not_hol
     with open_page(stack.ui_url, timezone="UTC") as page:
         for file, old, new, says in BAD_GRAPHS.values():
             code.replace(file, old, new)
-            kill("dagster api grpc")
+            kill("code_server api grpc")
             eventually(lambda says=says: says in load_error(query))
             page.goto("/locations")
             page.get_by_text("View error").click()
             expect(page.get_by_role("dialog").get_by_text(says)).to_be_in_viewport()
             if file == "leads/asset.py":
-                imported = json.loads(etl(stack, code, "import", str(write_csv(tmp_path / "orders.csv", rows)), "--create-shops", "--json"))
+                file_path = str(write_csv(tmp_path / "orders.csv", rows))
+                imported = json.loads(etl(stack, code, "import", file_path, "--create-shops", "--again", "--json"))
                 etl(stack, code, "wait", "--import-id", imported["import_id"], "--timeout", "60")
             code.repair()
-    kill("dagster api grpc")
+    kill("code_server api grpc")
     eventually(lambda: not load_error(query))
 
 

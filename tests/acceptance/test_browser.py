@@ -19,11 +19,13 @@ from playwright.sync_api import Locator, Page, expect
 from bridge.stack.addresses import StackAddresses
 from etl_assets.core.settings import EtlSettings
 from tests.acceptance.chromium import needs_chromium, open_page
-from tests.acceptance.conftest import AddOrders, Query, held_day
+from tests.acceptance.conftest import AddOrders, Etl, Query, held_day
 from tests.acceptance.dagster_ui import DagsterUi
 
 pytestmark = needs_chromium
 Shoot = Callable[[str], None]
+MOST_PIXELS = 130
+"""这么宽的窗口里一个运行的高度：编号、日子、文件与「View all tags」；一个长标签就是一行，约 28 个像素。"""
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,62 @@ def test_a_day_is_materialized_and_run_again_by_clicking(
     shoot("orders")
 
 
-def test_a_running_run_is_cancelled_by_clicking(page: Page, ui: DagsterUi, stack_engine: sa.Engine, shoot: Shoot) -> None:
+def test_an_assets_page_says_where_each_column_comes_from(page: Page, shoot: Shoot) -> None:
+    """血缘的那条元数据开源的网页不显示。"""
+    page.goto("/assets/orders?view=overview")
+    expect(page.get_by_text("from raw_orders.customer_name", exact=True)).to_be_visible()
+    expect(page.get_by_text("from raw_orders.shop, shop_configs.shop_name, shop_configs.shop_id")).to_be_visible()
+    shoot("columns")
+
+
+def test_the_resource_has_a_name(page: Page, shoot: Shoot) -> None:
+    page.goto("/locations/etl_assets/resources/database")
+    expect(page.get_by_text("etl_database", exact=True).first).to_be_visible()
+    assert page.get_by_text("<lambda>").count() == 0
+    shoot("resource")
+
+
+def test_list_of_runs_says_which_file_and_is_not_full_of_tags(
+    page: Page, etl: Etl, tmp_path: Path, shoot: Shoot
+) -> None:
+    file = tmp_path / "三月.csv"
+    orders = [
+        f"U-{number},客户{number},1.00,1,2001-03-0{1 + number % 3} 12:00,网页店,已完成,大货订单" for number in range(9)
+    ]
+    file.write_text(
+        "\n".join(["订单编号,买家昵称,订单金额,数量,下单时间,店铺名称,订单状态,订单类型", *orders]), encoding="utf-8"
+    )
+    import_id = etl("import", str(file), "--create-shops").stdout.split()[-1]
+    etl("wait", "--import-id", import_id)
+    page.goto("/runs")
+    row = page.locator("[class*='rowGrid']").filter(has_text="三月.csv").first
+    expect(row.get_by_text("三月.csv", exact=True).first).to_be_visible()
+    expect(row.get_by_text("days: 2001-03-01..2001-03-03")).to_be_visible()
+    box = row.bounding_box()
+    assert box is not None
+    assert box["height"] < MOST_PIXELS
+    assert row.get_by_text("Manually launched").count() == row.get_by_text(import_id).count() == 0
+    shoot("runs")
+    row.get_by_text("View all tags").click()
+    expect(page.get_by_text(import_id).first).to_be_visible()
+
+
+def test_a_day_of_a_range_shows_its_own_rows(page: Page, ui: DagsterUi, add_orders: AddOrders, shoot: Shoot) -> None:
+    days = [date(1999, 9, day) for day in (11, 12, 13)]
+    for number, day in enumerate(days, 1):
+        add_orders(day, *[f"R-{day.day}-{order}" for order in range(number * 3)])
+    run_id = ui.launch(day=str(days[0]), last_day=str(days[-1]))
+    assert ui.wait(run_id)["status"] == "SUCCESS", ui.messages(run_id)
+    page.goto(f"/assets/orders?partition={days[1]}&view=partitions")
+    rows = page.get_by_role("row").filter(has=page.get_by_text("rows", exact=True))
+    expect(rows.get_by_text("6", exact=True)).to_be_visible()
+    expect(page.get_by_text("R-12-0", exact=True)).to_be_visible()
+    shoot("day of a range")
+
+
+def test_a_running_run_is_cancelled_by_clicking(
+    page: Page, ui: DagsterUi, stack_engine: sa.Engine, shoot: Shoot
+) -> None:
     day = date(1999, 9, 2)
     with held_day(stack_engine, day):
         run_id = ui.launch(day=day.isoformat())
@@ -125,16 +182,16 @@ def test_text_of_buyers_is_shown_as_text(page: Page, ui: DagsterUi, add_orders: 
     assert [url for url in requested if ":9/" in url] == []
 
 
-def test_thirty_days_are_backfilled_by_clicking(page: Page, query: Query, stack_settings: EtlSettings, shoot: Shoot) -> None:
+def test_thirty_days_are_backfilled_by_clicking(
+    page: Page, query: Query, stack_settings: EtlSettings, shoot: Shoot
+) -> None:
     last = stack_settings.today()
     dialog = choose_partitions(page, f"[{last - timedelta(days=29)}...{last}]")
     dialog.get_by_role("button", name="Launch backfill").click()
     expect(dialog).to_be_hidden()
     page.goto("/runs?view=backfills")
     page.locator("a[href^='/runs/b/']").first.click()
-    newest = (
-        "query { partitionBackfillsOrError(limit: 1) { ... on PartitionBackfills { results { status numPartitions runs { runId } } } } }"
-    )
+    newest = "query { partitionBackfillsOrError(limit: 1) { ... on PartitionBackfills { results { status numPartitions runs { runId } } } } }"
     deadline = time.monotonic() + 120
     while (backfill := query(newest)["partitionBackfillsOrError"]["results"][0])["status"] != "COMPLETED_SUCCESS":
         assert time.monotonic() < deadline, backfill

@@ -19,21 +19,28 @@ from tests.acceptance.test_main_flow import import_and_wait, write_csv
 
 CUSTOMER = "关商机的客户"
 LEADS, CUSTOMERS = target_tables("public").leads, target_tables("public").customers
-OF_CUSTOMER = LEADS.c.customer_global_id.in_(sa.select(CUSTOMERS.c.customer_global_id).where(CUSTOMERS.c.customer_nickname == CUSTOMER))
-RUNS = """{ runsOrError(filter: {tags: [{key: "etl/trigger", value: "event"}, {key: "dagster/partition", value: "2025-05-09"}]}) {
+OF_CUSTOMER = LEADS.c.customer_global_id.in_(
+    sa.select(CUSTOMERS.c.customer_global_id).where(CUSTOMERS.c.customer_nickname == CUSTOMER)
+)
+RUNS = """{ runsOrError(filter: {tags: [{key: "dagster/dayline/trigger", value: "event"}, {key: "dagster/partition", value: "2025-05-09"}]}) {
     ... on Runs { results { status assetSelection { path } } } } }"""
 
 
 def orders_of_leads(engine: sa.Engine) -> list[tuple[int, int]]:
     with engine.connect() as connection:
-        rows = connection.execute(sa.select(LEADS.c.lead_no, LEADS.c.bulk_count).where(OF_CUSTOMER).order_by(LEADS.c.lead_no))
+        rows = connection.execute(
+            sa.select(LEADS.c.lead_no, LEADS.c.bulk_count).where(OF_CUSTOMER).order_by(LEADS.c.lead_no)
+        )
         return [(row.lead_no, row.bulk_count) for row in rows]
 
 
 def change(engine: sa.Engine, **values: Any) -> tuple[UUID, UUID]:
     """人改头一个商机；返回它与它的客户。"""
     first = (
-        sa.update(LEADS).where(OF_CUSTOMER, LEADS.c.lead_no == 1).values(**values).returning(LEADS.c.lead_id, LEADS.c.customer_global_id)
+        sa.update(LEADS)
+        .where(OF_CUSTOMER, LEADS.c.lead_no == 1)
+        .values(**values)
+        .returning(LEADS.c.lead_id, LEADS.c.customer_global_id)
     )
     with engine.begin() as connection:
         lead_id, customer_id = connection.execute(first).one()
@@ -50,7 +57,10 @@ def eventually(engine: sa.Engine, dealt: list[tuple[int, int]]) -> None:
 def test_changed_lead_is_dealt_again_once_it_is_told_of(
     etl: Etl, query: Query, stack_engine: sa.Engine, stack_settings: EtlSettings, tmp_path: Path
 ) -> None:
-    orders = [(f"CL-{day}", "关商机店", CUSTOMER, "大货订单", "待发货", "5", "1", f"2025-05-0{day} 12:00:00") for day in (7, 8, 9)]
+    orders = [
+        (f"CL-{day}", "关商机店", CUSTOMER, "大货订单", "待发货", "5", "1", f"2025-05-0{day} 12:00:00")
+        for day in (7, 8, 9)
+    ]
     import_and_wait(etl, str(write_csv(tmp_path / "leads.csv", orders)), "--create-shops")
     assert orders_of_leads(stack_engine) == [(1, 3)]
 

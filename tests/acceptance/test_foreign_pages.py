@@ -27,7 +27,9 @@ VARIABLES = {
         "selector": {**REPOSITORY, "jobName": "__ASSET_JOB", "assetSelection": [{"path": ["orders"]}]},
         "runConfigData": {},
         "mode": "default",
-        "executionMetadata": {"tags": [{"key": "dagster/partition", "value": DAY}, {"key": "from", "value": "elsewhere"}]},
+        "executionMetadata": {
+            "tags": [{"key": "dagster/partition", "value": DAY}, {"key": "from", "value": "elsewhere"}]
+        },
     }
 }
 BODY = json.dumps({"query": LAUNCH, "variables": VARIABLES})
@@ -44,9 +46,19 @@ def launched(query: Query) -> int:
     [
         pytest.param(403, "GET", TARGET, {}, id="GET"),
         pytest.param(403, "POST", TARGET, {}, id="POST with the mutation in the address"),
-        pytest.param(403, "POST", "/graphql", {"Content-Type": "text/plain; application/json"}, id="text that claims to be JSON"),
-        pytest.param(403, "POST", "/graphql", {"Content-Type": "application/json", "Origin": "https://evil.example"}, id="other origin"),
-        pytest.param(421, "POST", "/graphql", {"Content-Type": "application/json", "Host": "evil.example:3000"}, id="other host"),
+        pytest.param(
+            403, "POST", "/graphql", {"Content-Type": "text/plain; application/json"}, id="text that claims to be JSON"
+        ),
+        pytest.param(
+            403,
+            "POST",
+            "/graphql",
+            {"Content-Type": "application/json", "Origin": "https://evil.example"},
+            id="other origin",
+        ),
+        pytest.param(
+            421, "POST", "/graphql", {"Content-Type": "application/json", "Host": "evil.example:3000"}, id="other host"
+        ),
     ],
 )
 def test_mutation_of_a_foreign_page_is_refused_in_one_sentence(
@@ -98,7 +110,11 @@ async function attack() {{
 def elsewhere(stack: StackAddresses) -> Iterator[str]:
     """另一个来源的网页；localhost 与 127.0.0.1 连同一个站点都不是。"""
     html = PAGE.format(
-        ui=stack.ui_url, target=TARGET, ui_json=json.dumps(stack.ui_url), body_json=json.dumps(BODY), target_json=json.dumps(TARGET)
+        ui=stack.ui_url,
+        target=TARGET,
+        ui_json=json.dumps(stack.ui_url),
+        body_json=json.dumps(BODY),
+        target_json=json.dumps(TARGET),
     )
 
     class Page(BaseHTTPRequestHandler):

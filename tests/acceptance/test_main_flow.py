@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ def accounting(etl: Etl, import_id: str) -> dict[str, Any]:
 
 
 @needs_data
-@pytest.mark.parametrize(("file", "profile"), [("cdnow_sample.txt", "cdnow"), ("online_retail_sample.csv", "online_retail")])
+@pytest.mark.parametrize(
+    ("file", "profile"), [("cdnow_sample.txt", "cdnow"), ("online_retail_sample.csv", "online_retail")]
+)
 def test_real_file_is_accounted_for_and_equals_the_reference(
     etl: Etl, stack_engine: sa.Engine, stack_settings: EtlSettings, file: str, profile: str
 ) -> None:
@@ -58,7 +61,8 @@ def test_real_file_is_accounted_for_and_equals_the_reference(
 
 def test_same_file_twice_changes_only_import_and_raw_ids(etl: Etl, stack_engine: sa.Engine, tmp_path: Path) -> None:
     orders = [
-        (f"T{n}", "重复店", f"客户{n % 7}", "大货订单", "completed", "10.5", "1", f"2026-02-{n % 5 + 1:02} 10:00:00") for n in range(40)
+        (f"T{n}", "重复店", f"客户{n % 7}", "大货订单", "completed", "10.5", "1", f"2026-02-{n % 5 + 1:02} 10:00:00")
+        for n in range(40)
     ]
     path = write_csv(tmp_path / "twice.csv", orders)
 
@@ -81,7 +85,7 @@ def test_same_file_twice_changes_only_import_and_raw_ids(etl: Etl, stack_engine:
 
     first = import_and_wait(etl, str(path), "--create-shops")
     before = snapshot()
-    second = import_and_wait(etl, str(path))
+    second = import_and_wait(etl, str(path), "--again")
     after = snapshot()
     assert before.keys() == after.keys()
     assert all(before[name].equals(after[name]) for name in before)
@@ -119,10 +123,14 @@ def test_events_in_reverse_order_and_doubled_give_the_same_tables(
     assert find_differences(stack_engine, stack_settings) == []
 
 
-def test_an_order_of_today_is_in_todays_partition(etl: Etl, query: Query, stack_settings: EtlSettings, tmp_path: Path) -> None:
+def test_an_order_of_today_is_in_todays_partition(
+    etl: Etl, query: Query, stack_settings: EtlSettings, tmp_path: Path
+) -> None:
     now = datetime.now(stack_settings.zone)
     at = max(now - timedelta(minutes=1), now.replace(hour=0, minute=0, second=0))
-    path = write_csv(tmp_path / "today.csv", [("TODAY-1", "今日店", "今天", "大货订单", "paid", "1", "1", f"{at:%Y-%m-%d %H:%M:%S}")])
+    path = write_csv(
+        tmp_path / "today.csv", [("TODAY-1", "今日店", "今天", "大货订单", "paid", "1", "1", f"{at:%Y-%m-%d %H:%M:%S}")]
+    )
     import_and_wait(etl, str(path), "--create-shops")
     rows = json.loads(etl("show", "orders", "--day", f"{at:%Y-%m-%d}", "--format", "json").stdout)
     assert [row["order_id"] for row in rows] == ["TODAY-1"]
@@ -130,11 +138,13 @@ def test_an_order_of_today_is_in_todays_partition(etl: Etl, query: Query, stack_
 
 
 def test_runs_partitions_and_lineage_are_in_the_dagster_ui(etl: Etl, query: Query, tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "ui.csv", [("UI-1", "界面店", "李四", "打样订单", "paid", "5", "1", "2026-04-04 12:00:00")])
+    path = write_csv(
+        tmp_path / "ui.csv", [("UI-1", "界面店", "李四", "打样订单", "paid", "5", "1", "2026-04-04 12:00:00")]
+    )
     import_and_wait(etl, str(path), "--create-shops")
-    runs = query("{ runsOrError { ... on Runs { results { status jobName tags { key value } assetSelection { path } } } } }")[
-        "runsOrError"
-    ]["results"]
+    runs = query(
+        "{ runsOrError { ... on Runs { results { status jobName tags { key value } assetSelection { path } } } } }"
+    )["runsOrError"]["results"]
     ours = [run for run in runs if {"key": "dagster/partition", "value": "2026-04-04"} in run["tags"]]
     assert [(run["status"], run["jobName"]) for run in ours] == [("SUCCESS", "etl")]
     for asset in ("orders", "customers", "leads"):
@@ -157,7 +167,9 @@ def test_columns_and_where_they_come_from_are_in_the_dagster_ui(query: Query, st
         (asset,) = node["assetKey"]["path"]
         for entry in node["metadataEntries"]:
             for column in entry.get("schema", {}).get("columns", []):
-                columns.setdefault(asset, set()).add((column["name"], column["type"].replace(", ", ","), column["constraints"]["nullable"]))
+                columns.setdefault(asset, set()).add(
+                    (column["name"], column["type"].replace(", ", ","), column["constraints"]["nullable"])
+                )
             for line in entry.get("lineage", []):
                 found = {(dep["assetKey"]["path"][0], dep["columnName"]) for dep in line["columnDeps"]}
                 sources.setdefault(asset, {})[line["columnName"]] = found
@@ -181,7 +193,11 @@ def columns_in_the_database(engine: sa.Engine, table: str) -> set[tuple[str, str
 
 
 def test_event_of_a_missing_import_waits_and_the_next_one_is_handled(etl: Etl, tmp_path: Path) -> None:
-    etl("publish", "events.data_import.completed", json.dumps({"status": "completed", "import_id": "00000000-0000-4000-8000-00000000dead"}))
+    etl(
+        "publish",
+        "events.data_import.completed",
+        json.dumps({"status": "completed", "import_id": "00000000-0000-4000-8000-00000000dead"}),
+    )
     path = write_csv(tmp_path / "next.csv", [("N-1", "下一店", "王五", "", "paid", "5", "1", "2026-05-05 12:00:00")])
     import_and_wait(etl, str(path), "--create-shops")
     missing = etl("wait", "--import-id", "00000000-0000-4000-8000-00000000dead", "--timeout", "0.2", exit_code=2)
@@ -190,7 +206,9 @@ def test_event_of_a_missing_import_waits_and_the_next_one_is_handled(etl: Etl, t
 
 def test_bad_file_is_refused_with_row_and_column_and_nothing_is_imported(etl: Etl, tmp_path: Path) -> None:
     good = ("B-1", "坏文件店", "赵六", "", "paid", "5", "1", "2026-05-06 12:00:00")
-    path = write_csv(tmp_path / "bad.csv", [good, ("B-2", "坏文件店", "赵六", "", "paid", "five", "1", "2026-05-06 12:00:00")])
+    path = write_csv(
+        tmp_path / "bad.csv", [good, ("B-2", "坏文件店", "赵六", "", "paid", "five", "1", "2026-05-06 12:00:00")]
+    )
     before = etl("imports", "--format", "csv", "--limit", "1000").stdout
     result = etl("import", str(path), exit_code=2)
     assert "bad.csv" in result.stderr
@@ -200,8 +218,12 @@ def test_bad_file_is_refused_with_row_and_column_and_nothing_is_imported(etl: Et
     assert etl("imports", "--format", "csv", "--limit", "1000").stdout == before
 
 
-def test_backfill_applies_a_changed_type_mapping(etl: Etl, stack_engine: sa.Engine, stack_settings: EtlSettings, tmp_path: Path) -> None:
-    path = write_csv(tmp_path / "mapped.csv", [("M-1", "映射店", "钱七", "样衣", "paid", "5", "1", "2026-07-07 12:00:00")])
+def test_backfill_applies_a_changed_type_mapping(
+    etl: Etl, stack_engine: sa.Engine, stack_settings: EtlSettings, tmp_path: Path
+) -> None:
+    path = write_csv(
+        tmp_path / "mapped.csv", [("M-1", "映射店", "钱七", "样衣", "paid", "5", "1", "2026-07-07 12:00:00")]
+    )
     import_and_wait(etl, str(path), "--create-shops")
     with stack_engine.begin() as connection:
         connection.execute(sa.insert(order_type_mappings).values(raw_order_type="样衣", system_order_type="SAMPLE"))
@@ -212,26 +234,42 @@ def test_backfill_applies_a_changed_type_mapping(etl: Etl, stack_engine: sa.Engi
     etl("backfill", "--from", "1990-01-01", "--to", "1990-01-02", exit_code=2)
 
 
-def test_work_of_a_killed_worker_is_done_by_another(etl: Etl, stack_engine: sa.Engine, stack_settings: EtlSettings, tmp_path: Path) -> None:
+def test_work_of_a_killed_worker_is_done_by_another(
+    etl: Etl, stack_engine: sa.Engine, stack_settings: EtlSettings, tmp_path: Path
+) -> None:
     orders = [
-        (f"K{n}", "断电店", f"客户{n % 500}", "大货订单", "paid", "1.5", "1", f"2026-06-{n % 28 + 1:02} 08:00:00") for n in range(6_000)
+        (f"K{n}", "断电店", f"客户{n % 500}", "大货订单", "paid", "1.5", "1", f"2026-06-{n % 28 + 1:02} 08:00:00")
+        for n in range(6_000)
     ]
-    report = json.loads(etl("import", str(write_csv(tmp_path / "kill.csv", orders)), "--create-shops", "--json").stdout)
-    deadline = time.monotonic() + 20
-    owner = None
-    while owner is None and time.monotonic() < deadline:
-        with stack_engine.connect() as connection:
-            owner = connection.execute(sa.select(leases.c.owner)).scalar()
-    assert owner is not None, "no worker claimed the import"
-    os.kill(int(owner.rpartition(":")[2]), signal.SIGKILL)
+    path = write_csv(tmp_path / "kill.csv", orders)
+    # 命令还没有退出，运行也许就做完了：先看着，再导入
+    with ThreadPoolExecutor(1) as beside:
+        killed = beside.submit(kill_the_first_that_claims, stack_engine)
+        report = json.loads(etl("import", str(path), "--create-shops", "--json").stdout)
+        assert killed.result(), "no worker claimed the import"
     etl("wait", "--import-id", report["import_id"], "--timeout", "90")
     assert find_differences(stack_engine, stack_settings) == []
+
+
+def kill_the_first_that_claims(engine: sa.Engine) -> bool:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with engine.connect() as connection:
+            owner = connection.execute(sa.select(leases.c.owner)).scalar()
+        if owner is not None:
+            os.kill(int(owner.rpartition(":")[2]), signal.SIGKILL)
+            return True
+    return False
 
 
 def test_status_counts_what_is_due_and_queued(etl: Etl) -> None:
     report = json.loads(etl("status", "--json").stdout)
     assert {row["asset"] for row in report["ledger"]} == set(asset_folders())
-    assert {row["queue"] for row in report["queues"]} >= {"EVENTS.etl-bridge_data_import-completed", "TASKS.event", "EVENTS_DLQ"}
+    assert {row["queue"] for row in report["queues"]} >= {
+        "EVENTS.etl-bridge_data_import-completed",
+        "TASKS.event",
+        "EVENTS_DLQ",
+    }
 
 
 def materialized_partitions(query: Query, asset: str) -> set[str]:

@@ -20,7 +20,10 @@ DAY = "2026-08-08"
 
 
 def add(etl: Etl, folder: Path, order_ids: list[str], amount: str, *, wait: bool = True) -> UUID:
-    orders = [(order_id, "撤回店", f"客户{order_id}", "打样订单", "paid", amount, "1", f"{DAY} 10:00:00") for order_id in order_ids]
+    orders = [
+        (order_id, "撤回店", f"客户{order_id}", "打样订单", "paid", amount, "1", f"{DAY} 10:00:00")
+        for order_id in order_ids
+    ]
     path = str(write_csv(folder / f"{uuid4()}.csv", orders))
     if wait:
         return UUID(import_and_wait(etl, path, "--create-shops")["import_id"])
@@ -60,7 +63,10 @@ def test_withdrawal_that_died_before_its_event_is_finished_by_the_next(
 ) -> None:
     import_id = add(etl, tmp_path, ["D1", "D2"], "3.00")
     set_failed(stack_engine, import_id)
-    assert "orders removed: 2; replaced by an older version: 0" in etl("withdraw", str(import_id), "--yes", "--timeout", "90").stdout
+    assert (
+        "orders removed: 2; replaced by an older version: 0"
+        in etl("withdraw", str(import_id), "--yes", "--timeout", "90").stdout
+    )
     assert orders_of(stack_engine, import_id) == 0
     assert find_differences(stack_engine, stack_settings) == []
 
@@ -75,7 +81,10 @@ def test_import_that_never_reached_the_tables_is_withdrawn_without_waiting(etl: 
 
 def test_unknown_import_is_one_sentence(etl: Etl) -> None:
     unknown = uuid4()
-    assert etl("withdraw", str(unknown), "--yes", exit_code=1).stderr == f"error: there is no import {unknown}: `etl imports` lists them\n"
+    assert (
+        etl("withdraw", str(unknown), "--yes", exit_code=1).stderr
+        == f"error: there is no import {unknown}: `etl imports` lists them\n"
+    )
 
 
 def test_ledger_of_a_restored_backup_is_filled_again_by_a_replay(
@@ -85,13 +94,17 @@ def test_ledger_of_a_restored_backup_is_filled_again_by_a_replay(
     with stack_engine.begin() as connection:
         for table in (ledger, import_requests, import_events):  # 备份里没有的
             connection.execute(sa.delete(table))
-        connection.execute(sa.delete(target_tables("public").orders).where(target_tables("public").orders.c.import_id == import_id))
+        connection.execute(
+            sa.delete(target_tables("public").orders).where(target_tables("public").orders.c.import_id == import_id)
+        )
     report = json.loads(etl("replay", "--since", "1d", "--json").stdout)
     assert DAY in report["partitions"]["orders"]
     assert report["skipped"] == report["invalid"] == 0
     etl("wait", "--import-id", str(import_id), "--timeout", "90")
     assert orders_of(stack_engine, import_id) == 2
-    again = etl("replay", "--since", "1d", "--subject", DATA_IMPORT_COMPLETED, "--json")  # 资产自己的事件每次都再要求一遍
+    again = etl(
+        "replay", "--since", "1d", "--subject", DATA_IMPORT_COMPLETED, "--json"
+    )  # 资产自己的事件每次都再要求一遍
     assert json.loads(again.stdout)["requested"] == 0
     assert find_differences(stack_engine, stack_settings) == []
     assert isinstance(json.loads(etl("dlq", "list", "--json").stdout), list)

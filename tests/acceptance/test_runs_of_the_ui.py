@@ -37,7 +37,9 @@ def backfill_id(ui: DagsterUi) -> str:
 def started_waiting(ui: DagsterUi, engine: sa.Engine, run_id: str) -> None:
     """等到它在等锁。"""
     ui.wait(run_id, "STARTED")
-    waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'etl'")
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'etl'"
+    )
     deadline = time.monotonic() + 30
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         while not connection.scalar(waiting):
@@ -55,7 +57,7 @@ def test_click_runs_warm_and_writes_all_three_tables(
     run_id = ui.launch(day=DAY.isoformat())
     run = ui.wait(run_id)
     assert run["status"] == "SUCCESS", ui.messages(run_id)
-    assert run["tags"]["etl/lane"] == "interactive"
+    assert run["tags"]["dagster/dayline/lane"] == "interactive"
     made = {(made["assetKey"]["path"][0], made["partition"]) for made in run["assetMaterializations"]}
     assert made == {(asset, DAY.isoformat()) for asset in ASSETS}
     orders = target_tables("public").orders
@@ -73,7 +75,10 @@ def test_range_of_days_is_one_run(ui: DagsterUi, stack_engine: sa.Engine) -> Non
         " WHERE run_id = :run_id AND dagster_event_type LIKE '%PLANNED'"
     )
     with stack_engine.connect() as connection:
-        assert tuple(connection.execute(planned, {"run_id": run_id}).one()) == (True, 1)  # 网页把计划的一起写，点击的人少等十几次提交
+        assert tuple(connection.execute(planned, {"run_id": run_id}).one()) == (
+            True,
+            1,
+        )  # 网页把计划的一起写，点击的人少等十几次提交
 
 
 def test_job_is_launched_from_its_own_page(ui: DagsterUi) -> None:
@@ -86,7 +91,12 @@ def test_click_does_not_wait_behind_a_backfill_of_a_thousand_days(ui: DagsterUi,
     first = date(2001, 1, 1)
     starts = [first + timedelta(days=30 * number) for number in range(34)]
     with held_day(stack_engine, first):
-        bulk = [ui.launch(["orders"], day=f"{start}", last_day=f"{start + timedelta(days=29)}", **{"etl/lane": "bulk"}) for start in starts]
+        bulk = [
+            ui.launch(
+                ["orders"], day=f"{start}", last_day=f"{start + timedelta(days=29)}", **{"dagster/dayline/lane": "bulk"}
+            )
+            for start in starts
+        ]
         ui.wait(bulk[0], "STARTED")
         assert ui.wait(ui.launch(day="1999-05-20"))["status"] == "SUCCESS"
         assert {ui.run(run_id)["status"] for run_id in bulk[1:]} == {"QUEUED"}
@@ -112,20 +122,21 @@ def test_run_of_an_event_is_run_again_from_its_page(ui: DagsterUi, query: Query,
     day = date(1999, 5, 5)
     with stack_engine.begin() as connection:
         request_days(connection, "public", [day])
-    newest = (
-        'query { runsOrError(filter: {tags: [{key: "dagster/partition", value: "1999-05-05"}]}) { ... on Runs { results { runId } } } }'
-    )
+    newest = 'query { runsOrError(filter: {tags: [{key: "dagster/partition", value: "1999-05-05"}]}) { ... on Runs { results { runId } } } }'
     deadline = time.monotonic() + 60
     while not (found := query(newest)["runsOrError"]["results"]):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     first = found[-1]["runId"]
-    assert ui.wait(first)["tags"]["etl/trigger"] == "event"
+    assert ui.wait(first)["tags"]["dagster/dayline/trigger"] == "event"
     run = ui.wait(ui.reexecute(first, "ALL_STEPS"))
     assert (run["status"], run["parentRunId"]) == ("SUCCESS", first)
-    assert (run["tags"]["etl/lane"], run["tags"]["etl/trigger"]) == ("interactive", "person")
+    assert (run["tags"]["dagster/dayline/lane"], run["tags"]["dagster/dayline/trigger"]) == ("interactive", "person")
     one = ui.wait(ui.launch(["customers"], day="1999-05-05"))
-    assert (one["status"], [made["assetKey"]["path"] for made in one["assetMaterializations"]]) == ("SUCCESS", [["customers"]])
+    assert (one["status"], [made["assetKey"]["path"] for made in one["assetMaterializations"]]) == (
+        "SUCCESS",
+        [["customers"]],
+    )
 
 
 def finished_backfill(query: Query, backfill_id: str) -> dict[str, Any]:
@@ -137,7 +148,9 @@ def finished_backfill(query: Query, backfill_id: str) -> dict[str, Any]:
     return found
 
 
-def test_failed_run_goes_on_from_its_failure(ui: DagsterUi, query: Query, backfill_id: str, stack_engine: sa.Engine) -> None:
+def test_failed_run_goes_on_from_its_failure(
+    ui: DagsterUi, query: Query, backfill_id: str, stack_engine: sa.Engine
+) -> None:
     finished_backfill(query, backfill_id)  # 它的运行也会撞上不见了的表
     with stack_engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE customers RENAME TO customers_away")
@@ -156,7 +169,9 @@ def test_failed_run_goes_on_from_its_failure(ui: DagsterUi, query: Query, backfi
 # ---- 取消 ------------------------------------------------------------------------
 
 
-def test_running_run_is_cancelled_and_leaves_nothing_half_written(ui: DagsterUi, add_orders: AddOrders, stack_engine: sa.Engine) -> None:
+def test_running_run_is_cancelled_and_leaves_nothing_half_written(
+    ui: DagsterUi, add_orders: AddOrders, stack_engine: sa.Engine
+) -> None:
     day = date(1999, 5, 10)
     orders = target_tables("public").orders
     add_orders(day, "C-1")
@@ -194,7 +209,9 @@ def test_queued_run_is_cancelled_at_once(ui: DagsterUi, stack_engine: sa.Engine)
     assert ui.run(queued)["assetMaterializations"] == []
 
 
-def test_days_of_a_cancelled_run_are_held_until_something_new_asks_for_them(ui: DagsterUi, stack_engine: sa.Engine) -> None:
+def test_days_of_a_cancelled_run_are_held_until_something_new_asks_for_them(
+    ui: DagsterUi, stack_engine: sa.Engine
+) -> None:
     day = date(1999, 5, 14)
     due = sa.select(ledger.c.held_reason).where(ledger.c.day == day, ledger.c.asset == "orders")
     with held_day(stack_engine, day):
@@ -218,7 +235,9 @@ def test_partition_outside_the_range_fails_with_a_sentence(ui: DagsterUi) -> Non
     assert any("1990-01-01 is outside the partitions" in message for message in ui.messages(run["runId"]))
 
 
-def test_queued_run_whose_message_is_lost_is_found_by_the_workers(ui: DagsterUi, stack: StackAddresses, stack_engine: sa.Engine) -> None:
+def test_queued_run_whose_message_is_lost_is_found_by_the_workers(
+    ui: DagsterUi, stack: StackAddresses, stack_engine: sa.Engine
+) -> None:
     """NATS 的存储没了：工人自己发现没人做的 QUEUED 运行。"""
     days = [date(1999, 5, 15), date(1999, 5, 16)]
     with held_day(stack_engine, days[0]), held_day(stack_engine, days[1]):
@@ -243,6 +262,6 @@ async def purge_tasks(stack: StackAddresses) -> None:
 def test_backfill_goes_to_the_last_lane_in_runs_of_thirty_days(ui: DagsterUi, query: Query, backfill_id: str) -> None:
     found = finished_backfill(query, backfill_id)
     runs = [ui.run(run["runId"]) for run in found["runs"]]
-    assert {run["tags"]["etl/lane"] for run in runs} == {"bulk"}
+    assert {run["tags"]["dagster/dayline/lane"] for run in runs} == {"bulk"}
     assert len(runs) == 2  # 7 月 31 日不在其中，断成两段
     assert all(run["status"] == "SUCCESS" for run in runs)

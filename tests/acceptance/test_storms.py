@@ -96,7 +96,12 @@ def test_cancels_at_random_times_leave_no_stuck_run_and_no_half_written_day(
 
 @pytest.mark.timeout(1_800)
 def test_killed_workers_lose_nothing(
-    ui: DagsterUi, add_orders: AddOrders, query: Query, stack_engine: sa.Engine, stack_settings: EtlSettings, is_deep: bool
+    ui: DagsterUi,
+    add_orders: AddOrders,
+    query: Query,
+    stack_engine: sa.Engine,
+    stack_settings: EtlSettings,
+    is_deep: bool,
 ) -> None:
     seed = time.time_ns()
     chance = random.Random(seed)  # noqa: S311  # 不关安全
@@ -118,7 +123,9 @@ def test_killed_workers_lose_nothing(
     def drained() -> bool:
         due = sa.select(sa.func.count()).where(ledger.c.day.in_(DAYS), ledger.c.requested > ledger.c.materialized)
         with stack_engine.connect() as connection:
-            return connection.scalar(due) == 0 and connection.scalar(sa.select(sa.func.count()).select_from(leases)) == 0
+            return (
+                connection.scalar(due) == 0 and connection.scalar(sa.select(sa.func.count()).select_from(leases)) == 0
+            )
 
     eventually(drained, timeout_seconds=120)
     unfinished = "query { runsOrError(filter: {statuses: [QUEUED, STARTING, STARTED, CANCELING]}) { ... on Runs { results { runId } } } }"
@@ -146,7 +153,9 @@ def kill_a_busy_worker(engine: sa.Engine, chance: random.Random) -> bool:
 def owners_of_runs(engine: sa.Engine) -> list[int]:
     """租约还没到期的工人的进程号。"""
     with engine.connect() as connection:
-        owners = connection.scalars(sa.select(leases.c.owner).where(leases.c.expires_at > sa.func.clock_timestamp())).all()
+        owners = connection.scalars(
+            sa.select(leases.c.owner).where(leases.c.expires_at > sa.func.clock_timestamp())
+        ).all()
     return [int(owner.rpartition(":")[2]) for owner in owners]
 
 
@@ -191,7 +200,13 @@ def test_memory_and_connections_of_a_worker_do_not_grow_with_its_runs(
     assert work_off(stack_engine, days[runs // 20 :]) == workers, "the worker was replaced"
 
     growth, connections = resident_bytes(worker) / memory - 1, connections_of(stack_engine, worker)
-    logger.info("worker after its runs", runs=runs, memory_mib=memory >> 20, growth=f"{growth:+.1%}", connections=dict(connections))
+    logger.info(
+        "worker after its runs",
+        runs=runs,
+        memory_mib=memory >> 20,
+        growth=f"{growth:+.1%}",
+        connections=dict(connections),
+    )
     assert succeeded_runs(stack_engine) - done_before == runs
     assert growth < (0.1 if is_deep else 0.5)
     assert 0 < connections["etl"] <= stack_settings.pool_size
@@ -209,12 +224,19 @@ def add_daily_orders(engine: sa.Engine, shop: str, days: Iterable[date]) -> None
     import_id = uuid4()
     row = {"import_id": import_id, "shop": shop, "amount": 1}
     rows = [
-        row | {"order_id": f"L-{day}-{number}", "customer_name": f"{day}-{number}", "ordered_at": datetime.combine(day, clock(4), UTC)}
+        row
+        | {
+            "order_id": f"L-{day}-{number}",
+            "customer_name": f"{day}-{number}",
+            "ordered_at": datetime.combine(day, clock(4), UTC),
+        }
         for day in days
         for number in range(3)
     ]
     with engine.begin() as connection:
-        connection.execute(sa.insert(import_tasks).values(import_id=import_id, status="completed", completed_at=datetime.now(UTC)))
+        connection.execute(
+            sa.insert(import_tasks).values(import_id=import_id, status="completed", completed_at=datetime.now(UTC))
+        )
         connection.execute(sa.insert(raw_orders), rows)
 
 
@@ -223,7 +245,9 @@ def work_off(engine: sa.Engine, days: Sequence[date]) -> set[int]:
     owners: set[str] = set()
 
     def drained() -> bool:
-        due = sa.select(sa.func.count()).where(ledger.c.requested > ledger.c.materialized, ledger.c.held_reason.is_(None))
+        due = sa.select(sa.func.count()).where(
+            ledger.c.requested > ledger.c.materialized, ledger.c.held_reason.is_(None)
+        )
         with engine.connect() as connection:
             owners.update(connection.scalars(sa.select(leases.c.owner)))
             return connection.scalar(due) == 0 and not connection.scalar(sa.select(sa.func.count()).select_from(leases))
@@ -239,7 +263,7 @@ def work_off(engine: sa.Engine, days: Sequence[date]) -> set[int]:
 def succeeded_runs(engine: sa.Engine) -> int:
     """事件要的、成功了的运行；定时的不算。"""
     text = """SELECT count(*) FROM dagster.runs JOIN dagster.run_tags USING (run_id)
-        WHERE status = 'SUCCESS' AND key = 'etl/trigger' AND value = 'event'"""
+        WHERE status = 'SUCCESS' AND key = 'dagster/dayline/trigger' AND value = 'event'"""
     with engine.connect() as connection:
         return int(connection.exec_driver_sql(text).scalar_one())
 
@@ -253,6 +277,8 @@ def connections_of(engine: sa.Engine, pid: int) -> Counter[str]:
     sockets = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
     lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
     ports = [int(line[1].rpartition(":")[2], 16) for line in lines if f"socket:[{line[9]}]" in sockets]
-    names = sa.text("SELECT coalesce(nullif(application_name, ''), '?') FROM pg_stat_activity WHERE client_port = ANY(:ports)")
+    names = sa.text(
+        "SELECT coalesce(nullif(application_name, ''), '?') FROM pg_stat_activity WHERE client_port = ANY(:ports)"
+    )
     with engine.connect() as connection:
         return Counter(connection.scalars(names, {"ports": ports}))

@@ -138,7 +138,9 @@ class Generator:
             rows = [{**row, "import_id": import_id} for import_id in inserted for row in imports[import_id]]
             if rows:
                 connection.execute(sa.insert(raw_orders), rows)
-            withdrawn = sa.update(import_tasks).where(import_tasks.c.import_id == sa.any_(sa.cast(withdrawals, sa.ARRAY(sa.Uuid))))
+            withdrawn = sa.update(import_tasks).where(
+                import_tasks.c.import_id == sa.any_(sa.cast(withdrawals, sa.ARRAY(sa.Uuid)))
+            )
             connection.execute(withdrawn.values(status="failed"))
 
     # ---- 内容 -------------------------------------------------------------------
@@ -151,7 +153,10 @@ class Generator:
         return DataImportCompleted(event_id=self._number(), import_id=import_id, status=status)
 
     def _make_rows(self) -> list[Row]:
-        return [self._new_version() if self._orders and self._chance.random() < 0.4 else self._new_order() for _ in range(self._pick(1, 3))]
+        return [
+            self._new_version() if self._orders and self._chance.random() < 0.4 else self._new_order()
+            for _ in range(self._pick(1, 3))
+        ]
 
     def _new_order(self) -> Row:
         order = {

@@ -20,7 +20,12 @@ from bridge.events import DataImportCompleted, Event
 from bridge.events.publish import publish_event
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM, etl_completed
 from bridge.settings import BridgeSettings
-from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
+from bridge.stack.dagster_home import (
+    DAGSTER_SCHEMA,
+    build_dagster_postgres_url,
+    create_dagster_storage,
+    write_dagster_home,
+)
 from etl_assets.core.database_sync import build_engine
 from etl_assets.core.etl_tables import leases, ledger, outbox
 from etl_assets.core.settings import EtlSettings
@@ -52,7 +57,9 @@ class Installation:
             process = self.processes.get(role)
             if process is None or process.poll() is not None:
                 with (self.folder / f"{role}.log").open("ab") as log:
-                    self.processes[role] = subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, stdout=log, stderr=log)
+                    self.processes[role] = subprocess.Popen(
+                        command, cwd=REPOSITORY, env=self.environment, stdout=log, stderr=log
+                    )
 
     def eventually(self, condition: Callable[[], object], what: str, *, timeout_seconds: float = 90) -> None:
         deadline = time.monotonic() + timeout_seconds
@@ -132,7 +139,9 @@ def running_installation(
     create_dagster_storage(engine, schema=DAGSTER_SCHEMA, environment=environment, log_path=folder / "migrate.log")
     installation = Installation(engine, settings, nats_url, reroute(environment), folder, commands)
     try:
-        installation.eventually(lambda: all('"ready"' in installation.log(role) for role in ROLES), "the processes do not become ready")
+        installation.eventually(
+            lambda: all('"ready"' in installation.log(role) for role in ROLES), "the processes do not become ready"
+        )
         yield installation
     finally:
         for process in installation.processes.values():

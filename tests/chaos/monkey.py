@@ -30,7 +30,7 @@ from tests.chaos.processes import StackProcesses
 from tests.chaos.read_only import ReadOnlySwitch
 from tests.chaos.references import References
 from tests.integration.nats_cluster import NatsCluster
-from tests.integration.old_version import OldListener
+from tests.integration.old_version import OldProcess
 
 KILL_PAUSE_SECONDS = (1.2, 3.6)
 FREEZE_PAUSE_SECONDS = (1.0, 8.0)
@@ -75,7 +75,7 @@ class Reach:
     disks: Sequence[Disk]
     read_only: ReadOnlySwitch
     floods: Floods
-    old_listener: OldListener
+    old_listener: OldProcess
     references: References
     bridge_settings: BridgeSettings
     cluster: NatsCluster | None = None
@@ -109,7 +109,8 @@ class Monkey:
             *([(partial(self._kill_leader, reach.cluster), LEADER_PAUSE_SECONDS)] if reach.cluster else []),
         ]
         self._threads = [
-            threading.Thread(target=self._repeat, args=deed, name=f"monkey-{number}", daemon=True) for number, deed in enumerate(deeds)
+            threading.Thread(target=self._repeat, args=deed, name=f"monkey-{number}", daemon=True)
+            for number, deed in enumerate(deeds)
         ]
 
     def start(self) -> None:
@@ -143,7 +144,9 @@ class Monkey:
     def _kill(self, chance: random.Random) -> None:
         victim = _pick(chance, _VICTIMS)
         number = _STOP_SIGNALS.get(victim, signal.SIGTERM) if chance.random() < 0.15 else signal.SIGKILL
-        pids = self._reach.processes.backends() if victim == "postgres backend" else self._reach.processes.leaders(victim)
+        pids = (
+            self._reach.processes.backends() if victim == "postgres backend" else self._reach.processes.leaders(victim)
+        )
         if not pids:  # 正在重启，或者 NATS 是集群：这一回算了
             return
         self._send(chance.choice(pids), number, victim)
@@ -231,7 +234,10 @@ class Monkey:
         """映射改了就留着；店铺改了名又改回来，其间整天的运行宁可失败也不删它的订单。"""
         references, shop = self._reach.references, chance.choice(SHOPS)
         if chance.random() < 0.5:
-            raw_type, system_type = chance.choice([*MAPPED_TYPES, UNMAPPED_TYPE]), chance.choice(["SAMPLE", "PROOF", "BULK", None])
+            raw_type, system_type = (
+                chance.choice([*MAPPED_TYPES, UNMAPPED_TYPE]),
+                chance.choice(["SAMPLE", "PROOF", "BULK", None]),
+            )
             self.troubles["mapping changed"] += 1
             self._note(f"map {raw_type} to {system_type}")
             references.map_type(raw_type, system_type)

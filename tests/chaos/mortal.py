@@ -85,6 +85,6 @@ def _die_if_armed(arm_file: Path, step: str) -> None:
 if __name__ == "__main__":
     role, arm_path = sys.argv[1:]
     install(Path(arm_path))
-    from bridge.cli.main import main
+    from bridge.cli.commands import run_command
 
-    main([role])
+    run_command([role])

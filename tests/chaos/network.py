@@ -88,7 +88,9 @@ class Network:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -97,7 +99,10 @@ class Network:
     def reroute(self, name: str, environment: Mapping[str, str]) -> dict[str, str]:
         """同样的环境变量，只是服务器的地址换成这一部分自己的网线；集群有几个地址，客户端自己会绕开，不拉线。"""
         rerouted = dict(environment)
-        for server, variables in {"postgres": ("ETL_DATABASE_URL", "DAGSTER_POSTGRES_URL"), "nats": ("ETL_NATS_URL",)}.items():
+        for server, variables in {
+            "postgres": ("ETL_DATABASE_URL", "DAGSTER_POSTGRES_URL"),
+            "nats": ("ETL_NATS_URL",),
+        }.items():
             if "," in environment[variables[0]]:
                 continue
             port = urlsplit(environment[variables[0]]).port

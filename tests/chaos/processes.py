@@ -14,8 +14,8 @@ PARTS = {
     "manager": "bridge.cli.main worker --processes",
     "listener": "bridge.cli.main listen",
     "webserver": "bridge.warm_dagster.webserver",
-    "daemon": "dagster._daemon",
-    "code-server": "dagster api grpc",
+    "daemon": "warm_dagster.daemon",
+    "code-server": "code_server api grpc",
     "nats": "nats-server",
     "postgres": "/postgres -D",
 }
@@ -33,7 +33,11 @@ class StackProcesses:
     def leaders(self, part: str) -> list[int]:
         """这一部分现在活着的首领。"""
         found = {process.pid: command_line(process.pid) for process in self._recorded()}
-        return [pid for pid, line in found.items() if PARTS[part] in line and (part != "worker" or PARTS["manager"] not in line)]
+        return [
+            pid
+            for pid, line in found.items()
+            if PARTS[part] in line and (part != "worker" or PARTS["manager"] not in line)
+        ]
 
     def backends(self) -> list[int]:
         """PostgreSQL 的后端与它的辅助进程，不含 postmaster。"""
@@ -58,7 +62,11 @@ class StackProcesses:
             children = json.loads((self._state_dir / "pids.json").read_text())["children"]
         except (FileNotFoundError, ValueError):
             return []
-        alive = [found for child in children if (found := identify(child["pid"])) and found.started_ticks == child["started_ticks"]]
+        alive = [
+            found
+            for child in children
+            if (found := identify(child["pid"])) and found.started_ticks == child["started_ticks"]
+        ]
         self._seen.update(alive)
         return alive
 

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from psycopg import sql
 
 from etl_assets.core.database_sync import normalize_url
+from tests.other_sessions import end_other_sessions
 
 _READ_ONLY = "default_transaction_read_only"
 
@@ -47,10 +48,4 @@ class ReadOnlySwitch:
             connection.exec_driver_sql(alter + setting)
         if end_sessions:
             with suppress(sa.exc.DBAPIError), self._engine.begin() as connection:
-                connection.execute(_END_OTHER_SESSIONS)
-
-
-_END_OTHER_SESSIONS = sa.text(
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-    " WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()"
-)
+                end_other_sessions(connection)

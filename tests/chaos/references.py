@@ -27,7 +27,9 @@ class References:
 
     def __init__(self, database_url: str, bridge_settings: BridgeSettings) -> None:
         connect_args = {"options": "-cstatement_timeout=10s", "connect_timeout": 3, "application_name": "references"}
-        self._engine = sa.create_engine(normalize_url(database_url), poolclass=sa.pool.NullPool, connect_args=connect_args)
+        self._engine = sa.create_engine(
+            normalize_url(database_url), poolclass=sa.pool.NullPool, connect_args=connect_args
+        )
         self._bridge_settings = bridge_settings
 
     def map_type(self, raw_type: str, system_type: str | None) -> None:
@@ -37,7 +39,11 @@ class References:
             self._execute(sa.delete(order_type_mappings).where(mapping.raw_order_type == raw_type))
             return
         insert = pg.insert(order_type_mappings).values(raw_order_type=raw_type, system_order_type=system_type)
-        self._execute(insert.on_conflict_do_update(index_elements=[mapping.raw_order_type], set_={"system_order_type": system_type}))
+        self._execute(
+            insert.on_conflict_do_update(
+                index_elements=[mapping.raw_order_type], set_={"system_order_type": system_type}
+            )
+        )
 
     def rename_shop(self, name: str, new_name: str) -> None:
         self._execute(sa.update(shop_configs).where(shop_configs.c.shop_name == name).values(shop_name=new_name))

@@ -45,7 +45,7 @@ from tests.chaos.processes import SERVERS, StackProcesses
 from tests.chaos.read_only import ReadOnlySwitch
 from tests.chaos.references import References
 from tests.integration.nats_cluster import NatsCluster
-from tests.integration.old_version import OldListener
+from tests.integration.old_version import OldProcess
 from tests.the_three import graph
 
 WORKERS = 2
@@ -118,27 +118,45 @@ def network() -> Iterator[Network]:
 # 服务器在连上的那一刻被杀，nats-py 重连时留下没关的套接字，垃圾回收才收走
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_nothing_is_lost(
-    form: Form, state_dir: Path, disks: list[Disk], network: Network, cluster: NatsCluster | None, monkeypatch: pytest.MonkeyPatch
+    form: Form,
+    state_dir: Path,
+    disks: list[Disk],
+    network: Network,
+    cluster: NatsCluster | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in (ENVIRONMENT | (OF_CLUSTER if cluster else {})).items():
         monkeypatch.setenv(name, value)
 
     def services(plan: ApplicationPlan) -> list[Service]:
-        return [_behind_links(network, plan, service) if service.name in BEHIND_LINKS else service for service in _services(plan)]
+        return [
+            _behind_links(network, plan, service) if service.name in BEHIND_LINKS else service
+            for service in _services(plan)
+        ]
 
     _say(str(form))
     if not disks:
         _say("full disks are left out: this user may not mount file systems")
     processes = StackProcesses(state_dir)
     bridge_settings = BridgeSettings(nats_url=cluster.url if cluster else "")
-    stack = Stack(state_dir, settings=EtlSettings(database_url=""), bridge_settings=bridge_settings, workers=WORKERS, services=services)
+    stack = Stack(
+        state_dir,
+        settings=EtlSettings(database_url=""),
+        bridge_settings=bridge_settings,
+        workers=WORKERS,
+        services=services,
+    )
     try:
         with stack as addresses:
             bridge_settings = BridgeSettings(nats_url=addresses.nats_url)
             read_only, floods = ReadOnlySwitch(addresses.database_url), Floods(bridge_settings)
-            old_listener = OldListener(state_dir.parent / "old", database_url=addresses.database_url, nats_url=addresses.nats_url)
+            old_listener = OldProcess(
+                state_dir.parent / "old", ETL_DATABASE_URL=addresses.database_url, ETL_NATS_URL=addresses.nats_url
+            )
             references = References(addresses.database_url, bridge_settings)
-            reach = Reach(processes, network, disks, read_only, floods, old_listener, references, bridge_settings, cluster)
+            reach = Reach(
+                processes, network, disks, read_only, floods, old_listener, references, bridge_settings, cluster
+            )
             monkey = Monkey(reach, seed=form.seed)
             try:
                 _live_through(form, addresses, monkey, floods)
@@ -168,7 +186,9 @@ def _live_through(form: Form, addresses: StackAddresses, monkey: Monkey, floods:
         monkey.stop()
         last_kill_at = monkey.kill_a_last_worker()
         generator.stop(timeout_seconds=60)
-        draining = verdict.wait_until_drained(engine, bridge_settings, since=last_kill_at, limit_seconds=PATIENT_DRAIN_SECONDS, say=_say)
+        draining = verdict.wait_until_drained(
+            engine, bridge_settings, since=last_kill_at, limit_seconds=PATIENT_DRAIN_SECONDS, say=_say
+        )
         seconds = asyncio.run(draining)  # 太慢也要失败，不过先核对：慢是慢，错是错
         events, kills, scopes = len(generator.stored), sum(monkey.kills.values()), verdict.assets_by_scope(engine)
         _say(
@@ -184,10 +204,16 @@ def _live_through(form: Form, addresses: StackAddresses, monkey: Monkey, floods:
             assert events >= form.minutes * EVENTS_PER_MINUTE
             assert kills >= form.minutes * KILLS_PER_MINUTE
             assert seconds <= DRAIN_SECONDS
-            assert all(any(name.startswith(f"{asset} {scope}") for name in scopes) for asset in graph.names for scope in get_args(Scope))
+            assert all(
+                any(name.startswith(f"{asset} {scope}") for name in scopes)
+                for asset in graph.names
+                for scope in get_args(Scope)
+            )
 
 
-async def _judge(engine: sa.Engine, settings: EtlSettings, bridge_settings: BridgeSettings, generator: Generator, floods: Floods) -> None:
+async def _judge(
+    engine: sa.Engine, settings: EtlSettings, bridge_settings: BridgeSettings, generator: Generator, floods: Floods
+) -> None:
     letters = await verdict.explain_dead_letters(bridge_settings)
     _say("\n".join(f"dead letters in {stream}: {dict(reasons)}" for stream, reasons in letters.items()))
     assert await verdict.misjudged(bridge_settings, floods, generator.stored.values()) == []

@@ -28,8 +28,12 @@ LEADS = target_tables("public").leads
 
 
 @pytest.fixture
-def installation(postgres_url: str, database_template: str, nats_server: NatsServer, tmp_path: Path) -> Iterator[Installation]:
-    commands = {role: [sys.executable, "-m", "tests.chaos.mortal", role, str(tmp_path / f"{role}.armed")] for role in ROLES}
+def installation(
+    postgres_url: str, database_template: str, nats_server: NatsServer, tmp_path: Path
+) -> Iterator[Installation]:
+    commands = {
+        role: [sys.executable, "-m", "tests.chaos.mortal", role, str(tmp_path / f"{role}.armed")] for role in ROLES
+    }
     with (
         cloned_database(postgres_url, database_template) as url,
         running_installation(tmp_path, database_url=url, nats_url=nats_server.url, commands=commands) as installation,
@@ -46,8 +50,12 @@ def test_kill_between_any_two_steps_loses_and_doubles_nothing(installation: Inst
         armed = arm(installation, step)
         installation.announce(import_id)
         installation.eventually(lambda armed=armed: not armed.exists(), f"nobody came past {step!r}")  # type: ignore[misc]
-        installation.eventually(lambda made=import_id: installation.is_done(made), f"killed at {step!r}, not in the tables")  # type: ignore[misc]
-        assert installation.completions(ordered_at.date().isoformat()) == dict.fromkeys(graph.names, 1), f"killed at {step!r}"
+        installation.eventually(
+            lambda made=import_id: installation.is_done(made), f"killed at {step!r}, not in the tables"
+        )  # type: ignore[misc]
+        assert installation.completions(ordered_at.date().isoformat()) == dict.fromkeys(graph.names, 1), (
+            f"killed at {step!r}"
+        )
     assert find_differences(installation.engine, installation.settings) == []
     assert installation.unfinished_runs() == []
 
@@ -55,7 +63,9 @@ def test_kill_between_any_two_steps_loses_and_doubles_nothing(installation: Inst
 @pytest.mark.timeout(900)
 def test_kill_on_the_way_of_a_changed_lead_loses_nothing(installation: Installation, is_deep: bool) -> None:
     """人一再关闭、收回同一个商机；重投的事件也许多做一遍，表里一样。"""
-    rows = [{"order_id": f"A-{day}", "order_status": "new", "ordered_at": FIRST + timedelta(days=day)} for day in range(3)]
+    rows = [
+        {"order_id": f"A-{day}", "order_status": "new", "ordered_at": FIRST + timedelta(days=day)} for day in range(3)
+    ]
     import_id = RawData(installation.engine).add_import(rows)
     installation.announce(import_id)
     installation.eventually(lambda: installation.is_done(import_id), "not in the tables")
@@ -69,7 +79,9 @@ def test_kill_on_the_way_of_a_changed_lead_loses_nothing(installation: Installat
         armed = arm(installation, step)
         installation.publish("events.lead.changed", event)
         installation.eventually(lambda armed=armed: not armed.exists(), f"nobody came past {step!r}")  # type: ignore[misc]
-        installation.eventually(lambda dealt=dealt: orders_of_leads(installation) == dealt, f"killed at {step!r}, not dealt again")  # type: ignore[misc]
+        installation.eventually(
+            lambda dealt=dealt: orders_of_leads(installation) == dealt, f"killed at {step!r}, not dealt again"
+        )  # type: ignore[misc]
         installation.eventually(installation.is_quiet, f"killed at {step!r}, not at rest")
     assert find_differences(installation.engine, installation.settings) == []
     assert installation.unfinished_runs() == []

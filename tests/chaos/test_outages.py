@@ -21,6 +21,7 @@ from etl_assets.testing.databases import initialize_database
 from etl_assets.testing.raw_data import RawData
 from tests.chaos.installation import ROLES, Installation, running_installation
 from tests.integration.conftest import NatsServer
+from tests.other_sessions import end_other_sessions
 
 FIRST = datetime(2026, 1, 5, 4, tzinfo=UTC)
 KINDS = 4
@@ -53,7 +54,9 @@ def sparing_words(installation: Installation, seconds: float) -> Iterator[None]:
     pids = {role: process.pid for role, process in installation.processes.items()}
     yield
     for role in ROLES:
-        lines = [json.loads(line) for line in installation.log(role)[before[role] :].splitlines() if line.startswith("{")]
+        lines = [
+            json.loads(line) for line in installation.log(role)[before[role] :].splitlines() if line.startswith("{")
+        ]
         said = Counter(line["message"] for line in lines if line["level"] in ("warning", "error"))
         assert said, f"{role} says nothing about the outage"
         assert max(said.values()) <= KINDS * (seconds // 60 + 1), (role, said)
@@ -83,7 +86,9 @@ def test_servers_that_go_away_and_come_back_need_nobody(
         installation.announce(during_postgres)
         time.sleep(seconds)
         postgres.start()
-        installation.eventually(lambda: installation.is_done(during_postgres), "not in the tables after PostgreSQL came back")
+        installation.eventually(
+            lambda: installation.is_done(during_postgres), "not in the tables after PostgreSQL came back"
+        )
 
     assert find_differences(installation.engine, installation.settings) == []
     assert installation.unfinished_runs() == []
@@ -110,7 +115,9 @@ def test_read_only_window_buries_no_event_and_holds_no_day(installation: Install
 
     assert find_differences(installation.engine, installation.settings) == []
     with installation.engine.connect() as connection:
-        counted = connection.exec_driver_sql("SELECT count(*) FROM etl.ledger WHERE failures > 0 OR held_reason IS NOT NULL")
+        counted = connection.exec_driver_sql(
+            "SELECT count(*) FROM etl.ledger WHERE failures > 0 OR held_reason IS NOT NULL"
+        )
         assert counted.scalar_one() == 0
     assert installation.unfinished_runs() == []
     assert {role: process.pid for role, process in installation.processes.items()} == pids
@@ -126,7 +133,5 @@ def set_read_only(installation: Installation, value: str) -> None:
         connection.exec_driver_sql("SET default_transaction_read_only = off")
         database = installation.engine.url.database
         connection.exec_driver_sql(f'ALTER DATABASE "{database}" SET default_transaction_read_only = {value}')
-        connection.exec_driver_sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+        end_other_sessions(connection)
     installation.engine.dispose()

@@ -37,7 +37,10 @@ def test_connections_that_all_fall_silent_are_replaced_by_themselves(
         ) as installation,
     ):
         raw_data = RawData(installation.engine)
-        before, during = (raw_data.add_import([{"order_id": f"A-{day}", "ordered_at": FIRST + timedelta(days=day)}]) for day in range(2))
+        before, during = (
+            raw_data.add_import([{"order_id": f"A-{day}", "ordered_at": FIRST + timedelta(days=day)}])
+            for day in range(2)
+        )
         installation.announce(before)
         installation.eventually(lambda: installation.is_done(before), "the first import is not in the tables")
         pids = {role: process.pid for role, process in installation.processes.items()}
@@ -45,7 +48,9 @@ def test_connections_that_all_fall_silent_are_replaced_by_themselves(
         for link in network.links:
             network.drop(link)
         installation.announce(during)
-        installation.eventually(lambda: installation.is_done(during), "not in the tables after the silence", timeout_seconds=SECONDS)
+        installation.eventually(
+            lambda: installation.is_done(during), "not in the tables after the silence", timeout_seconds=SECONDS
+        )
 
         assert {role: process.pid for role, process in installation.processes.items() if process.poll() is None} == pids
         assert find_differences(installation.engine, installation.settings) == []

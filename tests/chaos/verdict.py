@@ -129,16 +129,25 @@ def runs_by_status(engine: sa.Engine) -> dict[str, int]:
 
 def assets_by_scope(engine: sa.Engine) -> Counter[str]:
     """资产、它做了什么（整天的为什么） → 运行的个数；几十天的运行一天一条，只看一条。"""
-    logs = sa.table("event_logs", *map(sa.column, ("run_id", "step_key", "dagster_event_type", "event")), schema=DAGSTER_SCHEMA)
+    logs = sa.table(
+        "event_logs", *map(sa.column, ("run_id", "step_key", "dagster_event_type", "event")), schema=DAGSTER_SCHEMA
+    )
     key = (logs.c.run_id, logs.c.step_key)
-    materialized = sa.select(logs.c.event).where(logs.c.dagster_event_type == "ASSET_MATERIALIZATION").distinct(*key).order_by(*key)
+    materialized = (
+        sa.select(logs.c.event)
+        .where(logs.c.dagster_event_type == "ASSET_MATERIALIZATION")
+        .distinct(*key)
+        .order_by(*key)
+    )
     counted = Counter[str]()
     with engine.connect() as connection:
         for text in connection.scalars(materialized):
             found = deserialize_value(text, EventLogEntry).asset_materialization
             assert found is not None
             why = found.metadata.get("whole_because")
-            counted[f"{found.asset_key.to_user_string()} {found.metadata['scope'].value}{f' ({why.value})' if why else ''}"] += 1
+            counted[
+                f"{found.asset_key.to_user_string()} {found.metadata['scope'].value}{f' ({why.value})' if why else ''}"
+            ] += 1
     return counted
 
 
@@ -152,7 +161,9 @@ async def read_events(settings: BridgeSettings) -> list[StoredEvent]:
     async with jetstream(settings) as connection:
         messages = await _read(connection, EVENTS_STREAM)
     sound = [message for message in messages if not message.data.startswith(GARBAGE_MARK)]
-    return [StoredEvent(message.subject, message.metadata.sequence.stream, json.loads(message.data)) for message in sound]
+    return [
+        StoredEvent(message.subject, message.metadata.sequence.stream, json.loads(message.data)) for message in sound
+    ]
 
 
 async def misjudged(settings: BridgeSettings, floods: Floods, good: Iterable[UUID]) -> list[str]:
@@ -166,10 +177,17 @@ async def misjudged(settings: BridgeSettings, floods: Floods, good: Iterable[UUI
         else:
             imports[UUID(json.loads(letter.data)["import_id"])] = _reason(letter)
     return [
-        *[f"good import {import_id} was dead-lettered: {imports[import_id]}" for import_id in sorted(imports.keys() & set(good))],
+        *[
+            f"good import {import_id} was dead-lettered: {imports[import_id]}"
+            for import_id in sorted(imports.keys() & set(good))
+        ],
         *[f"garbage {mark} has no letter" for mark in sorted(floods.garbage - marks)],
         *[f"the event of import {import_id} has no letter" for import_id in sorted(floods.waiting - imports.keys())],
-        *[f"import {import_id} never was: {reason}" for import_id, reason in imports.items() if _NO_IMPORT not in reason],
+        *[
+            f"import {import_id} never was: {reason}"
+            for import_id, reason in imports.items()
+            if _NO_IMPORT not in reason
+        ],
     ]
 
 
@@ -181,17 +199,23 @@ def not_stored(promised: Iterable[UUID], events: Iterable[StoredEvent]) -> list[
 
 def not_covered(engine: sa.Engine, events: Iterable[StoredEvent]) -> list[str]:
     """流里有它的事件、台账却没有管的导入；从来没有的、从未入表就撤回了的不必管。"""
-    named = {UUID(event.content["import_id"]): event.sequence for event in events if event.subject == DATA_IMPORT_COMPLETED}
+    named = {
+        UUID(event.content["import_id"]): event.sequence for event in events if event.subject == DATA_IMPORT_COMPLETED
+    }
     orders = target_tables("public").orders
     with engine.connect() as connection:
         handled = set(connection.scalars(sa.select(import_events.c.import_id)))
-        withdrawn = set(connection.scalars(sa.select(import_tasks.c.import_id).where(import_tasks.c.status == "failed")))
+        withdrawn = set(
+            connection.scalars(sa.select(import_tasks.c.import_id).where(import_tasks.c.status == "failed"))
+        )
         loaded = set(connection.scalars(sa.select(orders.c.import_id.distinct())))
         existing = set(connection.scalars(sa.select(import_tasks.c.import_id)))
     return [
         f"event {sequence}, import {import_id}"
         for import_id, sequence in sorted(named.items())
-        if import_id in existing and import_id not in handled and not (import_id in withdrawn and import_id not in loaded)
+        if import_id in existing
+        and import_id not in handled
+        and not (import_id in withdrawn and import_id not in loaded)
     ]
 
 
@@ -207,7 +231,9 @@ async def explain_dead_letters(settings: BridgeSettings) -> dict[str, Counter[st
     """每个死信流里，各种缘由的封数。"""
     async with jetstream(settings) as connection:
         letters = {stream: await _read(connection, stream) for stream in (EVENTS_DLQ_STREAM, TASKS_DLQ_STREAM)}
-    return {stream: Counter(_NUMBERS.sub("…", _reason(letter)) for letter in found) for stream, found in letters.items()}
+    return {
+        stream: Counter(_NUMBERS.sub("…", _reason(letter)) for letter in found) for stream, found in letters.items()
+    }
 
 
 async def purge(settings: BridgeSettings, stream: str) -> None:

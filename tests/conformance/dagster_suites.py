@@ -48,9 +48,22 @@ def suites(pytestconfig: pytest.Config) -> Path:
     folder = pytestconfig.cache.mkdir(f"dagster-suites-{version('dagster')}")
     done = folder / "complete"
     if not done.exists():
-        pip = shutil.which("pip") or pytest.skip("there is no pip on the PATH that could fetch Dagster's source packages")
+        pip = shutil.which("pip") or pytest.skip(
+            "there is no pip on the PATH that could fetch Dagster's source packages"
+        )
         for package, suite in SUITES.items():
-            fetch(pip, ["download", "--no-deps", "--no-binary", ":all:", "--dest", str(folder), f"{package}=={version(package)}"])
+            fetch(
+                pip,
+                [
+                    "download",
+                    "--no-deps",
+                    "--no-binary",
+                    ":all:",
+                    "--dest",
+                    str(folder),
+                    f"{package}=={version(package)}",
+                ],
+            )
             (archive,) = folder.glob(f"{package.replace('-', '_')}-{version(package)}.tar.gz")
             extract(archive, suite, folder)
         fetch(pip, ["install", "--no-deps", "--target", str(folder), "objgraph"])
@@ -63,7 +76,9 @@ def suites(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stock(suites: Path, postgres_url: str, database_template: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def stock(
+    suites: Path, postgres_url: str, database_template: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     return run_suites("stock", suites, postgres_url, database_template, tmp_path_factory.mktemp("stock"))
 
 
@@ -92,7 +107,18 @@ def run_suites(storage: str, suites: Path, postgres_url: str, template: str, fol
     """每个测试的结果：passed、failed、error 或 skipped。"""
     results, settings = folder / "results.xml", folder / "pytest.ini"
     settings.write_text("[pytest]\n")
-    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "-c", str(settings), "--tb=short"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--noconftest",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        str(settings),
+        "--tb=short",
+    ]
     # 那里的 test_load_from_config 要一台在 5432 端口上的服务器
     command += [f"--junitxml={results}", "--timeout=120", "-k", "not load_from_config", str(HERE / "storages.py")]
     with cloned_database(postgres_url, template) as url, (folder / "output.log").open("wb") as output:
@@ -105,7 +131,10 @@ def run_suites(storage: str, suites: Path, postgres_url: str, template: str, fol
         }
         subprocess.run(command, env=environment, cwd=folder, stdout=output, stderr=output, check=False)
     assert results.exists(), (folder / "output.log").read_text()[-3000:]
-    return {f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}": outcome_of(case) for case in read_cases(results)}
+    return {
+        f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}": outcome_of(case)
+        for case in read_cases(results)
+    }
 
 
 def create_schema(url: str) -> None:

@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from bridge.cli.commands import run_command
 from bridge.runs.worker import RunWorker, TakenRun
 from bridge.warm_dagster.code_location import CodeLocation
 from bridge.warm_dagster.code_location_name import CODE_MODULE, LOCATION_NAME
 from etl_assets.core.settings import EtlSettings
 from etl_assets.testing.raw_data import RawData
 
+from .commands import use_in_commands
+from .etl_import import Import, Said
 from .nats_cluster import NatsCluster
 from .warm_runs import announce, begin, warm_worker
 
@@ -30,8 +33,8 @@ PASSWORD = "s3cret"
 class NatsServer:
     """一个可以杀掉再起来的 nats-server：只听回环地址，要口令，存储在给定的文件夹。"""
 
-    def __init__(self, folder: Path, *, jetstream: bool = True, config: dict[str, Any] | None = None) -> None:
-        """:param config: 没有命令行选项的设置，例如 max_payload；不止 etl 一个用户时有 authorization 或 accounts。"""
+    def __init__(self, folder: Path, *, jetstream: bool = True, config: dict[str, Any] | str | None = None) -> None:
+        """:param config: 没有命令行选项的设置，例如 max_payload；不止 etl 一个用户时有 authorization 或 accounts。也可以是写好的一段。"""
         self._folder = folder
         self._config = config or {}
         self._jetstream = ["--jetstream", "--store_dir", str(folder / "store")] if jetstream else []
@@ -45,6 +48,10 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://etl:{self.password}@127.0.0.1:{self.port}"
 
+    @property
+    def store(self) -> Path:
+        return self._folder / "store"
+
     def start(self) -> None:
         program = Path(sysconfig.get_path("scripts")) / "nats-server"
         address = ["--addr", "127.0.0.1", "--port", str(self.port), *self._options()]
@@ -54,8 +61,11 @@ class NatsServer:
 
     def _options(self) -> list[str]:
         config = self._folder / "nats.conf"
-        config.write_text(json.dumps(self._config))
-        has_users = self._config.keys() & {"authorization", "accounts"}
+        if isinstance(self._config, str):
+            config.write_text(self._config)
+            return ["--config", str(config)]
+        config.write_text(json.dumps(self._config, ensure_ascii=False))  # 它不认 \u
+        has_users = self._config.keys() & {"authorization", "accounts", "operator"}
         return ["--config", str(config), *([] if has_users else ["--user", "etl", "--pass", self.password])]
 
     def stop(self) -> None:
@@ -100,7 +110,11 @@ def location() -> CodeLocation:
 
 @pytest.fixture
 def worker(
-    location: CodeLocation, engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    location: CodeLocation,
+    engine: sa.Engine,
+    etl_settings: EtlSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[RunWorker]:
     """一个工人：代码位置、Dagster 实例（SQLite）、引擎。"""
     with warm_worker(location, engine, etl_settings, tmp_path, monkeypatch) as worker:
@@ -125,3 +139,26 @@ def nats_cluster(tmp_path: Path) -> Iterator[NatsCluster]:
     cluster.start()
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture
+def etl_import(
+    engine: sa.Engine,
+    etl_settings: EtlSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Import:
+    """`etl import` 在本进程里跑，写进这个测试的数据库，不宣布。"""
+    monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.delenv("PDM_RUN_CWD", raising=False)  # 不然命令先去了项目的根
+    use_in_commands(monkeypatch, engine=engine, settings=etl_settings)
+    monkeypatch.setattr("bridge.cli.importing.files.announce", lambda _: None)
+
+    def run(*arguments: object) -> Said:
+        with pytest.raises(SystemExit) as ended:
+            run_command(["import", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return Said(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run

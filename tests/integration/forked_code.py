@@ -24,7 +24,7 @@ from tests.the_three import graph
 def extra(name: str, *upstreams: str) -> AssetsDefinition:
     @asset(name=name, deps=list(upstreams), partitions_def=daily_partitions(get_settings()), backfill_policy=RANGE_RUNS)
     def made(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> MaterializeResult[None]:
-        return result_of(materialize(context, database, extra_assets.materialize_extra(name)), database)
+        return result_of(context, database, materialize(context, database, extra_assets.materialize_extra(name)))
 
     return made
 
@@ -38,6 +38,8 @@ def code(assets: list[AssetsDefinition | AssetSpec]) -> Definitions:
     )
 
 
-_THE_THREE = [one for one in current.assets or () if isinstance(one, AssetSpec) or one.key.to_user_string() in graph.names]
+_THE_THREE = [
+    one for one in current.assets or () if isinstance(one, AssetSpec) or one.key.to_user_string() in graph.names
+]
 older = code(_THE_THREE)
 defs = code([*_THE_THREE, extra("products", "orders"), extra("daily_report", "customers", "products")])

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from nats.js.api import RawStreamMsg
 
 from bridge.events import DataImportCompleted, handlers
+from bridge.events.due_bell import DueBell
 from bridge.events.listener import Listener
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.jetstream.connection import JetStreamConnection
@@ -39,11 +40,11 @@ class Bridge:
         stop = asyncio.Event()
         broker = SafeJetStreamBroker(self.settings)
         await broker.startup()
-        bell = reconciler.DueBell(broker, self.engine, self.etl_settings)
-        reconciling = asyncio.create_task(
-            reconciler.reconcile(stop, bell=bell, broker=broker, engine=self.engine, settings=self.etl_settings)
+        bell = DueBell(broker, self.engine, self.etl_settings)
+        reconciling = asyncio.create_task(reconciler.reconcile(stop, bell))
+        running = asyncio.create_task(
+            Listener(self.settings, handlers=handlers.handlers_of(graph), ring=bell.ring).run(stop)
         )
-        running = asyncio.create_task(Listener(self.settings, handlers=handlers.handlers_of(graph), ring=bell.ring).run(stop))
         try:
             yield
         finally:
@@ -85,7 +86,9 @@ class Bridge:
                 state = await stream_state(self.connection, "EVENTS_DLQ")
                 found = state.messages if state else 0
                 if found >= count:
-                    return [await self.connection.context.get_msg("EVENTS_DLQ", number) for number in range(1, found + 1)]
+                    return [
+                        await self.connection.context.get_msg("EVENTS_DLQ", number) for number in range(1, found + 1)
+                    ]
                 await asyncio.sleep(0.02)
 
 

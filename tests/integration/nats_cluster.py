@@ -125,7 +125,9 @@ class NatsCluster:
 
     def _monitor(self, name: str) -> dict[str, Any]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._monitors[name]}/jsz?streams=true", timeout=2) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self._monitors[name]}/jsz?streams=true", timeout=2
+            ) as answer:
                 content: dict[str, Any] = json.load(answer)
         except OSError:
             return {}

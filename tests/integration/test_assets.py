@@ -81,7 +81,9 @@ def latest_run_id(instance: DagsterInstance) -> str:
 # ---- 物化 ------------------------------------------------------------------------
 
 
-def test_an_order_becomes_a_customer_and_a_won_lead(raw_data: RawData, materialize_days: MaterializeDays, read_table: ReadTable) -> None:
+def test_an_order_becomes_a_customer_and_a_won_lead(
+    raw_data: RawData, materialize_days: MaterializeDays, read_table: ReadTable
+) -> None:
     raw_data.add_import([{}])
     assert materialize_days([orders, customers, leads], DAY).success
     assert read_table("orders")["latest_status"].to_list() == ["completed"]
@@ -94,15 +96,52 @@ def test_an_order_becomes_a_customer_and_a_won_lead(raw_data: RawData, materiali
     assert lead["closed_at"] == datetime(2026, 1, 5, 4, 0, tzinfo=UTC)
 
 
-def test_metadata_counts_rejected_rows_by_rule(raw_data: RawData, materialize_days: MaterializeDays) -> None:
-    raw_data.add_import([{}, {"order_id": None}, {"order_id": None, "ordered_at": at(6)}, {"quantity": -1, "ordered_at": at(6)}])
-    (event,) = materialize_days([orders], DAY, NEXT).get_asset_materialization_events()[:1]
+def test_a_range_shows_each_day_its_own_figures(raw_data: RawData, materialize_days: MaterializeDays) -> None:
+    raw_data.add_import(
+        [
+            {},
+            {"order_id": "B", "order_type": "打样订单", "customer_name": "李四"},
+            {"order_id": None},
+            {"order_id": "C", "ordered_at": at(6)},
+            {"order_id": None, "ordered_at": at(6)},
+            {"quantity": -1, "ordered_at": at(6)},
+        ]
+    )
+    events = materialize_days([orders, customers, leads], DAY, AFTER).get_asset_materialization_events()
+    made = [event.step_materialization_data.materialization for event in events]
+    found = {(one.asset_key.to_user_string(), one.partition): values(one.metadata) for one in made}
+    of_orders = [found["orders", str(day)] for day in (DAY, NEXT, AFTER)]
+    counted = (
+        "rows",
+        "rejected",
+        "rejected/missing_order_id",
+        "rejected/negative_quantity",
+        "type/BULK",
+        "type/SAMPLE",
+    )
+    assert [tuple(of_day.get(name) for name in counted) for of_day in of_orders] == [
+        (2, 1, 1, None, 1, 1),
+        (1, 2, 1, 1, 1, None),
+        (0, 0, None, None, None, None),
+    ]
+    assert [len(of_day.get("preview", "").splitlines()) for of_day in of_orders] == [4, 3, 0]
+    assert [found["customers", str(day)]["rows"] for day in (DAY, NEXT, AFTER)] == [2, 1, 0]
+    assert [found["leads", str(day)]["rows"] for day in (DAY, NEXT, AFTER)] == [3, 2, 0]
+    of_run = "2026-01-05..2026-01-07: 3 computed, 3 inserted, 0 updated, 0 deleted, 3 rejected in "
+    assert all(of_day["whole_run"].startswith(of_run) for of_day in of_orders)
+    plotted = {name for of_day in found.values() for name, value in of_day.items() if isinstance(value, int | float)}
+    assert plotted.isdisjoint({"computed", "inserted", "updated", "deleted", "duration_seconds", "days"})
+
+
+def test_rows_of_a_day_are_those_of_its_kinds_even_when_an_order_leaves_it(
+    raw_data: RawData, materialize_days: MaterializeDays
+) -> None:
+    raw_data.add_import([{}, {"order_id": "B"}])
+    materialize_days([orders], DAY)
+    raw_data.add_import([{"order_id": "B", "ordered_at": at(6)}])
+    (event,) = materialize_days([orders], DAY).get_asset_materialization_events()
     metadata = values(event.step_materialization_data.materialization.metadata)
-    assert {name: count for name, count in metadata.items() if name.startswith("rejected")} == {
-        "rejected": 3,
-        "rejected/missing_order_id": 2,
-        "rejected/negative_quantity": 1,
-    }
+    assert (metadata["rows"], metadata["type/BULK"], metadata["computed"]) == (1, 1, 2)
 
 
 def test_day_outside_the_partitions_is_refused_before_anything_is_read(
@@ -117,7 +156,10 @@ def test_day_outside_the_partitions_is_refused_before_anything_is_read(
 def test_a_day_shows_a_preview_and_how_many_of_each_kind(raw_data: RawData, materialize_days: MaterializeDays) -> None:
     raw_data.add_import([{"customer_name": "竖|线\n换行"}, {"order_id": "B", "order_type": "打样订单"}])
     events = materialize_days([orders, customers, leads], DAY).get_asset_materialization_events()
-    found = {event.asset_key.to_user_string(): values(event.step_materialization_data.materialization.metadata) for event in events}
+    found = {
+        event.asset_key.to_user_string(): values(event.step_materialization_data.materialization.metadata)
+        for event in events
+    }
     assert (found["orders"]["type/BULK"], found["orders"]["type/SAMPLE"]) == (1, 1)
     assert found["leads"]["stage/WON"] == 1
     lines = found["orders"]["preview"].splitlines()
@@ -139,7 +181,9 @@ def test_a_day_shows_a_preview_and_how_many_of_each_kind(raw_data: RawData, mate
         ("``x`` \u202e", r"``` ``x`` \u202e ```"),
     ],
 )
-def test_preview_shows_text_of_buyers_as_text(raw_data: RawData, materialize_days: MaterializeDays, name: str, shown: str) -> None:
+def test_preview_shows_text_of_buyers_as_text(
+    raw_data: RawData, materialize_days: MaterializeDays, name: str, shown: str
+) -> None:
     raw_data.add_import([{"customer_name": name}])
     (materialization,) = materialize_days([orders], date(2026, 1, 5)).asset_materializations_for_node("orders")
     assert f" {shown} |" in str(materialization.metadata["preview"].value)
@@ -151,14 +195,16 @@ def test_preview_counts_rows_of_no_kind_and_its_failure_is_not_the_step_s(
     raw_data.add_import([{}])
     materialize_days([orders, customers, leads], DAY)
     with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE business_leads SET current_stage = NULL, closed_by = 'user', closed_at = now()")
+        connection.exec_driver_sql(
+            "UPDATE business_leads SET current_stage = NULL, closed_by = 'user', closed_at = now()"
+        )
     (event,) = materialize_days([leads], DAY).get_asset_materialization_events()
     assert values(event.step_materialization_data.materialization.metadata)["stage/none"] == 1
 
     def refuse(*_: object) -> None:
         raise EtlError("no")
 
-    monkeypatch.setattr(asset_runs, "read_preview", refuse)
+    monkeypatch.setattr(asset_runs, "read_previews", refuse)
     (event,) = materialize_days([leads], DAY).get_asset_materialization_events()
     assert "preview" not in event.step_materialization_data.materialization.metadata
 
@@ -187,7 +233,9 @@ def test_every_day_of_a_range_has_its_own_result(
     raw_data.add_import([{}, {"order_id": None, "ordered_at": at(6)}])
     for _ in range(2):  # 再做一次，结果指着新的物化
         assert materialize_days([orders, customers, leads], DAY, AFTER).success
-        assert states(dagster_instance, ACCOUNTING) == dict.fromkeys(["2026-01-05", "2026-01-06", "2026-01-07"], "SUCCEEDED")
+        assert states(dagster_instance, ACCOUNTING) == dict.fromkeys(
+            ["2026-01-05", "2026-01-06", "2026-01-07"], "SUCCEEDED"
+        )
         assert states(dagster_instance, REJECTED_ROWS) == {
             "2026-01-05": "SUCCEEDED",
             "2026-01-06": "FAILED",
@@ -211,7 +259,9 @@ def test_rejected_rows_are_a_warning_with_rules_and_examples(
     assert read_table("business_leads").height == 1
 
 
-def test_repaired_row_clears_the_warning(raw_data: RawData, materialize_days: MaterializeDays, dagster_instance: DagsterInstance) -> None:
+def test_repaired_row_clears_the_warning(
+    raw_data: RawData, materialize_days: MaterializeDays, dagster_instance: DagsterInstance
+) -> None:
     bad = raw_data.add_import([{"quantity": -1}])
     materialize_days([orders], DAY)
     assert states(dagster_instance, REJECTED_ROWS) == {"2026-01-05": "FAILED"}
@@ -224,8 +274,16 @@ def test_repaired_row_clears_the_warning(raw_data: RawData, materialize_days: Ma
 def test_repeated_rows_and_unmapped_types_are_a_warning_with_counts_and_examples(
     raw_data: RawData, materialize_days: MaterializeDays, dagster_instance: DagsterInstance, read_table: ReadTable
 ) -> None:
-    items: list[dict[str, Any]] = [{}, {"order_id": " A-1"}, {"order_id": "B", "order_type": " 定制"}, {}, {"quantity": -1}]
-    raw_data.add_import([*items, {"order_id": "C", "order_type": "改衣", "ordered_at": at(6)}, {"order_id": "D", "order_type": None}])
+    items: list[dict[str, Any]] = [
+        {},
+        {"order_id": " A-1"},
+        {"order_id": "B", "order_type": " 定制"},
+        {},
+        {"quantity": -1},
+    ]
+    raw_data.add_import(
+        [*items, {"order_id": "C", "order_type": "改衣", "ordered_at": at(6)}, {"order_id": "D", "order_type": None}]
+    )
     raw_data.map_type("配件", "别的")
     raw_data.add_import([{"order_id": "E", "order_type": "配件"}])
     assert materialize_days([orders, customers, leads], DAY, NEXT).success
@@ -265,7 +323,11 @@ def test_warning_goes_when_its_cause_is_mended(
 
 
 def test_lost_row_fails_the_check_of_its_day_and_nothing_follows(
-    raw_data: RawData, materialize_days: MaterializeDays, dagster_instance: DagsterInstance, read_table: ReadTable, engine: sa.Engine
+    raw_data: RawData,
+    materialize_days: MaterializeDays,
+    dagster_instance: DagsterInstance,
+    read_table: ReadTable,
+    engine: sa.Engine,
 ) -> None:
     raw_data.add_import([{}, {"order_id": "B", "ordered_at": at(6)}])
     materialize_days([orders, customers, leads], DAY, AFTER)
@@ -283,16 +345,23 @@ def test_lost_row_fails_the_check_of_its_day_and_nothing_follows(
     expected = {"raw": 2, "loaded": 1, "superseded": 0, "rejected": 0, "difference": 1, "lost_raw_ids": [3]}
     assert values(failed.metadata) == expected
     assert states(dagster_instance, ACCOUNTING)["2026-01-06"] == "FAILED"
-    steps = {(stats.step_key, stats.status.value) for stats in dagster_instance.get_run_step_stats(run_id) if stats.status}
+    steps = {
+        (stats.step_key, stats.status.value) for stats in dagster_instance.get_run_step_stats(run_id) if stats.status
+    }
     assert steps == {("orders", "FAILURE")}
-    assert all(read_table(name).equals(table) for name, table in zip(("orders", "customers", "business_leads"), before, strict=True))
+    assert all(
+        read_table(name).equals(table)
+        for name, table in zip(("orders", "customers", "business_leads"), before, strict=True)
+    )
 
 
 # ---- 热的一路 --------------------------------------------------------------------
 
 
 @pytest.fixture
-def run_due(worker: RunWorker, engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> Callable[..., tuple[str, RunResult]]:
+def run_due(
+    worker: RunWorker, engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> Callable[..., tuple[str, RunResult]]:
     """导入这些行，领取到期的日子并执行。"""
 
     def run(*rows: dict[str, Any]) -> tuple[str, RunResult]:
@@ -330,7 +399,9 @@ def test_worker_that_finds_a_lost_row_leaves_its_day_due_and_says_why(
     assert run is not None
     assert run.status is DagsterRunStatus.FAILURE
     assert states(worker.instance, ACCOUNTING) == {"2026-01-05": "FAILED"}
-    entries = sa.select(ledger.c.asset, ledger.c.requested > ledger.c.materialized, ledger.c.retry_at.is_not(None)).order_by(ledger.c.asset)
+    entries = sa.select(
+        ledger.c.asset, ledger.c.requested > ledger.c.materialized, ledger.c.retry_at.is_not(None)
+    ).order_by(ledger.c.asset)
     with engine.begin() as connection:
         assert [tuple(row) for row in connection.execute(entries)] == [
             ("customers", False, False),
@@ -352,7 +423,9 @@ def test_day_with_a_lost_row_is_held_after_some_attempts(
         connection.exec_driver_sql(SWALLOW)
     run_due({"order_id": "lost"})
     with engine.begin() as connection:
-        connection.execute(sa.update(ledger).where(ledger.c.asset == "orders").values(retry_at=None, failures=MAX_FAILURES - 1))
+        connection.execute(
+            sa.update(ledger).where(ledger.c.asset == "orders").values(retry_at=None, failures=MAX_FAILURES - 1)
+        )
     claim = worker.claim()
     assert claim is not None
     worker.execute(worker.start(claim))
@@ -370,7 +443,9 @@ def test_click_on_an_asset_executes_its_checks(worker: RunWorker, location: Code
     assert location.job(JOB_NAME, frozenset({ORDERS}), checks) is job
     plan = create_execution_plan(job)  # 缺省的计划是资产的全部检查
     tags = {"dagster/partition": "2026-01-05"}
-    clicked = worker.instance.create_run_for_job(job, execution_plan=plan, tags=tags, asset_selection=frozenset({ORDERS}))
+    clicked = worker.instance.create_run_for_job(
+        job, execution_plan=plan, tags=tags, asset_selection=frozenset({ORDERS})
+    )
     run = clicked._replace(asset_check_selection=checks)
     assert location.execute_run(worker.instance, run).succeeded
     assert set(evaluations(worker.instance, run.run_id)) == {(check.name, "2026-01-05") for check in checks}

@@ -33,7 +33,9 @@ from .conftest import NatsServer
 
 @pytest.fixture
 async def broker(nats_server: NatsServer) -> AsyncIterator[SafeJetStreamBroker]:
-    settings = BridgeSettings(nats_url=nats_server.url, event_retry_delay_seconds=0.1, event_retry_delay_max_seconds=0.2)
+    settings = BridgeSettings(
+        nats_url=nats_server.url, event_retry_delay_seconds=0.1, event_retry_delay_max_seconds=0.2
+    )
     broker = SafeJetStreamBroker(settings)
     await broker.startup()
     yield broker
@@ -46,7 +48,11 @@ async def limit_messages(broker: SafeJetStreamBroker, stream: str, count: int) -
 
 
 async def test_events_wait_in_their_stream_while_the_tasks_are_full(
-    broker: SafeJetStreamBroker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch
+    broker: SafeJetStreamBroker,
+    raw_data: RawData,
+    engine: sa.Engine,
+    etl_settings: EtlSettings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("bridge.events.handlers.get_engine", lambda: engine)
     monkeypatch.setattr("bridge.events.handlers.get_settings", lambda: etl_settings)
@@ -78,18 +84,27 @@ def handled(engine: sa.Engine) -> int:
 
 
 async def unacknowledged(broker: SafeJetStreamBroker) -> int:
-    infos = [await broker.js.consumer_info(EVENTS_STREAM, name) for name in await consumer_names(broker.settings, broker.connection)]
+    infos = [
+        await broker.js.consumer_info(EVENTS_STREAM, name)
+        for name in await consumer_names(broker.settings, broker.connection)
+    ]
     return sum((info.num_ack_pending or 0) + (info.num_pending or 0) for info in infos)
 
 
-async def test_import_waits_for_room_and_says_so(broker: SafeJetStreamBroker, etl_settings: EtlSettings, tmp_path: Path) -> None:
+async def test_import_waits_for_room_and_says_so(
+    broker: SafeJetStreamBroker, etl_settings: EtlSettings, tmp_path: Path
+) -> None:
     full = StreamConfig(name=EVENTS_STREAM, subjects=["events.>"], max_msgs=1, discard=DiscardPolicy.NEW)
     await broker.js.add_stream(full)
     await broker.connection.publish("events.other", b"old", message_id=str(uuid4()))
     file = tmp_path / "orders.csv"
     columns = "order_id,shop,customer_name,order_type,order_status,amount,quantity,ordered_at"
     file.write_text(f"{columns}\nA,店,张三,,completed,1,1,2026-01-05 09:00\n")
-    environment = {**os.environ, "ETL_DATABASE_URL": etl_settings.database_url, "ETL_NATS_URL": broker.settings.nats_url}
+    environment = {
+        **os.environ,
+        "ETL_DATABASE_URL": etl_settings.database_url,
+        "ETL_NATS_URL": broker.settings.nats_url,
+    }
     command = [sys.executable, "-m", "bridge.cli.main", "import", str(file), "--create-shops"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

@@ -31,11 +31,15 @@ class Race:
             step(self.engine, self.settings)
 
     def assert_equal(self, schema: str, tables: Sequence[str]) -> None:
-        comparison = compare_schemas(self.engine, self.settings, ComparisonRequest(left="public", right=schema, tables=tables))
+        comparison = compare_schemas(
+            self.engine, self.settings, ComparisonRequest(left="public", right=schema, tables=tables)
+        )
         assert comparison.equal, comparison.tables
         assert comparison.tables[0].rows_left == self.dataset.orders
 
-    def assert_peer_equals_product(self, load: Load, schema: str, tables: Sequence[str], *, compared: str | None = None) -> None:
+    def assert_peer_equals_product(
+        self, load: Load, schema: str, tables: Sequence[str], *, compared: str | None = None
+    ) -> None:
         """首次装入、原样重跑、改了一成。"""
         self.run(load)
         self.assert_equal(compared or schema, tables)
@@ -53,7 +57,8 @@ class Race:
         version = sa.literal_column("ctid::text || ' ' || xmin", sa.Text)
         with self.engine.connect() as connection:
             return {
-                table: sorted(connection.scalars(sa.select(version).select_from(sa.table(names[table], schema=schema)))) for table in tables
+                table: sorted(connection.scalars(sa.select(version).select_from(sa.table(names[table], schema=schema))))
+                for table in tables
             }
 
 
@@ -63,14 +68,18 @@ def race(engine: sa.Engine, etl_settings: EtlSettings) -> Race:
 
 
 @pytest.mark.parametrize("load", [read_write_database.load_orders, read_write_database.load_orders_by_copy])
-@pytest.mark.skipif(importlib.util.find_spec("pandas") is None, reason="pandas is not installed: python3 run.py bench --help does it")
+@pytest.mark.skipif(
+    importlib.util.find_spec("pandas") is None, reason="pandas is not installed: python3 run.py bench --help does it"
+)
 def test_read_and_write_database_end_in_the_same_orders(race: Race, load: Load) -> None:
     read_write_database.prepare(race.engine)
     race.assert_peer_equals_product(load, read_write_database.SCHEMA, ["orders"])
 
 
 # 只看装没装，不导入：dlt 一导入就读环境变量，而关掉遥测的变量由被测的函数设
-@pytest.mark.skipif(importlib.util.find_spec("dlt") is None, reason="dlt is not installed: python3 run.py bench --help does it")
+@pytest.mark.skipif(
+    importlib.util.find_spec("dlt") is None, reason="dlt is not installed: python3 run.py bench --help does it"
+)
 def test_dlt_merge_ends_in_the_same_orders(race: Race) -> None:
     dlt_merge.prepare(race.engine)
     race.run(dlt_merge.load_orders)

@@ -107,7 +107,9 @@ def test_one_run_makes_both_branches_and_the_import_is_done_when_all_are(worker:
     }
 
 
-def test_branch_goes_on_while_the_other_fails(worker: RunWorker, import_id: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_branch_goes_on_while_the_other_fails(
+    worker: RunWorker, import_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as broken:
         fail(broken, extra_assets, "_content", ValueError("no luck"))
         result = worker.execute(held := claimed(worker))
@@ -126,7 +128,9 @@ def test_branch_goes_on_while_the_other_fails(worker: RunWorker, import_id: UUID
     assert entries(worker.engine)["leads"].run_id == held.run.run_id
 
 
-def test_join_behind_two_failed_branches_fails_once(worker: RunWorker, import_id: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_join_behind_two_failed_branches_fails_once(
+    worker: RunWorker, import_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert worker.execute(claimed(worker)).succeeded
     with worker.engine.begin() as connection:
         request_days(connection, "public", [date(2026, 1, 5)], asset="daily_report")
@@ -155,7 +159,8 @@ def test_two_branches_fail_each_in_its_way(worker: RunWorker, import_id: UUID, m
     assert progress(worker, import_id) == (1, 0, 1)
 
 
-def test_held_branch_does_not_stop_the_other(worker: RunWorker, import_id: UUID, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("import_id")
+def test_held_branch_does_not_stop_the_other(worker: RunWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     fail(monkeypatch, extra_assets, "_content", PermanentError("bad products"))
     fail(monkeypatch, customers_etl, "transform", ValueError("bad customers"))
     worker.execute(claimed(worker))

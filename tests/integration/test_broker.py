@@ -146,7 +146,9 @@ async def test_task_is_acknowledged_only_after_it_ended(client: SafeJetStreamBro
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_task_longer_than_the_ack_wait_runs_once(client: SafeJetStreamBroker, settings: BridgeSettings, kind: str) -> None:
+async def test_task_longer_than_the_ack_wait_runs_once(
+    client: SafeJetStreamBroker, settings: BridgeSettings, kind: str
+) -> None:
     worker = SafeJetStreamBroker(settings)
     starts: list[float] = []
     seconds = settings.task_ack_wait_seconds * 2.5
@@ -193,7 +195,7 @@ async def test_unknown_lane_is_refused(client: SafeJetStreamBroker) -> None:
 
 
 async def test_broker_that_was_not_started_says_so(settings: BridgeSettings) -> None:
-    with pytest.raises(BridgeError, match="the broker is not started"):
+    with pytest.raises(BridgeError, match="is not open: start it first"):
         await SafeJetStreamBroker(settings).ring("anything", "event")
 
 
@@ -271,10 +273,15 @@ async def test_of_messages_that_arrive_together_the_most_urgent_is_done_and_the_
     await worker.shutdown()
 
 
-async def test_task_on_another_lane_does_not_wait_behind_a_busy_worker(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+async def test_task_on_another_lane_does_not_wait_behind_a_busy_worker(
+    client: SafeJetStreamBroker, settings: BridgeSettings
+) -> None:
     """忙着的 worker 等活时开的请求还在，送来的任务它立刻归还；别的 worker 马上就做，不等 ack_wait。"""
     settings = settings.model_copy(update={"task_ack_wait_seconds": 60})
-    busy, idle = SafeJetStreamBroker(settings), SafeJetStreamBroker(settings.model_copy(update={"worker_lanes": ("bulk",)}))
+    busy, idle = (
+        SafeJetStreamBroker(settings),
+        SafeJetStreamBroker(settings.model_copy(update={"worker_lanes": ("bulk",)})),
+    )
     started, release = asyncio.Event(), asyncio.Event()
     done: list[str] = []
 
@@ -302,7 +309,9 @@ async def test_task_on_another_lane_does_not_wait_behind_a_busy_worker(client: S
 # ---- 失败 ----------------------------------------------------------------------
 
 
-async def test_failing_task_is_tried_a_bounded_number_of_times(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+async def test_failing_task_is_tried_a_bounded_number_of_times(
+    client: SafeJetStreamBroker, settings: BridgeSettings
+) -> None:
     worker = SafeJetStreamBroker(settings)
     runs: list[str] = []
 
@@ -330,7 +339,9 @@ async def test_failing_task_is_tried_a_bounded_number_of_times(client: SafeJetSt
 
 
 @pytest.mark.parametrize("error", [PermanentError("schema is wrong"), TaskRejectedError()])
-async def test_permanent_failure_is_dead_lettered_at_once(client: SafeJetStreamBroker, settings: BridgeSettings, error: Exception) -> None:
+async def test_permanent_failure_is_dead_lettered_at_once(
+    client: SafeJetStreamBroker, settings: BridgeSettings, error: Exception
+) -> None:
     worker = SafeJetStreamBroker(settings)
     runs: list[int] = []
 
@@ -386,7 +397,9 @@ async def test_what_is_not_the_fault_of_a_task_is_not_counted(
     assert (await client.js.stream_info("TASKS_DLQ")).state.messages == 0
 
 
-async def test_poison_is_dead_lettered_and_the_next_task_runs(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+async def test_poison_is_dead_lettered_and_the_next_task_runs(
+    client: SafeJetStreamBroker, settings: BridgeSettings
+) -> None:
     worker = SafeJetStreamBroker(settings)
     ran: list[int] = []
     worker.task(task_name="good")(lambda: ran.append(1))
@@ -425,7 +438,30 @@ async def test_task_whose_forgiven_deliveries_are_not_known_is_not_buried_for_th
     await worker.shutdown()
 
 
-async def test_task_that_only_another_version_knows_is_passed_on_to_it(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+async def test_task_is_given_back_at_once_though_the_stream_of_forgiven_deliveries_has_vanished(
+    client: SafeJetStreamBroker, settings: BridgeSettings
+) -> None:
+    """还的人把它建回来：不然每次归还都要等 ack_wait。"""
+    patient = settings.model_copy(update={"task_ack_wait_seconds": 60.0})
+    worker = SafeJetStreamBroker(patient)
+    worker.is_worker_process = True
+    await worker.startup()
+    await send(client, "work")
+    message = await worker.puller.take("bulk")
+    assert message is not None
+    await client.js.delete_stream("TASKS_FORGIVEN")
+    await Delivery(message, worker, worker.connection, worker.in_hand).give_back()
+    again = await worker.puller.take("bulk")
+    assert again is not None
+    delivery = Delivery(again, worker, worker.connection, worker.in_hand)
+    await delivery.read_forgiven()
+    assert (again.metadata.num_delivered, delivery.attempt) == (2, 1)
+    await worker.shutdown()
+
+
+async def test_task_that_only_another_version_knows_is_passed_on_to_it(
+    client: SafeJetStreamBroker, settings: BridgeSettings
+) -> None:
     older, newer = SafeJetStreamBroker(settings), SafeJetStreamBroker(settings)
     ran: list[int] = []
     newer.task(task_name="new.task")(lambda: ran.append(1))
@@ -451,7 +487,9 @@ async def last_delivery(client: SafeJetStreamBroker, lane: Lane) -> int:
     return 0
 
 
-async def test_task_waits_in_its_queue_while_the_dead_letters_are_full(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+async def test_task_waits_in_its_queue_while_the_dead_letters_are_full(
+    client: SafeJetStreamBroker, settings: BridgeSettings
+) -> None:
     """不丢旧的死信，也不丢它；等的时候不占尝试次数，别的任务照做，日志一分钟一句。"""
     worker = SafeJetStreamBroker(settings)
     ran: list[str] = []
@@ -484,7 +522,9 @@ async def limit_letters(client: SafeJetStreamBroker, messages: int) -> None:
     await client.js.update_stream(config, max_msgs=messages)
 
 
-async def test_task_that_kills_its_workers_is_buried_before_it_runs_again(client: SafeJetStreamBroker, settings: BridgeSettings) -> None:
+async def test_task_that_kills_its_workers_is_buried_before_it_runs_again(
+    client: SafeJetStreamBroker, settings: BridgeSettings
+) -> None:
     settings = settings.model_copy(update={"task_max_attempts": 1})
     worker = SafeJetStreamBroker(settings)
     ran: list[int] = []
@@ -584,7 +624,9 @@ class WorkerProcess:
 
 
 @contextmanager
-def worker_process(folder: Path, settings: BridgeSettings, *command: str, name: str = "worker") -> Iterator[WorkerProcess]:
+def worker_process(
+    folder: Path, settings: BridgeSettings, *command: str, name: str = "worker"
+) -> Iterator[WorkerProcess]:
     worker = WorkerProcess(folder, settings, name)
     worker.start(list(command) or [str(WORKER_PROGRAM)])
     try:
@@ -594,7 +636,9 @@ def worker_process(folder: Path, settings: BridgeSettings, *command: str, name: 
         worker.process.wait()
 
 
-async def test_task_of_a_killed_worker_is_run_by_another(client: SafeJetStreamBroker, settings: BridgeSettings, tmp_path: Path) -> None:
+async def test_task_of_a_killed_worker_is_run_by_another(
+    client: SafeJetStreamBroker, settings: BridgeSettings, tmp_path: Path
+) -> None:
     await send(client, "nap", "long", 60.0)
     with worker_process(tmp_path, settings, name="first") as first:
         await eventually(first.lines)
@@ -639,7 +683,11 @@ async def test_worker_that_cannot_reach_nats_ends_with_one_sentence(
     nats_server.kill()
     with worker_process(tmp_path, settings) as worker:
         assert await asyncio.to_thread(worker.process.wait, 30) != 0
-    assert worker.log().splitlines()[-1].startswith("bridge.errors.NatsUnavailableError: cannot reach NATS at nats://127.0.0.1:")
+    assert (
+        worker.log()
+        .splitlines()[-1]
+        .startswith("bridge.errors.NatsUnavailableError: cannot reach NATS at nats://127.0.0.1:")
+    )
 
 
 async def test_stock_taskiq_worker_runs_tasks_with_the_safe_receiver(
@@ -671,7 +719,9 @@ async def test_worker_of_a_killed_taskiq_manager_finishes_its_task_and_ends(
     assert await left_in_queue(client) == 0
 
 
-async def test_process_is_replaced_once_its_task_is_settled(client: SafeJetStreamBroker, settings: BridgeSettings, tmp_path: Path) -> None:
+async def test_process_is_replaced_once_its_task_is_settled(
+    client: SafeJetStreamBroker, settings: BridgeSettings, tmp_path: Path
+) -> None:
     """同样的命令从头再来，进程号不变；触发它的任务已经了结，不会再来一次。"""
     with worker_process(tmp_path, settings) as worker:
         await send(client, "replace")
@@ -684,7 +734,12 @@ async def test_process_is_replaced_once_its_task_is_settled(client: SafeJetStrea
 
 def test_worker_command_without_a_server_ends_with_one_sentence(nats_server: NatsServer, tmp_path: Path) -> None:
     nats_server.stop()
-    environment = {**os.environ, "ETL_NATS_URL": nats_server.url, "ETL_CONNECT_TIMEOUT_SECONDS": "1", "ETL_STATE_DIR": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "ETL_NATS_URL": nats_server.url,
+        "ETL_CONNECT_TIMEOUT_SECONDS": "1",
+        "ETL_STATE_DIR": str(tmp_path),
+    }
     command = [sys.executable, "-P", "-m", "bridge.cli.main", "worker"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2

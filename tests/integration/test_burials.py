@@ -55,13 +55,18 @@ def held(request: pytest.FixtureRequest) -> TakenRun:
 def due(engine: sa.Engine) -> list[tuple[int, str | None]]:
     """到期的日子失败了几次，为什么搁置。"""
     with engine.connect() as connection:
-        rows = connection.execute(sa.select(ledger.c.failures, ledger.c.held_reason).where(ledger.c.requested > ledger.c.materialized))
+        rows = connection.execute(
+            sa.select(ledger.c.failures, ledger.c.held_reason).where(ledger.c.requested > ledger.c.materialized)
+        )
         return [(row.failures, row.held_reason) for row in rows]
 
 
 def announced(engine: sa.Engine) -> list[str]:
     with engine.connect() as connection:
-        return [payload["status"] for payload in connection.scalars(sa.select(outbox.c.payload).order_by(outbox.c.outbox_id))]
+        return [
+            payload["status"]
+            for payload in connection.scalars(sa.select(outbox.c.payload).order_by(outbox.c.outbox_id))
+        ]
 
 
 # ---- 一次死亡只算一次 ------------------------------------------------------------------
@@ -103,7 +108,9 @@ def test_death_counts_once_though_a_stalled_burial_was_taken_over(
     worker: RunWorker, of_event: TakenRun, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, is_held: bool
 ) -> None:
     with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE etl.leases SET expires_at = clock_timestamp()" if is_held else "DELETE FROM etl.leases")
+        connection.exec_driver_sql(
+            "UPDATE etl.leases SET expires_at = clock_timestamp()" if is_held else "DELETE FROM etl.leases"
+        )
     with stalled_burial(worker, monkeypatch, DagsterInstance, "report_run_failed"):
         reconcile_runs(worker)
     assert due(engine) == [(1, None)]
@@ -123,8 +130,10 @@ def test_stalled_burial_of_a_cancelled_run_holds_no_day_that_something_asked_for
 ) -> None:
     worker.instance.report_run_canceling(of_event.run)
     with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE etl.leases SET expires_at = clock_timestamp()" if is_held else "DELETE FROM etl.leases")
-    with stalled_burial(worker, monkeypatch, run_reconciler, "hold_cancelled_days"):
+        connection.exec_driver_sql(
+            "UPDATE etl.leases SET expires_at = clock_timestamp()" if is_held else "DELETE FROM etl.leases"
+        )
+    with stalled_burial(worker, monkeypatch, run_reconciler, "hold_days"):
         reconcile_runs(worker)
         assert due(engine) == [(0, f"run {of_event.run.run_id} was cancelled")]
         announce(engine, etl_settings, raw_data.add_import([{}]))
@@ -152,7 +161,11 @@ async def freeze_process(_engine: sa.Engine, seconds: float) -> None:
 
 @pytest.mark.parametrize("freeze", [freeze_database, freeze_process])
 async def test_first_look_after_a_pause_buries_nobody(
-    worker: RunWorker, of_event: TakenRun, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, freeze: Callable[..., Any]
+    worker: RunWorker,
+    of_event: TakenRun,
+    engine: sa.Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    freeze: Callable[..., Any],
 ) -> None:
     """停得比租约久：所有租约都过期了，活着的还来不及收尾。"""
     looks: list[str] = []
@@ -208,7 +221,9 @@ def test_worker_that_thaws_before_it_began_writes_nothing_about_a_run_that_anoth
     run_id = of_person.run.run_id
     assert worker.execute(take_over(worker, engine, run_id)).succeeded
     written = worker.instance.all_logs(run_id)
-    thawed = replace(of_person, lease=replace(of_person.lease, asked_at=of_person.lease.asked_at - worker.lease_seconds))
+    thawed = replace(
+        of_person, lease=replace(of_person.lease, asked_at=of_person.lease.asked_at - worker.lease_seconds)
+    )
     assert not worker.execute(thawed).succeeded
     assert worker.instance.all_logs(run_id) == written
     assert status(worker, run_id) is DagsterRunStatus.SUCCESS
@@ -271,7 +286,9 @@ def test_click_is_not_lost_though_its_run_cannot_be_begun_again_and_again(
     assert announced(engine) == ["success"]
 
 
-def test_run_whose_worker_died_before_it_began_waits_in_the_queue_again(worker: RunWorker, raw_data: RawData, engine: sa.Engine) -> None:
+def test_run_whose_worker_died_before_it_began_waits_in_the_queue_again(
+    worker: RunWorker, raw_data: RawData, engine: sa.Engine
+) -> None:
     raw_data.add_import([{}])
     run_id = submit(worker, "orders")
     for _ in range(run_reconciler.MAX_RETRIES + 1):
@@ -335,7 +352,9 @@ def test_burial_announces_the_failure_of_the_first_asset_that_was_not_committed(
     expire_leases(engine)
     reconcile_runs(worker)
     with engine.connect() as connection:
-        events = connection.execute(sa.select(outbox.c.asset, outbox.c.payload["status"].astext).order_by(outbox.c.outbox_id)).all()
+        events = connection.execute(
+            sa.select(outbox.c.asset, outbox.c.payload["status"].astext).order_by(outbox.c.outbox_id)
+        ).all()
     assert events == [("orders", "success"), ("customers", "failed")]
 
 
@@ -354,6 +373,8 @@ def test_runs_that_cannot_be_buried_are_one_line_a_minute(
 
     monkeypatch.setattr(DagsterInstance, "report_run_failed", fail)
     with structlog.testing.capture_logs() as logs:
-        monkeypatch.setattr(run_reconciler, "_cannot_bury", RepeatedWarning(structlog.get_logger(), "cannot bury", level="error"))
+        monkeypatch.setattr(
+            run_reconciler, "_cannot_bury", RepeatedWarning(structlog.get_logger(), "cannot bury", level="error")
+        )
         reconcile_runs(worker)
     assert [line["event"] for line in logs].count("cannot bury") == 1

@@ -29,7 +29,11 @@ from .nats_cluster import NatsCluster
 @pytest.fixture
 def settings(nats_cluster: NatsCluster) -> BridgeSettings:
     return BridgeSettings(
-        nats_url=nats_cluster.url, nats_replicas=3, event_ack_wait_seconds=3, task_ack_wait_seconds=3, event_retry_delay_seconds=0.1
+        nats_url=nats_cluster.url,
+        nats_replicas=3,
+        event_ack_wait_seconds=3,
+        task_ack_wait_seconds=3,
+        event_retry_delay_seconds=0.1,
     )
 
 
@@ -113,7 +117,9 @@ async def test_publisher_and_listener_live_through_the_death_of_the_streams_lead
     assert not [line for line in logs if "does not exist" in str(line) or "stores subject" in str(line)]
 
 
-async def test_task_lives_through_the_death_of_the_streams_leader(nats_cluster: NatsCluster, settings: BridgeSettings) -> None:
+async def test_task_lives_through_the_death_of_the_streams_leader(
+    nats_cluster: NatsCluster, settings: BridgeSettings
+) -> None:
     """执行之中领导者被杀：确认、再敲的门铃都等到新的选出来。"""
     worker = SafeJetStreamBroker(settings)
     ran: list[str] = []

@@ -74,12 +74,23 @@ def compare(schemas: sa.Engine, etl_settings: EtlSettings) -> Compare:
 def etl_compare(schemas: sa.Engine, tmp_path: Path) -> Run:
     """`etl compare --left public --right shadow …` 在子进程里。"""
 
-    def run(*arguments: str, left: str = "public", right: str = "shadow", exit_code: int) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, left: str = "public", right: str = "shadow", exit_code: int
+    ) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETL_")}
-        address = {"ETL_DATABASE_URL": schemas.url.render_as_string(hide_password=False), "ETL_STATE_DIR": str(tmp_path)}
+        address = {
+            "ETL_DATABASE_URL": schemas.url.render_as_string(hide_password=False),
+            "ETL_STATE_DIR": str(tmp_path),
+        }
         command = [sys.executable, "-m", "bridge.cli.main", "compare", "--left", left, "--right", right, *arguments]
         result = subprocess.run(
-            command, env={**environment, **address}, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            command,
+            env={**environment, **address},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert result.returncode == exit_code, result.stdout + result.stderr
         assert "Traceback" not in result.stderr
@@ -112,7 +123,13 @@ def customer(**values: Any) -> dict[str, Any]:
 
 
 def lead(**values: Any) -> dict[str, Any]:
-    row = {"lead_id": LEAD, "customer_global_id": CUSTOMER, "lead_no": 1, "current_stage": "OPEN", "last_order_at": LAST_ORDER_AT}
+    row = {
+        "lead_id": LEAD,
+        "customer_global_id": CUSTOMER,
+        "lead_no": 1,
+        "current_stage": "OPEN",
+        "last_order_at": LAST_ORDER_AT,
+    }
     return {**row, "bulk_amount": Decimal("120.50"), **values}
 
 
@@ -193,12 +210,18 @@ def test_null_empty_string_and_blank_are_three_values(schemas: sa.Engine, compar
 def test_other_ids_are_differences_of_columns_not_of_rows(schemas: sa.Engine, compare: Compare) -> None:
     other = uuid4()
     execute(schemas, "UPDATE shadow.customers SET customer_global_id = :other", other=other)
-    execute(schemas, "UPDATE shadow.business_leads SET customer_global_id = :other, lead_id = gen_random_uuid()", other=other)
+    execute(
+        schemas,
+        "UPDATE shadow.business_leads SET customer_global_id = :other, lead_id = gen_random_uuid()",
+        other=other,
+    )
     tables = compare()
     assert differing(tables["customers"]) == {"customer_global_id": 1}
     assert differing(tables["leads"]) == {"lead_id": 1, "customer_global_id": 1}
     assert (tables["leads"].missing, tables["leads"].extra) == (0, 0)
-    assert tables["customers"].samples.differing[0] == ValueSample({"customer_key": KEY}, "customer_global_id", str(CUSTOMER), str(other))
+    assert tables["customers"].samples.differing[0] == ValueSample(
+        {"customer_key": KEY}, "customer_global_id", str(CUSTOMER), str(other)
+    )
     ignoring = compare(ignored=["customer_global_id", "lead_id"])
     assert all(table.equal for table in ignoring.values())
 
@@ -209,39 +232,53 @@ def test_lead_without_customer_is_found_by_its_customer_id(schemas: sa.Engine, c
         insert(schemas, schema, "leads", lead(lead_id=orphan, customer_global_id=orphan, notes=notes))
     leads = compare()["leads"]
     assert (leads.missing, leads.extra) == (0, 0)
-    assert list(leads.samples.differing) == [ValueSample({"customer_key": str(orphan), "lead_no": 1}, "notes", "old", "new")]
+    assert list(leads.samples.differing) == [
+        ValueSample({"customer_key": str(orphan), "lead_no": 1}, "notes", "old", "new")
+    ]
 
 
 @pytest.mark.parametrize(("tolerance", "equal"), [("0", False), ("0.01", False), ("0.02", True)])
-def test_amounts_within_the_tolerance_are_the_same(schemas: sa.Engine, compare: Compare, tolerance: str, equal: bool) -> None:
+def test_amounts_within_the_tolerance_are_the_same(
+    schemas: sa.Engine, compare: Compare, tolerance: str, equal: bool
+) -> None:
     execute(schemas, "UPDATE shadow.customers SET total_amount = total_amount - 0.02")
     assert compare(tolerance=Decimal(tolerance))["customers"].equal is equal
 
 
 def test_tolerance_is_for_amounts_only(schemas: sa.Engine, compare: Compare) -> None:
-    execute(schemas, "UPDATE shadow.customers SET order_count = order_count + 1, last_order_at = last_order_at + interval '1 s'")
+    execute(
+        schemas,
+        "UPDATE shadow.customers SET order_count = order_count + 1, last_order_at = last_order_at + interval '1 s'",
+    )
     customers = compare(tolerance=Decimal(10))["customers"]
     assert differing(customers) == {"order_count": 1, "last_order_at": 1}
     assert (largest(customers, "order_count"), largest(customers, "last_order_at")) == (1, 1)
 
 
 @pytest.mark.parametrize(("seconds", "equal"), [("1.499999", False), ("1.5", True)])
-def test_times_within_the_tolerance_are_the_same(schemas: sa.Engine, compare: Compare, seconds: str, equal: bool) -> None:
+def test_times_within_the_tolerance_are_the_same(
+    schemas: sa.Engine, compare: Compare, seconds: str, equal: bool
+) -> None:
     execute(schemas, "UPDATE shadow.orders SET ordered_at = ordered_at + interval '1.5 s'")
     assert compare(time_tolerance_seconds=Decimal(seconds))["orders"].equal is equal
 
 
 def test_values_that_no_arithmetic_holds_are_compared(schemas: sa.Engine, compare: Compare) -> None:
     execute(
-        schemas, "UPDATE public.orders SET amount = 'NaN', ordered_at = 'infinity', order_date = '4000-01-01 BC', quantity = -2147483648"
+        schemas,
+        "UPDATE public.orders SET amount = 'NaN', ordered_at = 'infinity', order_date = '4000-01-01 BC', quantity = -2147483648",
     )
     execute(
-        schemas, "UPDATE shadow.orders SET amount = 'NaN', ordered_at = 'infinity', order_date = '4000-01-01 BC', quantity = -2147483648"
+        schemas,
+        "UPDATE shadow.orders SET amount = 'NaN', ordered_at = 'infinity', order_date = '4000-01-01 BC', quantity = -2147483648",
     )
     tolerances = {"tolerance": Decimal("0.01"), "time_tolerance_seconds": Decimal(1)}
     assert compare()["orders"].equal
     assert compare(**tolerances)["orders"].equal
-    execute(schemas, "UPDATE shadow.orders SET amount = 1, ordered_at = '-infinity', order_date = 'infinity', quantity = 2147483647")
+    execute(
+        schemas,
+        "UPDATE shadow.orders SET amount = 1, ordered_at = '-infinity', order_date = 'infinity', quantity = 2147483647",
+    )
     for options in ({}, tolerances):
         orders = compare(**options)["orders"]
         assert differing(orders) == {"amount": 1, "quantity": 1, "ordered_at": 1, "order_date": 1}
@@ -267,7 +304,12 @@ def test_since_takes_rows_that_are_late_enough_on_either_side(schemas: sa.Engine
 def test_since_is_a_business_day_for_customers_and_leads(schemas: sa.Engine, compare: Compare) -> None:
     execute(schemas, "UPDATE shadow.customers SET order_count = 9")
     execute(schemas, "UPDATE shadow.business_leads SET current_stage = 'COLD'")
-    insert(schemas, "public", "customers", customer(customer_global_id=uuid4(), customer_key="no order", last_order_at=None))
+    insert(
+        schemas,
+        "public",
+        "customers",
+        customer(customer_global_id=uuid4(), customer_key="no order", last_order_at=None),
+    )
     included, excluded = compare(since=date(2026, 1, 6)), compare(since=date(2026, 1, 7))
     for table in ("customers", "leads"):
         assert (included[table].rows_left, included[table].differing) == (1, 1)
@@ -375,15 +417,27 @@ def test_schema_names_that_need_quoting_are_quoted(schemas: sa.Engine, compare: 
             {"ignored": ["order_date"], "since": date(2026, 1, 1)},
             "public.orders has no column or",
         ),
-        ("ALTER TABLE shadow.customers DROP customer_key", {}, r"shadow.customers has no column customer_key: add it \(a view will do\)$"),
+        (
+            "ALTER TABLE shadow.customers DROP customer_key",
+            {},
+            r"shadow.customers has no column customer_key: add it \(a view will do\)$",
+        ),
         (
             "ALTER TABLE shadow.orders ALTER ordered_at TYPE timestamp",
             {},
             "shadow.orders.ordered_at is timestamp, not timestamp with time zone: ",
         ),
-        ("ALTER TABLE shadow.orders ALTER latest_status TYPE int USING 1", {}, "shadow.orders.latest_status is int4, not text: "),
+        (
+            "ALTER TABLE shadow.orders ALTER latest_status TYPE int USING 1",
+            {},
+            "shadow.orders.latest_status is int4, not text: ",
+        ),
         ("ALTER TABLE public.orders ALTER amount TYPE text", {}, "public.orders.amount is text, not a number: "),
-        ("ALTER TABLE shadow.orders ALTER shop_id TYPE text", {}, "shadow.orders.shop_id is text, not uuid: convert it in a view$"),
+        (
+            "ALTER TABLE shadow.orders ALTER shop_id TYPE text",
+            {},
+            "shadow.orders.shop_id is text, not uuid: convert it in a view$",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_named_in_one_sentence(
@@ -461,7 +515,9 @@ def test_difference_exits_1_and_is_shown_literally(schemas: sa.Engine, etl_compa
 def test_json_is_one_object_with_counts_and_samples(schemas: sa.Engine, etl_compare: Run) -> None:
     execute(schemas, "UPDATE shadow.orders SET amount = amount + 0.01")
     execute(schemas, "UPDATE shadow.customers SET customer_key = '别人'")
-    result = json.loads(etl_compare("--json", "--table", "orders", "--table", "customers", "--since", "2026-01-05", exit_code=1).stdout)
+    result = json.loads(
+        etl_compare("--json", "--table", "orders", "--table", "customers", "--since", "2026-01-05", exit_code=1).stdout
+    )
     assert result["equal"] is False
     assert result["request"] == {
         "left": "public",
@@ -474,7 +530,9 @@ def test_json_is_one_object_with_counts_and_samples(schemas: sa.Engine, etl_comp
         "samples": 10,
     }
     orders, customers = result["tables"]
-    assert {name: orders[name] for name in ("table", "equal", "rows_left", "rows_right", "missing", "extra", "differing")} == {
+    assert {
+        name: orders[name] for name in ("table", "equal", "rows_left", "rows_right", "missing", "extra", "differing")
+    } == {
         "table": "orders",
         "equal": False,
         "rows_left": 1,
@@ -486,12 +544,18 @@ def test_json_is_one_object_with_counts_and_samples(schemas: sa.Engine, etl_comp
     assert {"column": "amount", "differing": 1, "largest_difference": "0.01"} in orders["columns"]
     key = {"shop_id": str(SHOP), "order_id": "A-1"}
     assert orders["samples"]["differing"] == [{"key": key, "column": "amount", "left": "120.50", "right": "120.51"}]
-    assert customers["samples"] == {"missing": [{"customer_key": KEY}], "extra": [{"customer_key": "别人"}], "differing": []}
+    assert customers["samples"] == {
+        "missing": [{"customer_key": KEY}],
+        "extra": [{"customer_key": "别人"}],
+        "differing": [],
+    }
 
 
 def test_what_cannot_be_compared_exits_2_with_a_sentence(etl_compare: Run) -> None:
     result = etl_compare(right="nowhere", exit_code=2)
-    assert result.stderr == "error: schema 'nowhere' does not exist: name a schema of the database of ETL_DATABASE_URL\n"
+    assert (
+        result.stderr == "error: schema 'nowhere' does not exist: name a schema of the database of ETL_DATABASE_URL\n"
+    )
     assert not result.stdout
 
 

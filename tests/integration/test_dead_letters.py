@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 from nats.js.api import StreamConfig
 
+from bridge.cli.commands import cli
 from bridge.cli.dlq import dlq_command
-from bridge.cli.main import cli
 from bridge.errors import NatsUnavailableError, StreamMissingError, UnknownLetterError
 from bridge.events import DataImportCompleted, handlers
 from bridge.events.event_task_utils import Decision, EventTaskHandler, ReceivedEvent, Rejected, event_task_handler
@@ -141,7 +141,9 @@ async def bury_task(connection: JetStreamConnection, settings: BridgeSettings, r
     return broker
 
 
-async def test_letters_of_both_kinds_are_listed_newest_last(connection: JetStreamConnection, settings: BridgeSettings, dlq: Dlq) -> None:
+async def test_letters_of_both_kinds_are_listed_newest_last(
+    connection: JetStreamConnection, settings: BridgeSettings, dlq: Dlq
+) -> None:
     assert (await dlq("list", "--json")).stdout == "[]\n"
     await bury_events(connection, settings, b"{", event(note="x"))
     await bury_task(connection, settings, [])
@@ -166,14 +168,20 @@ async def test_list_keeps_the_newest_and_says_how_many_more_there_are(
     assert [row["letter_id"] for row in rows] == ["events-2"]
 
 
-async def test_show_prints_headers_and_body(connection: JetStreamConnection, settings: BridgeSettings, dlq: Dlq) -> None:
+async def test_show_prints_headers_and_body(
+    connection: JetStreamConnection, settings: BridgeSettings, dlq: Dlq
+) -> None:
     await bury_events(connection, settings, event(note="中文"), b"\xff\x1b[31m{")
     shown = (await dlq("show", "events-1")).stdout
     assert "Etl-Reason: 店铺不认识 中文\n" in shown
     assert "Etl-Stream: EVENTS\nEtl-Sequence: 1\n" in shown
     assert '\n  "note": "中文"\n' in shown
     content = json.loads((await dlq("show", "events-1", "--json")).stdout)
-    assert (content["body"]["note"], content["original_bytes"], content["headers"]["Etl-Attempts"]) == ("中文", None, "1")
+    assert (content["body"]["note"], content["original_bytes"], content["headers"]["Etl-Attempts"]) == (
+        "中文",
+        None,
+        "1",
+    )
     # 毒消息里的控制字符不会到终端上
     assert "\\xff\\x1b[31m{" in (await dlq("show", "events-2")).stdout
 
@@ -210,7 +218,9 @@ def handled_events(engine: sa.Engine) -> list[str]:
         return [str(event_id) for event_id in connection.scalars(sa.select(import_events.c.event_id))]
 
 
-async def test_retried_task_runs_again_on_its_lane(connection: JetStreamConnection, settings: BridgeSettings, dlq: Dlq) -> None:
+async def test_retried_task_runs_again_on_its_lane(
+    connection: JetStreamConnection, settings: BridgeSettings, dlq: Dlq
+) -> None:
     runs: list[str] = []
     broker = await bury_task(connection, settings, runs)
     result = await dlq("retry", "--all")
@@ -242,14 +252,18 @@ async def test_letter_stays_until_its_message_is_stored_and_a_crash_in_between_l
     await holds(connection, "EVENTS_DLQ", 0)
 
 
-async def test_letter_stays_when_no_stream_takes_it(connection: JetStreamConnection, settings: BridgeSettings, dlq: Dlq) -> None:
+async def test_letter_stays_when_no_stream_takes_it(
+    connection: JetStreamConnection, settings: BridgeSettings, dlq: Dlq
+) -> None:
     await bury_events(connection, settings, event())
     await connection.context.delete_stream("EVENTS")
     assert isinstance((await dlq("retry", "--all")).exception, StreamMissingError)
     await holds(connection, "EVENTS_DLQ", 1)
 
 
-async def test_event_that_fails_again_is_a_new_letter(connection: JetStreamConnection, settings: BridgeSettings, dlq: Dlq) -> None:
+async def test_event_that_fails_again_is_a_new_letter(
+    connection: JetStreamConnection, settings: BridgeSettings, dlq: Dlq
+) -> None:
     await bury_events(connection, settings, event(note="y"))
     async with listening(settings, REJECTING):
         assert (await dlq("retry", "events-1")).exit_code == 0
@@ -270,21 +284,50 @@ async def test_event_that_fails_again_is_a_new_letter(connection: JetStreamConne
         ),
         ("events_dlq.data_import.completed", {"Etl-Subject": "tasks.bulk"}, "names the subject tasks.bulk"),
         ("events_dlq.data_import.completed", {"Etl-Subject": ""}, "names the subject none"),
-        ("events_dlq.somebody.else", {"Etl-Subject": "events.somebody.else"}, "events_dlq.somebody.else is not where we put dead letters"),
-        ("events_dlq.data_import.completed", {"Etl-Stream": "TASKS"}, "its headers are not those of a message of EVENTS"),
-        ("events_dlq.data_import.completed", {"Etl-Sequence": "one"}, "its headers are not those of a message of EVENTS"),
-        ("tasks_dlq.bulk", {"Etl-Subject": "$JS.API.STREAM.DELETE.EVENTS", "Etl-Stream": "TASKS"}, "names the subject $JS.API"),
+        (
+            "events_dlq.somebody.else",
+            {"Etl-Subject": "events.somebody.else"},
+            "events_dlq.somebody.else is not where we put dead letters",
+        ),
+        (
+            "events_dlq.data_import.completed",
+            {"Etl-Stream": "TASKS"},
+            "its headers are not those of a message of EVENTS",
+        ),
+        (
+            "events_dlq.data_import.completed",
+            {"Etl-Sequence": "one"},
+            "its headers are not those of a message of EVENTS",
+        ),
+        (
+            "tasks_dlq.bulk",
+            {"Etl-Subject": "$JS.API.STREAM.DELETE.EVENTS", "Etl-Stream": "TASKS"},
+            "names the subject $JS.API",
+        ),
     ],
 )
 async def test_forged_letter_is_shown_as_such_and_its_subject_is_not_published_to(
-    connection: JetStreamConnection, settings: BridgeSettings, dlq: Dlq, dead_subject: str, changed: dict[str, str], problem: str
+    connection: JetStreamConnection,
+    settings: BridgeSettings,
+    dlq: Dlq,
+    dead_subject: str,
+    changed: dict[str, str],
+    problem: str,
 ) -> None:
     """谁能写死信流，谁就能让 retry 替他发到任何主题：曾经这样删掉过 EVENTS。"""
     for config in (DEAD_LETTERS, *task_streams(settings)):
         await ensure_stream(connection, config)
     await connection.publish(DATA_IMPORT_COMPLETED, event(), message_id="good")
-    headers = {"Etl-Reason": "x", "Etl-Subject": DATA_IMPORT_COMPLETED, "Etl-Stream": "EVENTS", "Etl-Sequence": "1", "Etl-Attempts": "1"}
-    await connection.publish(dead_subject, b"", message_id="EVENTS-1-1.0", headers={k: v for k, v in (headers | changed).items() if v})
+    headers = {
+        "Etl-Reason": "x",
+        "Etl-Subject": DATA_IMPORT_COMPLETED,
+        "Etl-Stream": "EVENTS",
+        "Etl-Sequence": "1",
+        "Etl-Attempts": "1",
+    }
+    await connection.publish(
+        dead_subject, b"", message_id="EVENTS-1-1.0", headers={k: v for k, v in (headers | changed).items() if v}
+    )
     result = await dlq("retry", "--all")
     assert result.exit_code == 1
     assert problem in result.stderr
@@ -313,10 +356,18 @@ async def test_letter_that_no_handler_would_read_is_not_put_back(
     for config in (DEAD_LETTERS, *task_streams(settings)):
         await ensure_stream(connection, config)
     subject = etl_completed(asset)
-    headers = {"Etl-Reason": "x", "Etl-Subject": subject, "Etl-Stream": "EVENTS", "Etl-Sequence": "1", "Etl-Attempts": "1"}
+    headers = {
+        "Etl-Reason": "x",
+        "Etl-Subject": subject,
+        "Etl-Stream": "EVENTS",
+        "Etl-Sequence": "1",
+        "Etl-Attempts": "1",
+    }
     await connection.publish(dead_letter_subject(subject), b"{}", message_id="EVENTS-1-1.0", headers=headers)
     result = await dlq("retry", "--all")
-    assert (result.exit_code, f"nothing listens to {subject}" in result.stderr) == ((0, False) if is_listened_to else (1, True))
+    assert (result.exit_code, f"nothing listens to {subject}" in result.stderr) == (
+        (0, False) if is_listened_to else (1, True)
+    )
     await holds(connection, "EVENTS", int(is_listened_to))
     await holds(connection, "EVENTS_DLQ", int(not is_listened_to))
 
@@ -352,7 +403,9 @@ async def test_ids_or_all_not_both_and_not_neither(dlq: Dlq, command: str, argum
     assert (await dlq(command, *arguments)).exit_code == 2
 
 
-async def test_dropped_letters_are_printed_and_gone(connection: JetStreamConnection, settings: BridgeSettings, dlq: Dlq) -> None:
+async def test_dropped_letters_are_printed_and_gone(
+    connection: JetStreamConnection, settings: BridgeSettings, dlq: Dlq
+) -> None:
     await bury_events(connection, settings, event(note="a"), event(note="b"), event(note="c"))
     refused = await dlq("drop", "events-2")
     assert (refused.exit_code, "add --yes" in refused.stderr) == (2, True)
@@ -363,7 +416,9 @@ async def test_dropped_letters_are_printed_and_gone(connection: JetStreamConnect
 
 
 @pytest.mark.parametrize(("answer", "left"), [(b"n\n", 1), (b"y\n", 0)])
-async def test_dropping_on_a_terminal_asks(connection: JetStreamConnection, settings: BridgeSettings, answer: bytes, left: int) -> None:
+async def test_dropping_on_a_terminal_asks(
+    connection: JetStreamConnection, settings: BridgeSettings, answer: bytes, left: int
+) -> None:
     await bury_events(connection, settings, event())
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(

@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 from nats.js.api import StreamConfig
 
+from bridge.cancelling import cancel_all
 from bridge.events import DataImportCompleted
 from bridge.events.handlers import handlers_of
 from bridge.events.listener import Listener
@@ -25,6 +26,7 @@ from bridge.events.streams import DEAD_LETTERS
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.streams import ensure_stream
+from bridge.queue.broker import SafeJetStreamBroker
 from bridge.queue.streams import task_streams
 from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
@@ -47,11 +49,13 @@ DAY = date(2026, 1, 5)
 def doctor(etl_settings: EtlSettings, tmp_path: Path) -> Doctor:
     """`doctor(nats_url, exit_code=…)`：检查 → （状态，说的话）。"""
 
-    def examine(nats_url: str, *, exit_code: int, database_url: str = etl_settings.database_url) -> dict[str, tuple[str, str]]:
+    def examine(
+        nats_url: str, *options: str, exit_code: int, database_url: str = etl_settings.database_url
+    ) -> dict[str, tuple[str, str]]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETL_", "DAGSTER_"))}
         addresses = {"ETL_DATABASE_URL": database_url, "ETL_NATS_URL": nats_url, "ETL_STATE_DIR": str(tmp_path)}
         result = subprocess.run(
-            [sys.executable, "-m", "bridge.cli.main", "doctor", "--json"],
+            [sys.executable, "-m", "bridge.cli.main", "doctor", "--json", *options],
             env={**environment, **addresses, "ETL_CONNECT_TIMEOUT_SECONDS": "2"},
             capture_output=True,
             text=True,
@@ -66,22 +70,68 @@ def doctor(etl_settings: EtlSettings, tmp_path: Path) -> Doctor:
 
 
 @pytest.fixture
-def imported(raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings, materialize_days: MaterializeDays) -> object:
+def imported(
+    raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings, materialize_days: MaterializeDays
+) -> object:
     """一次导入，一小时前完成，做到了底。"""
     import_id = raw_data.add_import([{}])
     with engine.begin() as connection:
-        connection.execute(sa.update(import_tasks).values(completed_at=import_tasks.c.completed_at - sa.text("interval '1 hour'")))
+        connection.execute(
+            sa.update(import_tasks).values(completed_at=import_tasks.c.completed_at - sa.text("interval '1 hour'"))
+        )
     request_imports(engine, etl_settings, [ImportEvent(import_id, uuid4(), sequence=1)])
     assert materialize_days([orders, customers, leads], DAY).success
     return import_id
 
 
 @pytest.mark.usefixtures("imported")
-def test_what_is_right_is_ok_and_what_nobody_serves_is_a_warning(doctor: Doctor, nats_server: NatsServer) -> None:
+def test_what_is_right_is_ok_and_that_nobody_is_there_is_an_error(doctor: Doctor, nats_server: NatsServer) -> None:
     found = doctor(nats_server.url, exit_code=1)
-    assert {found[check][0] for check in ("disk", "postgres", "nats", "schema", "indexes", "ledger", "table checks")} == {"ok"}
-    assert found["stream EVENTS"] == ("error", "it does not exist: start `etl up` or `etl listen` and `etl worker` once")
-    assert found["TASKS.event"][0] == "warning"
+    assert {
+        found[check][0] for check in ("disk", "postgres", "nats", "schema", "indexes", "ledger", "table checks")
+    } == {"ok"}
+    assert found["stream EVENTS"] == (
+        "error",
+        "it does not exist: start `etl up` or `etl listen` and `etl worker` once",
+    )
+    assert found["listeners"] == (
+        "error",
+        "no listener is running, 0 messages wait for it: start `etl listen` (`etl up` starts it, too)",
+    )
+    assert found["workers"] == (
+        "error",
+        "no worker is running, 0 messages wait for it: start `etl worker` (`etl up` starts it, too)",
+    )
+
+
+async def test_a_listener_and_a_worker_that_are_there_are_seen(doctor: Doctor, nats_server: NatsServer) -> None:
+    """工人只取两条车道。"""
+    settings, stop = BridgeSettings(nats_url=nats_server.url), asyncio.Event()
+
+    async def ring(_task: str, _lane: str) -> None:
+        """没有要敲的。"""
+
+    worker = SafeJetStreamBroker(settings.model_copy(update={"worker_lanes": ("interactive", "event")}))
+    worker.is_worker_process = True
+    await worker.startup()
+    listening = asyncio.create_task(Listener(settings, handlers=handlers_of(graph), ring=ring).run(stop))
+
+    async def take() -> None:
+        async for _ in worker.listen():
+            pass
+
+    taking = asyncio.create_task(take())
+    found = await asyncio.to_thread(doctor, nats_server.url, exit_code=0)
+    assert (found["listeners"], found["workers"]) == (("ok", "running"), ("ok", "running"))
+    assert found["TASKS.bulk"] == (
+        "warning",
+        "nobody has ever taken from it: start one that does (`etl worker --lanes`)",
+    )
+    assert "TASKS.event" not in found
+    stop.set()
+    await listening
+    await cancel_all(taking)
+    await worker.shutdown()
 
 
 @pytest.mark.usefixtures("imported")
@@ -191,7 +241,9 @@ async def test_event_that_was_handled_but_is_not_in_the_ledger_is_noticed(
     assert (state, "`etl replay --seq 1`" in says) == ("error", True)
     withdrawn = raw_data.add_import([{}], status="failed")  # 从未入表就撤回的，台账本来不记
     async with asyncio.timeout(30):
-        await publish_event(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=withdrawn, status="failed"), settings=settings)
+        await publish_event(
+            DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=withdrawn, status="failed"), settings=settings
+        )
         while "newest event" in await asyncio.to_thread(doctor, nats_server.url, exit_code=1):
             await asyncio.sleep(0.05)
     stop.set()
@@ -203,7 +255,9 @@ def knows(engine: sa.Engine) -> bool:
         return bool(connection.exec_driver_sql("SELECT count(*) FROM etl.import_events").scalar())
 
 
-def test_servers_that_are_away_are_said_and_the_rest_is_still_looked_at(doctor: Doctor, nats_server: NatsServer) -> None:
+def test_servers_that_are_away_are_said_and_the_rest_is_still_looked_at(
+    doctor: Doctor, nats_server: NatsServer
+) -> None:
     found = doctor(nats_server.url, exit_code=1, database_url="postgresql://etl@127.0.0.1:1/etl")
     assert found["postgres"][0] == "error"
     assert "check that it is up" in found["postgres"][1]
@@ -213,7 +267,9 @@ def test_servers_that_are_away_are_said_and_the_rest_is_still_looked_at(doctor: 
     assert (found["nats"][0], found["postgres"][0]) == ("error", "ok")
 
 
-def test_missing_tables_do_not_keep_it_from_the_queues(doctor: Doctor, nats_server: NatsServer, engine: sa.Engine) -> None:
+def test_missing_tables_do_not_keep_it_from_the_queues(
+    doctor: Doctor, nats_server: NatsServer, engine: sa.Engine
+) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP SCHEMA etl CASCADE")
     found = doctor(nats_server.url, exit_code=1)
@@ -237,11 +293,15 @@ async def test_streams_that_differ_from_ours_are_said_with_both_values(
 ) -> None:
     found = await asyncio.to_thread(doctor, nats_server.url, exit_code=1)
     assert not [check for check in found if check.startswith("limits of")]
-    await connection.context.update_stream((await connection.context.stream_info("TASKS_DLQ")).config, max_bytes=1 << 20)
+    await connection.context.update_stream(
+        (await connection.context.stream_info("TASKS_DLQ")).config, max_bytes=1 << 20
+    )
     await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"], max_msg_size=10_000))
-    found = await asyncio.to_thread(doctor, nats_server.url, exit_code=0)
+    found = await asyncio.to_thread(doctor, nats_server.url, exit_code=1)
     assert found["limits of TASKS_DLQ"][0] == "warning"
-    assert found["limits of TASKS_DLQ"][1].startswith("max_bytes is 1048576, we create it with 67108864: sizes and replicas stay")
+    assert found["limits of TASKS_DLQ"][1].startswith(
+        "max_bytes is 1048576, we create it with 67108864: sizes and replicas stay"
+    )
     assert found["limits of EVENTS"][1].startswith("max_msg_size is 10000, ETL_EVENT_MAX_BYTES allows 262144")
 
 
@@ -253,7 +313,11 @@ async def test_dead_letters_that_fill_up_are_said_before_they_are_full(
         await connection.publish("events_dlq.x", b"{}", message_id=str(number))
     state, says = (await asyncio.to_thread(doctor, nats_server.url, exit_code=1))["dead letters"]
     assert (state, says.startswith("8 in EVENTS_DLQ, 80% full, then what belongs there waits")) == ("warning", True)
-    environment = {"ETL_DATABASE_URL": etl_settings.database_url, "ETL_NATS_URL": nats_server.url, "ETL_STATE_DIR": str(tmp_path)}
+    environment = {
+        "ETL_DATABASE_URL": etl_settings.database_url,
+        "ETL_NATS_URL": nats_server.url,
+        "ETL_STATE_DIR": str(tmp_path),
+    }
     for command in (["status"], ["dlq", "list"]):
         assert "EVENTS_DLQ is 80 % full" in await asyncio.to_thread(said_by, command, environment)
     for number in (8, 9):

@@ -22,9 +22,9 @@ import psycopg
 import pytest
 
 from etl_assets.core.errors import SettingsError
+from etl_assets.embedded.child_log import ChildStartError
 from etl_assets.embedded.child_process import identify
 from etl_assets.embedded.embedded_postgres import EmbeddedPostgres
-from etl_assets.embedded.embedded_server import EmbeddedServerError
 from etl_assets.embedded.loopback_port import listen_on
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes to another account")
@@ -119,15 +119,21 @@ def test_only_the_durable_server_waits_for_the_disk(tmp_path: Path, durable: boo
 def test_text_is_ordered_by_code_point_and_times_are_utc(running: Running) -> None:
     with psycopg.connect(running.url) as connection:
         texts = ["b", "a", "B", "é", "张", "-"]
-        ordered = connection.execute("SELECT array_agg(t ORDER BY t), lower('É') FROM unnest(%s::text[]) t", [texts]).fetchone()
-        settings = connection.execute("SELECT current_setting('timezone'), current_setting('server_encoding')").fetchone()
+        ordered = connection.execute(
+            "SELECT array_agg(t ORDER BY t), lower('É') FROM unnest(%s::text[]) t", [texts]
+        ).fetchone()
+        settings = connection.execute(
+            "SELECT current_setting('timezone'), current_setting('server_encoding')"
+        ).fetchone()
     assert ordered == (["-", "B", "a", "b", "é", "张"], "é")
     assert settings == ("UTC", "UTF8")
 
 
 def test_listens_on_loopback_only_and_without_socket_files(running: Running) -> None:
     with psycopg.connect(running.url) as connection:
-        found = connection.execute("SELECT current_setting('listen_addresses'), current_setting('unix_socket_directories')").fetchone()
+        found = connection.execute(
+            "SELECT current_setting('listen_addresses'), current_setting('unix_socket_directories')"
+        ).fetchone()
     assert found == ("127.0.0.1", "")
 
 
@@ -229,7 +235,10 @@ def test_interrupted_creation_is_done_again(tmp_path: Path) -> None:
     ],
 )
 def test_role_of_the_application_reaches_no_program_and_no_file(running: Running, command: str) -> None:
-    with psycopg.connect(running.url, autocommit=True) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+    with (
+        psycopg.connect(running.url, autocommit=True) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
         connection.execute(command)
 
 
@@ -241,7 +250,12 @@ def test_superuser_cannot_log_in(running: Running) -> None:
 
 def test_role_of_the_application_makes_databases_roles_and_schemas(running: Running) -> None:
     with psycopg.connect(running.url, autocommit=True) as connection:
-        for command in ("CREATE SCHEMA shadow", "CREATE ROLE reader", "GRANT USAGE ON SCHEMA shadow TO reader", "CREATE DATABASE side"):
+        for command in (
+            "CREATE SCHEMA shadow",
+            "CREATE ROLE reader",
+            "GRANT USAGE ON SCHEMA shadow TO reader",
+            "CREATE DATABASE side",
+        ):
             connection.execute(command)
         for command in ("DROP DATABASE side", "DROP SCHEMA shadow", "DROP ROLE reader", "CHECKPOINT"):
             connection.execute(command)
@@ -285,7 +299,10 @@ ALTER SCHEMA kept RENAME TO still_kept;
 def old_folder(tmp_path: Path) -> Path:
     """0.1 建的数据文件夹，应用的角色还是超级用户；两个数据库里有各种东西，服务器是被杀掉的。"""
     folder = tmp_path / "server"
-    with started_by_version_0_1(folder, tmp_path) as (url, process), psycopg.connect(url, autocommit=True) as connection:
+    with (
+        started_by_version_0_1(folder, tmp_path) as (url, process),
+        psycopg.connect(url, autocommit=True) as connection,
+    ):
         assert connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone() == (True,)
         connection.execute('CREATE DATABASE "second one"')
         connection.execute(OLD_DATA)
@@ -305,7 +322,12 @@ def started_by_version_0_1(folder: Path, elsewhere: Path) -> Iterator[tuple[str,
     with zipfile.ZipFile(next((Path(__file__).parent / "wheels").glob("dayline-0.1*.whl"))) as wheel:
         wheel.extractall(elsewhere / "old")
     python_path = os.pathsep.join(filter(None, [str(elsewhere / "old"), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-c", START_AND_HOLD.replace("etl_assets.embedded.", "etl_assets.core."), str(folder)]  # 那时它在那里
+    command = [
+        sys.executable,
+        "-c",
+        START_AND_HOLD.replace("etl_assets.embedded.", "etl_assets.core."),
+        str(folder),
+    ]  # 那时它在那里
     environment = {**os.environ, "PYTHONPATH": python_path}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=elsewhere) as process:
         yield read_line(process), process
@@ -317,7 +339,10 @@ def test_data_folder_of_version_0_1_keeps_its_data_and_address_and_loses_the_sup
         assert url == (old_folder / "url").read_text()
         for database in ("etl", "second one"):
             with psycopg.connect(url, dbname=database, autocommit=True) as connection:
-                assert connection.execute("SELECT id, amount FROM kept.orders ORDER BY id").fetchall() == [(1, 1), (2, 2)]
+                assert connection.execute("SELECT id, amount FROM kept.orders ORDER BY id").fetchall() == [
+                    (1, 1),
+                    (2, 2),
+                ]
                 connection.execute(USE_AS_OWNER)
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     connection.execute("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null'")
@@ -332,7 +357,7 @@ def test_conversion_that_was_interrupted_leaves_the_old_version_running_and_is_d
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("etl_assets.embedded.postgres_roles.GIVE_OBJECTS", "SELECT 1 / 0")
-        with pytest.raises(EmbeddedServerError, match="division by zero"):
+        with pytest.raises(ChildStartError, match="division by zero"):
             EmbeddedPostgres(old_folder, durable=False).start()
     with started_by_version_0_1(old_folder, tmp_path) as (url, _), psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE TABLE kept.made_meanwhile (a int)")
@@ -408,7 +433,9 @@ def test_root_runs_it_as_another_account_below_a_private_folder(tmp_path: Path) 
 
 
 @only_root
-def test_root_runs_a_copy_when_only_root_can_reach_the_installation(private_site: Path, traversable_temp: Path, tmp_path: Path) -> None:
+def test_root_runs_a_copy_when_only_root_can_reach_the_installation(
+    private_site: Path, traversable_temp: Path, tmp_path: Path
+) -> None:
     binaries = find_binaries_in_new_process()
 
     assert binaries.is_relative_to(traversable_temp)
@@ -420,7 +447,9 @@ def test_root_runs_a_copy_when_only_root_can_reach_the_installation(private_site
 
 @only_root
 @pytest.mark.usefixtures("private_site")
-@pytest.mark.parametrize("tampering", ["changed file", "foreign file", "foreign folder", "writable folder", "missing file"])
+@pytest.mark.parametrize(
+    "tampering", ["changed file", "foreign file", "foreign folder", "writable folder", "missing file"]
+)
 def test_root_never_runs_a_copy_that_others_could_have_made(traversable_temp: Path, tampering: str) -> None:
     first = find_binaries_in_new_process()
     copy = first.parents[2]

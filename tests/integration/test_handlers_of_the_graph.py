@@ -16,7 +16,11 @@ from etl_assets.ledger.graph import Asset, AssetGraph, write_graph
 from tests.the_three import graph
 
 WIDER = AssetGraph.of(
-    [*graph.assets, Asset("products", frozenset(["orders"])), Asset("daily_report", frozenset(["customers", "products"]))]
+    [
+        *graph.assets,
+        Asset("products", frozenset(["orders"])),
+        Asset("daily_report", frozenset(["customers", "products"])),
+    ]
 )
 
 
@@ -34,7 +38,12 @@ def without_a_graph(engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: p
 
 def test_every_asset_that_something_follows_has_a_handler_and_every_event_of_an_asset() -> None:
     own = "events.lead.changed"
-    assert [each.subject for each in handlers_of(graph)] == [DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED, CUSTOMERS_ETL_COMPLETED, own]
+    assert [each.subject for each in handlers_of(graph)] == [
+        DATA_IMPORT_COMPLETED,
+        ORDERS_ETL_COMPLETED,
+        CUSTOMERS_ETL_COMPLETED,
+        own,
+    ]
     assert [each.subject for each in handlers_of(WIDER)][-2:] == ["events.etl.products.completed", own]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -12,43 +10,14 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from bridge.cli.main import main
-from bridge.imports import encoding
-from etl_assets.core.settings import EtlSettings
+from bridge.imports.files import encoding
 from etl_assets.core.tables import import_tasks, raw_orders
 
-from .commands import use_in_commands
+from .etl_import import Import
 
 EXPORTS = Path(__file__).parents[1] / "exports"
 HEADER = "order_id,shop,customer_name,order_status,amount,quantity,ordered_at"
 ROW = "{n},店,张三,已完成,{amount},1,{time}"
-
-
-@dataclass(frozen=True)
-class Said:
-    exit_code: int
-    out: str
-    err: str
-
-
-Import = Callable[..., Said]
-
-
-@pytest.fixture
-def etl_import(
-    engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Import:
-    monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path / "state"))
-    use_in_commands(monkeypatch, engine=engine, settings=etl_settings)
-    monkeypatch.setattr("bridge.cli.imports._announce", lambda _: None)
-
-    def run(*arguments: object) -> Said:
-        with pytest.raises(SystemExit) as ended:
-            main(["import", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return Said(int(ended.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 def write(folder: Path, *cells: tuple[str, str]) -> Path:
@@ -61,32 +30,65 @@ def write(folder: Path, *cells: tuple[str, str]) -> Path:
 def stored(engine: sa.Engine) -> list[tuple[str, Decimal, datetime]]:
     columns = (raw_orders.c.order_id, raw_orders.c.amount, raw_orders.c.ordered_at)
     with engine.connect() as connection:
-        return [(row[0], row[1], row[2]) for row in connection.execute(sa.select(*columns).order_by(raw_orders.c.raw_id))]
+        return [
+            (row[0], row[1], row[2]) for row in connection.execute(sa.select(*columns).order_by(raw_orders.c.raw_id))
+        ]
 
 
 def is_empty(engine: sa.Engine) -> bool:
     with engine.connect() as connection:
         return all(
-            connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one() == 0 for table in (raw_orders, import_tasks)
+            connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one() == 0
+            for table in (raw_orders, import_tasks)
         )
 
 
 MONDAY = "2026-03-02 09:05:00"
 REFUSED = [
     pytest.param(
-        ("85.500", MONDAY), ("12", MONDAY), "row 2, column 'amount': '85.500' is ", "--decimal-point or --decimal-comma", id="open"
+        ("85.500", MONDAY),
+        ("12", MONDAY),
+        "row 2, column 'amount': '85.500' is ",
+        "--decimal-point or --decimal-comma",
+        id="open",
     ),
     pytest.param(
-        ("0,125", MONDAY), ("12.5", MONDAY), "row 3, column 'amount': '12.5' has a decimal point, '0,125' in row 2", "one way", id="two"
+        ("0,125", MONDAY),
+        ("12.5", MONDAY),
+        "row 3, column 'amount': '12.5' has a decimal point, '0,125' in row 2",
+        "one way",
+        id="two",
     ),
-    pytest.param(("#N/A", MONDAY), ("12", MONDAY), "row 2, column 'amount': '#N/A' is an error value", "export again", id="error"),
-    pytest.param(("1e5", MONDAY), ("12", MONDAY), "row 2, column 'amount': '1e5' is not a number", "correct the file", id="number"),
     pytest.param(
-        ("1", "03/04/2026"), ("1", "05/04/2026"), "row 2, column 'ordered_at': '03/04/2026' is ", "--day-first or --month-first", id="day"
+        ("#N/A", MONDAY), ("12", MONDAY), "row 2, column 'amount': '#N/A' is an error value", "export again", id="error"
     ),
-    pytest.param(("1", MONDAY), ("1", "13/02/2026"), "row 3, column 'ordered_at': '13/02/2026' is read as", "one way", id="swapped"),
     pytest.param(
-        ("1", MONDAY), ("1", "1990-09-16 01:30:00"), "row 3, column 'ordered_at': '1990-09-16 01:30:00' exists twice", "correct", id="twice"
+        ("1e5", MONDAY),
+        ("12", MONDAY),
+        "row 2, column 'amount': '1e5' is not a number",
+        "correct the file",
+        id="number",
+    ),
+    pytest.param(
+        ("1", "03/04/2026"),
+        ("1", "05/04/2026"),
+        "row 2, column 'ordered_at': '03/04/2026' is ",
+        "--day-first or --month-first",
+        id="day",
+    ),
+    pytest.param(
+        ("1", MONDAY),
+        ("1", "13/02/2026"),
+        "row 3, column 'ordered_at': '13/02/2026' is read as",
+        "one way",
+        id="swapped",
+    ),
+    pytest.param(
+        ("1", MONDAY),
+        ("1", "1990-09-16 01:30:00"),
+        "row 3, column 'ordered_at': '1990-09-16 01:30:00' exists twice",
+        "correct",
+        id="twice",
     ),
     pytest.param(
         ("1", MONDAY),
@@ -96,14 +98,24 @@ REFUSED = [
         id="never",
     ),
     pytest.param(
-        ("1", MONDAY), ("1", "2026-03-029:05"), "row 3, column 'ordered_at': '2026-03-029:05' is not", "correct the file", id="run on"
+        ("1", MONDAY),
+        ("1", "2026-03-029:05"),
+        "row 3, column 'ordered_at': '2026-03-029:05' is not",
+        "correct the file",
+        id="run on",
     ),
 ]
 
 
 @pytest.mark.parametrize(("first", "second", "place", "way_out"), REFUSED)
 def test_what_cannot_be_read_for_certain_is_refused_in_one_sentence(
-    engine: sa.Engine, etl_import: Import, tmp_path: Path, first: tuple[str, str], second: tuple[str, str], place: str, way_out: str
+    engine: sa.Engine,
+    etl_import: Import,
+    tmp_path: Path,
+    first: tuple[str, str],
+    second: tuple[str, str],
+    place: str,
+    way_out: str,
 ) -> None:
     said = etl_import(write(tmp_path, first, second))
     assert (said.exit_code, said.out) == (2, "")
@@ -158,7 +170,9 @@ def test_what_was_chosen_is_said_and_reported(engine: sa.Engine, etl_import: Imp
     }
 
 
-@pytest.mark.parametrize(("option", "amount"), [("--decimal-comma", Decimal(85500)), ("--decimal-point", Decimal("85.5"))])
+@pytest.mark.parametrize(
+    ("option", "amount"), [("--decimal-comma", Decimal(85500)), ("--decimal-point", Decimal("85.5"))]
+)
 def test_the_way_out_works(engine: sa.Engine, etl_import: Import, tmp_path: Path, option: str, amount: Decimal) -> None:
     said = etl_import(write(tmp_path, ("85.500", "03/04/2026")), "--create-shops", option, "--month-first")
     assert said.exit_code == 0, said.err

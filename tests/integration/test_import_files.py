@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,10 +16,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from bridge.imports import encoding
-from bridge.imports.errors import ImportFileError
+from bridge.imports.files import encoding
 from bridge.imports.loading import import_file
-from bridge.imports.profile import Profile, load_profile
+from bridge.imports.rules.errors import ImportFileError
+from bridge.imports.rules.profile import Profile, load_profile
 from etl_assets.core.database_sync import build_engine
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError
 from etl_assets.core.settings import EtlSettings
@@ -53,20 +55,29 @@ def count(engine: sa.Engine, table: sa.Table) -> int:
 
 def add_shop(engine: sa.Engine, name: str) -> None:
     with engine.begin() as connection:
-        connection.execute(sa.insert(shop_configs).values(shop_id=sa.func.gen_random_uuid(), shop_name=name, platform="test"))
+        connection.execute(
+            sa.insert(shop_configs).values(shop_id=sa.func.gen_random_uuid(), shop_name=name, platform="test")
+        )
 
 
 def test_a_file_becomes_one_completed_import(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path) -> None:
     path = write(tmp_path, GOOD.format(n=1), " A2 ,旗舰店 ,,,,,,\n")
     seen: list[tuple[int, int]] = []
-    report = import_file(engine, path, settings=etl_settings, on_progress=lambda done, total: seen.append((done, total)))
+    report = import_file(
+        engine, path, settings=etl_settings, on_progress=lambda done, total: seen.append((done, total))
+    )
     assert stored_rows(engine) == [
         ("A1", "旗舰店", "张三", "大货", "已完成", Decimal("12.50"), 2, datetime(2024, 1, 5, 0, 5, 6, tzinfo=UTC)),
         (" A2 ", "旗舰店 ", None, None, None, None, None, None),
     ]
     with engine.connect() as connection:
         task = connection.execute(sa.select(import_tasks)).one()
-    assert (task.import_id, task.source_name, task.status, task.row_count) == (report.import_id, "orders.csv", "completed", 2)
+    assert (task.import_id, task.source_name, task.status, task.row_count) == (
+        report.import_id,
+        "orders.csv",
+        "completed",
+        2,
+    )
     assert task.completed_at > task.created_at
     assert stored_rows(engine, raw_orders.c.import_id) == [(report.import_id,)] * 2
     assert (report.rows, report.source_rows, report.skipped_rows, report.rejected_file) == (2, 2, 0, None)
@@ -97,10 +108,12 @@ def test_the_order_of_the_file_is_the_order_of_raw_ids_across_blocks(
     assert seen == sorted(seen)
 
 
-def test_the_same_file_twice_differs_only_in_its_ids(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path) -> None:
+def test_the_same_file_twice_differs_only_in_its_ids(
+    engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path
+) -> None:
     path = write(tmp_path, GOOD.format(n=1), GOOD.format(n=2))
     first = import_file(engine, path, settings=etl_settings).import_id
-    second = import_file(engine, path, settings=etl_settings).import_id
+    second = import_file(engine, path, settings=etl_settings, again=True).import_id
     rows = stored_rows(engine, raw_orders.c.import_id, *STORED)
     assert [row[0] for row in rows] == [first, first, second, second]
     assert [row[1:] for row in rows[:2]] == [row[1:] for row in rows[2:]]
@@ -112,7 +125,9 @@ def test_bad_rows_stop_the_import_or_are_set_aside(
 ) -> None:
     monkeypatch.setattr(encoding, "BLOCK_BYTES", 256)
     bad = GOOD.format(n="bad").replace("12.50", "1O")
-    path = write(tmp_path, *(GOOD.format(n=n) for n in range(20)), bad, *(GOOD.format(n=n) for n in range(20, 40)), "A,店\n")
+    path = write(
+        tmp_path, *(GOOD.format(n=n) for n in range(20)), bad, *(GOOD.format(n=n) for n in range(20, 40)), "A,店\n"
+    )
     if not skip_bad_rows:
         with pytest.raises(ImportFileError) as caught:
             import_file(engine, path, settings=etl_settings)
@@ -137,7 +152,9 @@ def test_bad_rows_stop_the_import_or_are_set_aside(
 
 def test_rejected_rows_never_overwrite_a_file(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path) -> None:
     path = write(tmp_path, GOOD.format(n=1), GOOD.replace("12.50", "x"))
-    written = [import_file(engine, path, settings=etl_settings, skip_bad_rows=True).rejected_file for _ in range(3)]
+    written = [
+        import_file(engine, path, settings=etl_settings, skip_bad_rows=True, again=True).rejected_file for _ in range(3)
+    ]
     assert [file.name for file in written if file] == [
         "orders.csv.rejected.csv",
         "orders.csv.rejected-2.csv",
@@ -147,7 +164,9 @@ def test_rejected_rows_never_overwrite_a_file(engine: sa.Engine, etl_settings: E
 
 def test_a_file_of_bad_rows_only_is_not_imported(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path) -> None:
     path = write(tmp_path, GOOD.replace("2024-01-05", "2024-02-30"))
-    with pytest.raises(ImportFileError, match=r"row 2, column 'ordered_at': '2024-02-30 08:05:06' is not a possible date"):
+    with pytest.raises(
+        ImportFileError, match=r"row 2, column 'ordered_at': '2024-02-30 08:05:06' is not a possible date"
+    ):
         import_file(engine, path, settings=etl_settings, skip_bad_rows=True)
     assert count(engine, import_tasks) == 0
     assert list(tmp_path.iterdir()) == [path]
@@ -174,7 +193,9 @@ def test_nothing_is_visible_before_everything_is(
     assert (count(engine, raw_orders), count(engine, import_tasks)) == (500, 1)
 
 
-def test_a_failure_at_commit_leaves_nothing_behind(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path) -> None:
+def test_a_failure_at_commit_leaves_nothing_behind(
+    engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path
+) -> None:
     path = write(tmp_path, GOOD.format(n=1), GOOD.replace("12.50", "x"))
 
     @event.listens_for(engine, "commit")
@@ -195,13 +216,18 @@ def test_a_dry_run_reads_all_and_writes_nothing(engine: sa.Engine, etl_settings:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_unknown_shops_are_reported_and_created_on_request(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path) -> None:
+def test_unknown_shops_are_reported_and_created_on_request(
+    engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path
+) -> None:
     add_shop(engine, "旗舰店")
-    rows = [GOOD.format(n=n).replace("旗舰店", shop) for n, shop in enumerate(["旗舰店", " 新店 ", "新店", "Robert'); --", "", " "])]
+    rows = [
+        GOOD.format(n=n).replace("旗舰店", shop)
+        for n, shop in enumerate(["旗舰店", " 新店 ", "新店", "Robert'); --", "", " "])
+    ]
     path = write(tmp_path, *rows)
     report = import_file(engine, path, settings=etl_settings)
     assert (report.unknown_shops, report.created_shops) == ({"新店": 2, "Robert'); --": 1}, [])
-    again = import_file(engine, path, settings=etl_settings, create_shops=True)
+    again = import_file(engine, path, settings=etl_settings, create_shops=True, again=True)
     assert (again.unknown_shops, again.created_shops) == ({}, ["Robert'); --", "新店"])
     with engine.connect() as connection:
         created = connection.execute(
@@ -240,22 +266,32 @@ def test_online_retail_lines_become_orders_by_the_shipped_profile(engine: sa.Eng
     with path.open(encoding="utf-8-sig", newline="") as file:
         for line in csv.DictReader(file):
             invoice = line["InvoiceNo"]
-            order = expected.setdefault(invoice, [invoice, line["Country"], line["CustomerID"] or None, Decimal(0), 0, line["InvoiceDate"]])
+            order = expected.setdefault(
+                invoice, [invoice, line["Country"], line["CustomerID"] or None, Decimal(0), 0, line["InvoiceDate"]]
+            )
             order[3] += Decimal(line["UnitPrice"]) * int(line["Quantity"])
             order[4] += int(line["Quantity"])
     for order in expected.values():
         order.append("cancelled" if order[0].startswith("C") else "completed")
     local = sa.func.to_char(sa.func.timezone("Europe/London", raw_orders.c.ordered_at), "MM-DD-YYYY HH24:MI")
     columns = [raw_orders.c[name] for name in ("order_id", "shop", "customer_name", "amount", "quantity")]
-    assert stored_rows(engine, *columns, local, raw_orders.c.order_status) == [tuple(order) for order in expected.values()]
+    assert stored_rows(engine, *columns, local, raw_orders.c.order_status) == [
+        tuple(order) for order in expected.values()
+    ]
     assert (report.rows, report.source_rows) == (len(expected), 2139)
     assert sum(report.unknown_shops.values()) == report.rows
 
 
-def test_a_database_that_cannot_be_used_is_one_sentence(tmp_path: Path, engine: sa.Engine, etl_settings: EtlSettings) -> None:
+def test_a_database_that_cannot_be_used_is_one_sentence(
+    tmp_path: Path, engine: sa.Engine, etl_settings: EtlSettings
+) -> None:
     path = write(tmp_path, GOOD)
-    nobody = build_engine(EtlSettings(database_url="postgresql://etl:s3cret@127.0.0.1:1/etl", connect_timeout_seconds=1))
-    with pytest.raises(DatabaseUnavailableError, match="cannot reach the PostgreSQL of ETL_DATABASE_URL, nothing was written") as caught:
+    nobody = build_engine(
+        EtlSettings(database_url="postgresql://etl:s3cret@127.0.0.1:1/etl", connect_timeout_seconds=1)
+    )
+    with pytest.raises(
+        DatabaseUnavailableError, match="cannot reach the PostgreSQL of ETL_DATABASE_URL, nothing was written"
+    ) as caught:
         import_file(nobody, path, settings=etl_settings)
     assert "s3cret" not in str(caught.value)
     with engine.begin() as connection:
@@ -263,3 +299,25 @@ def test_a_database_that_cannot_be_used_is_one_sentence(tmp_path: Path, engine: 
     with pytest.raises(DatabaseRefusedError, match=r"run `etl init-db` .*column \"quantity\""):
         import_file(engine, path, settings=etl_settings)
     assert count(engine, import_tasks) == 0
+
+
+def test_a_file_whose_name_is_no_text_is_imported(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.format(n=1), name=os.fsdecode("订单.csv".encode("gbk")))
+    import_file(engine, path, settings=etl_settings)
+    with engine.connect() as connection:
+        assert connection.scalar(sa.select(import_tasks.c.source_name)) == r"\xb6\xa9\xb5\xa5.csv"
+
+
+def test_a_file_without_order_numbers_is_imported(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path) -> None:
+    report = import_file(engine, write(tmp_path, GOOD.format(n=1)), settings=etl_settings, mapping={"order_id": ""})
+    assert report.rejected == {"missing_order_id": 1}
+
+
+@pytest.mark.parametrize("change", [lambda path: path.touch(), Path.unlink])
+def test_a_file_that_changes_while_it_is_read_is_not_imported(
+    engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    path = write(tmp_path, GOOD.format(n=1))
+    with pytest.raises(ImportFileError, match="changed while it was read"):
+        import_file(engine, path, settings=etl_settings, on_progress=lambda _done, _total: change(path))
+    assert count(engine, raw_orders) == 0

@@ -27,11 +27,15 @@ def at(day: int) -> datetime:
 
 def requested_days(engine: sa.Engine) -> dict[date, int]:
     with engine.connect() as connection:
-        rows = connection.execute(sa.select(ledger.c.day, ledger.c.requested).where(ledger.c.asset == "orders", ledger.c.requested > 0))
+        rows = connection.execute(
+            sa.select(ledger.c.day, ledger.c.requested).where(ledger.c.asset == "orders", ledger.c.requested > 0)
+        )
         return {row.day: row.requested for row in rows}
 
 
-def test_days_of_all_versions_of_the_named_orders_are_requested(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+def test_days_of_all_versions_of_the_named_orders_are_requested(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
     raw_data.add_import([{"ordered_at": at(5)}, {"order_id": "other", "ordered_at": at(6)}])
     newer = raw_data.add_import([{"order_id": " A-1 ", "ordered_at": at(9)}])
     outcomes = request_imports(engine, etl_settings, [ImportEvent(newer, uuid4())])
@@ -46,7 +50,9 @@ def test_same_event_again_asks_for_nothing_new(engine: sa.Engine, etl_settings: 
     assert requested_days(engine) == {date(2026, 1, 5): 1}
 
 
-def test_event_that_is_delivered_again_does_not_hide_a_newer_one(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+def test_event_that_is_delivered_again_does_not_hide_a_newer_one(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
     """`etl wait` 看的是处理过的最新的那个。"""
     import_id = raw_data.add_import([{}])
     for sequence in (12, 10):
@@ -55,7 +61,9 @@ def test_event_that_is_delivered_again_does_not_hide_a_newer_one(engine: sa.Engi
         assert connection.exec_driver_sql("SELECT stream_sequence FROM etl.import_events").scalar() == 12
 
 
-def test_pending_and_missing_imports_are_told_apart(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+def test_pending_and_missing_imports_are_told_apart(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
     pending = raw_data.add_import([{}], status="pending")
     events = [ImportEvent(pending, uuid4()), ImportEvent(uuid4(), uuid4())]
     assert request_imports(engine, etl_settings, events) == ["pending", "missing"]
@@ -104,7 +112,9 @@ def test_import_of_ten_years_asks_for_every_day_and_rejects_what_has_no_partitio
         assert connection.scalar(sa.select(sa.func.count()).select_from(rejected_rows)) == 2
 
 
-def test_many_small_imports_are_joined_without_comparing_each_with_each(engine: sa.Engine, etl_settings: EtlSettings) -> None:
+def test_many_small_imports_are_joined_without_comparing_each_with_each(
+    engine: sa.Engine, etl_settings: EtlSettings
+) -> None:
     """新的数据库还没有统计；PostgreSQL 崩溃一次，也不记得该去统计了。"""
     imports = [uuid4() for _ in range(6_000)]
     with engine.begin() as connection:
@@ -144,12 +154,20 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from nodes(child)
 
 
-def test_rows_without_a_partition_are_rejected_at_once(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
-    rows = [{"ordered_at": None}, {"ordered_at": datetime(1999, 12, 1, tzinfo=UTC)}, {"order_id": None, "ordered_at": None}]
+def test_rows_without_a_partition_are_rejected_at_once(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
+    rows = [
+        {"ordered_at": None},
+        {"ordered_at": datetime(1999, 12, 1, tzinfo=UTC)},
+        {"order_id": None, "ordered_at": None},
+    ]
     import_id = raw_data.add_import(rows)
     request_imports(engine, etl_settings, [ImportEvent(import_id, uuid4())])
     with engine.connect() as connection:
-        rejected = connection.execute(sa.select(rejected_rows.c.rule, rejected_rows.c.day).order_by(rejected_rows.c.raw_id)).all()
+        rejected = connection.execute(
+            sa.select(rejected_rows.c.rule, rejected_rows.c.day).order_by(rejected_rows.c.raw_id)
+        ).all()
     assert [tuple(row) for row in rejected] == [
         ("missing_ordered_at", None),
         ("outside_partitions", date(1999, 12, 1)),
@@ -158,7 +176,9 @@ def test_rows_without_a_partition_are_rejected_at_once(engine: sa.Engine, etl_se
     assert requested_days(engine) == {}
 
 
-def test_rows_without_an_order_id_or_shop_name_no_order(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+def test_rows_without_an_order_id_or_shop_name_no_order(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
     """空白的号不是同一个订单：不要求别的空白号的日子；自己的日子要，坏行也要上账。"""
     blank = [{"order_id": "　"}, {"shop": "  "}, {"order_id": None}, {"order_id": ""}]
     for day in range(5, 10):

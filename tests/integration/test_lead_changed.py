@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from dagster import AssetKey, DagsterRunStatus
 from nats.js.api import StreamConfig
 
-from bridge.cli.main import cli
+from bridge.cli.commands import cli
 from bridge.events import handlers as handlers_module
 from bridge.events import publish_event
 from bridge.events.listener import Listener
@@ -52,7 +52,9 @@ async def bridge(
         monkeypatch.setattr(f"bridge.operations.replay.get_{name}", lambda value=value: value)
     settings = BridgeSettings(nats_url=nats_server.url, event_ack_wait_seconds=2, event_retry_delay_seconds=0.02)
     async with open_bridge(settings, engine, etl_settings, monkeypatch) as made:
-        await made.connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"], duplicate_window=600))
+        await made.connection.context.add_stream(
+            StreamConfig(name="EVENTS", subjects=["events.>"], duplicate_window=600)
+        )
         yield made
 
 
@@ -60,7 +62,10 @@ async def bridge(
 def chain(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> Chain:
     """张三两天各一单，没有成交，一个商机；都做完了，然后人把它关在两单之间。"""
     chain = Chain(engine, etl_settings)
-    orders = [{"order_id": f"A-{day}", "order_status": "new", "ordered_at": datetime(2026, 1, day, 4, tzinfo=UTC)} for day in (5, 6)]
+    orders = [
+        {"order_id": f"A-{day}", "order_status": "new", "ordered_at": datetime(2026, 1, day, 4, tzinfo=UTC)}
+        for day in (5, 6)
+    ]
     chain.announce(raw_data.add_import(orders))
     chain.run_due()
     chain.execute(sa.delete(outbox))
@@ -99,7 +104,11 @@ async def test_it_becomes_a_run_of_leads_as_any_event(bridge: Bridge, chain: Cha
     run = worker.instance.get_run_by_id(taken.run.run_id)
     assert run is not None
     assert status(worker, run.run_id) is DagsterRunStatus.SUCCESS
-    assert (run.tags["etl/trigger"], run.tags["dagster/partition"], run.asset_selection) == ("event", str(DAY), {AssetKey("leads")})
+    assert (run.tags["dagster/dayline/trigger"], run.tags["dagster/partition"], run.asset_selection) == (
+        "event",
+        str(DAY),
+        {AssetKey("leads")},
+    )
     materialization = worker.instance.get_latest_materialization_event(AssetKey("leads"))
     assert materialization is not None
     assert materialization.asset_materialization is not None
@@ -120,7 +129,9 @@ async def test_event_delivered_again_asks_again_and_the_tables_stay(bridge: Brid
             raise OSError("no doorbell")
 
     stop = asyncio.Event()
-    listening = asyncio.create_task(Listener(bridge.settings, handlers=handlers_module.handlers_of(graph), ring=ring).run(stop))
+    listening = asyncio.create_task(
+        Listener(bridge.settings, handlers=handlers_module.handlers_of(graph), ring=ring).run(stop)
+    )
     await publish_event(SUBJECT, LeadChanged(lead_ids=(lead_id_of(chain),)), settings=bridge.settings)
     await bridge.eventually(lambda: len(rings) == 2)
     stop.set()
@@ -135,14 +146,23 @@ async def test_wrong_events_are_dead_lettered_and_the_others_pass(bridge: Bridge
     lead_id = str(lead_id_of(chain))
     async with bridge.listening():
         for fields in ({}, {"lead_ids": []}, {"lead_ids": [lead_id], "customer_global_ids": [lead_id]}):
-            content = {"event_id": str(uuid4()), "event_version": "1.0", "occurred_at": "2026-01-05T10:00:00Z", "status": "closed"}
+            content = {
+                "event_id": str(uuid4()),
+                "event_version": "1.0",
+                "occurred_at": "2026-01-05T10:00:00Z",
+                "status": "closed",
+            }
             await bridge.connection.publish(SUBJECT, json.dumps(content | fields).encode(), message_id=str(uuid4()))
         await publish_event(SUBJECT, LeadChanged(lead_ids=(lead_id_of(chain),)), settings=bridge.settings)
         letters = await bridge.letters(3)
         await bridge.eventually(chain.due_days)
         reasons = sorted((letter.headers or {})["Etl-Reason"] for letter in letters)
         one_kind = "exactly one of customer_global_ids and lead_ids must be given"
-        assert reasons == [one_kind, one_kind, "field lead_ids: Tuple should have at least 1 item after validation, not 0"]
+        assert reasons == [
+            one_kind,
+            one_kind,
+            "field lead_ids: Tuple should have at least 1 item after validation, not 0",
+        ]
         assert {letter.subject for letter in letters} == {"events_dlq.lead.changed"}
     retried = await etl("dlq", "retry", "events-1")
     assert f"events-1 is back on {SUBJECT}" in retried.stdout

@@ -77,7 +77,9 @@ def instance(engine: sa.Engine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def happens(instance: DagsterInstance, run_id: str, *types: DagsterEventType) -> None:
     for event_type in types:
-        made = StepMaterializationData(AssetMaterialization(AssetKey("orders"), partition="2026-01-05", tags={DATA_VERSION_TAG: "7"}))
+        made = StepMaterializationData(
+            AssetMaterialization(AssetKey("orders"), partition="2026-01-05", tags={DATA_VERSION_TAG: "7"})
+        )
         event = DagsterEvent(
             event_type.value,
             "etl",
@@ -110,7 +112,9 @@ def names(*types: DagsterEventType) -> list[str]:
     return [event_type.value for event_type in types]
 
 
-def test_events_wait_for_the_next_that_matters_and_keep_their_order(instance: DagsterInstance, engine: sa.Engine) -> None:
+def test_events_wait_for_the_next_that_matters_and_keep_their_order(
+    instance: DagsterInstance, engine: sa.Engine
+) -> None:
     run_id = str(uuid4())
     made = DagsterEventType.ASSET_MATERIALIZATION
     with deferring_events(instance):
@@ -157,7 +161,9 @@ def test_events_outlast_a_database_that_is_away_for_a_moment(instance: DagsterIn
     assert stored(engine, run_id) == names(*LATER, DagsterEventType.STEP_RESTARTED)
 
 
-def test_what_could_not_be_written_until_a_run_is_over_does_not_come_back_in_the_next(instance: DagsterInstance, engine: sa.Engine) -> None:
+def test_what_could_not_be_written_until_a_run_is_over_does_not_come_back_in_the_next(
+    instance: DagsterInstance, engine: sa.Engine
+) -> None:
     first, second = str(uuid4()), str(uuid4())
     with engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE dagster.event_logs RENAME TO event_logs_away")
@@ -199,11 +205,18 @@ def test_what_a_run_made_is_known_without_asking_and_is_what_is_stored(instance:
 
 
 @pytest.mark.parametrize(
-    "end", [DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_CANCELED, DagsterEventType.RUN_FAILURE], ids=lambda end: end.value
+    "end",
+    [DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_CANCELED, DagsterEventType.RUN_FAILURE],
+    ids=lambda end: end.value,
 )
-def test_status_of_a_run_is_what_the_stock_storage_would_have_written(instance: DagsterInstance, end: DagsterEventType) -> None:
+def test_status_of_a_run_is_what_the_stock_storage_would_have_written(
+    instance: DagsterInstance, end: DagsterEventType
+) -> None:
     written = []
-    for handle in (instance.run_storage.handle_run_event, partial(PostgresRunStorage.handle_run_event, instance.run_storage)):
+    for handle in (
+        instance.run_storage.handle_run_event,
+        partial(PostgresRunStorage.handle_run_event, instance.run_storage),
+    ):
         run = instance.add_run(DagsterRun(job_name="etl", run_id=str(uuid4()), tags={"kept": "yes"}))
         at = datetime(2026, 1, 5, 8, tzinfo=UTC)
         for event_type in (DagsterEventType.RUN_STARTING, DagsterEventType.RUN_START, end):
@@ -211,7 +224,15 @@ def test_status_of_a_run_is_what_the_stock_storage_would_have_written(instance: 
             at += timedelta(seconds=1)
         record = instance.get_run_record_by_id(run.run_id)
         assert record is not None
-        written.append((record.dagster_run.status, record.dagster_run.tags, record.start_time, record.end_time, record.update_timestamp))
+        written.append(
+            (
+                record.dagster_run.status,
+                record.dagster_run.tags,
+                record.start_time,
+                record.end_time,
+                record.update_timestamp,
+            )
+        )
     assert written[0] == written[1]
     assert written[0][0] is EVENT_TYPE_TO_PIPELINE_RUN_STATUS[end]
 
@@ -220,7 +241,9 @@ ENDS = (DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_FAILURE, DagsterEvent
 
 
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.value)
-def test_what_a_thawed_worker_says_too_late_does_not_change_how_a_run_ended(instance: DagsterInstance, end: DagsterEventType) -> None:
+def test_what_a_thawed_worker_says_too_late_does_not_change_how_a_run_ended(
+    instance: DagsterInstance, end: DagsterEventType
+) -> None:
     """除了成功：数据有栅栏，做成了是真的，别人只是以为它死了。"""
     run = instance.add_run(DagsterRun(job_name="etl", run_id=str(uuid4())))
     happens(instance, run.run_id, DagsterEventType.RUN_START, end)
@@ -232,11 +255,15 @@ def test_what_a_thawed_worker_says_too_late_does_not_change_how_a_run_ended(inst
     happens(instance, run.run_id, DagsterEventType.RUN_SUCCESS)
     last = instance.get_run_by_id(run.run_id)
     assert last is not None
-    assert last.status is (DagsterRunStatus.CANCELED if end is DagsterEventType.RUN_CANCELED else DagsterRunStatus.SUCCESS)
+    assert last.status is (
+        DagsterRunStatus.CANCELED if end is DagsterEventType.RUN_CANCELED else DagsterRunStatus.SUCCESS
+    )
 
 
 @pytest.mark.parametrize("now", [DagsterEventType.RUN_START, DagsterEventType.RUN_CANCELING], ids=lambda now: now.value)
-def test_run_that_is_being_executed_does_not_go_back_to_waiting(instance: DagsterInstance, now: DagsterEventType) -> None:
+def test_run_that_is_being_executed_does_not_go_back_to_waiting(
+    instance: DagsterInstance, now: DagsterEventType
+) -> None:
     """拿到手就停住的，醒来时别人已经在做。"""
     run = instance.add_run(DagsterRun(job_name="etl", run_id=str(uuid4())))
     happens(instance, run.run_id, DagsterEventType.RUN_STARTING, now)
@@ -250,16 +277,24 @@ def test_a_run_is_found_as_the_stock_storage_finds_it(instance: DagsterInstance)
     instance.report_run_canceling(run)
     for run_id in (run.run_id, str(uuid4())):
         wanted = RunsFilter(run_ids=[run_id])
-        assert instance.run_storage.get_run_records(wanted, 1) == PostgresRunStorage.get_run_records(instance.run_storage, wanted, 1)
+        assert instance.run_storage.get_run_records(wanted, 1) == PostgresRunStorage.get_run_records(
+            instance.run_storage, wanted, 1
+        )
     assert len(instance.run_storage.get_run_records(RunsFilter(run_ids=[run.run_id]), 1)) == 1
     elsewhere = RunsFilter(run_ids=[run.run_id], job_name="another")
     assert instance.run_storage.get_run_records(elsewhere, 1) == []
 
 
-def test_record_of_a_check_that_could_not_be_written_is_written_later_and_once(instance: DagsterInstance, engine: sa.Engine) -> None:
+def test_record_of_a_check_that_could_not_be_written_is_written_later_and_once(
+    instance: DagsterInstance, engine: sa.Engine
+) -> None:
     run_id, check = str(uuid4()), AssetCheckKey(AssetKey("orders"), "accounting")
-    evaluation = AssetCheckEvaluation(asset_key=check.asset_key, check_name=check.name, passed=True, partition="2026-01-05")
-    event = DagsterEvent(DagsterEventType.ASSET_CHECK_EVALUATION.value, "etl", step_key="orders", event_specific_data=evaluation)
+    evaluation = AssetCheckEvaluation(
+        asset_key=check.asset_key, check_name=check.name, passed=True, partition="2026-01-05"
+    )
+    event = DagsterEvent(
+        DagsterEventType.ASSET_CHECK_EVALUATION.value, "etl", step_key="orders", event_specific_data=evaluation
+    )
     with deferring_events(instance):
         instance.handle_new_event(log_entry(run_id, event))
         happens(instance, run_id, DagsterEventType.ASSET_MATERIALIZATION)
@@ -270,13 +305,17 @@ def test_record_of_a_check_that_could_not_be_written_is_written_later_and_once(i
                 flush_events(instance)
         with engine.begin() as connection:
             connection.exec_driver_sql("ALTER TABLE dagster.asset_check_executions RENAME away TO evaluation_event")
-    assert stored(engine, run_id) == names(DagsterEventType.ASSET_CHECK_EVALUATION, DagsterEventType.ASSET_MATERIALIZATION)
+    assert stored(engine, run_id) == names(
+        DagsterEventType.ASSET_CHECK_EVALUATION, DagsterEventType.ASSET_MATERIALIZATION
+    )
     (record,) = instance.event_log_storage.get_asset_check_execution_history(check, limit=10)
     assert record.run_id == run_id
     assert tags_of(engine, run_id) == ["7"]
 
 
-def test_events_are_seen_while_the_record_of_their_asset_waits_for_another_run(instance: DagsterInstance, engine: sa.Engine) -> None:
+def test_events_are_seen_while_the_record_of_their_asset_waits_for_another_run(
+    instance: DagsterInstance, engine: sa.Engine
+) -> None:
     """跟着编号读的人（传感器、网页）不等：编号发出去而还看不见的时候，他们会越过它。"""
     run_id, made = str(uuid4()), DagsterEventType.ASSET_MATERIALIZATION
     happens(instance, str(uuid4()), made)
@@ -321,7 +360,9 @@ def test_what_a_run_plans_is_one_insert_and_one_message(instance: DagsterInstanc
     assert stored(engine, run_id) == names(*three, DagsterEventType.STEP_START, *three, *twice)
 
 
-def test_the_row_of_an_asset_is_what_the_stock_storage_would_have_written(instance: DagsterInstance, engine: sa.Engine) -> None:
+def test_the_row_of_an_asset_is_what_the_stock_storage_would_have_written(
+    instance: DagsterInstance, engine: sa.Engine
+) -> None:
     """一批里先计划、再物化、再计划、再观察，合成一次写，与一个一个写的一样。"""
     storage, rows = instance.event_log_storage, {}
     for name in ("batched", "stock"):
@@ -340,7 +381,9 @@ def test_the_row_of_an_asset_is_what_the_stock_storage_would_have_written(instan
             query = sa.text("SELECT * FROM dagster.asset_keys WHERE asset_key = :key")
             row = dict(connection.execute(query, {"key": key.to_string()}).mappings().one())
         last = deserialize_value(row.pop("last_materialization"), EventLogRecord)
-        rows[name] = {column: row[column] for column in ("last_run_id", "last_materialization_timestamp", "asset_details")}
+        rows[name] = {
+            column: row[column] for column in ("last_run_id", "last_materialization_timestamp", "asset_details")
+        }
         rows[name] |= {"made_by": last.run_id, "made_at": last.timestamp}
     assert rows["batched"] == rows["stock"]
 
@@ -372,7 +415,9 @@ def test_a_run_that_says_what_cannot_be_stored_ends_as_it_should(instance: Dagst
     assert [kind for kind in stored(engine, result.run_id) if kind in ends] == ends
 
 
-def test_an_event_whose_records_are_refused_does_not_stop_those_of_others(instance: DagsterInstance, engine: sa.Engine) -> None:
+def test_an_event_whose_records_are_refused_does_not_stop_those_of_others(
+    instance: DagsterInstance, engine: sa.Engine
+) -> None:
     run_id = str(uuid4())
     with deferring_events(instance):
         happens(instance, run_id, DagsterEventType.ASSET_MATERIALIZATION)
@@ -426,7 +471,9 @@ def test_events_that_wait_for_a_lock_beyond_the_limit_are_stored_once(
 
 
 @pytest.mark.parametrize("deleted", ["run wipe", "plans"])
-def test_a_warm_worker_makes_runs_after_the_history_is_wiped(instance: DagsterInstance, engine: sa.Engine, deleted: str) -> None:
+def test_a_warm_worker_makes_runs_after_the_history_is_wiped(
+    instance: DagsterInstance, engine: sa.Engine, deleted: str
+) -> None:
     location = CodeLocation(module=CODE_MODULE, attribute="defs", location_name=LOCATION_NAME)
     day = DayRange(date(2026, 1, 5), date(2026, 1, 5))
     create = partial(location.create_run, instance, job_name=JOB_NAME, assets=["orders"], days=day, tags={})
@@ -434,7 +481,9 @@ def test_a_warm_worker_makes_runs_after_the_history_is_wiped(instance: DagsterIn
     assert before.execution_plan_snapshot_id is not None
     assert instance.get_execution_plan_snapshot(before.execution_plan_snapshot_id) is not None
     if deleted == "run wipe":
-        subprocess.run([sys.executable, "-P", "-m", "dagster", "run", "wipe", "--force"], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-P", "-m", "dagster", "run", "wipe", "--force"], check=True, capture_output=True
+        )
         assert instance.get_run_by_id(before.run_id) is None
     else:
         with engine.begin() as connection:
@@ -482,7 +531,9 @@ def test_an_observation_from_outside_is_an_input_version(instance: DagsterInstan
     assert latest.asset_materialization is not None
     assert latest.asset_materialization.tags is not None
     assert latest.asset_materialization.tags[f"dagster/input_data_version/{source.path[0]}"] == "from outside"
-    assert latest.asset_materialization.tags[f"dagster/input_event_pointer/{source.path[0]}"] == str(observed_there.storage_id)
+    assert latest.asset_materialization.tags[f"dagster/input_event_pointer/{source.path[0]}"] == str(
+        observed_there.storage_id
+    )
 
 
 def materialized(key: AssetKey, *, partition: str = "2026-01-05", tags: dict[str, str] | None = None) -> DagsterEvent:

@@ -17,12 +17,21 @@ import pytest
 import sqlalchemy as sa
 import structlog
 from nats.js.api import DiscardPolicy, RawStreamMsg, RetentionPolicy, StreamConfig
-from nats.js.errors import NotFoundError
+from nats.js.errors import BadRequestError, NotFoundError
 
 from bridge.errors import PayloadTooLargeError, StreamConflictError, StreamMissingError
-from bridge.events import DataImportCompleted, EtlCompleted, settling
+from bridge.events import DataImportCompleted, EtlCompleted, settling, streams
 from bridge.events import listener as listener_module
-from bridge.events.event_task_utils import Decision, Done, EventTaskHandler, Ignored, NotYet, ReceivedEvent, Rejected, event_task_handler
+from bridge.events.event_task_utils import (
+    Decision,
+    Done,
+    EventTaskHandler,
+    Ignored,
+    NotYet,
+    ReceivedEvent,
+    Rejected,
+    event_task_handler,
+)
 from bridge.events.listener import Listener
 from bridge.events.streams import consumer_names
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, ORDERS_ETL_COMPLETED
@@ -30,7 +39,14 @@ from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.pull import Puller
 from bridge.jetstream.streams import ensure_stream
 from bridge.settings import BridgeSettings, Lane
-from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, PermanentError, SettingsError, TransientError
+from etl_assets.core.errors import (
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    PermanentError,
+    SettingsError,
+    TransientError,
+)
+from etl_assets.core.log import RepeatedWarning, get_logger
 
 from .conftest import NatsServer
 
@@ -60,11 +76,17 @@ class Bench:
         self.rings: list[tuple[str, Lane]] = []
 
     async def add_stream(self, **options: Any) -> None:
-        await self.connection.context.add_stream(StreamConfig(**({"name": "EVENTS", "subjects": ["events.>"]} | options)))
+        await self.connection.context.add_stream(
+            StreamConfig(**({"name": "EVENTS", "subjects": ["events.>"]} | options))
+        )
 
-    async def publish(self, data: bytes | None = None, *, subject: str = DATA_IMPORT_COMPLETED, import_id: UUID | None = None) -> UUID:
+    async def publish(
+        self, data: bytes | None = None, *, subject: str = DATA_IMPORT_COMPLETED, import_id: UUID | None = None
+    ) -> UUID:
         event = DataImportCompleted(import_id=import_id or uuid4())
-        await self.connection.publish(subject, event.model_dump_json().encode() if data is None else data, message_id=str(uuid4()))
+        await self.connection.publish(
+            subject, event.model_dump_json().encode() if data is None else data, message_id=str(uuid4())
+        )
         return event.import_id
 
     def listener(self, decide: Decide, *, ring: Callable[[str, Lane], Awaitable[None]] | None = None) -> Listener:
@@ -105,7 +127,10 @@ class Bench:
         async with asyncio.timeout(20):
             while await self.dead_letter_count() < count:
                 await asyncio.sleep(0.02)
-        return [await self.connection.context.get_msg("EVENTS_DLQ", sequence) for sequence in range(1, await self.dead_letter_count() + 1)]
+        return [
+            await self.connection.context.get_msg("EVENTS_DLQ", sequence)
+            for sequence in range(1, await self.dead_letter_count() + 1)
+        ]
 
 
 @pytest.fixture
@@ -118,7 +143,10 @@ async def bench(settings: BridgeSettings) -> AsyncIterator[Bench]:
 
 def handler_of(decide: Decide) -> EventTaskHandler[DataImportCompleted]:
     return event_task_handler(
-        subject=DATA_IMPORT_COMPLETED, event_type=DataImportCompleted, required_fields=("import_id",), task_name="materialize"
+        subject=DATA_IMPORT_COMPLETED,
+        event_type=DataImportCompleted,
+        required_fields=("import_id",),
+        task_name="materialize",
     )(decide)
 
 
@@ -217,7 +245,9 @@ def poison(settings: BridgeSettings) -> dict[str, bytes]:
         "not JSON": b"\xff{",
         "a JSON list instead of an object": b"[1]",
         "event_version is '9.9', supported is '1.0'": json.dumps(good | {"event_version": "9.9"}).encode(),
-        "field import_id is missing": json.dumps({key: value for key, value in good.items() if key != "import_id"}).encode(),
+        "field import_id is missing": json.dumps(
+            {key: value for key, value in good.items() if key != "import_id"}
+        ).encode(),
         "field import_id: Input should be a valid UUID": json.dumps(good | {"import_id": "7-7"}).encode(),
         "field status: Input should be a valid string": json.dumps(good | {"status": 7}).encode(),
         f"{settings.event_max_bytes + 1} bytes, ETL_EVENT_MAX_BYTES allows": b"x" * (settings.event_max_bytes + 1),
@@ -244,7 +274,7 @@ async def test_each_poison_gives_one_log_line_and_one_dead_letter_and_the_next_e
     assert handled == good
     lines = [line for line in logs if line["log_level"] in ("warning", "error")]
     assert {line["event"] for line in lines} == {"event dead-lettered"}
-    for expected, line in zip(kinds, sorted(lines, key=lambda line: line["sequence"]), strict=True):
+    for expected, line in zip(kinds, sorted(lines, key=lambda line: line["stream_sequence"]), strict=True):
         assert line["reason"].startswith(expected)
     by_sequence = {int((letter.headers or {})["Etl-Sequence"]): letter for letter in letters}
     for sequence, (expected, data) in enumerate(kinds.items()):
@@ -253,7 +283,11 @@ async def test_each_poison_gives_one_log_line_and_one_dead_letter_and_the_next_e
         assert letter.subject == DEAD_SUBJECT
         assert letter.data == data[:4_096]
         assert headers["Etl-Reason"].startswith(expected)
-        assert (headers["Etl-Subject"], headers["Etl-Stream"], headers["Etl-Attempts"]) == (DATA_IMPORT_COMPLETED, "EVENTS", "1")
+        assert (headers["Etl-Subject"], headers["Etl-Stream"], headers["Etl-Attempts"]) == (
+            DATA_IMPORT_COMPLETED,
+            "EVENTS",
+            "1",
+        )
 
 
 async def test_garbage_is_kept_cut_and_what_can_be_retried_is_kept_whole(bench: Bench) -> None:
@@ -286,7 +320,9 @@ async def test_events_wait_while_the_dead_letters_are_full_and_good_ones_pass(be
 
     bench.settings = bench.settings.model_copy(update={"event_retry_delay_max_seconds": 0.2})
     await bench.add_stream()
-    full = StreamConfig(name="EVENTS_DLQ", subjects=["events_dlq.>"], max_msgs=2, discard=DiscardPolicy.OLD, duplicate_window=600)
+    full = StreamConfig(
+        name="EVENTS_DLQ", subjects=["events_dlq.>"], max_msgs=2, discard=DiscardPolicy.OLD, duplicate_window=600
+    )
     await bench.connection.context.add_stream(full)
     for number in range(6):
         await bench.publish(b"garbage %d" % number)
@@ -298,7 +334,9 @@ async def test_events_wait_while_the_dead_letters_are_full_and_good_ones_pass(be
             await asyncio.sleep(0.6)
             assert await bench.dead_letter_count() == 2
             assert await bench.unacknowledged() == 4
-            await bench.connection.context.update_stream((await bench.connection.context.stream_info("EVENTS_DLQ")).config, max_msgs=-1)
+            await bench.connection.context.update_stream(
+                (await bench.connection.context.stream_info("EVENTS_DLQ")).config, max_msgs=-1
+            )
             letters = await bench.dead_letters(6)
             await bench.all_acknowledged()
     assert {letter.data for letter in letters} == {b"garbage %d" % number for number in range(6)}
@@ -361,7 +399,9 @@ async def test_no_more_letters_are_written_at_once_than_allowed(bench: Bench, mo
     assert await bench.dead_letter_count() == 20
 
 
-async def test_failures_of_events_that_others_finished_are_forgotten(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failures_of_events_that_others_finished_are_forgotten(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(settling, "FAILURES_KEPT", 5)
     bench.settings = bench.settings.model_copy(update={"event_max_attempts": 100, "event_retry_delay_seconds": 30})
     failed: set[UUID] = set()
@@ -394,7 +434,9 @@ async def test_stream_that_we_create_refuses_what_is_too_large_to_be_an_event(be
                 await bench.publish(b"x" * 1_000_000)
         event = DataImportCompleted(import_id=uuid4())
         headers = {"X-Trace": "t" * 60_000}
-        await bench.connection.publish(DATA_IMPORT_COMPLETED, event.model_dump_json().encode(), message_id="large", headers=headers)
+        await bench.connection.publish(
+            DATA_IMPORT_COMPLETED, event.model_dump_json().encode(), message_id="large", headers=headers
+        )
         await bench.eventually(lambda: handled)
         await bench.all_acknowledged()
     assert handled == [event.import_id]
@@ -447,7 +489,9 @@ async def test_events_that_are_not_ready_do_not_flood_the_log(bench: Bench) -> N
         async with running(bench.listener(decide)):
             await bench.eventually(lambda: len(attempts) == 150)
             await bench.all_acknowledged()
-    assert [line["event"] for line in logs if line["event"] != "ready"] == ["event not ready, trying again"]
+    assert [line["event"] for line in logs if line["event"] not in ("ready", "event handled")] == [
+        "event not ready, trying again"
+    ]
 
 
 async def test_event_whose_import_never_comes_is_dead_lettered_after_the_bounded_time(bench: Bench) -> None:
@@ -486,7 +530,9 @@ async def test_event_whose_import_never_comes_is_dead_lettered_after_the_bounded
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_batch_comes_again_while_something_is_wrong_with_us(bench: Bench, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_batch_comes_again_while_something_is_wrong_with_us(
+    bench: Bench, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(listener_module, "REFUSED_PAUSE_SECONDS", 0)
     calls: list[int] = []
 
@@ -556,8 +602,12 @@ async def test_event_that_alone_meets_an_error_of_ours_does_not_stop_the_others(
     assert await bench.dead_letter_count() == 0
 
 
-@pytest.mark.parametrize("of_batch", [PermanentError("one row is bad"), ValueError("a bug")], ids=lambda error: type(error).__name__)
-async def test_events_that_were_not_tried_alone_are_not_judged_by_what_the_batch_met(bench: Bench, of_batch: Exception) -> None:
+@pytest.mark.parametrize(
+    "of_batch", [PermanentError("one row is bad"), ValueError("a bug")], ids=lambda error: type(error).__name__
+)
+async def test_events_that_were_not_tried_alone_are_not_judged_by_what_the_batch_met(
+    bench: Bench, of_batch: Exception
+) -> None:
     """一批里有一个毒的，逐个再来时数据库正好不让做：没轮到的不替它进死信，也不各等一回。"""
     tried: list[UUID] = []
     done: list[UUID] = []
@@ -650,7 +700,9 @@ async def test_rejected_event_is_dead_lettered_once_also_when_it_comes_again(ben
     await bench.add_stream()
     await bench.publish()
     listener = bench.listener(decide)
-    await ensure_stream(bench.connection, StreamConfig(name="EVENTS_DLQ", subjects=["events_dlq.>"], duplicate_window=600))
+    await ensure_stream(
+        bench.connection, StreamConfig(name="EVENTS_DLQ", subjects=["events_dlq.>"], duplicate_window=600)
+    )
     async with running(listener):
         (letter,) = await bench.dead_letters(1)
         await bench.all_acknowledged()
@@ -714,7 +766,9 @@ async def test_handler_slower_than_the_ack_wait_runs_once(bench: Bench) -> None:
     assert calls == [1]
 
 
-async def test_killing_and_restarting_nats_in_mid_consumption_loses_nothing(bench: Bench, nats_server: NatsServer) -> None:
+async def test_killing_and_restarting_nats_in_mid_consumption_loses_nothing(
+    bench: Bench, nats_server: NatsServer
+) -> None:
     handled: list[UUID] = []
 
     async def decide(events: Batch) -> Sequence[Decision]:
@@ -738,7 +792,9 @@ async def test_killing_and_restarting_nats_in_mid_consumption_loses_nothing(benc
     assert len([line for line in logs if line["log_level"] == "warning"]) < 10
 
 
-async def test_idle_listener_hears_the_first_event_after_a_restart_of_nats(bench: Bench, nats_server: NatsServer) -> None:
+async def test_idle_listener_hears_the_first_event_after_a_restart_of_nats(
+    bench: Bench, nats_server: NatsServer
+) -> None:
     handled: list[UUID] = []
 
     async def decide(events: Batch) -> Sequence[Decision]:
@@ -845,9 +901,60 @@ async def test_stream_that_does_not_carry_the_subjects_is_one_clear_error(bench:
 
     await bench.add_stream(subjects=["app.>"])
     with pytest.raises(
-        StreamConflictError, match=r"stores app\.>, which does not cover events\.data_import\.completed; add these subjects"
+        StreamConflictError,
+        match=r"stores app\.>, which does not cover events\.data_import\.completed; add these subjects",
     ):
         await bench.listener(decide).run(asyncio.Event())
+
+
+async def test_stream_that_cannot_keep_the_promise_is_refused_and_one_that_keeps_most_of_it_is_warned_of(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 同样的话一分钟只说一次：别的测试也许刚说过
+    fresh = RepeatedWarning(get_logger(__name__), "the stream of events does not keep all that is promised")
+    monkeypatch.setattr(streams, "_weak", fresh)
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        return [Done()] * len(events)
+
+    await bench.add_stream(max_msgs_per_subject=1)
+    with pytest.raises(
+        StreamConflictError, match=r"cannot be used: it keeps 1 messages per subject, and .*; `nats stream"
+    ):
+        await bench.listener(decide).run(asyncio.Event())
+    await bench.connection.context.delete_stream("EVENTS")
+    await bench.add_stream(retention=RetentionPolicy.INTEREST)
+    with structlog.testing.capture_logs() as logs:
+        async with running(bench.listener(decide)):
+            await bench.eventually_consumer()
+    (said,) = [line["problem"] for line in logs if line["event"].startswith("the stream of events does not keep")]
+    assert said.startswith("it drops what is published while our consumers are not there")
+
+
+async def test_stream_that_is_made_again_in_a_bad_way_is_waited_for(bench: Bench) -> None:
+    """跑着的监听器不因此结束：说一声，改好了就接着做。"""
+    handled: list[UUID] = []
+
+    async def decide(events: Batch) -> Sequence[Decision]:
+        handled.extend(import_ids(events))
+        return [Done()] * len(events)
+
+    with structlog.testing.capture_logs() as logs:
+        async with running(bench.listener(decide)):
+            await bench.eventually_consumer()
+            while True:  # 监听器也在重建它：抢在它前面
+                await bench.connection.context.delete_stream("EVENTS")
+                with suppress(BadRequestError):
+                    await bench.add_stream(max_msgs_per_subject=1)
+                    break
+            await bench.eventually(
+                lambda: [line for line in logs if line["event"] == "cannot restore the consumer yet"]
+            )
+            await bench.connection.context.delete_stream("EVENTS")
+            await bench.eventually_consumer()
+            published = await bench.publish()
+            await bench.eventually(lambda: handled)
+    assert handled == [published]
 
 
 async def test_event_of_a_subject_that_it_does_not_know_is_given_back(bench: Bench) -> None:
@@ -882,10 +989,17 @@ async def test_two_handlers_get_their_own_events(bench: Bench) -> None:
         handler_of(decide),
         event_task_handler(subject=ORDERS_ETL_COMPLETED, event_type=EtlCompleted, task_name="downstream")(decide),
     ]
-    completion = {"event_id": str(uuid4()), "event_version": "1.0", "occurred_at": "2026-01-05T00:00:00Z", "status": "success"}
+    completion = {
+        "event_id": str(uuid4()),
+        "event_version": "1.0",
+        "occurred_at": "2026-01-05T00:00:00Z",
+        "status": "success",
+    }
     await bench.add_stream()
     await bench.publish()
-    await bench.publish(json.dumps(completion | {"partitions": ["2026-01-05"], "run_id": "r"}).encode(), subject=ORDERS_ETL_COMPLETED)
+    await bench.publish(
+        json.dumps(completion | {"partitions": ["2026-01-05"], "run_id": "r"}).encode(), subject=ORDERS_ETL_COMPLETED
+    )
     await bench.publish(b"{}", subject="events.somebody.else")
     async with running(Listener(bench.settings, handlers=handlers, ring=bench.ring)):
         await bench.eventually(lambda: len(seen) == 2)

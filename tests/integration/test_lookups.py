@@ -29,7 +29,9 @@ OURS = {
     "ix_business_leads_unclosed",
     "ix_business_leads_left_behind",
 }
-KEY = str(order_id_key(raw_orders.c.order_id).compile(compile_kwargs={"literal_binds": True})).replace("public.raw_orders.", "")
+KEY = str(order_id_key(raw_orders.c.order_id).compile(compile_kwargs={"literal_binds": True})).replace(
+    "public.raw_orders.", ""
+)
 SIZES = {
     "empty": "",
     "vacuumed": "VACUUM ANALYZE import_tasks, raw_orders, orders, business_leads",
@@ -53,7 +55,9 @@ def merchant(engine: sa.Engine, execute: Callable[[str], None]) -> Iterator[sa.E
     role, password = f"merchant_{uuid4().hex[:12]}", uuid4().hex
     execute(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'; GRANT {role} TO CURRENT_USER")
     execute(f"GRANT CREATE, USAGE ON SCHEMA public TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
-    own = build_engine(EtlSettings(database_url=engine.url.set(username=role, password=password).render_as_string(hide_password=False)))
+    own = build_engine(
+        EtlSettings(database_url=engine.url.set(username=role, password=password).render_as_string(hide_password=False))
+    )
     yield own
     own.dispose()
     execute(f"REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}; DROP ROLE {role}")
@@ -78,7 +82,11 @@ def look(engine: sa.Engine, settings: EtlSettings) -> dict[str, IndexWork]:
 
 def invalid_indexes(engine: sa.Engine) -> set[str]:
     with engine.connect() as connection:
-        return set(connection.scalars(sa.text("SELECT relname FROM pg_index JOIN pg_class ON oid = indexrelid WHERE NOT indisvalid")))
+        return set(
+            connection.scalars(
+                sa.text("SELECT relname FROM pg_index JOIN pg_class ON oid = indexrelid WHERE NOT indisvalid")
+            )
+        )
 
 
 def abort_build(engine: sa.Engine, statement: str) -> None:
@@ -120,7 +128,10 @@ def test_indexes_of_init_db_are_found_and_missing_ones_named_whatever_the_size(
         ("ix_raw_orders_import_id", "CREATE INDEX ON raw_orders (import_id) WHERE import_id IS NOT NULL"),
         ("ix_raw_orders_ordered_at", "CREATE INDEX ON raw_orders (ordered_at DESC, shop)"),
         ("ix_raw_orders_order", f"CREATE INDEX ON raw_orders ({KEY}, shop)"),
-        ("ix_import_tasks_completed_at", "CREATE INDEX ON import_tasks (completed_at) WHERE status = 'completed'"),
+        (
+            "ix_import_tasks_completed_at",
+            "CREATE INDEX ON import_tasks (completed_at) WHERE status IN ('completed', 'failed')",
+        ),
         ("ix_import_tasks_completed_at", "CREATE INDEX ON import_tasks (status, completed_at)"),
         ("ix_public_orders_order_date", "CREATE INDEX ON orders (order_date, shop_id)"),
         ("ix_business_leads_unclosed", "CREATE INDEX ON business_leads (closed_at, current_stage, last_order_at)"),
@@ -237,7 +248,11 @@ def test_invalid_index_beside_one_that_serves_is_only_dropped(
 
 
 def test_index_that_is_being_built_is_left_alone_and_progress_is_said(
-    engine: sa.Engine, merchant: sa.Engine, etl_settings: EtlSettings, execute: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    engine: sa.Engine,
+    merchant: sa.Engine,
+    etl_settings: EtlSettings,
+    execute: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """一个在建，等着一个没有结束的事务：说等着谁；第二个不等也不动它。看的人只是普通角色。"""
     monkeypatch.setattr(index_building, "PROGRESS_SECONDS", 0.05)
@@ -263,12 +278,17 @@ def test_role_that_does_not_own_the_table_is_told_what_its_owner_has_to_run(
     engine: sa.Engine, merchant: sa.Engine, etl_settings: EtlSettings, execute: Callable[[str], None]
 ) -> None:
     """别的表的照样建。"""
-    execute(f"DROP INDEX ix_raw_orders_ordered_at, ix_public_orders_order_date; ALTER TABLE orders OWNER TO {merchant.url.username}")
+    execute(
+        f"DROP INDEX ix_raw_orders_ordered_at, ix_public_orders_order_date; ALTER TABLE orders OWNER TO {merchant.url.username}"
+    )
     said: list[str] = []
     with pytest.raises(PermanentError, match="1 indexes are still missing or INVALID"):
         create_indexes(merchant, etl_settings, said.append)
     statement = "CREATE INDEX CONCURRENTLY ix_raw_orders_ordered_at ON public.raw_orders (ordered_at)"
-    assert any(f"must be owner of table raw_orders): let {engine.url.username} run, one by one: {statement}" in text for text in said)
+    assert any(
+        f"must be owner of table raw_orders): let {engine.url.username} run, one by one: {statement}" in text
+        for text in said
+    )
     assert list(look(engine, etl_settings)) == ["ix_raw_orders_ordered_at"]
 
 

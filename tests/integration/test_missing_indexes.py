@@ -35,7 +35,9 @@ def _installed(engine: sa.Engine, etl_settings: EtlSettings, tmp_path: Path, mon
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
     monkeypatch.setattr("bridge.runs.worker.get_engine", lambda: engine)
     monkeypatch.setattr("bridge.runs.worker.get_settings", lambda: etl_settings)
-    use_in_commands(monkeypatch, engine=engine, settings=etl_settings, bridge_settings=BridgeSettings(nats_url="nats://127.0.0.1:1"))
+    use_in_commands(
+        monkeypatch, engine=engine, settings=etl_settings, bridge_settings=BridgeSettings(nats_url="nats://127.0.0.1:1")
+    )
 
 
 def init_db(*arguments: str) -> Result:
@@ -66,7 +68,9 @@ def test_init_db_creates_them_when_asked(engine: sa.Engine) -> None:
     assert built >= {index.name for table in application_tables() for index in table.indexes}
 
 
-def test_status_and_a_worker_that_starts_say_that_they_are_missing(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_and_a_worker_that_starts_say_that_they_are_missing(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     initialize_database(engine, graph)
 
     def go_no_further() -> NoReturn:

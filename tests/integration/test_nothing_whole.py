@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+from hashlib import md5
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,24 +15,31 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from dagster import DagsterRunStatus
 
-from bridge.cli.main import cli
-from bridge.events.outbox_publisher import _read, _settle
+from bridge.alerts.watch import AlertWatch
+from bridge.cli.commands import cli
 from bridge.operations.doctor import _schema, _server, _side_tasks
+from bridge.operations.installation_metrics import Seen, read_database_state
+from bridge.operations.retention import look_at_retention
 from bridge.runs.run_reconciler import reconcile_runs
 from bridge.runs.worker import RunWorker
 from bridge.settings import BridgeSettings
+from bridge.warm_dagster import old_runs
 from bridge.warm_dagster.code_location import CodeLocation
 from bridge.warm_dagster.instance import flush_events
 from etl_assets.core.backoff import Backoff
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.database_sync import build_engine
+from etl_assets.core.database_sync import build_engine, transact
+from etl_assets.core.errors import PermanentError
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import target_tables
+from etl_assets.intake import retention
 from etl_assets.intake.imports import ImportEvent, request_imports
-from etl_assets.intake.unannounced_imports import request_unannounced
+from etl_assets.intake.unannounced_imports import remember_unannounced
 from etl_assets.intake.waiting_events import Patience, look_after_waiting_events
 from etl_assets.leads.events import LeadChanged, deal_again
 from etl_assets.ledger import claims, leases
+from etl_assets.ledger.outbox import delete_published, read_unpublished
+from etl_assets.reports.reports import newest_imports, oldest_day
 from etl_assets.testing.databases import cloned_database
 from etl_assets.testing.raw_data import SAMPLE_SHOP, RawData
 
@@ -152,7 +160,9 @@ def run_an_event(worker: RunWorker, raw_data: RawData, **row: Any) -> str:
     """一个事件从收下到发布完成，在那一天已经做过一遍之后；返回它的运行。"""
     at = datetime.combine(BIG_DAY, datetime.min.time(), UTC) + timedelta(hours=5)
     values = {"order_id": f"N-{uuid4()}", "customer_name": "客户77", "ordered_at": at} | row
-    announce(worker.engine, worker.settings, raw_data.add_import([values], completed_at=datetime(2026, 5, 1, tzinfo=UTC)))
+    announce(
+        worker.engine, worker.settings, raw_data.add_import([values], completed_at=datetime(2026, 5, 1, tzinfo=UTC))
+    )
     claim = worker.claim()
     assert claim is not None
     held = worker.start(claim)
@@ -160,8 +170,9 @@ def run_an_event(worker: RunWorker, raw_data: RawData, **row: Any) -> str:
     flush_events(worker.instance)
     assert worker.execute(held).succeeded
     assert worker.claim() is None
-    assert not worker.has_days_in_a_rush()
-    _settle(worker.engine, [event.outbox_id for event in _read(worker.engine)], {})
+    assert not transact(worker.engine, claims.has_days_in_a_rush, "public")
+    with worker.engine.begin() as connection:
+        delete_published(connection, [event.outbox_id for event in read_unpublished(connection, limit=100)])
     return held.run.run_id
 
 
@@ -171,7 +182,9 @@ def reading_little(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ExplainedSt
     with explained(sa.Engine, monkeypatch) as statements:
         yield statements
     worst = sorted(statements, key=lambda statement: -statement.rows_read_of_tables())
-    found = [f"{s.rows_read_of_tables()} rows for {s.text}\n{s.plan}" for s in worst if s.rows_read_of_tables() > MOST_ROWS]
+    found = [
+        f"{s.rows_read_of_tables()} rows for {s.text}\n{s.plan}" for s in worst if s.rows_read_of_tables() > MOST_ROWS
+    ]
     assert statements
     assert not found, "\n\n".join(found)
 
@@ -197,7 +210,9 @@ def test_changed_leads(installation: RunWorker, monkeypatch: pytest.MonkeyPatch,
     leads = target_tables("public").leads
     column = leads.c.lead_id if kind == "lead_ids" else leads.c.customer_global_id
     with installation.engine.connect() as connection:
-        ids = connection.scalars(sa.select(column).where(leads.c.lead_no == 1).order_by(leads.c.lead_id).limit(50)).all()
+        ids = connection.scalars(
+            sa.select(column).where(leads.c.lead_no == 1).order_by(leads.c.lead_id).limit(50)
+        ).all()
     with reading_little(monkeypatch) as statements:
         with installation.engine.begin() as connection:
             (asked,) = deal_again(connection, installation.settings, [LeadChanged.model_validate({kind: ids})])
@@ -211,9 +226,13 @@ def test_changed_leads(installation: RunWorker, monkeypatch: pytest.MonkeyPatch,
 def test_withdrawal(installation: RunWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     raw_data = raw_data_of(installation)
     import_id = UUID(hex=f"{0:032x}")
-    raw_data.add_import([{"ordered_at": datetime.combine(DAY, datetime.min.time(), UTC)}], status="failed", import_id=import_id)
+    raw_data.add_import(
+        [{"ordered_at": datetime.combine(DAY, datetime.min.time(), UTC)}], status="failed", import_id=import_id
+    )
     with reading_little(monkeypatch):
-        assert request_imports(installation.engine, installation.settings, [ImportEvent(import_id, uuid4(), sequence=9)]) == ["irrelevant"]
+        assert request_imports(
+            installation.engine, installation.settings, [ImportEvent(import_id, uuid4(), sequence=9)]
+        ) == ["irrelevant"]
 
 
 def test_click(installation: RunWorker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +242,16 @@ def test_click(installation: RunWorker, monkeypatch: pytest.MonkeyPatch) -> None
         assert held is not None
         assert installation.execute(held).succeeded
     assert status(installation, run_id) is DagsterRunStatus.SUCCESS
+
+
+def test_click_on_a_range(installation: RunWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """每天的行数、样例与笔数也不读别的日子。"""
+    with reading_little(monkeypatch) as statements:
+        last_day = str(DAY + timedelta(days=2))
+        held = installation.take(submit(installation, "orders", "customers", "leads", day=str(DAY), last_day=last_day))
+        assert held is not None
+        assert installation.execute(held).succeeded
+    assert sum("of_kind" in statement.text for statement in statements) == 3
 
 
 @pytest.mark.parametrize("asset", ["orders", "customers", "leads"])
@@ -235,13 +264,19 @@ def test_click_on_one_asset(installation: RunWorker, monkeypatch: pytest.MonkeyP
 
 def test_what_looks_after_runs_and_events(installation: RunWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, settings = installation.engine, installation.settings
-    announce(engine, settings, raw_data_of(installation).add_import([{"ordered_at": datetime.combine(DAY, datetime.min.time(), UTC)}]))
+    announce(
+        engine,
+        settings,
+        raw_data_of(installation).add_import([{"ordered_at": datetime.combine(DAY, datetime.min.time(), UTC)}]),
+    )
     with reading_little(monkeypatch), engine.connect() as connection:
         assert claims.has_claimable_days(connection, "public")
         leases.leased_run_ids(connection)
         claims.read_overdue_days(connection, "public", timedelta(hours=1))
+        oldest_day(connection, "public")
+        newest_imports(connection, 20)
         connection.rollback()
-        request_unannounced(engine, settings, handled_until=None)
+        remember_unannounced(engine, settings, handled_until=None)
         look_after_waiting_events(engine, settings, Patience(Backoff(1, 60), limit_seconds=60))
         claim = installation.claim()
         assert claim is not None
@@ -254,6 +289,7 @@ def test_what_looks_after_runs_and_events(installation: RunWorker, monkeypatch: 
 
 COMMANDS: Sequence[Sequence[str]] = [
     ["status", "--json"],
+    ["alerts", "list"],
     ["imports"],
     ["show", "orders"],
     ["show", "orders", "--day", str(DAY)],
@@ -263,21 +299,47 @@ COMMANDS: Sequence[Sequence[str]] = [
     ["show", "leads", "--day", str(DAY)],
     ["show", "rejected"],
     ["show", "rejected", "--day", str(DAY)],
-    ["wait", "--import-id", str(UUID("d5f4d24e-9dd7-4fe0-9c1a-4b6d2f3a0001")), "--timeout", "0"],
+    ["wait", "--import-id", str(UUID(md5(b"import 5", usedforsecurity=False).hexdigest())), "--timeout", "0"],
+    ["why", "order", "H-1300"],
+    ["why", "order", "H-1300", "--shop", "旗舰店"],
+    ["why", "order", "no such order"],
+    ["why", "customer", "客户77"],
+    ["why", "lead", str(UUID(md5(f"lead {SAMPLE_SHOP}:客户77".encode(), usedforsecurity=False).hexdigest()))],
+    ["why", "import", str(UUID(md5(b"import 5", usedforsecurity=False).hexdigest()))],
+    ["why", "day", str(DAY)],
+    ["status", "--day", str(BIG_DAY)],
+    ["wait", "--import-id", "d5f4d24e-9dd7-4fe0-9c1a-4b6d2f3a0001", "--timeout", "0"],  # 没有这个导入
 ]
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
 def test_command(
-    installation: RunWorker, nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+    installation: RunWorker,
+    nats_server: NatsServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
 ) -> None:
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
     bridge_settings = BridgeSettings(nats_url=nats_server.url, connect_timeout_seconds=1)
-    use_in_commands(monkeypatch, engine=installation.engine, settings=installation.settings, bridge_settings=bridge_settings)
+    use_in_commands(
+        monkeypatch, engine=installation.engine, settings=installation.settings, bridge_settings=bridge_settings
+    )
     with reading_little(monkeypatch):
         result = CliRunner().invoke(cli, arguments)
-    assert not result.exception or isinstance(result.exception, SystemExit), result.exception
+    assert not result.exception or isinstance(result.exception, SystemExit | PermanentError), result.exception
     assert "Error" not in result.output, result.output
+    assert "runs are those that the ledger knows" not in result.output, result.output  # Dagster 的表也读了
+
+
+async def test_looking_for_what_deserves_an_alert(
+    installation: RunWorker, nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge_settings = BridgeSettings(nats_url=nats_server.url, alert_urls=("json://127.0.0.1:1",))
+    with reading_little(monkeypatch) as statements:
+        await AlertWatch(installation.engine, installation.settings, bridge_settings, state_dir=tmp_path).look()
+    assert any("alert_watches" in statement.text for statement in statements)
+    assert any("percentile_cont" in statement.text for statement in statements)
 
 
 def test_what_doctor_asks_of_servers(installation: RunWorker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,3 +347,25 @@ def test_what_doctor_asks_of_servers(installation: RunWorker, monkeypatch: pytes
         assert _server(installation.engine).state == "ok"
         assert _schema(installation.engine, installation.settings).state == "ok"
         list(_side_tasks(installation.engine))
+
+
+def test_what_is_kept_long_enough_goes_bite_by_bite(installation: RunWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """一口多大由它自己定，不由有多少：只清几口，后面的测试还要它们。"""
+    engine, url = installation.engine, installation.instance.run_storage.postgres_url  # type: ignore[attr-defined]
+    monkeypatch.setattr(retention, "BITE", 50)
+    monkeypatch.setattr(old_runs, "RUNS_PER_BITE", 20)
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", url)
+    now = datetime.now(UTC)
+    with reading_little(monkeypatch), old_runs.dagster_database(url) as database:
+        list(look_at_retention(engine, installation.settings, BridgeSettings(nats_url="")))
+        of_ledger = retention.prune_ledger(engine, before=now - timedelta(days=90), oldest_event=None, dry_run=False)
+        assert sum(next(of_ledger)["import_events"] for _ in range(3)) > 0
+        runs = old_runs.prune_dagster(database, before=now + timedelta(days=1), wanted=[], dry_run=False)
+        assert sum(next(runs)["runs"] for _ in range(3)) > 0
+
+
+def test_scrape(installation: RunWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen()
+    with reading_little(monkeypatch):
+        transact(installation.engine, read_database_state, installation.settings, seen)
+    assert {asset for (asset,) in seen.values["etl_partitions_due"]} == {"orders", "customers", "leads"}

@@ -29,7 +29,9 @@ Content = dict[str, Any]
 async def bridge(
     nats_server: NatsServer, engine: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Bridge]:
-    settings = BridgeSettings(nats_url=nats_server.url, event_ack_wait_seconds=2, event_retry_delay_seconds=0.05, event_max_attempts=2)
+    settings = BridgeSettings(
+        nats_url=nats_server.url, event_ack_wait_seconds=2, event_retry_delay_seconds=0.05, event_max_attempts=2
+    )
     async with open_bridge(settings, engine, etl_settings, monkeypatch) as made:
         await made.connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"]))
         yield made
@@ -80,8 +82,14 @@ UNUSABLE: dict[str, tuple[Callable[[Content], bytes], str]] = {
     "NUL in the version": (with_fields(event_version="1.0\x00"), "event_version is '1.0\\x00', supported is '1.0'"),
     "a thousand levels deep": (raw("{", '{"note": ' + "[" * 1_000 + "]" * 1_000 + ", "), "not JSON"),
     "a number of ten thousand digits": (raw("{", '{"note": 1' + "0" * 10_000 + ", "), "not JSON"),
-    "the year 10000": (with_fields(occurred_at="10000-01-01T00:00:00Z"), "field occurred_at: Input should be a valid datetime"),
-    "a moment without a zone": (with_fields(occurred_at="2026-01-05T10:00:00"), "field occurred_at: Input should have timezone"),
+    "the year 10000": (
+        with_fields(occurred_at="10000-01-01T00:00:00Z"),
+        "field occurred_at: Input should be a valid datetime",
+    ),
+    "a moment without a zone": (
+        with_fields(occurred_at="2026-01-05T10:00:00"),
+        "field occurred_at: Input should have timezone",
+    ),
     "an import id of white space": (with_id(lambda text: f" {text} "), "field import_id: Input should be a valid UUID"),
     "a byte order mark": (lambda content: b"\xef\xbb\xbf" + json.dumps(content).encode(), "not JSON"),
     "nothing": (lambda _: b"", "not JSON"),

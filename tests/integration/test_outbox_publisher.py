@@ -99,7 +99,9 @@ async def test_twenty_eight_thousand_imports_of_one_day_are_announced_in_parts_t
         }
 
 
-async def test_longest_part_fits_into_the_smallest_allowed_event(connection: JetStreamConnection, engine: sa.Engine) -> None:
+async def test_longest_part_fits_into_the_smallest_allowed_event(
+    connection: JetStreamConnection, engine: sa.Engine
+) -> None:
     longest = Completion(
         asset="customers",
         days=DayRange(date(2000, 1, 1), date(2002, 9, 26)),
@@ -121,7 +123,9 @@ async def test_longest_part_fits_into_the_smallest_allowed_event(connection: Jet
         assert len(EtlCompleted.model_validate_json(json.dumps(event), strict=True).partitions) == 1_000
 
 
-async def test_days_and_imports_beyond_one_part_are_all_named_together(connection: JetStreamConnection, engine: sa.Engine) -> None:
+async def test_days_and_imports_beyond_one_part_are_all_named_together(
+    connection: JetStreamConnection, engine: sa.Engine
+) -> None:
     days = DayRange(date(2000, 1, 1), date(2004, 1, 1))
     imports = [uuid4() for _ in range(1_500)]
     complete(engine, days=days, import_ids=imports)
@@ -139,7 +143,9 @@ async def test_any_error_text_is_announced(connection: JetStreamConnection, engi
     assert len(event["error"]) <= 2_000
 
 
-async def test_event_that_cannot_be_sent_is_set_aside_and_the_rest_goes_on(connection: JetStreamConnection, engine: sa.Engine) -> None:
+async def test_event_that_cannot_be_sent_is_set_aside_and_the_rest_goes_on(
+    connection: JetStreamConnection, engine: sa.Engine
+) -> None:
     complete(engine, "orders")
     for asset, note in (("orders", "x" * 100_000), ("stock", "new asset"), ("leads", "")):
         complete(engine, asset)
@@ -163,8 +169,12 @@ async def test_event_that_cannot_be_sent_is_set_aside_and_the_rest_goes_on(conne
     assert counts(engine) == (0, 0, None)
 
 
-async def test_full_stream_stops_the_round_and_keeps_the_order(connection: JetStreamConnection, engine: sa.Engine) -> None:
-    await connection.context.update_stream(config=StreamConfig(name="EVENTS", subjects=["events.>"]), max_msgs=1, discard=DiscardPolicy.NEW)
+async def test_full_stream_stops_the_round_and_keeps_the_order(
+    connection: JetStreamConnection, engine: sa.Engine
+) -> None:
+    await connection.context.update_stream(
+        config=StreamConfig(name="EVENTS", subjects=["events.>"]), max_msgs=1, discard=DiscardPolicy.NEW
+    )
     for run_id in "abc":
         complete(engine, run_id=run_id)
     with pytest.raises(StreamFullError):

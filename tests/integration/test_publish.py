@@ -64,7 +64,9 @@ def silent_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-async def test_published_event_is_stored_once_however_often_it_is_sent(connection: JetStreamConnection, settings: BridgeSettings) -> None:
+async def test_published_event_is_stored_once_however_often_it_is_sent(
+    connection: JetStreamConnection, settings: BridgeSettings
+) -> None:
     await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"]))
     event = DataImportCompleted.model_validate({"import_id": uuid4(), "shop": "中文店"})
     async with EventPublisher(settings) as publisher:
@@ -77,15 +79,23 @@ async def test_published_event_is_stored_once_however_often_it_is_sent(connectio
     assert (stored["event_version"], stored["status"], stored["shop"]) == ("1.0", "completed", "中文店")
 
 
-async def test_sync_publish_works_with_and_without_a_running_loop(connection: JetStreamConnection, settings: BridgeSettings) -> None:
+async def test_sync_publish_works_with_and_without_a_running_loop(
+    connection: JetStreamConnection, settings: BridgeSettings
+) -> None:
     await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"]))
-    outside = await asyncio.to_thread(publish_event_sync, DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=uuid4()), settings=settings)
+    outside = await asyncio.to_thread(
+        publish_event_sync, DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=uuid4()), settings=settings
+    )
     inside = publish_event_sync(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=uuid4()), settings=settings)
     assert (outside.sequence, inside.sequence) == (1, 2)
 
 
-@pytest.mark.parametrize("subject", [f"{DATA_IMPORT_COMPLETED}.", "events..x", ".events", "events.*", "events.>", "events.a b", ""])
-async def test_subject_that_nobody_could_hear_is_refused(connection: JetStreamConnection, settings: BridgeSettings, subject: str) -> None:
+@pytest.mark.parametrize(
+    "subject", [f"{DATA_IMPORT_COMPLETED}.", "events..x", ".events", "events.*", "events.>", "events.a b", ""]
+)
+async def test_subject_that_nobody_could_hear_is_refused(
+    connection: JetStreamConnection, settings: BridgeSettings, subject: str
+) -> None:
     await connection.context.add_stream(StreamConfig(name="EVENTS", subjects=["events.>"]))
     async with EventPublisher(settings) as publisher:
         with pytest.raises(InvalidSubjectError, match="is not a subject to publish to"):
@@ -119,7 +129,9 @@ async def test_event_of_the_wrong_type_is_refused_before_it_is_sent(settings: Br
 
 async def test_publishing_without_a_stream_says_so(settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jetstream, "NO_STREAM_SECONDS", 0.1)
-    with pytest.raises(StreamMissingError, match=r"no JetStream stream stores subject events\.data_import\.completed: start"):
+    with pytest.raises(
+        StreamMissingError, match=r"no JetStream stream stores subject events\.data_import\.completed: start"
+    ):
         await publish_event(DATA_IMPORT_COMPLETED, DataImportCompleted(import_id=uuid4()), settings=settings)
 
 
@@ -187,7 +199,9 @@ async def test_publishing_gives_up_after_a_bounded_time(
         await connection.publish("events.x", b"{}", message_id="1")
 
 
-async def test_lost_connection_is_logged_once_per_cause(connection: JetStreamConnection, nats_server: NatsServer) -> None:
+async def test_lost_connection_is_logged_once_per_cause(
+    connection: JetStreamConnection, nats_server: NatsServer
+) -> None:
     with structlog.testing.capture_logs() as logs:
         nats_server.kill()
         # 重连失败了几次之后，同一句话仍只有一行
@@ -198,7 +212,10 @@ async def test_lost_connection_is_logged_once_per_cause(connection: JetStreamCon
             await asyncio.sleep(0.05)
     causes = [line["cause"] for line in logs if line["event"] == "nats trouble"]
     assert len(causes) == len(set(causes))
-    assert [line["event"] for line in logs if line["event"] != "nats trouble"] == ["nats disconnected", "nats reconnected"]
+    assert [line["event"] for line in logs if line["event"] != "nats trouble"] == [
+        "nats disconnected",
+        "nats reconnected",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +267,13 @@ async def test_limits_that_an_operator_changed_stay(connection: JetStreamConnect
     for stream in task_streams(settings):
         await ensure_stream(connection, stream)
     changed = {
-        "TASKS": {"max_bytes": 1 << 30, "max_msgs": 5_000_000, "compression": "s2", "metadata": {"owner": "ops"}, "allow_direct": True},
+        "TASKS": {
+            "max_bytes": 1 << 30,
+            "max_msgs": 5_000_000,
+            "compression": "s2",
+            "metadata": {"owner": "ops"},
+            "allow_direct": True,
+        },
         "TASKS_DLQ": {"max_bytes": 1 << 20, "max_msg_size": 500_000},
     }
     for name, fields in changed.items():
@@ -259,14 +282,21 @@ async def test_limits_that_an_operator_changed_stay(connection: JetStreamConnect
     for stream in task_streams(settings):
         await ensure_stream(connection, stream)
     assert {name: await stream_config(connection, name) for name in changed} == before
-    assert all((before[name] or {})[field] == value for name in changed for field, value in changed[name].items() if field != "metadata")
+    assert all(
+        (before[name] or {})[field] == value
+        for name in changed
+        for field, value in changed[name].items()
+        if field != "metadata"
+    )
     assert (before["TASKS"] or {})["metadata"]["owner"] == "ops"
 
 
 async def test_what_correctness_needs_is_set_right(connection: JetStreamConnection, settings: BridgeSettings) -> None:
     """0.1.0 的死信流丢旧的、三十天过期；改过来，一封也不少。"""
     await connection.context.add_stream(
-        StreamConfig(name="TASKS_DLQ", subjects=["tasks_dlq.bulk"], max_bytes=1 << 20, max_age=86_400, discard=DiscardPolicy.OLD)
+        StreamConfig(
+            name="TASKS_DLQ", subjects=["tasks_dlq.bulk"], max_bytes=1 << 20, max_age=86_400, discard=DiscardPolicy.OLD
+        )
     )
     await connection.publish("tasks_dlq.bulk", b"letter", message_id="1")
     for stream in task_streams(settings):
@@ -290,7 +320,9 @@ async def test_stream_that_two_processes_create_at_once_is_there_for_both(settin
 async def update_raw(connection: JetStreamConnection, name: str, fields: dict[str, object]) -> None:
     """像运维的工具那样改流：没提到的照旧。"""
     config = (await stream_config(connection, name) or {}) | fields
-    answer = json.loads((await connection.client.request(f"$JS.API.STREAM.UPDATE.{name}", json.dumps(config).encode())).data)
+    answer = json.loads(
+        (await connection.client.request(f"$JS.API.STREAM.UPDATE.{name}", json.dumps(config).encode())).data
+    )
     assert "error" not in answer, answer
 
 
@@ -308,7 +340,8 @@ async def test_replicas_without_a_cluster_are_refused_with_what_to_do(settings: 
 
 async def test_account_without_jetstream_is_refused_at_once(tmp_path: Path) -> None:
     server = NatsServer(
-        tmp_path, config={"accounts": {"PLAIN": {"users": [{"user": "etl", "password": "s3cret"}]}, "JS": {"jetstream": True}}}
+        tmp_path,
+        config={"accounts": {"PLAIN": {"users": [{"user": "etl", "password": "s3cret"}]}, "JS": {"jetstream": True}}},
     )
     server.start()
     try:
@@ -320,7 +353,9 @@ async def test_account_without_jetstream_is_refused_at_once(tmp_path: Path) -> N
 
 async def test_stream_in_the_way_is_named(connection: JetStreamConnection) -> None:
     await connection.context.add_stream(StreamConfig(name="THEIRS", subjects=["mine.>"]))
-    with pytest.raises(StreamConflictError, match="stream MINE cannot be used: subjects overlap with an existing stream"):
+    with pytest.raises(
+        StreamConflictError, match="stream MINE cannot be used: subjects overlap with an existing stream"
+    ):
         await ensure_stream(connection, StreamConfig(name="MINE", subjects=["mine.>"]))
 
 
@@ -328,7 +363,9 @@ async def test_stream_in_the_way_is_named(connection: JetStreamConnection) -> No
 
 
 @pytest.fixture
-async def idle_worker(engine: sa.Engine, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TaskiqState]:
+async def idle_worker(
+    engine: sa.Engine, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[TaskiqState]:
     """装好了、没有任务的工人：发件箱里有一个事件。"""
     broker = SafeJetStreamBroker(settings)
     await broker.startup()
@@ -343,7 +380,9 @@ async def idle_worker(engine: sa.Engine, settings: BridgeSettings, monkeypatch: 
 
 def add_to_outbox(engine: sa.Engine) -> None:
     day = date(2026, 1, 5)
-    completion = Completion(asset="orders", days=DayRange(day, day), run_id=str(uuid4()), status="success", downstream="pending")
+    completion = Completion(
+        asset="orders", days=DayRange(day, day), run_id=str(uuid4()), status="success", downstream="pending"
+    )
     with engine.begin() as transaction:
         add_completion(transaction, "public", completion)
 

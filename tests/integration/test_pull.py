@@ -33,7 +33,9 @@ async def connected(nats_server: NatsServer, name: str) -> AsyncIterator[JetStre
 async def publisher(nats_server: NatsServer) -> AsyncIterator[JetStreamConnection]:
     async with connected(nats_server, "publisher") as connection:
         await ensure_stream(connection, StreamConfig(name=STREAM, subjects=["number"]))
-        await ensure_consumer(connection, STREAM, ConsumerConfig(durable_name=CONSUMER, ack_policy=AckPolicy.EXPLICIT, ack_wait=60))
+        await ensure_consumer(
+            connection, STREAM, ConsumerConfig(durable_name=CONSUMER, ack_policy=AckPolicy.EXPLICIT, ack_wait=60)
+        )
         yield connection
 
 
@@ -63,7 +65,9 @@ async def test_messages_published_while_a_batch_lingers_all_arrive_with_their_fi
     assert {message.metadata.num_delivered for message in received} == {1}
 
 
-async def test_a_wait_that_is_cancelled_again_and_again_loses_nothing(nats_server: NatsServer, publisher: JetStreamConnection) -> None:
+async def test_a_wait_that_is_cancelled_again_and_again_loses_nothing(
+    nats_server: NatsServer, publisher: JetStreamConnection
+) -> None:
     count = 500
     received: list[Msg] = []
     waits = 0
@@ -82,7 +86,9 @@ async def test_a_wait_that_is_cancelled_again_and_again_loses_nothing(nats_serve
     assert {message.metadata.num_delivered for message in received} == {1}
 
 
-async def test_closing_hands_over_what_was_already_on_its_way(nats_server: NatsServer, publisher: JetStreamConnection) -> None:
+async def test_closing_hands_over_what_was_already_on_its_way(
+    nats_server: NatsServer, publisher: JetStreamConnection
+) -> None:
     returned: list[Msg] = []
     async with connected(nats_server, "reader") as connection, asyncio.timeout(30):
         puller = Puller(connection, STREAM, restore=nothing_to_restore, unwanted=returned.append)
@@ -113,9 +119,13 @@ async def test_batch_is_bounded_in_bytes_too(
     assert not [line for line in logs if line["log_level"] == "warning"]
 
 
-async def test_limit_of_the_consumer_is_said_and_does_not_spin(nats_server: NatsServer, publisher: JetStreamConnection) -> None:
+async def test_limit_of_the_consumer_is_said_and_does_not_spin(
+    nats_server: NatsServer, publisher: JetStreamConnection
+) -> None:
     """运维给消费者设了 max_bytes：要得比它多的请求立刻被拒，一直不停地再要就占满一个核。"""
-    config = ConsumerConfig(durable_name=CONSUMER, ack_policy=AckPolicy.EXPLICIT, ack_wait=60).as_dict() | {"max_bytes": 1_000}
+    config = ConsumerConfig(durable_name=CONSUMER, ack_policy=AckPolicy.EXPLICIT, ack_wait=60).as_dict() | {
+        "max_bytes": 1_000
+    }
     await publisher.ask(f"CONSUMER.DURABLE.CREATE.{STREAM}.{CONSUMER}", {"stream_name": STREAM, "config": config})
     waits = 0
     with structlog.testing.capture_logs() as logs:
@@ -128,3 +138,25 @@ async def test_limit_of_the_consumer_is_said_and_does_not_spin(nats_server: Nats
     assert waits < 5
     (said,) = [line for line in logs if line["event"] == "pull ended"]
     assert "MaxRequestMaxBytes" in said["status"]
+
+
+async def test_consumer_that_vanished_is_made_again_though_another_one_is_always_busy(
+    nats_server: NatsServer, publisher: JetStreamConnection
+) -> None:
+    """人点的那条车道的消费者没有了，事件的那一条一直有任务：工人从来不空等，也要把它建回来。"""
+    restored: list[None] = []
+
+    async def restore() -> None:
+        restored.append(None)
+        await ensure_consumer(connection, STREAM, ConsumerConfig(durable_name="urgent", ack_policy=AckPolicy.EXPLICIT))
+
+    for number in range(200):
+        await publisher.publish("number", b"", message_id=str(number))
+    async with connected(nats_server, "reader") as connection, asyncio.timeout(30):
+        puller = Puller(connection, STREAM, restore=restore)
+        for _ in range(50):
+            assert await puller.take("urgent") is None or restored
+            assert await puller.take(CONSUMER)
+            if restored:
+                break
+    assert restored == [None]

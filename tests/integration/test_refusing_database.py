@@ -29,7 +29,12 @@ from bridge.events.streams import consumer_name
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.settings import BridgeSettings
-from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
+from bridge.stack.dagster_home import (
+    DAGSTER_SCHEMA,
+    build_dagster_postgres_url,
+    create_dagster_storage,
+    write_dagster_home,
+)
 from bridge.warm_dagster.instance import open_instance
 from etl_assets.core import database_sync
 from etl_assets.core.business_day import DayRange
@@ -43,6 +48,7 @@ from etl_assets.services.materialization import RunContext
 from etl_assets.services.target_schema import prepare_target
 from etl_assets.testing.databases import initialize_database
 from etl_assets.testing.raw_data import RawData
+from tests.other_sessions import end_other_sessions
 from tests.the_three import graph
 
 from .conftest import NatsServer
@@ -52,7 +58,9 @@ Logs = list[dict[str, Any]]
 
 @pytest.fixture
 def settings(nats_server: NatsServer) -> BridgeSettings:
-    return BridgeSettings(nats_url=nats_server.url, event_ack_wait_seconds=5, event_retry_delay_seconds=0.05, event_max_attempts=2)
+    return BridgeSettings(
+        nats_url=nats_server.url, event_ack_wait_seconds=5, event_retry_delay_seconds=0.05, event_max_attempts=2
+    )
 
 
 @asynccontextmanager
@@ -154,8 +162,8 @@ Cause = tuple[Callable[[sa.Engine, str], None], Callable[[sa.Engine, str], None]
 
 
 def disconnect_others(engine: sa.Engine) -> None:
-    """新的设置与口令只对新的会话有效。"""
-    execute(engine, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+    with engine.begin() as connection:
+        end_other_sessions(connection)
 
 
 def set_read_only(engine: sa.Engine, value: str) -> None:
@@ -244,7 +252,11 @@ async def test_events_wait_while_the_database_refuses_and_are_handled_when_it_do
 
 
 async def test_events_wait_while_all_connections_of_the_process_are_busy(
-    settings: BridgeSettings, raw_data: RawData, owner: sa.Engine, etl_settings: EtlSettings, monkeypatch: pytest.MonkeyPatch
+    settings: BridgeSettings,
+    raw_data: RawData,
+    owner: sa.Engine,
+    etl_settings: EtlSettings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     imports = [raw_data.add_import([]) for _ in range(3)]
     small = sa.create_engine(owner.url, pool_size=1, max_overflow=0, pool_timeout=0.05)
@@ -275,7 +287,9 @@ def worker_process(folder: Path, settings: EtlSettings, nats_url: str) -> Iterat
     }
     log = folder / "worker.log"
     with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", "bridge.cli.main", "worker"], env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bridge.cli.main", "worker"], env=environment, stdout=output, stderr=output
+        )
     try:
         yield log.read_text
         assert process.poll() is None, log.read_text()
@@ -299,8 +313,13 @@ def test_worker_waits_at_its_start_for_a_database_that_refuses_and_then_serves(
     role = str(sa.make_url(limited.database_url).username)
     (tmp_path / "storage").mkdir()
     write_dagster_home(tmp_path / "storage")
-    environment = {"DAGSTER_HOME": str(tmp_path / "storage"), "DAGSTER_POSTGRES_URL": build_dagster_postgres_url(etl_settings.database_url)}
-    create_dagster_storage(owner, schema=DAGSTER_SCHEMA, environment={**os.environ, **environment}, log_path=tmp_path / "migrate.log")
+    environment = {
+        "DAGSTER_HOME": str(tmp_path / "storage"),
+        "DAGSTER_POSTGRES_URL": build_dagster_postgres_url(etl_settings.database_url),
+    }
+    create_dagster_storage(
+        owner, schema=DAGSTER_SCHEMA, environment={**os.environ, **environment}, log_path=tmp_path / "migrate.log"
+    )
     execute(owner, f"GRANT USAGE ON SCHEMA dagster TO {role}", f"GRANT ALL ON ALL TABLES IN SCHEMA dagster TO {role}")
     set_password(owner, role, "second")
     execute(owner, "ALTER TABLE shop_configs RENAME TO shops_away")
@@ -455,7 +474,10 @@ def test_zone_that_means_another_to_the_server_is_refused_before_anything_is_wri
 
 def test_zone_that_the_server_does_not_know_is_refused(etl_settings: EtlSettings) -> None:
     settings = etl_settings.model_copy(update={"timezone": "Mars/Olympus"})
-    with own_engine(settings) as engine, pytest.raises(DatabaseRefusedError, match="does not know ETL_TIMEZONE=Mars/Olympus"):
+    with (
+        own_engine(settings) as engine,
+        pytest.raises(DatabaseRefusedError, match="does not know ETL_TIMEZONE=Mars/Olympus"),
+    ):
         engine.connect()
 
 
@@ -463,9 +485,15 @@ def test_zone_is_asked_about_once_per_process(etl_settings: EtlSettings, monkeyp
     """不是每个运行、也不是每个连接一句。"""
     looks: list[str] = []
     look = database_sync.assert_same_zone
-    monkeypatch.setattr(database_sync, "assert_same_zone", lambda *given: (looks.append(given[1].timezone), look(*given)))
+    monkeypatch.setattr(
+        database_sync, "assert_same_zone", lambda *given: (looks.append(given[1].timezone), look(*given))
+    )
     for zone in ("Asia/Shanghai", "Europe/Berlin", "America/New_York", "UTC"):
-        with own_engine(etl_settings.model_copy(update={"timezone": zone})) as engine, engine.connect(), engine.connect():
+        with (
+            own_engine(etl_settings.model_copy(update={"timezone": zone})) as engine,
+            engine.connect(),
+            engine.connect(),
+        ):
             pass
     assert looks == ["Asia/Shanghai", "Europe/Berlin", "America/New_York", "UTC"]
 
@@ -478,7 +506,9 @@ def test_worker_waits_where_the_zone_is_another(
         wait_for_line(read_log, "ETL_TIMEZONE=CET is another time zone to PostgreSQL")
 
 
-def test_commands_say_what_to_write_for_a_zone_that_is_another(etl_settings: EtlSettings, nats_server: NatsServer) -> None:
+def test_commands_say_what_to_write_for_a_zone_that_is_another(
+    etl_settings: EtlSettings, nats_server: NatsServer
+) -> None:
     doctor = etl("doctor --json", etl_settings, nats_server.url, ETL_TIMEZONE="CET")
     found = {finding["check"]: finding for finding in json.loads(doctor.stdout)}
     assert found["postgres"]["state"] == "error"

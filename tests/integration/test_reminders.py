@@ -15,13 +15,14 @@ from dagster import DagsterInstance, DagsterRunStatus
 from dagster_shared.record import copy
 
 from bridge.cancelling import cancel_all
+from bridge.events import due_bell
+from bridge.events.due_bell import DueBell
 from bridge.queue import broker as broker_module
 from bridge.queue.broker import SPARE_REMINDERS, SafeJetStreamBroker
 from bridge.queue.receiver import SafeReceiver
 from bridge.queue.streams import TASKS_STREAM
 from bridge.queue.task_names import EXECUTE_RUN, MATERIALIZE_DUE
-from bridge.runs import reconciler, run_reconciler, tasks
-from bridge.runs.reconciler import DueBell
+from bridge.runs import run_reconciler, tasks
 from bridge.runs.worker import RunWorker
 from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
@@ -139,7 +140,7 @@ async def working(worker: RunWorker, nats_server: NatsServer, monkeypatch: pytes
     stop = asyncio.Event()
     serving = asyncio.create_task(SafeReceiver(broker, wait_tasks_timeout=10).listen(stop))
     try:
-        while broker._puller is None:
+        while not broker.client.is_connected:
             await asyncio.sleep(0.02)
         yield
     finally:
@@ -174,7 +175,7 @@ async def test_listener_stops_ringing_where_nobody_takes_and_begins_again_when_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """每批事件敲一次：工人不在一整天，也不会把 TASKS 敲满。"""
-    monkeypatch.setattr(reconciler, "CROWD", 10)
+    monkeypatch.setattr(due_bell, "CROWD", 10)
     async with started(nats_server) as broker:
         bell = DueBell(broker, engine, etl_settings)
         for _ in range(30):
@@ -187,7 +188,9 @@ async def test_listener_stops_ringing_where_nobody_takes_and_begins_again_when_t
         assert await depth(broker) == 1
 
 
-async def test_same_reminder_of_several_processes_is_stored_once(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_same_reminder_of_several_processes_is_stored_once(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(broker_module, "REMINDER_SECONDS", 3_600)
     async with started(nats_server) as one, started(nats_server) as other:
         for broker in (one, other, one):

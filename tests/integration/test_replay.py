@@ -67,7 +67,9 @@ class World:
             return
 
         stop = asyncio.Event()
-        running = asyncio.create_task(Listener(self.settings, handlers=handlers.handlers_of(graph), ring=ring).run(stop))
+        running = asyncio.create_task(
+            Listener(self.settings, handlers=handlers.handlers_of(graph), ring=ring).run(stop)
+        )
         async with asyncio.timeout(30):
             while await unhandled(self.connection) != 0:
                 await asyncio.sleep(0.02)
@@ -82,7 +84,11 @@ async def unhandled(connection: JetStreamConnection) -> int | None:
     """还没确认的；监听器还没把消费者都建好就是 None。"""
     names = [consumer_name(BridgeSettings(), handler.subject) for handler in handlers.handlers_of(graph)]
     infos = [info for name in names if (info := await consumer_info(connection, "EVENTS", name))]
-    return sum((info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos) if len(infos) == len(names) else None
+    return (
+        sum((info.num_pending or 0) + (info.num_ack_pending or 0) for info in infos)
+        if len(infos) == len(names)
+        else None
+    )
 
 
 @pytest.fixture
@@ -146,7 +152,9 @@ async def test_restored_backup_catches_up_from_the_stream(
     await world.announce(first)
     await world.listen()
     await world.work()
-    second = raw_data.add_import([{"order_id": f"B-{day}", "ordered_at": at(day)} for day in (7, 8, 9)], completed_at=at(20))
+    second = raw_data.add_import(
+        [{"order_id": f"B-{day}", "ordered_at": at(day)} for day in (7, 8, 9)], completed_at=at(20)
+    )
     third = raw_data.add_import([{"order_id": "B-9", "ordered_at": at(12), "amount": "7.00"}], completed_at=at(21))
     await world.announce(second, third)
     await world.listen()
@@ -177,7 +185,9 @@ async def test_restored_backup_catches_up_from_the_stream(
     assert await doorbells(world) == 1
 
 
-async def test_dry_run_writes_nothing_at_all(world: World, replay: Replay, raw_data: RawData, engine: sa.Engine) -> None:
+async def test_dry_run_writes_nothing_at_all(
+    world: World, replay: Replay, raw_data: RawData, engine: sa.Engine
+) -> None:
     withdrawn = raw_data.add_import([{"order_id": "W", "ordered_at": at(8)}], status="failed")
     await world.announce(raw_data.add_import([{}, {"order_id": None, "ordered_at": None}]), withdrawn)
     before = everything(engine)
@@ -198,7 +208,9 @@ async def test_force_asks_again_for_what_is_materialized(world: World, replay: R
     assert world.chain.due_days("orders") == [date(2026, 1, 5)]
 
 
-async def test_lost_withdrawal_is_not_taken_for_the_import_that_is_done(world: World, replay: Replay, raw_data: RawData) -> None:
+async def test_lost_withdrawal_is_not_taken_for_the_import_that_is_done(
+    world: World, replay: Replay, raw_data: RawData
+) -> None:
     """导入做完了，撤回的事件监听器没有见到：流里那一个仍要求它的日子。"""
     import_id = raw_data.add_import([{}])
     await world.announce(import_id)
@@ -220,7 +232,9 @@ async def test_held_days_of_an_event_are_asked_for_again(world: World, replay: R
     assert world.chain.rows(sa.select(ledger.c.held_reason).distinct()) == [(None,)]
 
 
-async def test_older_event_with_a_sequence_of_an_earlier_stream_is_not_skipped(world: World, replay: Replay, raw_data: RawData) -> None:
+async def test_older_event_with_a_sequence_of_an_earlier_stream_is_not_skipped(
+    world: World, replay: Replay, raw_data: RawData
+) -> None:
     """流重建之后序号从头来：台账里的大序号是旧流的，不能算是更晚的事件。"""
     import_id = raw_data.add_import([{}])
     await world.announce(import_id)
@@ -235,7 +249,9 @@ async def test_older_event_with_a_sequence_of_an_earlier_stream_is_not_skipped(w
     assert verdicts(await replay("--seq", "1")) == {"skipped": 1}
 
 
-async def test_what_cannot_be_replayed_is_counted_and_named(world: World, run: Run, replay: Replay, raw_data: RawData) -> None:
+async def test_what_cannot_be_replayed_is_counted_and_named(
+    world: World, run: Run, replay: Replay, raw_data: RawData
+) -> None:
     pending = raw_data.add_import([{}], status="pending")
     missing = uuid4()
     await world.connection.publish(DATA_IMPORT_COMPLETED, b"{", message_id="poison")
@@ -255,7 +271,9 @@ async def test_what_cannot_be_replayed_is_counted_and_named(world: World, run: R
     assert await doorbells(world) == 0
 
 
-async def test_completions_of_another_etl_are_followed_once(world: World, replay: Replay, raw_data: RawData, engine: sa.Engine) -> None:
+async def test_completions_of_another_etl_are_followed_once(
+    world: World, replay: Replay, raw_data: RawData, engine: sa.Engine
+) -> None:
     """别处写完订单：下游没有接着做的要求一遍，接着做完了的不再要求；自己的、失败的不算。"""
     raw_data.add_import([{}])
     world.chain.run(date(2026, 1, 5))
@@ -274,10 +292,14 @@ async def test_completions_of_another_etl_are_followed_once(world: World, replay
     assert verdicts(await replay("--seq", "1", "--force")) == {"requested": 1, "ignored": 3}
 
 
-async def test_only_the_chosen_stretch_and_subject_is_replayed(world: World, run: Run, replay: Replay, raw_data: RawData) -> None:
+async def test_only_the_chosen_stretch_and_subject_is_replayed(
+    world: World, run: Run, replay: Replay, raw_data: RawData
+) -> None:
     imports = [raw_data.add_import([{"order_id": f"A-{day}", "ordered_at": at(day)}]) for day in (5, 6, 7)]
     await world.announce(*imports)
-    await world.publish(EtlCompleted(status="success", partitions=(date(2026, 1, 9),), run_id="r"), ORDERS_ETL_COMPLETED)
+    await world.publish(
+        EtlCompleted(status="success", partitions=(date(2026, 1, 9),), run_id="r"), ORDERS_ETL_COMPLETED
+    )
 
     async def orders(*arguments: str) -> list[str]:
         ranges: list[str] = (await replay(*arguments, "--dry-run"))["partitions"]["orders"]

@@ -75,7 +75,9 @@ def test_import_is_done_when_the_last_asset_is(engine: sa.Engine, etl_settings: 
     assert seen[-1] == Progress(handled=True, days=1, done=1, held=0, held_reason=None)
 
 
-def test_every_row_of_an_import_is_accounted_for(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+def test_every_row_of_an_import_is_accounted_for(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
     first = raw_data.add_import([{}, {"order_id": None}, {"order_id": "B"}])
     second = raw_data.add_import([{"order_status": "cancelled"}])
     materialize_orders(engine, etl_settings, DAY, RUN)
@@ -94,8 +96,15 @@ NASTY = '\x1b]0;owned\x07=HYPERLINK("http://evil.example")\u202e'
 def run_on_a_terminal(etl_settings: EtlSettings, *arguments: str) -> bytes:
     """命令在一个真的（伪）终端上写了什么。"""
     master, slave = pty.openpty()
-    environment = {**os.environ, "ETL_DATABASE_URL": etl_settings.database_url, "COLUMNS": "250", "ETL_STATE_DIR": "/nonexistent"}
-    with subprocess.Popen([sys.executable, "-m", "bridge.cli.main", *arguments], stdout=slave, stderr=slave, env=environment):
+    environment = {
+        **os.environ,
+        "ETL_DATABASE_URL": etl_settings.database_url,
+        "COLUMNS": "250",
+        "ETL_STATE_DIR": "/nonexistent",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "bridge.cli.main", *arguments], stdout=slave, stderr=slave, env=environment
+    ):
         os.close(slave)
         written = b""
         with contextlib.suppress(OSError):  # 另一头关了
@@ -106,7 +115,9 @@ def run_on_a_terminal(etl_settings: EtlSettings, *arguments: str) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["table", "csv", "json"])
-def test_name_of_a_buyer_does_nothing_to_the_terminal(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, how: str) -> None:
+def test_name_of_a_buyer_does_nothing_to_the_terminal(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, how: str
+) -> None:
     raw_data.add_import([{"customer_name": NASTY}])
     materialize_orders(engine, etl_settings, DAY, RUN)
     written = run_on_a_terminal(etl_settings, "show", "orders", "--format", how)
@@ -114,7 +125,9 @@ def test_name_of_a_buyer_does_nothing_to_the_terminal(engine: sa.Engine, etl_set
     assert [part for part in (b"\x1b]", b"\x07", "\u202e".encode()) if part in written] == []
 
 
-def test_csv_for_a_spreadsheet_holds_no_formula(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, show: Show) -> None:
+def test_csv_for_a_spreadsheet_holds_no_formula(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, show: Show
+) -> None:
     raw_data.add_import([{"customer_name": "=1+1"}])
     materialize_orders(engine, etl_settings, DAY, RUN)
     (row,) = csv.DictReader(io.StringIO(show("orders", "--format", "csv").stdout))
@@ -146,7 +159,9 @@ def reject(engine: sa.Engine, settings: EtlSettings, raw_data: RawData) -> list[
     return [first, second]
 
 
-def test_rejected_rows_are_listed_with_their_values(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+def test_rejected_rows_are_listed_with_their_values(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
     _, second = reject(engine, etl_settings, raw_data)
     with engine.connect() as connection:
         rows = show_rejected(connection, etl_settings, import_id=None, rule=None, customer=None, day=None, limit=10)
@@ -208,20 +223,31 @@ def test_newest_rows_are_those_of_a_sort_of_the_whole_table(
 ) -> None:
     """不排整张表找出来的，还是那几行：最新的订单取消了的、一个人下了许多单的、没有时刻的都在内。"""
     morning = datetime(2026, 1, 5, 4, tzinfo=UTC)
-    once = [{"order_id": f"A-{n}", "customer_name": f"客户{n}", "ordered_at": morning + timedelta(seconds=n)} for n in range(60)]
-    again = [{"order_id": f"B-{n}", "customer_name": "客户9", "ordered_at": morning + timedelta(hours=1, seconds=n)} for n in range(60)]
-    cancelled = [{"order_id": f"C-{n}", "customer_name": f"客户{n}", "order_status": "cancelled"} for n in range(50, 62)]
+    once = [
+        {"order_id": f"A-{n}", "customer_name": f"客户{n}", "ordered_at": morning + timedelta(seconds=n)}
+        for n in range(60)
+    ]
+    again = [
+        {"order_id": f"B-{n}", "customer_name": "客户9", "ordered_at": morning + timedelta(hours=1, seconds=n)}
+        for n in range(60)
+    ]
+    cancelled = [
+        {"order_id": f"C-{n}", "customer_name": f"客户{n}", "order_status": "cancelled"} for n in range(50, 62)
+    ]
     raw_data.add_import([*once, *again, *cancelled])
     for materialize in (materialize_orders, materialize_customers, materialize_leads):
         materialize(engine, etl_settings, DAY, RUN)
     with engine.begin() as connection:
-        connection.exec_driver_sql("INSERT INTO orders (shop_id, order_id) VALUES ('00000000-0000-4000-8000-000000000001', 'of others')")
+        connection.exec_driver_sql(
+            "INSERT INTO orders (shop_id, order_id) VALUES ('00000000-0000-4000-8000-000000000001', 'of others')"
+        )
         source, at = {
             "orders": ("orders", "ordered_at"),
             "customers": ("customers", "last_order_at"),
             "leads": ("business_leads", "last_order_at"),
         }[table]
-        wanted = connection.exec_driver_sql(f"SELECT {at} FROM {source} ORDER BY 1 DESC NULLS LAST LIMIT {limit}").scalars().all()  # noqa: S608  # 都是本测试的常量
+        newest = f"SELECT {at} FROM {source} ORDER BY 1 DESC NULLS LAST LIMIT {limit}"  # noqa: S608 都是本测试的常量
+        wanted = connection.exec_driver_sql(newest).scalars().all()
         rows = show_rows(connection, etl_settings, table, customer=None, day=None, limit=limit)
         assert [row[at] for row in rows] == wanted
         of_day = show_rows(connection, etl_settings, table, customer=None, day=DAY.first, limit=limit)
@@ -239,10 +265,14 @@ def test_imports_that_did_not_complete_are_listed_by_when_they_were_made(
     pending = [raw_data.add_import([], status="pending", completed_at=None) for _ in range(2)]
     with engine.begin() as connection:
         for import_id, moment in zip(pending, (at[2] + timedelta(hours=1), None), strict=True):
-            connection.execute(sa.update(import_tasks).where(import_tasks.c.import_id == import_id).values(created_at=moment))
+            connection.execute(
+                sa.update(import_tasks).where(import_tasks.c.import_id == import_id).values(created_at=moment)
+            )
         newest = [done[4], done[3], pending[0], done[2], done[1], done[0], pending[1]]
         for limit in (1, 3, None):
-            assert [row["import_id"] for row in import_accounting(connection, etl_settings, limit=limit)] == newest[:limit]
+            assert [row["import_id"] for row in import_accounting(connection, etl_settings, limit=limit)] == newest[
+                :limit
+            ]
 
 
 # ---- 一个商机的订单 --------------------------------------------------------------
@@ -270,14 +300,21 @@ def build_leads(engine: sa.Engine, settings: EtlSettings, raw_data: RawData) -> 
                 .values(closed_by="user", closed_at=noon, current_stage="LOST")
             )
     with engine.connect() as connection:
-        mine = sa.select(leads.c.lead_no, leads.c.lead_id).where(leads.c.customer_global_id == UUID("fa55f60f-e32c-5a53-a54e-925cf73a97da"))
+        mine = sa.select(leads.c.lead_no, leads.c.lead_id).where(
+            leads.c.customer_global_id == UUID("fa55f60f-e32c-5a53-a54e-925cf73a97da")
+        )
         return {row.lead_no: row.lead_id for row in connection.execute(mine)}
 
 
-def test_orders_of_a_lead_are_those_it_was_dealt(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+def test_orders_of_a_lead_are_those_it_was_dealt(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
     leads = build_leads(engine, etl_settings, raw_data)
     with engine.connect() as connection:
-        dealt = {no: [row["order_id"] for row in read_of_lead(connection, etl_settings, lead_id)] for no, lead_id in leads.items()}
+        dealt = {
+            no: [row["order_id"] for row in read_of_lead(connection, etl_settings, lead_id)]
+            for no, lead_id in leads.items()
+        }
     assert dealt == {1: ["C", "a"], 2: ["D"]}
     with engine.connect() as connection, pytest.raises(PermanentError, match="there is no lead 00000000"):
         read_of_lead(connection, etl_settings, UUID(int=0))

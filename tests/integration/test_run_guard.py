@@ -24,7 +24,12 @@ from bridge.runs import run_reconciler, tasks
 from bridge.runs.run_reconciler import reconcile_runs
 from bridge.runs.worker import RunWorker, TakenRun
 from bridge.settings import BridgeSettings
-from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
+from bridge.stack.dagster_home import (
+    DAGSTER_SCHEMA,
+    build_dagster_postgres_url,
+    create_dagster_storage,
+    write_dagster_home,
+)
 from bridge.warm_dagster import instance as dagster_instance
 from bridge.warm_dagster.instance import open_instance
 from bridge.warm_dagster.internals import context_creation_job
@@ -70,7 +75,9 @@ def fail(*_arguments: object, **_named: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["UPDATE etl.leases SET cancel_requested_at = clock_timestamp()", "DELETE FROM etl.leases"], ids=["cancel", "lost lease"]
+    "statement",
+    ["UPDATE etl.leases SET cancel_requested_at = clock_timestamp()", "DELETE FROM etl.leases"],
+    ids=["cancel", "lost lease"],
 )
 async def test_cancel_and_lost_lease_are_seen_though_events_cannot_be_written(
     worker: RunWorker, broker: SafeJetStreamBroker, raw_data: RawData, monkeypatch: pytest.MonkeyPatch, statement: str
@@ -83,6 +90,34 @@ async def test_cancel_and_lost_lease_are_seen_though_events_cannot_be_written(
         await asyncio.wait({executing}, timeout=4)
         assert executing.done()
     assert not broker.replacing
+
+
+async def test_lease_that_a_run_gave_back_itself_is_not_said_to_be_lost(
+    worker: RunWorker, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """放下租约与收场之间的心跳：运行做完了，什么也没有归别人。"""
+    raw_data.add_import([{}])
+    finish, beats = RunWorker._finish, RunWorker.heartbeat
+    seen: list[leases.LeaseState] = []
+
+    def finish_slowly(self: RunWorker, *arguments: Any) -> None:
+        finish(self, *arguments)
+        deadline = time.monotonic() + 20
+        while leases.LeaseState.LOST not in seen and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def heartbeat(self: RunWorker, lease: leases.Lease) -> leases.LeaseState:
+        seen.append(beats(self, lease))
+        return seen[-1]
+
+    monkeypatch.setattr(RunWorker, "_finish", finish_slowly)
+    monkeypatch.setattr(RunWorker, "heartbeat", heartbeat)
+    held = worker.take(submit(worker, "orders"))
+    assert held is not None
+    with structlog.testing.capture_logs() as logs:
+        await tasks._execute(worker, held)
+    assert leases.LeaseState.LOST in seen
+    assert [log["event"] for log in logs if log["log_level"] != "info"] == []
 
 
 async def test_cancel_that_cannot_be_noted_at_first_stops_the_run_with_its_grace(
@@ -123,6 +158,25 @@ async def test_runs_whose_leases_cannot_be_extended_are_one_line_a_minute(
     assert [line["event"] for line in logs].count("cannot extend") == 1
 
 
+async def test_lease_that_a_run_puts_down_itself_has_not_gone_to_another(
+    worker: RunWorker, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw_data.add_import([{}])
+    finish = RunWorker._finish
+
+    def slowly(self: RunWorker, *arguments: Any) -> None:
+        finish(self, *arguments)
+        time.sleep(3 * tasks.HEARTBEAT_SECONDS)
+
+    monkeypatch.setattr(RunWorker, "_finish", slowly)
+    held = worker.take(submit(worker, "orders"))
+    assert held is not None
+    with structlog.testing.capture_logs() as logs:
+        await asyncio.wait_for(tasks._execute(worker, held), 20)
+    assert status(worker, held.run.run_id) is DagsterRunStatus.SUCCESS
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == []
+
+
 def delayed(request: object, *, calls: int) -> object:
     """头几次不响应的取消。"""
     made: list[int] = []
@@ -143,7 +197,7 @@ async def test_process_is_replaced_whatever_becomes_of_abandoning_its_run(
     monkeypatch.setattr(RunWorker, "abandon", abandon)
     monkeypatch.setattr(Interruption, "request", lambda _self: None)
     monkeypatch.setattr(tasks, "_ABANDON_SECONDS", 0.2)
-    monkeypatch.setattr(broker, "_settings", broker.settings.model_copy(update={"cancel_grace_seconds": 0.1}))
+    monkeypatch.setattr(broker, "settings", broker.settings.model_copy(update={"cancel_grace_seconds": 0.1}))
     async with blocked(worker) as (held, executing):
         with worker.engine.begin() as connection:
             assert leases.request_cancel(connection, held.run.run_id)
@@ -161,8 +215,12 @@ def instance(engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     silenced = dagster_instance._CONSOLE_LOGGERS  # 打开实例会换掉它，整个进程都受影响：之后换回来
     monkeypatch.setattr(context_creation_job, silenced, getattr(context_creation_job, silenced))
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", build_dagster_postgres_url(engine.url.render_as_string(hide_password=False)))
-    create_dagster_storage(engine, schema=DAGSTER_SCHEMA, environment=dict(os.environ), log_path=tmp_path / "migrate.log")
+    monkeypatch.setenv(
+        "DAGSTER_POSTGRES_URL", build_dagster_postgres_url(engine.url.render_as_string(hide_password=False))
+    )
+    create_dagster_storage(
+        engine, schema=DAGSTER_SCHEMA, environment=dict(os.environ), log_path=tmp_path / "migrate.log"
+    )
     with open_instance() as instance:
         yield instance
 

@@ -20,7 +20,7 @@ from bridge.warm_dagster.internals import RETRY_NUMBER_TAG, SubmitRunContext
 from etl_assets.core.etl_tables import ledger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.ledger import leases
-from etl_assets.orchestration.asset_runs import EVENT, TRIGGER_TAG
+from etl_assets.orchestration.run_tags import EVENT, TRIGGER_TAG
 from etl_assets.testing.raw_data import RawData
 
 from .warm_runs import announce, expire_leases, status, submit, take_and_begin
@@ -36,7 +36,9 @@ def no_quiet_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def held_reasons(engine: sa.Engine) -> set[str | None]:
     with engine.connect() as connection:
-        return set(connection.scalars(sa.select(ledger.c.held_reason).where(ledger.c.requested > ledger.c.materialized)))
+        return set(
+            connection.scalars(sa.select(ledger.c.held_reason).where(ledger.c.requested > ledger.c.materialized))
+        )
 
 
 @pytest.mark.parametrize("seen_as", ["CANCELING", "STARTED", "CANCELED"])
@@ -58,7 +60,9 @@ def test_days_of_a_cancelled_run_are_held_though_its_worker_died(
     assert reconcile_runs(worker) == []
 
 
-def test_days_of_a_cancelled_run_without_a_lease_are_held(worker: RunWorker, of_event: TakenRun, engine: sa.Engine) -> None:
+def test_days_of_a_cancelled_run_without_a_lease_are_held(
+    worker: RunWorker, of_event: TakenRun, engine: sa.Engine
+) -> None:
     worker.instance.report_run_canceling(of_event.run)
     with engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM etl.leases")
@@ -141,12 +145,16 @@ def test_person_who_runs_an_events_run_again_is_served_first_and_the_run_is_retr
     assert worker.execute(retry).succeeded
 
 
-def test_lane_that_the_person_chose_is_kept(worker: RunWorker, of_event: TakenRun, rung: list[tuple[str, Lane]]) -> None:
+def test_lane_that_the_person_chose_is_kept(
+    worker: RunWorker, of_event: TakenRun, rung: list[tuple[str, Lane]]
+) -> None:
     run = run_again(worker, of_event, **{LANE_TAG: "bulk"})
     assert rung == [(run.run_id, "bulk")]
 
 
-def test_retry_of_the_machine_keeps_its_origin(worker: RunWorker, of_event: TakenRun, rung: list[tuple[str, Lane]]) -> None:
+def test_retry_of_the_machine_keeps_its_origin(
+    worker: RunWorker, of_event: TakenRun, rung: list[tuple[str, Lane]]
+) -> None:
     run = run_again(worker, of_event, **{RETRY_NUMBER_TAG: "1"})
     assert rung == [(run.run_id, "event")]
     assert run.tags[TRIGGER_TAG] == EVENT

@@ -43,7 +43,9 @@ def add_files(engine: sa.Engine, count: int) -> list[UUID]:
     """一天一个，旧的在前。"""
     with engine.begin() as connection:
         for statement in _FILES.split(";")[:2]:
-            connection.execute(sa.text(statement), {"files": count} | ({"shop": SAMPLE_SHOP_NAME} if ":shop" in statement else {}))
+            connection.execute(
+                sa.text(statement), {"files": count} | ({"shop": SAMPLE_SHOP_NAME} if ":shop" in statement else {})
+            )
         return list(connection.scalars(sa.select(import_tasks.c.import_id).order_by(import_tasks.c.completed_at)))
 
 
@@ -74,7 +76,9 @@ def test_each_import_asks_for_all_days_of_the_id_and_status_and_doctor_say_so(
     assert f"{SAID}: each import that names it makes all these days again; " in printed
     report = json.loads(as_json)
     assert (report["scattered_orders"], report["troubles"]) == ([SAID], [])
-    findings = {finding.check: finding for finding in examine(engine, etl_settings, bridge_settings, state_dir=tmp_path)}
+    findings = {
+        finding.check: finding for finding in examine(engine, etl_settings, bridge_settings, state_dir=tmp_path)
+    }
     assert (findings["order ids"].state, SAID in findings["order ids"].says) == ("warning", True)
     assert findings["side tasks"].state == "ok"
 
@@ -110,17 +114,23 @@ def test_days_that_an_import_brings_itself_and_orders_that_move_are_nothing_to_s
     """一整季的文件又来一次，日期都改早了一天：每个订单只在两天。"""
     start = date(2025, 1, 1)
     for shift in (0, -1):
-        rows = [{"order_id": f"A-{n}", "ordered_at": f"{start + timedelta(days=n + shift)} 04:00+00"} for n in range(90)]
+        rows = [
+            {"order_id": f"A-{n}", "ordered_at": f"{start + timedelta(days=n + shift)} 04:00+00"} for n in range(90)
+        ]
         announce(engine, etl_settings, [raw_data.add_import(rows)])
     assert said(engine) == []
 
 
 @pytest.mark.usefixtures("raw_data")
-def test_versions_of_an_id_that_is_in_every_import_of_a_batch_are_read_once(engine: sa.Engine, etl_settings: EtlSettings) -> None:
+def test_versions_of_an_id_that_is_in_every_import_of_a_batch_are_read_once(
+    engine: sa.Engine, etl_settings: EtlSettings
+) -> None:
     """每个文件三十行没有号的：一批一百个事件，版本读三千个，不是一百乘三千；要求的日子还是每个导入的全部。"""
     files = 100
     imports = add_files(engine, files)
-    again = sa.select(*[raw_orders.c[name] for name in _COPIED], sa.func.generate_series(2, 30)).where(raw_orders.c.order_id == "-")
+    again = sa.select(*[raw_orders.c[name] for name in _COPIED], sa.func.generate_series(2, 30)).where(
+        raw_orders.c.order_id == "-"
+    )
     with engine.begin() as connection:
         connection.execute(sa.insert(raw_orders).from_select([*_COPIED, "quantity"], again))
         connection.exec_driver_sql("ANALYZE raw_orders")
@@ -130,5 +140,7 @@ def test_versions_of_an_id_that_is_in_every_import_of_a_batch_are_read_once(engi
     assert max(read) <= 3 * files * files
     announce(engine, etl_settings, imports)
     with engine.connect() as connection:
-        requests = sa.select(sa.func.count(), sa.func.count(import_requests.c.day.distinct())).select_from(import_requests)
+        requests = sa.select(sa.func.count(), sa.func.count(import_requests.c.day.distinct())).select_from(
+            import_requests
+        )
         assert tuple(connection.execute(requests).one()) == (files * files, files)

@@ -26,7 +26,12 @@ from bridge.events.publish import publish_event
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.runs.worker import RunWorker
 from bridge.settings import BridgeSettings
-from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
+from bridge.stack.dagster_home import (
+    DAGSTER_SCHEMA,
+    build_dagster_postgres_url,
+    create_dagster_storage,
+    write_dagster_home,
+)
 from bridge.warm_dagster import instance as dagster_instance
 from bridge.warm_dagster.code_location import CodeLocation
 from bridge.warm_dagster.instance import open_instance
@@ -121,7 +126,9 @@ def drop_while_waiting(
 
 def someone_waits(connection: sa.Connection) -> bool:
     """这个数据库里有人在等锁。"""
-    waiting = sa.text("SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted AND datname = current_database()")
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted AND datname = current_database()"
+    )
     return bool(connection.scalar(waiting))
 
 
@@ -151,7 +158,12 @@ def test_session_of_a_silent_connection_lets_go_of_its_locks(
 
 
 def test_other_connections_of_a_silent_pool_cost_no_further_wait(
-    network: Network, link: Link, engine: sa.Engine, far: sa.Engine, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    network: Network,
+    link: Link,
+    engine: sa.Engine,
+    far: sa.Engine,
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with far.connect() as one, far.connect() as two:
         one.scalar(sa.text("SELECT 1"))
@@ -161,7 +173,9 @@ def test_other_connections_of_a_silent_pool_cost_no_further_wait(
         silent.result(CUT_SECONDS)
     monkeypatch.setattr(silent_connections, "PATIENCE_SECONDS", 600)
     with far.connect() as one, far.connect() as two:
-        assert pool.submit(lambda: [one.scalar(sa.text("SELECT 1")), two.scalar(sa.text("SELECT 1"))]).result(CUT_SECONDS) == [1, 1]
+        assert pool.submit(lambda: [one.scalar(sa.text("SELECT 1")), two.scalar(sa.text("SELECT 1"))]).result(
+            CUT_SECONDS
+        ) == [1, 1]
 
 
 def test_ping_of_an_idle_connection_that_fell_silent_is_cut_and_a_new_connection_is_lent(
@@ -173,7 +187,9 @@ def test_ping_of_an_idle_connection_that_fell_silent_is_cut_and_a_new_connection
     assert pool.submit(ask, far, sa.text("SELECT 2")).result(CUT_SECONDS) == 2
 
 
-def test_copy_whose_last_words_are_swallowed_is_cut(network: Network, link: Link, far: sa.Engine, pool: ThreadPoolExecutor) -> None:
+def test_copy_whose_last_words_are_swallowed_is_cut(
+    network: Network, link: Link, far: sa.Engine, pool: ThreadPoolExecutor
+) -> None:
     def copy() -> None:
         with translated_errors(), far.begin() as connection:
             driver: Any = connection.connection.driver_connection
@@ -186,7 +202,9 @@ def test_copy_whose_last_words_are_swallowed_is_cut(network: Network, link: Link
         pool.submit(copy).result(CUT_SECONDS)
 
 
-def test_statement_that_works_or_waits_for_a_lock_is_left_alone(engine: sa.Engine, far: sa.Engine, pool: ThreadPoolExecutor) -> None:
+def test_statement_that_works_or_waits_for_a_lock_is_left_alone(
+    engine: sa.Engine, far: sa.Engine, pool: ThreadPoolExecutor
+) -> None:
     working = pool.submit(ask, far, sa.select(sa.literal("done")).select_from(sa.func.pg_sleep(LONG_SECONDS)))
     with engine.begin() as connection:
         connection.execute(LOCK)
@@ -210,7 +228,10 @@ def test_copy_out_between_whose_rows_the_client_pauses_is_left_alone(far: sa.Eng
     """20 MB：服务器写满了缓冲，等着我们读。"""
     with far.begin() as connection:
         driver: Any = connection.connection.driver_connection
-        with driver.cursor() as cursor, cursor.copy("COPY (SELECT repeat('x', 1000) FROM generate_series(1, 20000)) TO STDOUT") as copy:
+        with (
+            driver.cursor() as cursor,
+            cursor.copy("COPY (SELECT repeat('x', 1000) FROM generate_series(1, 20000)) TO STDOUT") as copy,
+        ):
             assert copy.read()
             time.sleep(LONG_SECONDS)
             assert sum(1 for _ in copy) == 19_999
@@ -245,7 +266,9 @@ def pooler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("pooler")
-def test_statement_behind_a_pooler_that_makes_up_session_numbers_is_left_alone(far: sa.Engine, pool: ThreadPoolExecutor) -> None:
+def test_statement_behind_a_pooler_that_makes_up_session_numbers_is_left_alone(
+    far: sa.Engine, pool: ThreadPoolExecutor
+) -> None:
     """这样的会话服务器当然说没有；由此切断的话，长的语句永远做不完。"""
     with far.connect() as connection:
         driver: Any = connection.connection.driver_connection
@@ -327,7 +350,9 @@ def test_engine_of_dagster_is_watched_in_the_same_way(
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_kernel_gives_up_a_peer_that_acknowledges_nothing(far: sa.Engine, far_settings: EtlSettings, driver: str) -> None:
+def test_kernel_gives_up_a_peer_that_acknowledges_nothing(
+    far: sa.Engine, far_settings: EtlSettings, driver: str
+) -> None:
     engine = far if driver == "psycopg" else sa.create_engine(build_dagster_postgres_url(far_settings.database_url))
     with engine.connect() as connection:
         connected: Any = connection.connection.driver_connection
@@ -409,7 +434,13 @@ async def test_event_whose_intake_falls_silent_is_handled_by_the_next_delivery(
 
 
 def test_run_whose_data_connection_falls_silent_fails_and_another_run_does_its_day(
-    network: Network, link: Link, engine: sa.Engine, worker: RunWorker, claim: Claim, pool: ThreadPoolExecutor, read_table: ReadTable
+    network: Network,
+    link: Link,
+    engine: sa.Engine,
+    worker: RunWorker,
+    claim: Claim,
+    pool: ThreadPoolExecutor,
+    read_table: ReadTable,
 ) -> None:
     held = worker.start(claim)
     silent = drop_while_waiting(
@@ -445,7 +476,9 @@ def test_heartbeat_that_falls_silent_is_repeated_on_a_new_connection_before_the_
     hasty.heartbeats.dispose()
 
 
-def test_heartbeat_does_not_wait_for_a_connection_of_the_runs(worker: RunWorker, claim: Claim, pool: ThreadPoolExecutor) -> None:
+def test_heartbeat_does_not_wait_for_a_connection_of_the_runs(
+    worker: RunWorker, claim: Claim, pool: ThreadPoolExecutor
+) -> None:
     held = worker.start(claim)
     with ExitStack() as used:
         for _ in range(2 * worker.settings.pool_size):
@@ -488,7 +521,9 @@ def test_run_ends_though_the_storage_of_dagster_falls_silent(
 
 
 @contextmanager
-def real_instance(engine: sa.Engine, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
+def real_instance(
+    engine: sa.Engine, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DagsterInstance]:
     """Dagster 的存储在 PostgreSQL 里，像工人那样打开。"""
     write_dagster_home(folder / "home")
     silenced = dagster_instance._CONSOLE_LOGGERS  # 打开实例会换掉它：之后换回来

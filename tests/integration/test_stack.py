@@ -31,11 +31,13 @@ from bridge.settings import BridgeSettings
 from bridge.stack.addresses import StackAddresses, read_addresses
 from bridge.stack.application import ApplicationPlan, application_services
 from bridge.stack.embedded_nats import EmbeddedNats
+from bridge.stack.forkserver import Forkserver
 from bridge.stack.local import Stack
 from bridge.stack.readiness import logged_ready
-from bridge.stack.supervisor import Service, ServiceStartError
+from bridge.stack.supervisor import Service
 from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableError, SettingsError
 from etl_assets.core.settings import EtlSettings
+from etl_assets.embedded.child_log import ChildStartError
 from etl_assets.embedded.child_process import identify, launch
 from etl_assets.embedded.loopback_port import find_free_port, listen_on
 from etl_assets.testing.databases import cloned_database
@@ -74,7 +76,11 @@ print("down", flush=True)
 
 
 def one_service(plan: ApplicationPlan) -> list[Service]:
-    return [Service("reporter", partial(launch, [sys.executable, "-c", REPORT_ENVIRONMENT], env=plan.environment), logged_ready)]
+    return [
+        Service(
+            "reporter", partial(launch, [sys.executable, "-c", REPORT_ENVIRONMENT], env=plan.environment), logged_ready
+        )
+    ]
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_seconds: float = 10) -> None:
@@ -143,13 +149,18 @@ def test_nats_password_is_in_private_files_and_on_no_command_line(tmp_path: Path
     with EmbeddedNats(tmp_path / "nats", durable=False) as url:
         password = url.split(":")[2].split("@")[0].encode()
         holders = [path for path in tmp_path.rglob("*") if path.is_file() and password in path.read_bytes()]
-        assert {path.name: oct(path.stat().st_mode & 0o777) for path in holders} == {"password": "0o600", "nats.conf": "0o600"}
+        assert {path.name: oct(path.stat().st_mode & 0o777) for path in holders} == {
+            "password": "0o600",
+            "nats.conf": "0o600",
+        }
         server = (tmp_path / "nats" / "nats.log").read_bytes()
         pid = int(server.partition(b"]")[0].removeprefix(b"["))
         assert password not in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def test_nats_tells_nothing_to_pages_and_takes_no_proxy_for_its_own_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nats_tells_nothing_to_pages_and_takes_no_proxy_for_its_own_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """监控口不问口令，也答别处来的网页；http_proxy 说的 503 不是它病了。"""
     server = EmbeddedNats(tmp_path / "nats", durable=False)
     with HTTPServer(("127.0.0.1", 0), _Unavailable) as proxy, server:
@@ -233,7 +244,11 @@ def test_nats_stores_again_after_its_disk_was_full(tmp_path: Path, database_url:
 def test_stack_comes_up_ready_and_leaves_nothing(tmp_path: Path) -> None:
     state_dir = tmp_path / "state"
     stack = Stack(
-        state_dir, settings=EtlSettings(database_url=""), bridge_settings=BridgeSettings(nats_url=""), durable=False, services=one_service
+        state_dir,
+        settings=EtlSettings(database_url=""),
+        bridge_settings=BridgeSettings(nats_url=""),
+        durable=False,
+        services=one_service,
     )
     with stack as addresses:
         assert read_addresses(state_dir) == addresses
@@ -244,9 +259,14 @@ def test_stack_comes_up_ready_and_leaves_nothing(tmp_path: Path) -> None:
         assert tables["dagster"] > 10
         assert asyncio.run(publish_and_count(addresses.nats_url)) == 1
         environment = read_report(state_dir)
-        assert {**environment, **addresses.environment(), "ETL_STATE_DIR": str(state_dir), "DAGSTER_DISABLE_TELEMETRY": "1"} == environment
+        assert {
+            **environment,
+            **addresses.environment(),
+            "ETL_STATE_DIR": str(state_dir),
+            "DAGSTER_DISABLE_TELEMETRY": "1",
+        } == environment
         children = [child["pid"] for child in json.loads((state_dir / "pids.json").read_text())["children"]]
-        assert len(children) == 3
+        assert len(children) == 4  # PostgreSQL、NATS、模子、reporter
     assert [pid for pid in children if identify(pid)] == []
     assert read_addresses(state_dir) is None
     assert not (state_dir / "stack.json").exists()
@@ -342,14 +362,16 @@ def test_failed_start_leaves_nothing_running(tmp_path: Path, database_url: str) 
         durable=False,
         services=failing,
     )
-    with pytest.raises(ServiceStartError, match="listener does not start: broken"):
+    with pytest.raises(ChildStartError, match="listener does not start: broken"):
         stack.start()
 
     assert identify(read_report(tmp_path)["pid"]) is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_stop_signal_ends_the_foreground_stack_in_order(tmp_path: Path, database_url: str, number: signal.Signals) -> None:
+def test_stop_signal_ends_the_foreground_stack_in_order(
+    tmp_path: Path, database_url: str, number: signal.Signals
+) -> None:
     command = [sys.executable, "-c", RUN_IN_FOREGROUND, str(tmp_path), database_url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -382,17 +404,32 @@ def test_addresses_of_a_killed_stack_do_not_count(tmp_path: Path, database_url: 
         assert second.nats_url == first.nats_url
 
 
-def test_real_application_is_one_code_server_ui_daemon_listener_and_workers(tmp_path: Path) -> None:
-    plan = ApplicationPlan(environment={}, workspace=tmp_path / "workspace.yaml", code_server_port=1, ui_descriptor=2, workers=3)
+def planned(tmp_path: Path, *, workers: int) -> ApplicationPlan:
+    return ApplicationPlan(
+        forkserver=Forkserver({}),
+        environment={},
+        workspace=tmp_path / "workspace.yaml",
+        code_server_port=1,
+        ui_descriptor=2,
+        workers=workers,
+    )
 
-    services = {service.name: service.after for service in application_services(plan)}
+
+def test_real_application_is_one_code_server_ui_daemon_listener_and_workers(tmp_path: Path) -> None:
+    services = {service.name: service.after for service in application_services(planned(tmp_path, workers=3))}
 
     assert services == {
-        "code-server": (),
-        "listener": (),
-        "worker-1": (),
-        "worker-2": (),
-        "worker-3": (),
-        "webserver": ("code-server",),
-        "daemon": ("code-server",),
+        "code-server": ("forkserver",),
+        "listener": ("forkserver",),
+        "worker-1": ("forkserver",),
+        "worker-2": ("forkserver",),
+        "worker-3": ("forkserver",),
+        "webserver": ("forkserver", "code-server"),
+        "daemon": ("forkserver", "code-server"),
     }
+
+
+def test_what_takes_seconds_to_stop_is_not_killed_in_a_normal_stop(tmp_path: Path) -> None:
+    services = application_services(planned(tmp_path, workers=2))
+    patience = {service.name: service.stop_timeout_seconds for service in services}
+    assert min(patience["daemon"], patience["code-server"], patience["worker-1"]) >= 30

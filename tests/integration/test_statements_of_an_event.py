@@ -53,7 +53,11 @@ def test_one_order_from_claim_to_success(warm: RunWorker, talkative: tuple[str, 
     _, log = talkative
     raw_data = RawData(warm.engine)
     for number in range(8):  # 头几次驱动还要预备语句、建暂存表
-        announce(warm.engine, warm.settings, raw_data.add_import([{"order_id": f"A-{number}", "customer_name": f"客户{number}"}]))
+        announce(
+            warm.engine,
+            warm.settings,
+            raw_data.add_import([{"order_id": f"A-{number}", "customer_name": f"客户{number}"}]),
+        )
         start = log.stat().st_size
         claim = warm.claim()
         assert claim is not None

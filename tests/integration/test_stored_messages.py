@@ -66,7 +66,9 @@ async def test_what_is_published_meanwhile_is_not_read_and_no_consumer_stays(con
     assert (await connection.context.stream_info("S")).state.consumer_count == 0
 
 
-async def test_restart_of_the_server_in_between_loses_nothing(connection: JetStreamConnection, nats_server: NatsServer) -> None:
+async def test_restart_of_the_server_in_between_loses_nothing(
+    connection: JetStreamConnection, nats_server: NatsServer
+) -> None:
     seen = []
     async for batch in read_stored(connection, "S", Stretch(1, 40)):
         seen += [int(message.data) for message in batch]

@@ -18,9 +18,9 @@ from structlog.testing import capture_logs
 
 from bridge.stack.leftovers import record_children
 from bridge.stack.readiness import logged_ready
-from bridge.stack.supervisor import Service, ServiceStartError, Supervisor
+from bridge.stack.supervisor import Service, Supervisor
 from etl_assets.core.errors import SettingsError
-from etl_assets.embedded.child_log import ROTATE_BYTES
+from etl_assets.embedded.child_log import ROTATE_BYTES, ChildStartError
 from etl_assets.embedded.child_process import ProcessIdentity, identify, launch
 
 READY = "import json, sys; print(json.dumps({'message': 'ready'}), file=sys.stderr, flush=True);"
@@ -35,7 +35,9 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 """
 # 留下一个同会话的孙进程，它不会随父进程死
-SPAWN = "import pathlib, subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+SPAWN = (
+    "import pathlib, subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+)
 SUPERVISE_AND_HOLD = """
 import os, sys, time
 from functools import partial
@@ -124,9 +126,11 @@ def test_what_dies_is_started_again(supervisor: Supervisor, pids: Callable[[], l
 
 
 def test_child_that_cannot_start_is_reported_with_its_last_words(tmp_path: Path, supervisor: Supervisor) -> None:
-    supervisor.supervise([service("worker-1", "print('first', flush=True); raise SystemExit('error: no such table: ledger')")])
+    supervisor.supervise(
+        [service("worker-1", "print('first', flush=True); raise SystemExit('error: no such table: ledger')")]
+    )
 
-    with pytest.raises(ServiceStartError, match="worker-1 does not start: no such table: ledger; see ") as caught:
+    with pytest.raises(ChildStartError, match="worker-1 does not start: no such table: ledger; see ") as caught:
         supervisor.wait_until_ready(timeout_seconds=20)
 
     assert caught.value.log == tmp_path / "state" / "logs" / "worker-1.log"
@@ -136,30 +140,41 @@ def test_child_that_cannot_start_is_reported_with_its_last_words(tmp_path: Path,
 def test_child_that_never_gets_ready_is_reported(supervisor: Supervisor) -> None:
     supervisor.supervise([service("worker-1", SLEEP)])
 
-    with pytest.raises(ServiceStartError, match="worker-1 does not start: not ready after 1 s"):
+    with pytest.raises(ChildStartError, match="worker-1 does not start: not ready after 1 s"):
         supervisor.wait_until_ready(timeout_seconds=1)
 
 
 def test_program_that_does_not_exist_is_reported(supervisor: Supervisor) -> None:
     supervisor.supervise([Service("worker-1", partial(launch, ["/nowhere/python"], env={}), logged_ready)])
 
-    with pytest.raises(ServiceStartError, match="No such file or directory"):
+    with pytest.raises(ChildStartError, match="No such file or directory"):
         supervisor.wait_until_ready(timeout_seconds=20)
 
 
 def test_crash_loop_is_said_in_one_line(supervisor: Supervisor) -> None:
     with capture_logs() as logs:
-        supervisor.supervise([service("worker-1", READY + "import time; time.sleep(0.1); raise SystemExit('disk full')")])
+        supervisor.supervise(
+            [service("worker-1", READY + "import time; time.sleep(0.1); raise SystemExit('disk full')")]
+        )
         wait_until(lambda: any(entry["event"] == "child stops again and again" for entry in logs))
 
     line = next(entry for entry in logs if entry["event"] == "child stops again and again")
-    assert (line["name"], line["exit_code"], line["last_line"], line["log_level"]) == ("worker-1", 1, "disk full", "error")
+    assert (line["name"], line["exit_code"], line["last_line"], line["log_level"]) == (
+        "worker-1",
+        1,
+        "disk full",
+        "error",
+    )
     assert line["log"].endswith("/logs/worker-1.log")
 
 
-def test_what_was_up_once_is_not_waited_for_long(tmp_path: Path, supervisor: Supervisor, pids: Callable[[], list[int]]) -> None:
+def test_what_was_up_once_is_not_waited_for_long(
+    tmp_path: Path, supervisor: Supervisor, pids: Callable[[], list[int]]
+) -> None:
     broken = tmp_path / "broken"
-    supervisor.supervise([service("worker-1", f"import pathlib; pathlib.Path({str(broken)!r}).exists() and 1 / 0;" + READY + SLEEP)])
+    supervisor.supervise(
+        [service("worker-1", f"import pathlib; pathlib.Path({str(broken)!r}).exists() and 1 / 0;" + READY + SLEEP)]
+    )
     supervisor.wait_until_ready(timeout_seconds=20)
     broken.touch()
     with capture_logs() as logs:
@@ -170,7 +185,9 @@ def test_what_was_up_once_is_not_waited_for_long(tmp_path: Path, supervisor: Sup
 
 def test_sick_child_is_started_again(tmp_path: Path, supervisor: Supervisor, pids: Callable[[], list[int]]) -> None:
     sick = tmp_path / "sick"
-    supervisor.supervise([replace(service("nats"), is_sick=sick.exists, after_exit=lambda: sick.unlink(missing_ok=True))])
+    supervisor.supervise(
+        [replace(service("nats"), is_sick=sick.exists, after_exit=lambda: sick.unlink(missing_ok=True))]
+    )
     supervisor.wait_until_ready(timeout_seconds=20)
     first = pids()
     sick.touch()
@@ -188,18 +205,22 @@ def test_child_that_is_sick_for_a_moment_is_left_alone(supervisor: Supervisor, p
     assert alive(first[0])
 
 
-def test_failing_readiness_check_does_not_end_the_supervision(supervisor: Supervisor, pids: Callable[[], list[int]]) -> None:
+def test_failing_readiness_check_does_not_end_the_supervision(
+    supervisor: Supervisor, pids: Callable[[], list[int]]
+) -> None:
     def check(_attempt: object) -> bool:
         raise ValueError("unexpected answer")
 
     supervisor.supervise([Service("odd", python(SLEEP), check), service("other")])
 
-    with pytest.raises(ServiceStartError, match="odd does not start: ValueError: unexpected answer"):
+    with pytest.raises(ChildStartError, match="odd does not start: ValueError: unexpected answer"):
         supervisor.wait_until_ready(timeout_seconds=20)
     assert all(map(alive, pids()))
 
 
-def test_child_that_ignores_the_stop_signal_is_killed_at_the_deadline(supervisor: Supervisor, pids: Callable[[], list[int]]) -> None:
+def test_child_that_ignores_the_stop_signal_is_killed_at_the_deadline(
+    supervisor: Supervisor, pids: Callable[[], list[int]]
+) -> None:
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + READY + SLEEP
     supervisor.supervise([replace(service("stubborn", stubborn), stop_timeout_seconds=0.3)])
     supervisor.wait_until_ready(timeout_seconds=20)
@@ -212,9 +233,32 @@ def test_child_that_ignores_the_stop_signal_is_killed_at_the_deadline(supervisor
     assert not alive(pid)
 
 
+def test_killing_is_said_once_though_dying_takes_a_while(supervisor: Supervisor) -> None:
+    large = "held = b'x' * 500_000_000;"  # 内核要些时候才放得完
+    stubborn = large + "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + READY + SLEEP
+    supervisor.supervise([replace(service("stubborn", stubborn), stop_timeout_seconds=0.1)])
+    supervisor.wait_until_ready(timeout_seconds=20)
+    with capture_logs() as logs:
+        supervisor.stop()
+    assert [log["event"] for log in logs].count("child does not stop, killing it") == 1
+
+
+def test_all_are_killed_at_once_when_asked(supervisor: Supervisor, pids: Callable[[], list[int]]) -> None:
+    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + READY + SLEEP
+    supervisor.supervise([service("stubborn", stubborn), replace(service("other"), after=("stubborn",))])
+    supervisor.wait_until_ready(timeout_seconds=20)
+    running = pids()
+    started = time.monotonic()
+    supervisor.stop(at_once=True)
+    assert time.monotonic() - started < 5
+    assert not any(map(alive, running))
+
+
 def test_children_of_children_are_stopped_too(tmp_path: Path, supervisor: Supervisor) -> None:
     noted = tmp_path / "grandchild"
-    supervisor.supervise([service("parent", SPAWN + "pathlib.Path(sys.argv[1]).write_text(str(child.pid));" + READY + SLEEP, str(noted))])
+    supervisor.supervise(
+        [service("parent", SPAWN + "pathlib.Path(sys.argv[1]).write_text(str(child.pid));" + READY + SLEEP, str(noted))]
+    )
     supervisor.wait_until_ready(timeout_seconds=20)
     grandchild = int(noted.read_text())
     assert alive(grandchild)
@@ -264,9 +308,7 @@ def test_log_of_a_running_child_is_rotated_and_its_last_words_stay_right(
     monkeypatch.setattr("etl_assets.embedded.child_log.ROTATE_BYTES", 100_000)
     log, go_on = tmp_path / "state" / "logs" / "talker.log", tmp_path / "go_on"
     talk = "[print('x' * 99) for _ in range(5000)]; sys.stdout.flush();"
-    end = (
-        f"\nwhile not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.02)\nprint('after', flush=True); raise SystemExit('no more room')"
-    )
+    end = f"\nwhile not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.02)\nprint('after', flush=True); raise SystemExit('no more room')"
     supervisor.supervise([service("talker", "import pathlib, time;" + READY + talk + end)])
     supervisor.wait_until_ready(timeout_seconds=20)
 
@@ -284,7 +326,9 @@ def test_log_of_a_running_child_is_rotated_and_its_last_words_stay_right(
 
 def hold_and_kill_supervisor(state_dir: Path, code: str) -> list[int]:
     """另一个进程里的监督者，就绪以后被 kill -9；返回它的子进程。"""
-    with subprocess.Popen([sys.executable, "-c", SUPERVISE_AND_HOLD, str(state_dir), code], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", SUPERVISE_AND_HOLD, str(state_dir), code], stdout=subprocess.PIPE, text=True
+    ) as holder:
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "ready\n"

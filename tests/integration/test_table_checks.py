@@ -30,7 +30,11 @@ OTHER = DayRange(date(2026, 1, 6), date(2026, 1, 6))
 def tables(raw_data: RawData, materialize_days: MaterializeDays, engine: sa.Engine) -> sa.Engine:
     """两个客户的三个订单，一个已取消。"""
     raw_data.add_import(
-        [{}, {"order_id": "B", "order_status": "已取消"}, {"order_id": "C", "customer_name": "李四", "order_type": "打样订单"}]
+        [
+            {},
+            {"order_id": "B", "order_status": "已取消"},
+            {"order_id": "C", "customer_name": "李四", "order_type": "打样订单"},
+        ]
     )
     assert materialize_days([orders, customers, leads], DAY).success
     return engine
@@ -38,7 +42,11 @@ def tables(raw_data: RawData, materialize_days: MaterializeDays, engine: sa.Engi
 
 def violations(engine: sa.Engine, settings: EtlSettings, days: DayRange | None = None) -> Mapping[str, int]:
     """不过的检查 → 行数。"""
-    found = {f"{asset}.{name}": rows for asset in descriptions() for name, rows in count_violations(engine, settings, asset, days).items()}
+    found = {
+        f"{asset}.{name}": rows
+        for asset in descriptions()
+        for name, rows in count_violations(engine, settings, asset, days).items()
+    }
     return {name: rows for name, rows in found.items() if rows}
 
 
@@ -60,16 +68,27 @@ def test_right_tables_pass_every_check(tables: sa.Engine, etl_settings: EtlSetti
     ("damage", "found"),
     [
         ("UPDATE orders SET quantity = -1 WHERE order_id = 'B'", {"orders.non_negative": 1}),
-        ("UPDATE orders SET import_id = gen_random_uuid() WHERE order_id = 'C'", {"orders.references": 1, "orders.accounts": 1}),
-        ("UPDATE customers SET total_amount = total_amount + 0.01 WHERE customer_nickname = '张三'", {"customers.totals": 1}),
+        (
+            "UPDATE orders SET import_id = gen_random_uuid() WHERE order_id = 'C'",
+            {"orders.references": 1, "orders.accounts": 1},
+        ),
+        (
+            "UPDATE customers SET total_amount = total_amount + 0.01 WHERE customer_nickname = '张三'",
+            {"customers.totals": 1},
+        ),
         ("UPDATE customers SET order_count = 7 WHERE customer_nickname = '李四'", {"customers.totals": 1}),
-        ("UPDATE customers SET order_count = -1 WHERE customer_nickname = '李四'", {"customers.totals": 1, "customers.non_negative": 1}),
+        (
+            "UPDATE customers SET order_count = -1 WHERE customer_nickname = '李四'",
+            {"customers.totals": 1, "customers.non_negative": 1},
+        ),
         ("DELETE FROM customers WHERE customer_nickname = '李四'", {"customers.references": 1, "leads.references": 1}),
         ("UPDATE business_leads SET sample_count = 2 WHERE sample_count = 1", {"leads.totals": 1}),
         ("DELETE FROM business_leads WHERE sample_count = 1", {"leads.totals": 1}),
     ],
 )
-def test_each_damage_is_found_by_its_check(tables: sa.Engine, etl_settings: EtlSettings, damage: str, found: Mapping[str, int]) -> None:
+def test_each_damage_is_found_by_its_check(
+    tables: sa.Engine, etl_settings: EtlSettings, damage: str, found: Mapping[str, int]
+) -> None:
     execute(tables, damage)
     assert violations(tables, etl_settings) == found
     assert violations(tables, etl_settings, OTHER) == {}
@@ -77,7 +96,11 @@ def test_each_damage_is_found_by_its_check(tables: sa.Engine, etl_settings: EtlS
 
 @pytest.mark.parametrize("days", [None, OF_DAY])
 def test_statuses_are_compared_as_the_etl_compares_them(
-    raw_data: RawData, materialize_days: MaterializeDays, engine: sa.Engine, etl_settings: EtlSettings, days: DayRange | None
+    raw_data: RawData,
+    materialize_days: MaterializeDays,
+    engine: sa.Engine,
+    etl_settings: EtlSettings,
+    days: DayRange | None,
 ) -> None:
     """casefold，不是 lower()；别的 ETL 写的状态可以是 NULL，或没修剪。"""
     listed = etl_settings.model_copy(update={"cancelled_statuses": ("épuisé", "gross", "τελοσ", "void")})

@@ -27,14 +27,14 @@ from etl_assets.testing.raw_data import RawData
 from tests.the_three import graph
 
 from .conftest import NatsServer
-from .old_version import OldListener
+from .old_version import OldProcess
 
 NEW_SUBJECT = "events.inventory.completed"
 
 
 @pytest.fixture
-def old(tmp_path: Path, etl_settings: EtlSettings, nats_server: NatsServer) -> Iterator[OldListener]:
-    listener = OldListener(tmp_path / "old", database_url=etl_settings.database_url, nats_url=nats_server.url)
+def old(tmp_path: Path, etl_settings: EtlSettings, nats_server: NatsServer) -> Iterator[OldProcess]:
+    listener = OldProcess(tmp_path / "old", ETL_DATABASE_URL=etl_settings.database_url, ETL_NATS_URL=nats_server.url)
     yield listener
     listener.kill()
 
@@ -80,7 +80,9 @@ class Scene:
             """没有工人。"""
 
         stop = asyncio.Event()
-        running = asyncio.create_task(Listener(self.settings, handlers=[*handlers_of(graph), remember], ring=ring).run(stop))
+        running = asyncio.create_task(
+            Listener(self.settings, handlers=[*handlers_of(graph), remember], ring=ring).run(stop)
+        )
         try:
             yield
         finally:
@@ -90,7 +92,11 @@ class Scene:
 
 @pytest.fixture
 def scene(
-    nats_server: NatsServer, engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+    nats_server: NatsServer,
+    engine: sa.Engine,
+    etl_settings: EtlSettings,
+    raw_data: RawData,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Scene:
     monkeypatch.setattr("bridge.events.handlers.get_engine", lambda: engine)
     monkeypatch.setattr("bridge.events.handlers.get_settings", lambda: etl_settings)
@@ -111,7 +117,9 @@ async def eventually(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_old_and_new_listener_side_by_side_lose_nothing(old: OldListener, scene: Scene, connection: JetStreamConnection) -> None:
+async def test_old_and_new_listener_side_by_side_lose_nothing(
+    old: OldProcess, scene: Scene, connection: JetStreamConnection
+) -> None:
     old.start()
     await eventually(lambda: old.is_ready)
     await scene.publish(3)
@@ -143,12 +151,17 @@ async def test_old_and_new_listener_side_by_side_lose_nothing(old: OldListener, 
     assert letters.messages == 0
 
 
-async def test_consumer_that_several_listeners_create_at_once_starts_where_the_first_said(connection: JetStreamConnection) -> None:
+async def test_consumer_that_several_listeners_create_at_once_starts_where_the_first_said(
+    connection: JetStreamConnection,
+) -> None:
     """0.1.0 的监听器正在确认：各算出一个起点，都不算错。"""
     await connection.context.add_stream(name="EVENTS", subjects=["events.>"])
     wanted = [
         ConsumerConfig(
-            durable_name="x", deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=sequence, ack_policy=AckPolicy.EXPLICIT
+            durable_name="x",
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=sequence,
+            ack_policy=AckPolicy.EXPLICIT,
         )
         for sequence in range(1, 6)
     ]

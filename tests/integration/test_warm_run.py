@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 from dagster import AssetExecutionContext, DagsterEvent, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+from taskiq import Context, TaskiqMessage
 
 from bridge.queue.broker import SafeJetStreamBroker
 from bridge.queue.streams import TASKS_STREAM
@@ -45,9 +46,19 @@ from etl_assets.ledger.requests import request_days
 from etl_assets.orchestration.asset_runs import days_of
 from etl_assets.testing.fixtures import ReadTable
 from etl_assets.testing.raw_data import RawData
+from tests.other_sessions import end_other_sessions
 
 from .conftest import NatsServer
-from .warm_runs import announce, begin, connected_tasks, expire_leases, status, submit, take_and_begin, wait_until_blocked
+from .warm_runs import (
+    announce,
+    begin,
+    connected_tasks,
+    expire_leases,
+    status,
+    submit,
+    take_and_begin,
+    wait_until_blocked,
+)
 
 
 def test_claimed_days_become_one_successful_run_with_events(
@@ -65,8 +76,8 @@ def test_claimed_days_become_one_successful_run_with_events(
     assert run.status is DagsterRunStatus.SUCCESS
     assert run.remote_job_origin is not None
     assert run.remote_job_origin.location_name == LOCATION_NAME
-    assert run.tags["etl/import_id"] == str(import_id)
-    assert run.tags["etl/stream_sequence"] == "7"
+    assert run.tags["dagster/dayline/import_id"] == str(import_id)
+    assert run.tags["dagster/dayline/stream_sequence"] == "7"
     assert read_table("orders").height == 3
     assert worker.claim() is None
     with engine.connect() as connection:
@@ -77,7 +88,9 @@ def test_claimed_days_become_one_successful_run_with_events(
     assert all(event.payload["partitions"] == ["2026-01-05", "2026-01-06", "2026-01-07"] for event in events)
 
 
-def test_failed_run_is_held_and_announced(worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings) -> None:
+def test_failed_run_is_held_and_announced(
+    worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings
+) -> None:
     announce(engine, etl_settings, raw_data.add_import([{}]))
     execute(engine, "ALTER TABLE orders ADD CONSTRAINT no_such_order CHECK (quantity < 0)")
     claim = worker.claim()
@@ -138,7 +151,12 @@ REFUSALS = {
 
 @pytest.mark.parametrize("refusal", list(REFUSALS))
 def test_day_of_a_table_that_is_away_is_due_again_and_done_when_it_is_back(
-    worker: RunWorker, raw_data: RawData, engine: sa.Engine, etl_settings: EtlSettings, read_table: ReadTable, refusal: str
+    worker: RunWorker,
+    raw_data: RawData,
+    engine: sa.Engine,
+    etl_settings: EtlSettings,
+    read_table: ReadTable,
+    refusal: str,
 ) -> None:
     announce(engine, etl_settings, raw_data.add_import([{}]))
     damage, mend = REFUSALS[refusal]
@@ -274,7 +292,10 @@ async def test_reconciler_leaves_living_workers_time_to_settle_after_a_read_only
     finally:
         reconciling.cancel()
         await broker.shutdown()
-    assert list(dict.fromkeys(looks)) in (["look failed", "check", "look"], ["look failed", "check failed", "check", "look"])
+    assert list(dict.fromkeys(looks)) in (
+        ["look failed", "check", "look"],
+        ["look failed", "check failed", "check", "look"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -308,7 +329,12 @@ def test_error_of_dagsters_storage_in_a_run_is_judged_by_what_it_was(
 
 @pytest.mark.parametrize(("survived_in", "kind"), [("orders", "unknown"), ("customers", "transient")])
 def test_error_of_dagsters_storage_is_that_of_its_own_step_only(
-    worker: RunWorker, engine: sa.Engine, raw_data: RawData, monkeypatch: pytest.MonkeyPatch, survived_in: str, kind: str
+    worker: RunWorker,
+    engine: sa.Engine,
+    raw_data: RawData,
+    monkeypatch: pytest.MonkeyPatch,
+    survived_in: str,
+    kind: str,
 ) -> None:
     """挺过去了的，与后面一步的代码错无关：代码错不能永远重试下去。"""
     raw_data.add_import([{}])
@@ -339,10 +365,10 @@ def set_read_only(engine: sa.Engine, value: str) -> None:
     """新的会话才认这个设置，所以断开别的会话。"""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("SET default_transaction_read_only = off")
-        connection.exec_driver_sql(f'ALTER DATABASE "{engine.url.database}" SET default_transaction_read_only = {value}')
         connection.exec_driver_sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            f'ALTER DATABASE "{engine.url.database}" SET default_transaction_read_only = {value}'
         )
+        end_other_sessions(connection)
         connection.invalidate()
 
 
@@ -393,7 +419,9 @@ def test_run_that_kills_its_workers_is_held_in_the_end(
 # ---- 网页来的运行 -------------------------------------------------------------------
 
 
-def test_queued_run_is_executed_once_however_often_its_message_comes(worker: RunWorker, raw_data: RawData, read_table: ReadTable) -> None:
+def test_queued_run_is_executed_once_however_often_its_message_comes(
+    worker: RunWorker, raw_data: RawData, read_table: ReadTable
+) -> None:
     raw_data.add_import([{}])
     run_id = submit(worker, "orders", "customers", "leads")
     held = worker.take(run_id)
@@ -441,7 +469,11 @@ def test_run_of_a_dead_worker_is_made_again_with_its_unfinished_assets_only(
     ids=lambda step: step[1],
 )
 def test_worker_that_dies_while_it_buries_a_run_leaves_one_retry(
-    worker: RunWorker, raw_data: RawData, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, last_step: tuple[object, str]
+    worker: RunWorker,
+    raw_data: RawData,
+    engine: sa.Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    last_step: tuple[object, str],
 ) -> None:
     """收尾的也会死在任何两步之间：下一个收尾的接着做，不多一个运行，不少一个完成事件。"""
 
@@ -458,14 +490,20 @@ def test_worker_that_dies_while_it_buries_a_run_leaves_one_retry(
             reconcile_runs(worker)
     reconcile_runs(worker)
     (retry,) = worker.instance.get_runs(RunsFilter(tags={"dagster/parent_run_id": run_id}))
-    assert [status(worker, made) for made in (run_id, retry.run_id)] == [DagsterRunStatus.FAILURE, DagsterRunStatus.QUEUED]
+    assert [status(worker, made) for made in (run_id, retry.run_id)] == [
+        DagsterRunStatus.FAILURE,
+        DagsterRunStatus.QUEUED,
+    ]
     held = worker.take(retry.run_id)
     assert held is not None
     assert worker.execute(held).succeeded
     with engine.connect() as connection:
         events = connection.execute(sa.select(outbox.c.payload).order_by(outbox.c.outbox_id)).scalars().all()
         assert connection.scalar(sa.select(sa.func.count()).select_from(leases_table)) == 0
-    assert [(event["run_id"], event["status"]) for event in events] == [(run_id, "failed"), *[(retry.run_id, "success")] * 3]
+    assert [(event["run_id"], event["status"]) for event in events] == [
+        (run_id, "failed"),
+        *[(retry.run_id, "success")] * 3,
+    ]
 
 
 def test_run_cancelled_while_queued_is_not_executed(worker: RunWorker) -> None:
@@ -534,7 +572,9 @@ def submit_newer(worker: RunWorker, newer: CodeLocation, *assets: str) -> str:
     """网页的代码比工人的新：它建的运行里有工人不认识的资产。"""
     day = date(2026, 1, 5)
     tags = {LANE_TAG: "interactive"}
-    run = newer.create_run(worker.instance, job_name="__ASSET_JOB", run_id=str(uuid4()), assets=assets, days=DayRange(day, day), tags=tags)
+    run = newer.create_run(
+        worker.instance, job_name="__ASSET_JOB", run_id=str(uuid4()), assets=assets, days=DayRange(day, day), tags=tags
+    )
     enqueue(worker.instance, run)
     return run.run_id
 
@@ -622,11 +662,9 @@ def test_worker_kept_for_people_does_small_days_and_hands_on_the_rest(
     with engine.begin() as connection:
         request_days(connection, "public", [date(2026, 1, 7)])
     scheduled, clicked = submit(worker, "orders", day="2026-01-08"), submit(worker, "orders", day="2026-01-09")
-    run = worker.instance.get_run_by_id(scheduled)
-    assert run is not None
-    worker.instance.add_run_tags(scheduled, {LANE_TAG: "event"})
     settings = BridgeSettings(nats_url=nats_server.url, worker_lanes=("interactive", "small"))
-    assert asyncio.run(_serve_people_and_small_days(worker, settings, monkeypatch, scheduled, clicked)) == {
+    runs = {scheduled: "event", clicked: "interactive"}
+    assert asyncio.run(_serve_people_and_small_days(worker, settings, monkeypatch, runs)) == {
         "interactive": 0,
         "event": 2,
         "bulk": 2,
@@ -639,15 +677,18 @@ def test_worker_kept_for_people_does_small_days_and_hands_on_the_rest(
 
 
 async def _serve_people_and_small_days(
-    worker: RunWorker, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch, *runs: str
+    worker: RunWorker, settings: BridgeSettings, monkeypatch: pytest.MonkeyPatch, runs: Mapping[str, str]
 ) -> dict[str, int]:
-    """返回各车道上的门铃：做完的运行敲一次，转给别人的敲一次。"""
+    """每个运行在自己的车道上来；返回各车道上的门铃：做完的运行敲一次，转给别人的敲一次。"""
     async with connected_tasks(worker, settings, monkeypatch) as broker:
         assert broker.lanes == ("interactive", "event")
         await tasks.materialize_due()
         await tasks.materialize_due()
-        for run_id in runs:
-            await tasks.execute_run(run_id)
+        for run_id, lane in runs.items():
+            message = TaskiqMessage(
+                task_id=run_id, task_name=EXECUTE_RUN, labels={"lane": lane}, args=[run_id], kwargs={}
+            )
+            await tasks.execute_run(run_id, Context(message, broker))
         return dict(await broker.lane_depths())
 
 
@@ -668,6 +709,9 @@ def test_run_that_cannot_be_buried_does_not_keep_the_others_waiting(
     with monkeypatch.context() as patch:
         patch.setattr(DagsterInstance, "report_run_failed", fail)
         assert len(reconcile_runs(worker)) == 1
-    assert [status(worker, run_id) for run_id in (cursed, other)] == [DagsterRunStatus.STARTED, DagsterRunStatus.FAILURE]
+    assert [status(worker, run_id) for run_id in (cursed, other)] == [
+        DagsterRunStatus.STARTED,
+        DagsterRunStatus.FAILURE,
+    ]
     reconcile_runs(worker)
     assert status(worker, cursed) is DagsterRunStatus.FAILURE

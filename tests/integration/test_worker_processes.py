@@ -103,7 +103,9 @@ def test_workers_of_a_killed_manager_give_their_tasks_back_and_end(
     settings = BridgeSettings(nats_url=nats_server.url, task_ack_wait_seconds=60)
     announce(engine, etl_settings, raw_data.add_import([{}]))
     with workers(2, engine=engine, nats_url=nats_server.url, folder=tmp_path) as manager:
-        eventually(lambda: (tmp_path / "workers.log").read_text().count('"ready"') == 2, "the workers do not become ready")
+        eventually(
+            lambda: (tmp_path / "workers.log").read_text().count('"ready"') == 2, "the workers do not become ready"
+        )
         children = children_of(manager.pid)
         assert len(children) == 2
         with engine.connect() as other, other.begin():
@@ -111,7 +113,9 @@ def test_workers_of_a_killed_manager_give_their_tasks_back_and_end(
             asyncio.run(ring_workers(settings, "event"))
             wait_until_blocked(engine)
             manager.send_signal(signal.SIGKILL)
-            eventually(lambda: not any(child.is_alive() for child in children), "children of a killed manager go on", seconds=8)
+            eventually(
+                lambda: not any(child.is_alive() for child in children), "children of a killed manager go on", seconds=8
+            )
             assert asyncio.run(given_back(settings)) == 2
     eventually(lambda: reconcile_runs(worker), "the lease of the killed run does not expire", seconds=10)
     claim = worker.claim()

@@ -12,7 +12,12 @@ import sqlalchemy as sa
 from dagster import DagsterInstance
 
 from bridge.runs.worker import RunWorker
-from bridge.stack.dagster_home import DAGSTER_SCHEMA, build_dagster_postgres_url, create_dagster_storage, write_dagster_home
+from bridge.stack.dagster_home import (
+    DAGSTER_SCHEMA,
+    build_dagster_postgres_url,
+    create_dagster_storage,
+    write_dagster_home,
+)
 from bridge.warm_dagster import instance as dagster_instance
 from bridge.warm_dagster.code_location import CodeLocation
 from bridge.warm_dagster.instance import open_instance
@@ -28,14 +33,20 @@ def dagster_on_postgres(engine: sa.Engine, folder: Path) -> Iterator[DagsterInst
         silenced = dagster_instance._CONSOLE_LOGGERS  # 打开实例会换掉它，整个进程都受影响：之后换回来
         patch.setattr(context_creation_job, silenced, getattr(context_creation_job, silenced))
         patch.setenv("DAGSTER_HOME", str(folder / "home"))
-        patch.setenv("DAGSTER_POSTGRES_URL", build_dagster_postgres_url(engine.url.render_as_string(hide_password=False)))
-        create_dagster_storage(engine, schema=DAGSTER_SCHEMA, environment=dict(os.environ), log_path=folder / "migrate.log")
+        patch.setenv(
+            "DAGSTER_POSTGRES_URL", build_dagster_postgres_url(engine.url.render_as_string(hide_password=False))
+        )
+        create_dagster_storage(
+            engine, schema=DAGSTER_SCHEMA, environment=dict(os.environ), log_path=folder / "migrate.log"
+        )
         with open_instance() as instance:
             yield instance
 
 
 @contextmanager
-def warm_postgres_worker(location: CodeLocation, engine: sa.Engine, settings: EtlSettings, folder: Path) -> Iterator[RunWorker]:
+def warm_postgres_worker(
+    location: CodeLocation, engine: sa.Engine, settings: EtlSettings, folder: Path
+) -> Iterator[RunWorker]:
     """一个工人，它的 Dagster 存储与数据在同一个数据库里。"""
     with pytest.MonkeyPatch.context() as patch, dagster_on_postgres(engine, folder) as instance:
         patch.setattr("etl_assets.orchestration.resources.get_engine", lambda: engine)

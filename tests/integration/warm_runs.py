@@ -59,14 +59,14 @@ def announce(engine: sa.Engine, settings: EtlSettings, import_id: object) -> Non
     assert request_imports(engine, settings, [event]) == ["requested"]
 
 
-def submit(worker: RunWorker, *assets: str, day: str = "2026-01-05") -> str:
+def submit(worker: RunWorker, *assets: str, day: str = "2026-01-05", last_day: str | None = None) -> str:
     """像协调者那样：建好、标成 QUEUED。"""
     run = worker.location.create_run(
         worker.instance,
         job_name="etl",
         run_id=str(uuid4()),
         assets=assets,
-        days=DayRange(date.fromisoformat(day), date.fromisoformat(day)),
+        days=DayRange(date.fromisoformat(day), date.fromisoformat(last_day or day)),
         tags={LANE_TAG: "interactive"},
     )
     enqueue(worker.instance, run)
@@ -99,7 +99,9 @@ def status(worker: RunWorker, run_id: str) -> DagsterRunStatus:
 def wait_until_blocked(engine: sa.Engine) -> None:
     deadline = time.monotonic() + 20
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+        waiting = sa.text(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
         while not connection.scalar(waiting):
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -24,7 +24,9 @@ class StoredCustomer:
 
 def count_in(orders: Collection[Order], settings: ReferenceSettings) -> list[Order]:
     """计数的订单，由旧到新。"""
-    return sorted((order for order in orders if not settings.is_cancelled(order.latest_status)), key=lambda order: order.sequence)
+    return sorted(
+        (order for order in orders if not settings.is_cancelled(order.latest_status)), key=lambda order: order.sequence
+    )
 
 
 def build_customer(customer_id: UUID, customer_key: str, orders: Collection[Order], settings: ReferenceSettings) -> Row:
@@ -39,7 +41,9 @@ def build_left_customer(stored: StoredCustomer) -> Row:
     return _build_row(stored.customer_global_id, key, stored.shop_id, name_part(key) if key is not None else None, [])
 
 
-def _build_row(customer_id: UUID, customer_key: str | None, shop_id: UUID | None, nickname: str | None, counted: list[Order]) -> Row:
+def _build_row(
+    customer_id: UUID, customer_key: str | None, shop_id: UUID | None, nickname: str | None, counted: list[Order]
+) -> Row:
     return {
         "customer_global_id": customer_id,
         "customer_key": customer_key,

@@ -21,7 +21,8 @@ from tests.reference.result import Row
 _IMPORT_TASKS = sa.table("import_tasks", sa.column("import_id"), sa.column("status"), sa.column("completed_at"))
 _RAW_TEXTS = ("order_id", "shop", "customer_name", "order_type", "order_status")
 _RAW_ORDERS = sa.table(
-    "raw_orders", *(sa.column(name) for name in ("raw_id", "import_id", *_RAW_TEXTS, "amount", "quantity", "ordered_at"))
+    "raw_orders",
+    *(sa.column(name) for name in ("raw_id", "import_id", *_RAW_TEXTS, "amount", "quantity", "ordered_at")),
 )
 _SHOP_CONFIGS = sa.table("shop_configs", sa.column("shop_id"), sa.column("shop_name"))
 _TYPE_MAPPINGS = sa.table("order_type_mappings", sa.column("raw_order_type"), sa.column("system_order_type"))
@@ -36,7 +37,16 @@ _CUSTOMER_COLUMNS = (
     *("order_count", "total_amount", *_FIGURE_COLUMNS),
 )
 _LEAD_COLUMNS = (
-    *("lead_id", "customer_global_id", "lead_no", "current_stage", "opened_at", "last_order_at", "closed_at", "closed_by"),
+    *(
+        "lead_id",
+        "customer_global_id",
+        "lead_no",
+        "current_stage",
+        "opened_at",
+        "last_order_at",
+        "closed_at",
+        "closed_by",
+    ),
     *(*_FIGURE_COLUMNS, "owner", "notes"),
 )
 _TIME_COLUMNS = frozenset({"ordered_at", "first_order_at", "last_order_at", "opened_at", "closed_at"})
@@ -76,7 +86,9 @@ def find_shop_id(connection: sa.Connection, shop_name: str) -> UUID | None:
 
 
 def find_mapped_type(connection: sa.Connection, raw_type: str) -> str | None:
-    return connection.scalar(sa.select(_TYPE_MAPPINGS.c.system_order_type).where(_TYPE_MAPPINGS.c.raw_order_type == raw_type))
+    return connection.scalar(
+        sa.select(_TYPE_MAPPINGS.c.system_order_type).where(_TYPE_MAPPINGS.c.raw_order_type == raw_type)
+    )
 
 
 def read_stored_customers(connection: sa.Connection, schema: str) -> list[StoredCustomer]:
@@ -107,9 +119,16 @@ def read_ownerless_leads(connection: sa.Connection, schema: str) -> list[StoredL
     return _read_stored_leads(connection, leads, ~of_customer.exists())
 
 
-def _read_stored_leads(connection: sa.Connection, leads: sa.TableClause, condition: sa.ColumnElement[bool]) -> list[StoredLead]:
-    columns = (leads.c[name] for name in ("lead_id", "customer_global_id", "lead_no", "current_stage", "closed_by", "owner", "notes"))
-    query = sa.select(*columns, _epoch(leads.c.closed_at).label("closed_at")).where(condition, leads.c.lead_no.is_not(None))
+def _read_stored_leads(
+    connection: sa.Connection, leads: sa.TableClause, condition: sa.ColumnElement[bool]
+) -> list[StoredLead]:
+    columns = (
+        leads.c[name]
+        for name in ("lead_id", "customer_global_id", "lead_no", "current_stage", "closed_by", "owner", "notes")
+    )
+    query = sa.select(*columns, _epoch(leads.c.closed_at).label("closed_at")).where(
+        condition, leads.c.lead_no.is_not(None)
+    )
     return [StoredLead(**row._mapping) for row in connection.execute(query)]
 
 
@@ -137,7 +156,9 @@ def read_rejected(connection: sa.Connection, schema: str) -> list[Row]:
 
 
 def _read_rows(connection: sa.Connection, table: sa.TableClause) -> list[Row]:
-    columns = [_epoch(column).label(column.name) if column.name in _TIME_COLUMNS else column for column in table.columns]
+    columns = [
+        _epoch(column).label(column.name) if column.name in _TIME_COLUMNS else column for column in table.columns
+    ]
     rows: list[Row] = [dict(row._mapping) for row in connection.execute(sa.select(*columns))]
     for row in rows:
         for name in _TIME_COLUMNS & row.keys():

@@ -45,7 +45,9 @@ class DealtLead:
     is_won: bool = False
 
 
-def deal(counted: Iterable[Order], closings: Mapping[int, Instant], settings: ReferenceSettings) -> dict[int, DealtLead]:
+def deal(
+    counted: Iterable[Order], closings: Mapping[int, Instant], settings: ReferenceSettings
+) -> dict[int, DealtLead]:
     """:param counted: 计数的订单，由旧到新。:param closings: 人关闭的商机号 → closed_at。"""
     dealt: dict[int, DealtLead] = {}
     present = 1
@@ -70,10 +72,13 @@ def build_leads(
 ) -> list[Row]:
     """一个客户的全部商机：发到了订单的，和没有订单但有人动过的。"""
     by_number = {lead.lead_no: lead for lead in stored}
-    closings = {number: lead.closed_at for number, lead in by_number.items() if lead.has_closing and lead.closed_at is not None}
+    closings = {
+        number: lead.closed_at for number, lead in by_number.items() if lead.has_closing and lead.closed_at is not None
+    }
     dealt = deal(counted, closings, settings)
     rows = [
-        _build_lead(customer_id, customer_key, number, lead, by_number.get(number), newest_day, settings) for number, lead in dealt.items()
+        _build_lead(customer_id, customer_key, number, lead, by_number.get(number), newest_day, settings)
+        for number, lead in dealt.items()
     ]
     return rows + [build_empty_lead(lead) for lead in stored if lead.is_touched and lead.lead_no not in dealt]
 
@@ -127,4 +132,8 @@ def build_empty_lead(stored: StoredLead) -> Row:
 def _closing_columns(stored: StoredLead) -> Row:
     """人的关闭：阶段也是人的。"""
     assert stored.closed_at is not None
-    return {"current_stage": stored.current_stage, "closed_at": to_datetime(stored.closed_at), "closed_by": stored.closed_by}
+    return {
+        "current_stage": stored.current_stage,
+        "closed_at": to_datetime(stored.closed_at),
+        "closed_by": stored.closed_by,
+    }

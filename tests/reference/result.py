@@ -37,7 +37,9 @@ class Result:
 
     def __post_init__(self) -> None:
         for table, columns in _SORT_KEYS.items():
-            getattr(self, table).sort(key=lambda row, columns=columns: [(row[column] is not None, row[column]) for column in columns])
+            getattr(self, table).sort(
+                key=lambda row, columns=columns: [(row[column] is not None, row[column]) for column in columns]
+            )
 
 
 def differences(expected: Result, actual: Result) -> list[str]:
@@ -80,4 +82,6 @@ def _show(key: tuple[Any, ...]) -> str:
 
 
 def _show_row(row: Row) -> str:
-    return ", ".join(f"{column}={value!r}" if isinstance(value, str) else f"{column}={value}" for column, value in row.items())
+    return ", ".join(
+        f"{column}={value!r}" if isinstance(value, str) else f"{column}={value}" for column, value in row.items()
+    )

@@ -46,4 +46,6 @@ class ReferenceSettings:
 
     def is_completed(self, status: str) -> bool:
         """两张单子里都有的状态算取消。"""
-        return fold_status(status) in {fold_status(listed) for listed in self.completed_statuses} and not self.is_cancelled(status)
+        return fold_status(status) in {
+            fold_status(listed) for listed in self.completed_statuses
+        } and not self.is_cancelled(status)

@@ -9,7 +9,19 @@ import unicodedata
 WHITE_SPACE = "".join(
     map(
         chr,
-        (*range(0x0009, 0x000E), 0x0020, 0x0085, 0x00A0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000),
+        (
+            *range(0x0009, 0x000E),
+            0x0020,
+            0x0085,
+            0x00A0,
+            0x1680,
+            *range(0x2000, 0x200B),
+            0x2028,
+            0x2029,
+            0x202F,
+            0x205F,
+            0x3000,
+        ),
     )
 )
 _WHITE_SPACE_RUN = re.compile(f"[{WHITE_SPACE}]+")

@@ -9,14 +9,14 @@ from typing import Any
 
 import polars as pl
 
-from bridge.imports.conventions import GivenConventions
-from bridge.imports.errors import ColumnReading, ImportFileError
-from bridge.imports.mapping import map_columns
-from bridge.imports.orders import OrderBuilder
-from bridge.imports.problems import BadRows
-from bridge.imports.profile import FileFormat, Profile
+from bridge.imports.files.source import open_source
+from bridge.imports.orders.builder import OrderBuilder
+from bridge.imports.orders.conventions import GivenConventions
+from bridge.imports.orders.mapping import map_columns
 from bridge.imports.reading import Reading
-from bridge.imports.source import open_source
+from bridge.imports.rules.errors import ColumnReading, ImportFileError
+from bridge.imports.rules.problems import BadRows
+from bridge.imports.rules.profile import FileFormat, Profile
 
 ROW = {
     "order_id": "A1",
@@ -35,7 +35,9 @@ def write_column(folder: Path, column: str, values: Sequence[str]) -> Path:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(ROW)
-        writer.writerows(list({**ROW, column: value}.values()) for value in values)
+        writer.writerows(
+            list({**ROW, "order_id": f"A{number}", column: value}.values()) for number, value in enumerate(values, 1)
+        )
     return path
 
 

@@ -67,7 +67,10 @@ def test_tables_of_the_application_are_no_upstreams() -> None:
         (lambda: [made("a"), made("a")], "two assets are named a: rename one of them"),
         (lambda: [made("a", "b")], "asset a depends on b, which does not exist: correct its deps"),
         (lambda: [made("a", partitions=None)], "asset a has no daily partitions: give it "),
-        (lambda: [made("a", partitions=WeeklyPartitionsDefinition("2026-01-01"))], "asset a has no daily partitions: give it "),
+        (
+            lambda: [made("a", partitions=WeeklyPartitionsDefinition("2026-01-01"))],
+            "asset a has no daily partitions: give it ",
+        ),
     ],
     ids=["a cycle", "two of one name", "an unknown upstream", "no partitions", "weekly partitions"],
 )

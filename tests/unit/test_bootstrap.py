@@ -60,7 +60,9 @@ def test_newest_usable_python_on_path_is_found(bootstrap: ModuleType, pythons: P
 def test_python_without_ensurepip_gets_the_apt_sentence(bootstrap: ModuleType, pythons: Path) -> None:
     add_python(pythons, "python3.11", WITHOUT_ENSUREPIP)
 
-    with pytest.raises(SystemExit, match=r"python3\.11 cannot make virtual environments: run `apt install python3-venv`"):
+    with pytest.raises(
+        SystemExit, match=r"python3\.11 cannot make virtual environments: run `apt install python3-venv`"
+    ):
         bootstrap.find_python()
 
 
@@ -71,7 +73,9 @@ def test_no_suitable_python_is_said_in_one_sentence(bootstrap: ModuleType) -> No
 
 
 def test_without_arguments_it_says_how_to_use_it(tmp_path: Path) -> None:
-    result = subprocess.run([sys.executable, str(RUN_PY)], cwd=tmp_path, capture_output=True, text=True, check=False, env=dict(os.environ))
+    result = subprocess.run(
+        [sys.executable, str(RUN_PY)], cwd=tmp_path, capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
 
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("usage: python3 run.py demo | test | up")

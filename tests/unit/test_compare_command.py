@@ -16,9 +16,18 @@ from bridge.cli.compare import compare_command
     [
         ([], "Missing option '--left'"),
         (["--left", "old", "--right", "old"], "'old' is also --left: name two schemas"),
-        (["--left", "old", "--right", "new", "--table", "raw_orders"], "'raw_orders' is not one of 'orders', 'customers'"),
-        (["--left", "old", "--right", "new", "--ignore", "order_id"], "'order_id' is not compared anyway; choose from customer_nickname,"),
-        (["--left", "old", "--right", "new", "--table", "orders", "--ignore", "notes"], "'notes' is not compared anyway"),
+        (
+            ["--left", "old", "--right", "new", "--table", "raw_orders"],
+            "'raw_orders' is not one of 'orders', 'customers'",
+        ),
+        (
+            ["--left", "old", "--right", "new", "--ignore", "order_id"],
+            "'order_id' is not compared anyway; choose from customer_nickname,",
+        ),
+        (
+            ["--left", "old", "--right", "new", "--table", "orders", "--ignore", "notes"],
+            "'notes' is not compared anyway",
+        ),
         (["--left", "old", "--right", "new", "--tolerance", "NaN"], "'NaN' is not a number of 0 or more"),
         (["--left", "old", "--right", "new", "--tolerance", "one cent"], "'one cent' is not a number of 0 or more"),
         (["--left", "old", "--right", "new", "--time-tolerance", "-1"], "'-1' is not a number of 0 or more"),

@@ -11,7 +11,14 @@ from uuid import UUID
 import pytest
 
 from bridge.operations.compare_report import describe, render_html, show_pair, show_share, show_value, summarize
-from etl_assets.comparison.comparing import ColumnDifferences, Comparison, ComparisonRequest, Samples, TableComparison, ValueSample
+from etl_assets.comparison.comparing import (
+    ColumnDifferences,
+    Comparison,
+    ComparisonRequest,
+    Samples,
+    TableComparison,
+    ValueSample,
+)
 
 SHOP = UUID("00000000-0000-4000-8000-000000000001")
 EQUAL = TableComparison(
@@ -85,7 +92,10 @@ def test_share_counts_the_rows_of_both_sides() -> None:
 
 def test_summary_names_the_tables_that_differ() -> None:
     assert summarize(comparison(EQUAL)) == "old and new are equal"
-    assert summarize(comparison(EQUAL, replace(ONE_CENT, table="leads"))) == "old and new differ: leads in 1 of 1,000,000 rows"
+    assert (
+        summarize(comparison(EQUAL, replace(ONE_CENT, table="leads")))
+        == "old and new differ: leads in 1 of 1,000,000 rows"
+    )
 
 
 def test_summary_of_nothing_does_not_claim_equality() -> None:
@@ -110,7 +120,9 @@ def test_json_says_which_row_and_what() -> None:
         "samples": {
             "missing": [],
             "extra": [],
-            "differing": [{"key": {"shop_id": str(SHOP), "order_id": "A-1"}, "column": "amount", "left": "1.00", "right": "1.01"}],
+            "differing": [
+                {"key": {"shop_id": str(SHOP), "order_id": "A-1"}, "column": "amount", "left": "1.00", "right": "1.01"}
+            ],
         },
     }
 
@@ -118,7 +130,9 @@ def test_json_says_which_row_and_what() -> None:
 def test_html_escapes_everything_that_comes_from_the_data() -> None:
     nasty = "<script>alert('x')</script>&\"'"
     key = {"shop_id": SHOP, "order_id": nasty}
-    table = replace(ONE_CENT, missing=1, extra=1, samples=Samples([key], [key], [ValueSample(key, "notes", nasty, None)]))
+    table = replace(
+        ONE_CENT, missing=1, extra=1, samples=Samples([key], [key], [ValueSample(key, "notes", nasty, None)])
+    )
     page = render_html(comparison(table, left=nasty))
     assert "<script" not in page
     assert page.count("&lt;script&gt;") == 7  # 标题、h1、图例，三种样本的键，左值

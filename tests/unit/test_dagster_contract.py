@@ -15,12 +15,13 @@ from dagster._core.execution.context.data_version_cache import DataVersionCache
 from dagster._core.instance.methods.event_methods import EventMethods
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.runs import SqlRunStorage
+from dagster._daemon import cli as daemon_cli
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
 from dagster_webserver import cli as webserver_cli
 
 from bridge.runs.run_queue import TaskQueueRunCoordinator, WarmRunLauncher
+from bridge.warm_dagster import daemon, webserver
 from bridge.warm_dagster import instance as dagster_instance
-from bridge.warm_dagster import webserver
 from bridge.warm_dagster.internals import (
     InMemoryJob,
     InstanceRef,
@@ -92,7 +93,7 @@ def test_lean_storages_override_what_exists() -> None:
             "deferring", "flush", "_give_up", "_insert_waiting", "_record_waiting", "_replace", "_leave_unrecorded", "_insert", "_record",
             "_update_assets", "_flush_made", "_remember", "_joined", "_with_observation", "_with_observations",
         }  # fmt: skip
-        assert own - set(dir(stock)) == (of_events if lean is LeanEventLogStorage else {"_read_run"})
+        assert own - set(dir(stock)) == (of_events if lean is LeanEventLogStorage else set())
         for name in own & set(dir(stock)):
             assert parameters(getattr(lean, name)) == parameters(getattr(stock, name))
 
@@ -108,12 +109,20 @@ _IN_THREE = {
 }
 
 
-@pytest.mark.parametrize(("document", "url"), [(_IN_ONE, "postgresql://host/in_one"), (_IN_THREE, "postgresql://host/in_three")])
-def test_worker_takes_its_own_storage_wherever_dagster_yaml_names_postgres(tmp_path: Path, document: dict[str, object], url: str) -> None:
+@pytest.mark.parametrize(
+    ("document", "url"), [(_IN_ONE, "postgresql://host/in_one"), (_IN_THREE, "postgresql://host/in_three")]
+)
+def test_worker_takes_its_own_storage_wherever_dagster_yaml_names_postgres(
+    tmp_path: Path, document: dict[str, object], url: str
+) -> None:
     (tmp_path / "dagster.yaml").write_text(json.dumps(document | {"telemetry": {"enabled": False}}))
     data = dagster_instance._with_lean_storage(InstanceRef.from_dir(str(tmp_path))).storage_data
     assert data is not None
-    assert (data.module_name, data.class_name, data.config_dict) == (LeanStorage.__module__, LeanStorage.__name__, {"postgres_url": url})
+    assert (data.module_name, data.class_name, data.config_dict) == (
+        LeanStorage.__module__,
+        LeanStorage.__name__,
+        {"postgres_url": url},
+    )
 
 
 def test_worker_leaves_another_storage_as_it_is(tmp_path: Path) -> None:
@@ -134,7 +143,13 @@ def test_versions_of_upstream_assets_are_all_that_a_step_reads_of_them() -> None
 def test_stock_event_log_stores_an_event_in_these_steps() -> None:
     """LeanEventLogStorage 的 _insert 与 _record 照着它写，省去的只有通知；它变了就要再看一遍。"""
     source = inspect.getsource(PostgresEventLogStorage.store_event)
-    steps = ("prepare_insert_event", "NOTIFY", "_store_asset_event_tags", "_store_asset_event(", "store_asset_check_event")
+    steps = (
+        "prepare_insert_event",
+        "NOTIFY",
+        "_store_asset_event_tags",
+        "_store_asset_event(",
+        "store_asset_check_event",
+    )
     positions = [source.index(step) for step in steps]
     assert positions == sorted(positions)
 
@@ -150,13 +165,23 @@ def test_stock_run_storage_keeps_the_status_of_a_run_like_this() -> None:
         assert step in source
     source = inspect.getsource(SqlRunStorage.handle_run_event)
     written = re.findall(r'kwargs\["(\w+)"\]|^ {20}(\w+)=', source, re.MULTILINE)
-    assert {column or value for column, value in written} == {"start_time", "end_time", "run_body", "status", "update_timestamp"}
+    assert {column or value for column, value in written} == {
+        "start_time",
+        "end_time",
+        "run_body",
+        "status",
+        "update_timestamp",
+    }
 
 
 def test_stock_run_storage_adds_a_run_like_this() -> None:
     """LeanRunStorage._core_add_run：运行，再是它的标签；已经有了的抛同样的错。"""
     source = inspect.getsource(SqlRunStorage._core_add_run)
-    for step in ("RunsTable.insert().values(**col_values)", "raise DagsterRunAlreadyExists", "dict(run_id=run_id, key=k, value=v)"):
+    for step in (
+        "RunsTable.insert().values(**col_values)",
+        "raise DagsterRunAlreadyExists",
+        "dict(run_id=run_id, key=k, value=v)",
+    ):
         assert step in source
     assert "_has_snapshot_id(" in inspect.getsource(SqlRunStorage.has_job_snapshot)
     assert "get_execution_plan_snapshot(" in inspect.getsource(SqlRunStorage.has_execution_plan_snapshot)
@@ -165,7 +190,10 @@ def test_stock_run_storage_adds_a_run_like_this() -> None:
 def test_dagster_reads_a_run_as_soon_as_it_has_moved_it() -> None:
     """LeanRunStorage 把改状态的语句读出的那一行留给紧接着的这一次。"""
     source = inspect.getsource(EventMethods.handle_new_event)
-    moved, read = source.index("self._run_storage_impl.handle_run_event("), source.index("run = self._instance.get_run_by_id(run_id)")
+    moved, read = (
+        source.index("self._run_storage_impl.handle_run_event("),
+        source.index("run = self._instance.get_run_by_id(run_id)"),
+    )
     assert 0 < read - moved < 200
 
 
@@ -184,7 +212,10 @@ def test_stock_run_storage_finds_a_run_with_these_columns() -> None:
 
 def test_stock_event_log_writes_the_records_of_checks_on_the_index_connection() -> None:
     """LeanEventLogStorage 把它们与别的攒成一条消息：结果只看改到了没有，而计划的那一行总在。"""
-    for write in (SqlEventLogStorage._store_asset_check_evaluation_planned, SqlEventLogStorage._update_asset_check_evaluation):
+    for write in (
+        SqlEventLogStorage._store_asset_check_evaluation_planned,
+        SqlEventLogStorage._update_asset_check_evaluation,
+    ):
         assert "with self.index_connection() as conn:" in inspect.getsource(write)
     source = inspect.getsource(SqlEventLogStorage._update_asset_check_evaluation)
     assert source.count("conn.execute(") == source.count(").rowcount") == 2
@@ -228,8 +259,28 @@ def test_our_webserver_does_what_the_command_of_dagster_does() -> None:
     assert defaults["db_pool_max_overflow"] == webserver._POOL_MAX_OVERFLOW
     assert defaults["live_data_poll_rate"] == webserver._LIVE_DATA_POLL_MILLISECONDS
     source = inspect.getsource(webserver_cli)
-    steps = ("instance.optimize_for_webserver(", "WorkspaceProcessContext(", "create_app_from_workspace_process_context(", "uvicorn.run(")
+    steps = (
+        "instance.optimize_for_webserver(",
+        "WorkspaceProcessContext(",
+        "create_app_from_workspace_process_context(",
+        "uvicorn.run(",
+    )
     assert all(step in source for step in steps)
     assert {"live_data_poll_rate"} <= parameters(webserver.create_app_from_workspace_process_context)
     assert {"instance", "workspace_load_target", "version"} <= parameters(webserver.WorkspaceProcessContext.__init__)
     assert {"statement_timeout", "pool_recycle", "max_overflow"} <= parameters(DagsterInstance.optimize_for_webserver)
+
+
+def test_our_daemon_does_what_the_command_of_dagster_does() -> None:
+    """bridge.warm_dagster.daemon 照着 dagster._daemon.cli 的 run 写。"""
+    source = inspect.getsource(daemon_cli)
+    steps = (
+        "setup_interrupt_handlers()",
+        "stack.enter_context(capture_interrupts())",
+        "daemon_controller_from_instance(\n        instance,\n        workspace_load_target=",
+        "controller.check_daemon_loop()",
+        "except KeyboardInterrupt:",
+    )
+    assert all(step in source for step in steps)
+    wanted = {"instance", "workspace_load_target", "log_format", "heartbeat_tolerance_seconds"}
+    assert wanted <= parameters(daemon.daemon_controller_from_instance)

@@ -1,6 +1,6 @@
-"""Dagster 的私有名字只在三个模块里导入，而且都还在原处。
+"""Dagster 的私有名字只在四个模块里导入，而且都还在原处。
 
-不导入那三个模块，只读它们的源文件：名字搬了家，它们自己已经导入不了，这里还说得出是哪一个。
+不导入那四个模块，只读它们的源文件：名字搬了家，它们自己已经导入不了，这里还说得出是哪一个。
 """
 
 from __future__ import annotations
@@ -15,8 +15,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-INTERNALS = ("bridge/warm_dagster/internals.py", "bridge/warm_dagster/webserver_internals.py", "etl_assets/orchestration/internals.py")
-OTHERS = sorted({str(path.relative_to(ROOT)) for side in ("bridge", "etl_assets", "benchmarks") for path in (ROOT / side).rglob("*.py")})
+INTERNALS = (
+    "bridge/warm_dagster/daemon_internals.py",
+    "bridge/warm_dagster/internals.py",
+    "bridge/warm_dagster/webserver_internals.py",
+    "etl_assets/orchestration/internals.py",
+)
+OTHERS = sorted(
+    {
+        str(path.relative_to(ROOT))
+        for side in ("bridge", "etl_assets", "benchmarks")
+        for path in (ROOT / side).rglob("*.py")
+    }
+)
 PUBLIC = {"dagster", "dagster_postgres"}
 
 
@@ -29,7 +40,11 @@ def private_imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
             found = [(node.module or "", alias.name) for alias in node.names]
         else:
             continue
-        yield from (each for each in found if each[0].startswith("dagster") and (each[0] not in PUBLIC or each[1].startswith("_")))
+        yield from (
+            each
+            for each in found
+            if each[0].startswith("dagster") and (each[0] not in PUBLIC or each[1].startswith("_"))
+        )
 
 
 def parse(path: str) -> ast.AST:
@@ -42,10 +57,13 @@ def test_other_modules_import_public_names_only(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [pytest.param(*each, id=".".join(each)) for path in INTERNALS for each in private_imports(parse(path))]
+    ("module", "name"),
+    [pytest.param(*each, id=".".join(each)) for path in INTERNALS for each in private_imports(parse(path))],
 )
 def test_private_name_is_where_it_is_imported_from(module: str, name: str) -> None:
-    assert hasattr(importlib.import_module(module), name), f"this version of Dagster has no {name} in {module}: find it, correct the import"
+    assert hasattr(importlib.import_module(module), name), (
+        f"this version of Dagster has no {name} in {module}: find it, correct the import"
+    )
 
 
 @pytest.mark.parametrize("path", INTERNALS)
@@ -74,7 +92,9 @@ def test_private_modules_named_in_settings_and_commands_exist() -> None:
         node.value
         for path in OTHERS
         for node in ast.walk(parse(path))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"dagster\._[\w.]+", node.value)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"dagster\._[\w.]+", node.value)
     }
-    assert {"dagster._core.storage.root", "dagster._daemon"} <= named
+    assert {"dagster._core.storage.root", "dagster._daemon.controller"} <= named
     assert [name for name in sorted(named) if importlib.util.find_spec(name) is None] == []

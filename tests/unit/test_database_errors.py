@@ -97,7 +97,9 @@ def of_psycopg2(sqlstate: str, text: str) -> psycopg2.Error:
     return error
 
 
-@pytest.mark.parametrize(("sqlstate", "kind", "advice"), [(code, *line) for code, line in LINES.items()], ids=list(LINES))
+@pytest.mark.parametrize(
+    ("sqlstate", "kind", "advice"), [(code, *line) for code, line in LINES.items()], ids=list(LINES)
+)
 def test_sqlstate_says_what_to_do_and_whose_fault_it_is(sqlstate: str, kind: type[EtlError], advice: str) -> None:
     error = translate(of_psycopg(sqlstate, "first line\nDETAIL: second line"))
     assert type(error) is kind
@@ -122,7 +124,11 @@ def test_storage_of_dagster_is_judged_by_the_same_table(sqlstate: str, kind: typ
 def test_every_line_of_the_table_is_tested_and_every_class_of_postgresql_is_decided() -> None:
     assert all(any(code.startswith(line) for code in LINES) for line in DECISIONS)
     named = (getattr(psycopg.errors, name) for name in dir(psycopg.errors))
-    known = {kind.sqlstate[:2] for kind in named if isinstance(kind, type) and issubclass(kind, psycopg.Error) and kind.sqlstate}
+    known = {
+        kind.sqlstate[:2]
+        for kind in named
+        if isinstance(kind, type) and issubclass(kind, psycopg.Error) and kind.sqlstate
+    }
     assert " ".join(sorted(known - {line[:2] for line in DECISIONS})) == MAY_BE_CONTENT
 
 
@@ -134,25 +140,62 @@ def test_every_line_of_the_table_is_tested_and_every_class_of_postgresql_is_deci
             DatabaseUnavailableError,
             "what was not committed is undone",
         ),
-        (psycopg.InterfaceError("the connection is closed"), DatabaseUnavailableError, "what was not committed is undone"),
+        (
+            psycopg.InterfaceError("the connection is closed"),
+            DatabaseUnavailableError,
+            "what was not committed is undone",
+        ),
         (psycopg2.InterfaceError("connection already closed"), DatabaseUnavailableError, "DAGSTER_POSTGRES_URL"),
-        (psycopg.errors.ConnectionTimeout("connection timeout expired"), DatabaseUnavailableError, "check that it is up"),
+        (
+            psycopg.errors.ConnectionTimeout("connection timeout expired"),
+            DatabaseUnavailableError,
+            "check that it is up",
+        ),
         (
             psycopg.OperationalError("failed to resolve host 'db': [Errno -2] unknown"),
             DatabaseUnavailableError,
             "name server",
         ),
-        (psycopg2.OperationalError('could not translate host name "db" to address'), DatabaseUnavailableError, "name server"),
-        (psycopg2.OperationalError('FATAL:  password authentication failed for user "etl"'), DatabaseRefusedError, "user or password"),
+        (
+            psycopg2.OperationalError('could not translate host name "db" to address'),
+            DatabaseUnavailableError,
+            "name server",
+        ),
+        (
+            psycopg2.OperationalError('FATAL:  password authentication failed for user "etl"'),
+            DatabaseRefusedError,
+            "user or password",
+        ),
         (psycopg2.OperationalError('FATAL:  role "etl" does not exist'), DatabaseRefusedError, "user or password"),
-        (psycopg.OperationalError('FATAL:  no pg_hba.conf entry for host "10.0.0.1"'), DatabaseRefusedError, "user or password"),
+        (
+            psycopg.OperationalError('FATAL:  no pg_hba.conf entry for host "10.0.0.1"'),
+            DatabaseRefusedError,
+            "user or password",
+        ),
         (psycopg.OperationalError('FATAL:  database "etl" does not exist'), DatabaseRefusedError, "create it"),
         (psycopg.OperationalError('FATAL:  permission denied for database "etl"'), DatabaseRefusedError, "grant it"),
         (psycopg.OperationalError("FATAL:  sorry, too many clients already"), TransientError, "out of resources"),
-        (psycopg.OperationalError('致命错误:  用户 "etl" Password 认证失败'), DatabaseUnavailableError, "check that it is up"),
-        (psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes"), PermanentError, "refused the data"),
+        (
+            psycopg2.OperationalError("FATAL:  unsupported startup parameter: options"),
+            DatabaseRefusedError,
+            "ignore_startup_parameters = options) and pool by session, or put PostgreSQL itself into DAGSTER_POSTGRES_URL",
+        ),
+        (
+            psycopg.OperationalError('致命错误:  用户 "etl" Password 认证失败'),
+            DatabaseUnavailableError,
+            "check that it is up",
+        ),
+        (
+            psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes"),
+            PermanentError,
+            "refused the data",
+        ),
         (psycopg.ProgrammingError("cannot adapt type"), EtlError, "PostgreSQL reported"),
-        (of_psycopg("54000", "database is not accepting commands to avoid wraparound data loss"), DatabaseRefusedError, "VACUUM"),
+        (
+            of_psycopg("54000", "database is not accepting commands to avoid wraparound data loss"),
+            DatabaseRefusedError,
+            "VACUUM",
+        ),
         (sa.exc.TimeoutError("QueuePool limit of size 5 overflow 5 reached"), TransientError, "ETL_POOL_SIZE"),
         (socket.gaierror(-2, "Name or service not known"), TransientError, "gaierror"),
         (OSError(24, "Too many open files"), TransientError, "Too many open files"),
@@ -218,7 +261,11 @@ def test_unreachable_server_is_transient_and_the_password_stays_secret() -> None
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     engine = build_engine(EtlSettings(database_url=f"postgresql://etl:{SECRET}@127.0.0.1:{port}/etl"))
-    with pytest.raises(DatabaseUnavailableError, match="cannot reach the PostgreSQL") as caught, translated_errors(), engine.connect():
+    with (
+        pytest.raises(DatabaseUnavailableError, match="cannot reach the PostgreSQL") as caught,
+        translated_errors(),
+        engine.connect(),
+    ):
         pass
     error: BaseException | None = caught.value
     while error is not None:

@@ -29,7 +29,9 @@ async def on_import(events: Sequence[ReceivedEvent[DataImportCompleted]]) -> Seq
     return [Done()] * len(events)
 
 
-@event_task_handler(subject=ORDERS_ETL_COMPLETED, event_type=EtlCompleted, required_fields=("partitions",), task_name="materialize")
+@event_task_handler(
+    subject=ORDERS_ETL_COMPLETED, event_type=EtlCompleted, required_fields=("partitions",), task_name="materialize"
+)
 async def on_orders(events: Sequence[ReceivedEvent[EtlCompleted]]) -> Sequence[Decision]:
     return [Done(ring=False)] * len(events)
 
@@ -69,7 +71,9 @@ def test_unknown_fields_are_kept() -> None:
 
 
 def test_completion_of_another_etl_needs_only_its_days() -> None:
-    parsed = on_orders.parse(event(status="success", run_id="r1", partitions=["2026-01-05", "2026-01-06"], duration_seconds=3))
+    parsed = on_orders.parse(
+        event(status="success", run_id="r1", partitions=["2026-01-05", "2026-01-06"], duration_seconds=3)
+    )
     assert parsed.partitions == (date(2026, 1, 5), date(2026, 1, 6))
     assert (parsed.duration_seconds, parsed.downstream) == (3.0, "pending")
 

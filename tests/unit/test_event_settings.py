@@ -42,15 +42,13 @@ def test_wrong_value_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str,
         read_settings(BridgeSettings)
 
 
-@pytest.mark.parametrize(
-    ("url", "login"),
-    [
-        ("nats://etl:s3cret@a:4222,nats://etl:s3cret@b:4222", {"user": "etl", "password": "s3cret"}),
-        ("nats://etl:s3cret@a:4222,nats://b:4222", {"user": "etl", "password": "s3cret"}),
-        ("nats://t0ken@a:4222", {"token": "t0ken"}),
-        ("nats://a:4222", {}),
-        ("nats://one:x@a:4222,nats://two:y@b:4222", {}),
-    ],
-)
-def test_login_of_the_url_serves_the_nodes_that_a_cluster_names_itself(url: str, login: dict[str, str]) -> None:
-    assert BridgeSettings(nats_url=url).nats_login == login
+def test_addresses_for_alerts_are_separated_by_blanks_or_commas_and_never_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ETL_ALERT_URLS", " feishu://token-1, mailto://u:token-2@host?to=a@x,b@x\njson://host/token-3,")
+    settings = read_settings(BridgeSettings)
+    assert settings.alert_urls == ("feishu://token-1", "mailto://u:token-2@host?to=a@x,b@x", "json://host/token-3")
+    assert "token" not in repr(settings)
+    monkeypatch.setenv("ETL_ALERT_LANGUAGE", "de")
+    with pytest.raises(SettingsError, match="ETL_ALERT_LANGUAGE='de' is not usable"):
+        read_settings(BridgeSettings)

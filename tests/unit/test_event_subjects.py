@@ -24,7 +24,9 @@ def test_asset_of_a_completion_is_in_its_subject(asset: str) -> None:
     assert subjects.completed_asset(subjects.etl_completed(asset)) == asset
 
 
-@pytest.mark.parametrize("subject", [subjects.DATA_IMPORT_COMPLETED, "events.etl.orders.failed", "events_dlq.etl.orders.completed"])
+@pytest.mark.parametrize(
+    "subject", [subjects.DATA_IMPORT_COMPLETED, "events.etl.orders.failed", "events_dlq.etl.orders.completed"]
+)
 def test_other_subjects_are_of_no_asset(subject: str) -> None:
     assert subjects.completed_asset(subject) is None
 

@@ -14,7 +14,9 @@ from polars.testing import assert_frame_equal
 from etl_assets.services import few_rows
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
-SPECIAL = st.sampled_from(["", '"', '""', ",", "\n", "\r\n", "\\N", "\\.", "null", "true", "\ufeff", " a ", '","', '"\n'])
+SPECIAL = st.sampled_from(
+    ["", '"', '""', ",", "\n", "\r\n", "\\N", "\\.", "null", "true", "\ufeff", " a ", '","', '"\n']
+)
 VALUES: dict[str, tuple[pl.DataType, st.SearchStrategy[object]]] = {
     "text": (pl.String(), TEXT | SPECIAL),
     "small": (pl.Int16(), st.integers(-(2**15), 2**15 - 1)),

@@ -12,10 +12,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_folder_is_an_asset_or_a_layer() -> None:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
     (layers,) = (contract["layers"] for contract in contracts if contract.get("containers") == ["etl_assets"])
     placed = {name for layer in layers for name in re.split(r"\s*\|\s*", layer)} | set(asset_folders())
-    modules = {path.stem for path in (ROOT / "etl_assets").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    modules = {
+        path.stem for path in (ROOT / "etl_assets").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert modules - {"__init__"} <= placed
 
 

@@ -26,7 +26,17 @@ def test_fails_and_never_ends(server):
 def test_hung_test_is_named_and_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "test_sample.py").write_text(HANGS_AFTER_A_FAILURE)
     settings = ["-o", "timeout=1", "-o", "hung_after=1", "-n", "1", "--max-worker-restart=0"]
-    command = [sys.executable, "-m", "pytest", "-p", "tests.hung_tests", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tests.hung_tests",
+        "-p",
+        "no:cacheprovider",
+        f"--rootdir={tmp_path}",
+        *settings,
+    ]
     done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert "crashed while running 'test_sample.py::test_fails_and_never_ends'" in done.stdout
     assert "test_fails_and_never_ends has not ended after 2 s" in done.stderr

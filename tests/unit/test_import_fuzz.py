@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.imports import encoding
-from bridge.imports.errors import ImportFileError
-from bridge.imports.problems import merge_problems
-from bridge.imports.profile import FileFormat
-from bridge.imports.source import open_source
+from bridge.imports.files import encoding
+from bridge.imports.files.source import open_source
+from bridge.imports.rules.errors import ImportFileError
+from bridge.imports.rules.problems import merge_problems
+from bridge.imports.rules.profile import FileFormat
 
 # 平时 200 个例子；--hypothesis-profile=deep 时 2,000 个
 EXAMPLES = max(200, settings().max_examples)
@@ -62,19 +62,31 @@ def files(draw: st.DrawFn) -> File:
     quoting = draw(st.sampled_from(["minimal", "all", "none"]))
     line_end = draw(st.sampled_from(["\n", "\r\n", "\r", "\r\r\n"]))
     header = draw(st.sampled_from([HEADERS[language], HEADERS["en"]]))
-    word = st.sampled_from([word for word in WORDS[language] + WORDS["en"] if word == word.encode(codec, "replace").decode(codec)])
+    word = st.sampled_from(
+        [word for word in WORDS[language] + WORDS["en"] if word == word.encode(codec, "replace").decode(codec)]
+    )
     breaks = ['"', "'", " ", '5"', *([] if quoting == "none" else [separator, line_end, ",", ";", '""'])]
     note = st.lists(st.one_of(word, st.sampled_from(breaks)), max_size=4).map("".join)
     rows = [
-        [f"A{number}", draw(word), draw(st.sampled_from(["12.50", "8", "1.234,50" if separator != "," else "1234.5"])), draw(note)]
+        [
+            f"A{number}",
+            draw(word),
+            draw(st.sampled_from(["12.50", "8", "1.234,50" if separator != "," else "1234.5"])),
+            draw(note),
+        ]
         for number in range(draw(st.integers(1, 8)))
     ]
     if quoting == "none":
         # 整个括在引号里的字段，谁也看不出引号是不是它的一部分
-        rows = [[*row[:3], row[3].strip('"') + '"' if row[3].startswith('"') and row[3].endswith('"') else row[3]] for row in rows]
+        rows = [
+            [*row[:3], row[3].strip('"') + '"' if row[3].startswith('"') and row[3].endswith('"') else row[3]]
+            for row in rows
+        ]
 
     def field(text: str) -> str:
-        needed = quoting == "all" or (quoting == "minimal" and any(char in text for char in (separator, '"', "\n", "\r")))
+        needed = quoting == "all" or (
+            quoting == "minimal" and any(char in text for char in (separator, '"', "\n", "\r"))
+        )
         return '"' + text.replace('"', '""') + '"' if needed else text
 
     def line(fields: list[str]) -> str:
@@ -88,7 +100,9 @@ def files(draw: st.DrawFn) -> File:
         ]
     totals = draw(st.integers(0, 1))
     lines += [separator.join([TOTALS[language], "", "20.50", ""])] * totals
-    titles = draw(st.lists(st.sampled_from([WORDS[language][0], f"{WORDS[language][0]}{separator * 3}", ""]), max_size=2))
+    titles = draw(
+        st.lists(st.sampled_from([WORDS[language][0], f"{WORDS[language][0]}{separator * 3}", ""]), max_size=2)
+    )
     marked = draw(st.booleans()) and not codec.startswith("utf-16")
     text = line_end.join([*([f"sep={separator}"] if marked else []), *titles, *lines])
     text += line_end if draw(st.booleans()) else ""
@@ -112,7 +126,11 @@ def test_a_file_of_any_shape_is_read_exactly_or_refused(tmp_path: Path) -> None:
         except ImportFileError:
             outcomes["refused"] += 1
             return
-        problems = [problem for block in blocks for problem in [*block.problems, block.find_missing(source.columns, source.columns[:3])]]
+        problems = [
+            problem
+            for block in blocks
+            for problem in [*block.problems, block.find_missing(source.columns, source.columns[:3])]
+        ]
         if merge_problems(problems).height:
             outcomes["bad rows"] += 1
             return

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bridge.imports.errors import ImportFileError
-from bridge.imports.mapping import map_columns
-from bridge.imports.orders import OrderBlock, OrderBuilder
-from bridge.imports.problems import BadRows
-from bridge.imports.profile import Profile
+from bridge.imports.files.source import open_source
+from bridge.imports.orders.builder import OrderBlock, OrderBuilder
+from bridge.imports.orders.mapping import map_columns
 from bridge.imports.reading import Reading
-from bridge.imports.source import open_source
+from bridge.imports.rules.errors import ImportFileError
+from bridge.imports.rules.problems import BadRows
+from bridge.imports.rules.profile import Profile
 
 HEADER = "invoice,who,when,price,count,note\n"
 ORDERS: dict[str, dict[str, object]] = {
@@ -28,7 +28,9 @@ ORDERS: dict[str, dict[str, object]] = {
 
 
 def profile(**targets: Mapping[str, object]) -> Profile:
-    return Profile.model_validate({"file": {"numbers": ["price", "count"]}, "group": {"by": ["invoice"]}, "orders": ORDERS | targets})
+    return Profile.model_validate(
+        {"file": {"numbers": ["price", "count"]}, "group": {"by": ["invoice"]}, "orders": ORDERS | targets}
+    )
 
 
 def build(folder: Path, rows: str, **targets: Mapping[str, object]) -> OrderBlock:
@@ -40,9 +42,14 @@ def build(folder: Path, rows: str, **targets: Mapping[str, object]) -> OrderBloc
 
 
 def test_lines_of_one_order_become_one_row_in_the_order_of_the_file(tmp_path: Path) -> None:
-    built = build(tmp_path, "B,,2024-01-06,0.015,1,\nA,张,2024-01-05,2,3,\nB,李,2024-01-05,0.01,2,\nB,王,2024-01-07,,1,\n")
+    built = build(
+        tmp_path, "B,,2024-01-06,0.015,1,\nA,张,2024-01-05,2,3,\nB,李,2024-01-05,0.01,2,\nB,王,2024-01-07,,1,\n"
+    )
     assert built.problems.is_empty()
-    rows = [(row["row_number"], row["order_id"], row["customer_name"], row["amount"], row["quantity"]) for row in built.orders.to_dicts()]
+    rows = [
+        (row["row_number"], row["order_id"], row["customer_name"], row["amount"], row["quantity"])
+        for row in built.orders.to_dicts()
+    ]
     # 第一个非空的客户；0.015 + 0.02 + 空 = 0.035，远离零进位
     assert rows == [(2, "B", "李", Decimal("0.04"), 4), (3, "A", "张", Decimal("6.00"), 3)]
     assert built.orders["ordered_at"].dt.day().to_list() == [5, 5]
@@ -63,14 +70,26 @@ def test_every_aggregation_leaves_out_missing_values(tmp_path: Path) -> None:
 
 
 def test_an_aggregate_expression_sees_all_lines_of_the_order(tmp_path: Path) -> None:
-    status: dict[str, object] = {"aggregate_expression": "CASE WHEN MIN(note) = 'ok' AND MAX(note) = 'ok' THEN 'completed' ELSE 'open' END"}
+    status: dict[str, object] = {
+        "aggregate_expression": "CASE WHEN MIN(note) = 'ok' AND MAX(note) = 'ok' THEN 'completed' ELSE 'open' END"
+    }
     amount: dict[str, object] = {"aggregate_expression": "SUM(price * count) + 10"}
-    built = build(tmp_path, "A,张,2024-01-05,1,1,ok\nB,李,2024-01-05,2,1,ok\nB,李,2024-01-05,2,1,no\n", order_status=status, amount=amount)
-    assert built.orders.select("order_status", "amount").rows() == [("completed", Decimal("11.00")), ("open", Decimal("14.00"))]
+    built = build(
+        tmp_path,
+        "A,张,2024-01-05,1,1,ok\nB,李,2024-01-05,2,1,ok\nB,李,2024-01-05,2,1,no\n",
+        order_status=status,
+        amount=amount,
+    )
+    assert built.orders.select("order_status", "amount").rows() == [
+        ("completed", Decimal("11.00")),
+        ("open", Decimal("14.00")),
+    ]
 
 
 def test_an_aggregate_expression_must_give_one_value(tmp_path: Path) -> None:
-    with pytest.raises(ImportFileError, match="the aggregate_expression of order_status gives several values per order"):
+    with pytest.raises(
+        ImportFileError, match="the aggregate_expression of order_status gives several values per order"
+    ):
         build(tmp_path, "A,张,2024-01-05,1,1,ok\n", order_status={"aggregate_expression": "UPPER(note)"})
 
 
@@ -109,9 +128,11 @@ def test_a_total_too_large_rejects_the_order_with_all_its_lines(tmp_path: Path) 
 
 
 def test_lines_of_one_order_may_be_far_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridge.imports.encoding.BLOCK_BYTES", 64)
+    monkeypatch.setattr("bridge.imports.files.encoding.BLOCK_BYTES", 64)
     path = tmp_path / "items.csv"
-    path.write_text(HEADER + "A,张,2024-01-05,1,1,\n" + "B,李,2024-01-05,1,1,\n" * 50 + "A,张,2024-01-05,1,1,\n", encoding="utf-8")
+    path.write_text(
+        HEADER + "A,张,2024-01-05,1,1,\n" + "B,李,2024-01-05,1,1,\n" * 50 + "A,张,2024-01-05,1,1,\n", encoding="utf-8"
+    )
     used = profile()
     source = open_source(path, used.file)
     builder = OrderBuilder(source, map_columns(source, used, overrides={}, shop=None), "UTC")
@@ -120,3 +141,42 @@ def test_lines_of_one_order_may_be_far_apart(tmp_path: Path, monkeypatch: pytest
         orders = [order for frame in reading.orders() for order in frame.select("order_id", "quantity").rows()]
     assert orders == [("A", 2), ("B", 50)]
     assert (reading.report.rows, reading.report.source_rows) == (2, 52)
+
+
+def test_blanks_around_a_cell_mean_nothing_to_an_expression(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text(
+        HEADER
+        + "A\t,张\t,2024-01-05\t,1\t,1\t,ok\t\nA\t,张\t,2024-01-05\t,2\t,1\t,\tclosed \nB,\t,2024-01-05,3,1,\t\n",
+        encoding="utf-8",
+    )
+    orders = ORDERS | {
+        "customer_name": {"expression": "COALESCE(who, invoice)"},
+        "order_status": {"expression": "CASE WHEN note = 'ok' THEN 'done' WHEN note IS NULL THEN 'none' ELSE note END"},
+    }
+    used = Profile.model_validate(
+        {
+            "file": {"numbers": ["price", "count"]},
+            "group": {"by": ["invoice"], "leave_out": "note = 'closed'"},
+            "orders": orders,
+        }
+    )
+    source = open_source(path, used.file)
+    built = OrderBuilder(source, map_columns(source, used, overrides={}, shop=None), "UTC").build(next(source.blocks))
+    assert built.orders.select("customer_name", "order_status", "amount").rows() == [
+        ("张", "done", Decimal("1.00")),
+        ("B", "none", Decimal("3.00")),
+    ]
+
+
+@pytest.mark.parametrize("column", ["amount", "quantity"])
+def test_a_total_that_differs_between_the_lines_of_an_order_is_not_guessed(tmp_path: Path, column: str) -> None:
+    rows = (
+        "A,张,2024-01-05,2,1,\nA,张,2024-01-05,2,1,\nB,李,2024-01-05,,7,\nB,李,2024-01-05,10,,\nB,李,2024-01-05,14,9,\n"
+    )
+    target = {"amount": "price", "quantity": "count"}[column]
+    with pytest.raises(ImportFileError) as caught:
+        build(tmp_path, rows, **{column: {"column": target}})
+    row, value, first = {"amount": (6, 14, "10 in row 5"), "quantity": (6, 9, "7 in row 4")}[column]
+    assert f"row {row}, column '{target}': '{value}' differs from {first} of the same order" in str(caught.value)
+    build(tmp_path, rows, **{column: {"column": target, "aggregate": "first"}})

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.imports import encoding
-from bridge.imports.conventions import GivenConventions
-from bridge.imports.errors import ColumnReading, ImportFileError, SeenCell
-from bridge.imports.numbers import DecimalMark
-from bridge.imports.profile import Profile
+from bridge.imports.files import encoding
+from bridge.imports.orders.conventions import GivenConventions
+from bridge.imports.rules.errors import ColumnReading, ImportFileError, SeenCell
+from bridge.imports.rules.numbers import DecimalMark
+from bridge.imports.rules.profile import Profile
 
 from .import_columns import ROW, read_column, read_file, refusal, write_column
 
@@ -75,7 +75,10 @@ def test_a_value_that_can_be_two_numbers_is_asked_about(tmp_path: Path, text: st
     said = refusal(tmp_path, "amount", ["12", text, "7"])
     assert said is not None
     assert said.startswith(f"orders.csv, row 3, column 'amount': '{text}' is ")
-    assert "no value of the column tells which it has; nothing was imported: say --decimal-point or --decimal-comma" in said
+    assert (
+        "no value of the column tells which it has; nothing was imported: say --decimal-point or --decimal-comma"
+        in said
+    )
     assert read_column(tmp_path, "amount", ["12", text], given=POINT)[1] == Decimal(point)
     assert read_column(tmp_path, "amount", ["12", text], given=COMMA)[1] == Decimal(comma)
     assert read_column(tmp_path, "amount", ["12.5", text])[1] == Decimal(point)
@@ -89,7 +92,9 @@ def test_the_profile_may_say_it(tmp_path: Path) -> None:
     assert read_column(tmp_path, "amount", ["85.500"], profile=profile, given=POINT) == [Decimal("85.5")]
 
 
-@pytest.mark.parametrize(("values", "last"), [(["12.50", "12,50"], "12,50"), (["1.234.567", "1", "1,234,567"], "1,234,567")])
+@pytest.mark.parametrize(
+    ("values", "last"), [(["12.50", "12,50"], "12,50"), (["1.234.567", "1", "1,234,567"], "1,234,567")]
+)
 def test_a_column_in_two_conventions_is_refused(tmp_path: Path, values: list[str], last: str) -> None:
     said = refusal(tmp_path, "amount", values)
     assert said is not None
@@ -101,7 +106,24 @@ def test_a_column_in_two_conventions_is_refused(tmp_path: Path, values: list[str
 
 
 @pytest.mark.parametrize(
-    "text", ["0,12,3", "1,23.4", "12,34.5", "1.23.4", "1 23", "1,234,5", "--1", "(-1)", "(1", "1-2", "1e5", "一千", "€", "1 €2", "12,5-3"]
+    "text",
+    [
+        "0,12,3",
+        "1,23.4",
+        "12,34.5",
+        "1.23.4",
+        "1 23",
+        "1,234,5",
+        "--1",
+        "(-1)",
+        "(1",
+        "1-2",
+        "1e5",
+        "一千",
+        "€",
+        "1 €2",
+        "12,5-3",
+    ],
 )
 def test_what_is_no_number_in_any_convention_is_a_bad_row(tmp_path: Path, text: str) -> None:
     for option in (GivenConventions(), POINT, COMMA):
@@ -112,7 +134,10 @@ def test_what_is_no_number_in_any_convention_is_a_bad_row(tmp_path: Path, text: 
 
 def test_each_column_has_its_own_convention(tmp_path: Path) -> None:
     path = tmp_path / "orders.csv"
-    rows = [{**ROW, "amount": amount, "quantity": quantity} for amount, quantity in [("85.500,00", "1,000.0"), ("1,5", "2,000")]]
+    cells = [("A1", "85.500,00", "1,000.0"), ("A2", "1,5", "2,000")]
+    rows = [
+        {**ROW, "order_id": order_id, "amount": amount, "quantity": quantity} for order_id, amount, quantity in cells
+    ]
     path.write_text("\n".join("|".join(row) for row in (ROW, *(row.values() for row in rows))), encoding="utf-8")
     orders, readings = read_file(path)
     assert orders.select("amount", "quantity").rows() == [(Decimal(85500), 1000), (Decimal("1.5"), 2000)]
@@ -137,7 +162,10 @@ def test_a_value_far_behind_decides_for_the_first_block(
 def test_a_value_far_behind_decides_in_an_archive_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """再读一遍的还是压缩包里的那个文件；合计行不作证据。"""
     monkeypatch.setattr(encoding, "BLOCK_BYTES", 512)
-    text = write_column(tmp_path, "amount", ["85.500", *["3"] * 200, "7,5"]).read_text(encoding="utf-8") + '合计,,,,"1,234.50"\n'
+    text = (
+        write_column(tmp_path, "amount", ["85.500", *["3"] * 200, "7,5"]).read_text(encoding="utf-8")
+        + '合计,,,,"1,234.50"\n'
+    )
     path = tmp_path / "orders.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("orders.csv", text)
@@ -158,13 +186,18 @@ def test_columns_of_expressions_have_conventions_too(tmp_path: Path) -> None:
     orders: dict[str, object] = {name: {"column": name} for name in ROW}
     orders["amount"] = {"expression": "amount * quantity"}
     profile = Profile.model_validate({"file": {"numbers": ["amount", "quantity"]}, "orders": orders})
-    assert read_column(tmp_path, "amount", ["1.234,5 €", "85.500"], profile=profile) == [Decimal("1234.5"), Decimal(85500)]
+    assert read_column(tmp_path, "amount", ["1.234,5 €", "85.500"], profile=profile) == [
+        Decimal("1234.5"),
+        Decimal(85500),
+    ]
     said = refusal(tmp_path, "amount", ["85.500"], profile=profile)
     assert said is not None
     assert said.startswith("orders.csv, row 2, column 'amount': '85.500' is 85.500 with a decimal point")
 
 
-def write_number(cents: int, decimals: int, decimal: str, group: str, currency: tuple[str, str], negative: tuple[str, str]) -> str:
+def write_number(
+    cents: int, decimals: int, decimal: str, group: str, currency: tuple[str, str], negative: tuple[str, str]
+) -> str:
     """与产品无关的写法：逐位写出来。"""
     whole, fraction = divmod(abs(cents), 100)
     digits = str(whole)
@@ -197,7 +230,10 @@ def test_amounts_in_one_convention_come_back_exactly_or_are_asked_about(
 ) -> None:
     point, other = (".", ",") if mark == "point" else (",", ".")
     separator = other if group == "other" else group
-    values = [write_number(value, places, point, separator, currency, negative) for value, places in zip(cents, decimals, strict=False)]
+    values = [
+        write_number(value, places, point, separator, currency, negative)
+        for value, places in zip(cents, decimals, strict=False)
+    ]
     expected = [Decimal(value) / 100 for value in cents]
     path = write_column(tmp_path_factory.mktemp("amounts"), "amount", values)
     said = refusal(path.parent, "amount", values)
@@ -206,3 +242,30 @@ def test_amounts_in_one_convention_come_back_exactly_or_are_asked_about(
     else:
         assert "no value of the column tells which it has" in said
     assert read_file(path, given=GivenConventions(decimal=mark))[0]["amount"].to_list() == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("$12.00", "€12.00"), ("12 USD", "12 EUR"), ("¥1", "£1"), ("US$1", "HK$1"), ("12元", "JPY 3")]
+)
+def test_two_currencies_in_one_column_are_not_summed(tmp_path: Path, first: str, second: str) -> None:
+    assert f"{second!r} is another currency than {first!r} in row 2" in refusal(tmp_path, "amount", [first, second])
+
+
+@pytest.mark.parametrize("values", [["¥12", "CN¥3", "4元", "5"], ["$1", "US$2", "USD 3"], ["￥12", "1200円"]])
+def test_marks_of_one_currency_go_together(tmp_path: Path, values: list[str]) -> None:
+    assert len(read_column(tmp_path, "amount", values)) == len(values)
+
+
+def test_a_column_of_currencies_stops_the_import_unless_the_amount_follows_from_it(tmp_path: Path) -> None:
+    path = tmp_path / "orders.csv"
+    rows = [",".join([*ROW, "Currency"])]
+    rows += [",".join([*{**ROW, "order_id": currency}.values(), currency]) for currency in ("SEK", "", "EUR")]
+    path.write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(
+        ImportFileError, match="row 4, column 'Currency': 'EUR' is another currency than 'SEK' in row 2"
+    ):
+        read_file(path)
+    amount = {"expression": "CASE WHEN Currency = 'SEK' THEN '0.09' ELSE amount END"}
+    columns = {name: {"column": name} for name in ROW if name != "amount"}
+    profile = Profile.model_validate({"orders": {**columns, "amount": amount}})
+    assert read_file(path, profile=profile)[0]["amount"].to_list() == [Decimal("0.09"), 1, 1]

@@ -7,11 +7,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from bridge.imports.cells import Source
-from bridge.imports.errors import ImportFileError
-from bridge.imports.problems import merge_problems
-from bridge.imports.profile import FileFormat
-from bridge.imports.source import open_source
+from bridge.imports.files.cells import Source
+from bridge.imports.files.source import open_source
+from bridge.imports.rules.errors import ImportFileError
+from bridge.imports.rules.problems import merge_problems
+from bridge.imports.rules.profile import FileFormat
 
 HEADER = "order_id,shop,customer_name,amount\n"
 ORDERS = "A1,店,王伟,12.50\nA2,店,李娜,8\n"
@@ -21,7 +21,9 @@ TAIWANESE = "訂單編號,店鋪,買家,備註\nA1,旗艦店,陳怡君,請盡快
 GERMAN = "Bestellnummer,Laden,Käufer,Notiz\nA1,Müller,Jörg Maß,für €5\nA2,Müller,Ümit Çelik,\n"
 
 
-def opened(folder: Path, content: str | bytes, file: FileFormat | None = None) -> tuple[Source, list[tuple[object, ...]]]:
+def opened(
+    folder: Path, content: str | bytes, file: FileFormat | None = None
+) -> tuple[Source, list[tuple[object, ...]]]:
     path = folder / "orders.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     source = open_source(path, file or FileFormat())
@@ -75,7 +77,9 @@ def test_half_width_katakana_alone_could_be_chinese(tmp_path: Path) -> None:
 
 def test_an_encoding_that_is_not_known_is_proposed_but_not_taken(tmp_path: Path) -> None:
     content = "Номер,Клиент,Сумма\n1,Иванов Иван,5\n2,Петрова Анна,6\n".encode("cp1251")
-    assert "the encoding of the text is not clear; as CP1251 it begins 'Номер'; nothing was imported" in refused(tmp_path, content)
+    assert "the encoding of the text is not clear; as CP1251 it begins 'Номер'; nothing was imported" in refused(
+        tmp_path, content
+    )
     polish = "no,who\n1,Łukasz Wiśniewski\n2,Paweł Kamiński\n".encode("cp1250")
     assert "the encoding of the text is not clear" in refused(tmp_path, polish)
 
@@ -91,7 +95,12 @@ def test_line_ends_of_every_kind(tmp_path: Path, line_end: str, quoted: bool) ->
 
 
 def test_mixed_line_ends(tmp_path: Path) -> None:
-    assert opened(tmp_path, "a,b\r\n1,x\n2,y\r3,z\r\r\n4,w")[1] == [(2, "1", "x"), (3, "2", "y"), (4, "3", "z"), (5, "4", "w")]
+    assert opened(tmp_path, "a,b\r\n1,x\n2,y\r3,z\r\r\n4,w")[1] == [
+        (2, "1", "x"),
+        (3, "2", "y"),
+        (4, "3", "z"),
+        (5, "4", "w"),
+    ]
 
 
 def test_the_first_line_of_excel_names_the_separator(tmp_path: Path) -> None:
@@ -110,9 +119,24 @@ def test_titles_above_totals_below_and_repeated_headers_are_left_out(tmp_path: P
     text = title + HEADER + ORDERS + total + HEADER + "A3,店,张,1\n" + " 合 计：,-,-,21.50\n"
     source, rows = opened(tmp_path, text)
     assert rows == [(5, "A1", "店", "王伟", "12.50"), (6, "A2", "店", "李娜", "8"), (9, "A3", "店", "张", "1")]
-    assert str(source.shape) == ("text, UTF-8, comma, header in row 4, 2 total rows left out, 1 repeated header left out")
+    assert str(source.shape) == (
+        "text, UTF-8, comma, header in row 4, 2 total rows left out, 1 repeated header left out"
+    )
     kept = opened(tmp_path, text, FileFormat(keep_totals=True))[1]
     assert [row[1] for row in kept] == ["A1", "A2", "小计", "A3", " 合 计："]
+
+
+@pytest.mark.parametrize("name", ["共1单", '"共 1,204 笔订单"', "総計", "Grand Total:"])
+def test_a_total_is_called_many_things(tmp_path: Path, name: str) -> None:
+    source, rows = opened(tmp_path, f"{HEADER}{ORDERS}{name},,,20.50\n")
+    assert (len(rows), source.shape.total_rows) == (2, 1)
+
+
+def test_files_joined_end_to_end_keep_no_mark_within(tmp_path: Path) -> None:
+    part = ("\ufeff" + HEADER + ORDERS).encode()
+    source, rows = opened(tmp_path, part + part.replace(b"A", b"B"))
+    assert [row[1] for row in rows] == ["A1", "A2", "B1", "B2"]
+    assert source.shape.repeated_headers == 1
 
 
 @pytest.mark.parametrize("name", ["Total", "总计", "Summe"])
@@ -165,4 +189,6 @@ def test_one_damaged_quote_in_a_quoted_file_stays_a_bad_row(tmp_path: Path) -> N
 
 
 def test_too_many_columns_are_refused_early(tmp_path: Path) -> None:
-    assert "the table has 100,000 columns; at most 2,000 can be read" in refused(tmp_path, ",".join(["x"] * 100_000) + "\n")
+    assert "the table has 100,000 columns; at most 2,000 can be read" in refused(
+        tmp_path, ",".join(["x"] * 100_000) + "\n"
+    )

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bridge.imports import source as sources
-from bridge.imports.cells import Source
-from bridge.imports.errors import ImportFileError
-from bridge.imports.problems import merge_problems
-from bridge.imports.profile import FileFormat
-from bridge.imports.source import open_source
+from bridge.imports.files import source as sources
+from bridge.imports.files.cells import Source
+from bridge.imports.files.source import open_source
+from bridge.imports.rules.errors import ImportFileError
+from bridge.imports.rules.problems import merge_problems
+from bridge.imports.rules.profile import FileFormat
 
 CSV = "订单编号,买家\nA1,王伟\nA2,李娜\n"
 READ = [(2, "A1", "王伟"), (3, "A2", "李娜")]
@@ -83,7 +83,9 @@ def test_a_name_that_chinese_windows_wrote_is_shown_as_it_is(tmp_path: Path) -> 
         ({"a.csv": nested()}, "there is an archive inside it ('a.csv')"),
     ],
 )
-def test_archives_that_are_not_one_table_are_refused(tmp_path: Path, members: dict[str, str | bytes], problem: str) -> None:
+def test_archives_that_are_not_one_table_are_refused(
+    tmp_path: Path, members: dict[str, str | bytes], problem: str
+) -> None:
     assert problem in refused(zipped(tmp_path / "a.zip", members))
 
 
@@ -127,7 +129,10 @@ def test_an_xml_table_of_excel_2003_is_read(tmp_path: Path) -> None:
     assert source.columns == ("订单编号", "买家", "column_3", "金额")
     assert block.cells.rows() == [(4, "A&1", None, None, None)]
     assert [row[:2] for row in block.find_missing(source.columns, source.columns).rows()] == [(4, "金额")]
-    assert str(source.shape) == "an Excel 2003 XML table, UTF-8, sheet '订单', header in row 1, 1 hidden row read like the others"
+    assert (
+        str(source.shape)
+        == "an Excel 2003 XML table, UTF-8, sheet '订单', header in row 1, 1 hidden row read like the others"
+    )
 
 
 def test_numbers_of_an_xml_table_are_numbers(tmp_path: Path) -> None:
@@ -135,9 +140,18 @@ def test_numbers_of_an_xml_table_are_numbers(tmp_path: Path) -> None:
     path = tmp_path / "orders.xls"
     numbers = "".join(
         f'<ss:Row><ss:Cell><ss:Data ss:Type="{kind}">{text}</ss:Data></ss:Cell></ss:Row>'
-        for kind, text in [("Number", "29.330000000000002"), ("String", "85.500"), ("Number", "692001100000000701"), ("Number", "?.")]
+        for kind, text in [
+            ("Number", "29.330000000000002"),
+            ("String", "85.500"),
+            ("Number", "692001100000000701"),
+            ("Number", "?."),
+        ]
     )
-    path.write_text(XML.replace("</ss:Table></ss:Worksheet><ss:Worksheet ss", numbers + "</ss:Table></ss:Worksheet><ss:Worksheet ss"))
+    path.write_text(
+        XML.replace(
+            "</ss:Table></ss:Worksheet><ss:Worksheet ss", numbers + "</ss:Table></ss:Worksheet><ss:Worksheet ss"
+        )
+    )
     source = open_source(path, FileFormat())
     rows = next(source.blocks).cells.rows()
     assert [row[1] for row in rows] == ["A&1", "29.33", "85.500", "692001100000000701", "?."]

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.imports import encoding
-from bridge.imports.cells import Source
-from bridge.imports.content import file_content
-from bridge.imports.encoding import detect_encoding
-from bridge.imports.errors import ImportFileError
-from bridge.imports.problems import merge_problems
-from bridge.imports.profile import FileFormat
-from bridge.imports.source import open_source
+from bridge.imports.files import encoding
+from bridge.imports.files.cells import Source
+from bridge.imports.files.content import file_content
+from bridge.imports.files.encoding import detect_encoding
+from bridge.imports.files.source import open_source
+from bridge.imports.rules.errors import ImportFileError
+from bridge.imports.rules.problems import merge_problems
+from bridge.imports.rules.profile import FileFormat
 
 CELL = st.text(alphabet='ab1,"\n ;\t张é𝄞', max_size=6)
 
@@ -33,7 +33,11 @@ def write(folder: Path, content: str | bytes) -> Path:
 def read(path: Path, file: FileFormat | None = None) -> tuple[Source, pl.DataFrame, pl.DataFrame]:
     source = open_source(path, file or FileFormat())
     blocks = list(source.blocks)
-    return source, pl.concat([block.cells for block in blocks]), merge_problems([problem for block in blocks for problem in block.problems])
+    return (
+        source,
+        pl.concat([block.cells for block in blocks]),
+        merge_problems([problem for block in blocks for problem in block.problems]),
+    )
 
 
 def read_rows(path: Path, file: FileFormat | None = None) -> list[tuple[object, ...]]:
@@ -56,7 +60,11 @@ def problems_of(path: Path) -> list[tuple[int, str, str]]:
     block_bytes=st.integers(min_value=8, max_value=200),
 )
 def test_records_and_their_lines_are_those_of_the_csv_standard(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]], quoting: Literal[0, 1], line_end: str, block_bytes: int
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[str, str, str]],
+    quoting: Literal[0, 1],
+    line_end: str,
+    block_bytes: int,
 ) -> None:
     text = io.StringIO()
     csv.writer(text, quoting=quoting, lineterminator=line_end).writerows([("x", "y", "z"), *rows])
@@ -106,7 +114,10 @@ def test_separator_is_the_most_frequent_of_the_first_line(tmp_path: Path, separa
 
 
 def test_quotes_count_only_at_the_start_of_a_field(tmp_path: Path) -> None:
-    assert read_rows(write(tmp_path, 'a,b\n5" pipe,3" tube\n"q""q","x,y"\n')) == [(2, '5" pipe', '3" tube'), (3, 'q"q', "x,y")]
+    assert read_rows(write(tmp_path, 'a,b\n5" pipe,3" tube\n"q""q","x,y"\n')) == [
+        (2, '5" pipe', '3" tube'),
+        (3, 'q"q', "x,y"),
+    ]
 
 
 def test_numbers_protected_from_spreadsheets_are_unwrapped(tmp_path: Path) -> None:
@@ -129,16 +140,22 @@ def test_ragged_rows_name_what_is_missing_or_too_much(tmp_path: Path) -> None:
     block = next(source.blocks)
     assert merge_problems(block.problems).rows() == [(4, "", "is too much: the row has 5 fields instead of 3", "4 | ")]
     assert block.find_missing(source.columns, {"a"}).is_empty()
-    assert block.find_missing(source.columns, {"c", "b"}).rows() == [(2, "b", "is missing: the row has 1 fields instead of 3", None)]
+    assert block.find_missing(source.columns, {"c", "b"}).rows() == [
+        (2, "b", "is missing: the row has 1 fields instead of 3", None)
+    ]
 
 
 def test_a_file_that_ends_in_the_middle_of_a_row_is_cut_off(tmp_path: Path) -> None:
-    assert problems_of(write(tmp_path, "a,b,c\n1,2,3\n1,2")) == [(3, "b", "is cut off: the file ends before the row does")]
+    assert problems_of(write(tmp_path, "a,b,c\n1,2,3\n1,2")) == [
+        (3, "b", "is cut off: the file ends before the row does")
+    ]
     assert problems_of(write(tmp_path, "a,b,c\r1,2,3\r1,2,3")) == []
 
 
 def test_bad_cells_are_found_in_every_column(tmp_path: Path) -> None:
-    path = write(tmp_path, f'a,b\n1,{"张" * 100_000}\n2,{"x" * 100_001}\n3,"{"y" * 1_000_000}"\n4,n\0l\n5,"q"r\n6,"q"\n')
+    path = write(
+        tmp_path, f'a,b\n1,{"张" * 100_000}\n2,{"x" * 100_001}\n3,"{"y" * 1_000_000}"\n4,n\0l\n5,"q"r\n6,"q"\n'
+    )
     assert problems_of(path) == [
         (3, "b", "is longer than 100,000 characters"),
         (4, "b", "is longer than 100,000 characters"),
@@ -148,7 +165,9 @@ def test_bad_cells_are_found_in_every_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block_bytes", [3, 1 << 20])
-def test_a_quote_that_never_closes_names_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+def test_a_quote_that_never_closes_names_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
     monkeypatch.setattr(encoding, "BLOCK_BYTES", block_bytes)
     path = write(tmp_path, 'a,b\n"1\n2",x\n3,"open\n4,y\n5,z\n')
     with pytest.raises(ImportFileError, match=r"orders\.csv, row 4: a quote is opened and never closed"):
@@ -161,7 +180,10 @@ def test_a_quote_that_never_closes_names_its_row(tmp_path: Path, monkeypatch: py
         (b"", "orders.csv: the file is empty"),
         (b"\xef\xbb\xbf\n \n", "orders.csv: the file is empty"),
         (b"a\0b,c\n", "orders.csv, row 1: the first row contains a NUL byte"),
-        ("张三,caf".encode() + b"\xe9\n1,2\n", r"orders.csv, row 1: the header contains bytes that are not UTF-8 \(byte 10\)"),
+        (
+            "张三,caf".encode() + b"\xe9\n1,2\n",
+            r"orders.csv, row 1: the header contains bytes that are not UTF-8 \(byte 10\)",
+        ),
     ],
 )
 def test_files_that_are_no_table_are_refused(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -176,7 +198,9 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         open_source(tmp_path, FileFormat())
 
 
-def test_a_line_longer_than_the_limit_is_refused_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_longer_than_the_limit_is_refused_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(encoding, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(encoding, "MAX_RECORD_BYTES", 5000)
     with pytest.raises(ImportFileError, match="no line break within"):
@@ -188,3 +212,17 @@ def test_header_names_stay_apart_and_are_never_patterns(tmp_path: Path) -> None:
     assert source.columns == ("a", "column_2", "a_3", "column_4", "column_5", "row_number_6")
     assert source.repeated == {"a"}
     assert cells.rows() == [(2, "1", "2", "3", "4", "5", "6")]
+
+
+@pytest.mark.parametrize("codec", ["idna", "punycode", "unicode_escape", "raw_unicode_escape"])
+def test_an_encoding_that_is_no_encoding_of_files_is_refused(codec: str) -> None:
+    with pytest.raises(ValueError, match="must be a text encoding such as utf-8"):
+        FileFormat(encoding=codec)
+
+
+@pytest.mark.parametrize("codec", ["utf-16", "utf-32"])
+def test_an_encoding_that_needs_a_mark_says_so(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "orders.csv"
+    path.write_bytes("名,b\n张,1\n".encode())
+    with pytest.raises(ImportFileError, match=f"is no text in {codec.upper()}"):
+        read_rows(path, FileFormat(encoding=codec))

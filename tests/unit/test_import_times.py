@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.imports import encoding
-from bridge.imports.conventions import GivenConventions
-from bridge.imports.errors import ColumnReading, ProfileError, SeenCell
-from bridge.imports.profile import Profile
-from bridge.imports.times import DateOrder
+from bridge.imports.files import encoding
+from bridge.imports.orders.conventions import GivenConventions
+from bridge.imports.rules.errors import ColumnReading, ProfileError, SeenCell
+from bridge.imports.rules.profile import Profile
+from bridge.imports.rules.times import DateOrder
 
 from .import_columns import ROW, read_column, read_file, refusal, write_column
 
@@ -75,7 +75,9 @@ def test_every_notation_is_read_for_what_it_means(tmp_path: Path, text: str) -> 
     ],
 )
 def test_the_twelve_hour_clock(tmp_path: Path, text: str, hour: int, minute: int) -> None:
-    assert read_column(tmp_path, "ordered_at", [f"2026-03-02 {text}"], time_zone="UTC") == [datetime(2026, 3, 2, hour, minute, tzinfo=UTC)]
+    assert read_column(tmp_path, "ordered_at", [f"2026-03-02 {text}"], time_zone="UTC") == [
+        datetime(2026, 3, 2, hour, minute, tzinfo=UTC)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,9 @@ def test_the_twelve_hour_clock(tmp_path: Path, text: str, hour: int, minute: int
         ("01.02.68", "day-first", "2068-02-01"),
     ],
 )
-def test_an_order_that_the_values_leave_open_is_asked_about(tmp_path: Path, text: str, first: DateOrder, day: str) -> None:
+def test_an_order_that_the_values_leave_open_is_asked_about(
+    tmp_path: Path, text: str, first: DateOrder, day: str
+) -> None:
     said = refusal(tmp_path, "ordered_at", [text])
     if "69" not in text and "68" not in text and text != "26/3/2":
         assert said is not None
@@ -132,21 +136,42 @@ def test_a_date_far_behind_decides_for_the_first_block(tmp_path: Path, monkeypat
     assert "'13/04/2026' in row 202" in said
 
 
-@pytest.mark.parametrize(("first", "second"), [("13/02/2026", "2026-02-13"), ("2026-02-13 9:05 PM", "2026-02-13 09:05:00")])
-def test_the_other_way_may_begin_in_another_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"), [("13/02/2026", "2026-02-13"), ("2026-02-13 9:05 PM", "2026-02-13 09:05:00")]
+)
+def test_the_other_way_may_begin_in_another_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str
+) -> None:
     monkeypatch.setattr(encoding, "BLOCK_BYTES", 512)
     said = refusal(tmp_path, "ordered_at", [*[first] * 100, *[second] * 100])
     assert said is not None
     assert said.startswith(f"orders.csv, row 102, column 'ordered_at': {second!r} is read as ")
 
 
+@pytest.mark.parametrize("text", ["2026030209", "2026030209.5", "2603020905", "2026030209051"])
+def test_digits_of_a_date_are_no_unix_time(tmp_path: Path, text: str) -> None:
+    assert f"{text!r} is not a possible date and time" in str(refusal(tmp_path, "ordered_at", [text]))
+
+
 @pytest.mark.parametrize(
     ("first", "second", "problem"),
     [
-        ("2026-03-02", "13/02/2026", "is read as a date in another order, but '2026-03-02' in row 2 as a date that begins"),
-        ("46083.5", "2026-03-02", "is read as a date that begins with a four-digit year, but '46083.5' in row 2 as an Excel serial"),
+        (
+            "2026-03-02",
+            "13/02/2026",
+            "is read as a date in another order, but '2026-03-02' in row 2 as a date that begins",
+        ),
+        (
+            "46083.5",
+            "2026-03-02",
+            "is read as a date that begins with a four-digit year, but '46083.5' in row 2 as an Excel serial",
+        ),
         ("1772413500", "46083.5", "is read as an Excel serial number, but '1772413500' in row 2 as Unix seconds"),
-        ("2026-03-02 9:05 AM", "2026-03-02 9:05", "is read as a time without, but '2026-03-02 9:05 AM' in row 2 as a time with AM or PM"),
+        (
+            "2026-03-02 9:05 AM",
+            "2026-03-02 9:05",
+            "is read as a time without, but '2026-03-02 9:05 AM' in row 2 as a time with AM or PM",
+        ),
         ("13/04/2026", "04/13/2026", "cannot be read in the order of day and month of '13/04/2026' in row 2"),
     ],
 )
@@ -191,15 +216,26 @@ def test_a_time_that_is_not_there_may_be_written_as_a_dash(tmp_path: Path) -> No
             "2026-03-29 02:30",
             "does not exist in Europe/Berlin, where clocks go forward: 2026-03-29T00:30:00Z or 2026-03-29T01:30:00Z may be meant",
         ),
-        ("2026-10-25 02:30", "exists twice in Europe/Berlin, where clocks go back: it is 2026-10-25T00:30:00Z or 2026-10-25T01:30:00Z"),
+        (
+            "2026-10-25 02:30",
+            "exists twice in Europe/Berlin, where clocks go back: it is 2026-10-25T00:30:00Z or 2026-10-25T01:30:00Z",
+        ),
     ],
 )
-def test_a_local_time_that_the_clocks_skip_or_repeat_is_a_bad_row(tmp_path: Path, text: str, problem: str, given_by: str) -> None:
+def test_a_local_time_that_the_clocks_skip_or_repeat_is_a_bad_row(
+    tmp_path: Path, text: str, problem: str, given_by: str
+) -> None:
     orders: dict[str, dict[str, object]] = {name: {"column": name} for name in ROW}
     if given_by == "format":
         orders["ordered_at"]["format"] = "%Y-%m-%d %H:%M"
     profile = Profile.model_validate({"orders": orders})
-    said = refusal(tmp_path, "ordered_at", ["2026-03-29 01:30", text], profile=profile, given=GivenConventions(time_zone="Europe/Berlin"))
+    said = refusal(
+        tmp_path,
+        "ordered_at",
+        ["2026-03-29 01:30", text],
+        profile=profile,
+        given=GivenConventions(time_zone="Europe/Berlin"),
+    )
     assert said is not None
     assert said.startswith(f"orders.csv, row 3, column 'ordered_at': '{text}' {problem}")
     assert read_column(tmp_path, "ordered_at", [f"{text}:00 +0100"], given=GivenConventions(time_zone="Europe/Berlin"))
@@ -210,7 +246,9 @@ def test_the_zone_of_the_command_line_comes_before_that_of_the_profile(tmp_path:
     orders["ordered_at"]["time_zone"] = "Europe/London"
     profile = Profile.model_validate({"orders": orders})
     times = [
-        read_column(tmp_path, "ordered_at", ["2026-03-02 09:05"], profile=profile, given=GivenConventions(time_zone=zone))[0].hour
+        read_column(
+            tmp_path, "ordered_at", ["2026-03-02 09:05"], profile=profile, given=GivenConventions(time_zone=zone)
+        )[0].hour
         for zone in (None, "America/New_York")
     ]
     assert times == [9, 14]
@@ -227,14 +265,22 @@ def test_the_zone_of_the_command_line_comes_before_that_of_the_profile(tmp_path:
 def test_times_that_an_expression_computes(tmp_path: Path, expression: str, moment: datetime) -> None:
     orders: dict[str, dict[str, object]] = {name: {"column": name} for name in ROW}
     orders["ordered_at"] = {"expression": expression}
-    assert read_column(tmp_path, "ordered_at", ["2026-03-02"], profile=Profile.model_validate({"orders": orders})) == [moment]
+    assert read_column(tmp_path, "ordered_at", ["2026-03-02"], profile=Profile.model_validate({"orders": orders})) == [
+        moment
+    ]
 
 
 def test_an_order_beside_a_format_is_refused(tmp_path: Path) -> None:
     orders: dict[str, dict[str, object]] = {name: {"column": name} for name in ROW}
     orders["ordered_at"]["format"] = "%Y-%m-%d"
     with pytest.raises(ProfileError, match="--day-first: the profile gives ordered_at a format"):
-        read_column(tmp_path, "ordered_at", ["2026-03-02"], profile=Profile.model_validate({"orders": orders}), given=order("day-first"))
+        read_column(
+            tmp_path,
+            "ordered_at",
+            ["2026-03-02"],
+            profile=Profile.model_validate({"orders": orders}),
+            given=order("day-first"),
+        )
 
 
 def test_what_was_chosen_is_told_with_its_reason(tmp_path: Path) -> None:
@@ -248,7 +294,9 @@ def test_what_was_chosen_is_told_with_its_reason(tmp_path: Path) -> None:
         ColumnReading("ordered_at", "a 12-hour clock", SeenCell(2, "3/4/26 9:05 PM")),
         ColumnReading("ordered_at", "two-digit years as 1969 to 2068", SeenCell(2, "3/4/26 9:05 PM")),
     ]
-    assert told(["3/4/2026", "13/4/2026"], none) == [ColumnReading("ordered_at", "dates day-first", SeenCell(3, "13/4/2026"))]
+    assert told(["3/4/2026", "13/4/2026"], none) == [
+        ColumnReading("ordered_at", "dates day-first", SeenCell(3, "13/4/2026"))
+    ]
     assert told(["46083.5"], none) == [
         ColumnReading("ordered_at", "times as Excel serial numbers (days since 1899-12-30)", SeenCell(2, "46083.5"))
     ]
@@ -269,18 +317,34 @@ WRITERS: dict[str, tuple[DateOrder | None, Callable[[datetime], str]]] = {
     "slashes": (None, lambda t: f"{t.year}/{t.month}/{t.day} {t.hour}:{t.minute:02d}:{t.second:02d}"),
     "chinese": (
         None,
-        lambda t: f"{t.year}年{t.month}月{t.day}日 {'下午' if twelve(t)[1] else '上午'}{twelve(t)[0]}:{t.minute:02d}:{t.second:02d}",
+        lambda t: (
+            f"{t.year}年{t.month}月{t.day}日 {'下午' if twelve(t)[1] else '上午'}{twelve(t)[0]}:{t.minute:02d}:{t.second:02d}"
+        ),
     ),
-    "offset": (None, lambda t: f"{t.year}-{t.month:02d}-{t.day:02d} {t.hour:02d}:{t.minute:02d}:{t.second:02d} {offset_of(t)}"),
+    "offset": (
+        None,
+        lambda t: f"{t.year}-{t.month:02d}-{t.day:02d} {t.hour:02d}:{t.minute:02d}:{t.second:02d} {offset_of(t)}",
+    ),
     "dots": ("day-first", lambda t: f"{t.day:02d}.{t.month:02d}.{t.year} {t.hour:02d}:{t.minute:02d}:{t.second:02d}"),
     "day/month": ("day-first", lambda t: f"{t.day}/{t.month}/{t.year} {t.hour}:{t.minute:02d}:{t.second:02d}"),
     "month/day": (
         "month-first",
-        lambda t: f"{t.month}/{t.day}/{t.year} {twelve(t)[0]}:{t.minute:02d}:{t.second:02d} {'PM' if twelve(t)[1] else 'AM'}",
+        lambda t: (
+            f"{t.month}/{t.day}/{t.year} {twelve(t)[0]}:{t.minute:02d}:{t.second:02d} {'PM' if twelve(t)[1] else 'AM'}"
+        ),
     ),
-    "day-month short": ("day-first", lambda t: f"{t.day:02d}-{t.month:02d}-{t.year % 100:02d} {t.hour}:{t.minute:02d}:{t.second:02d}"),
-    "month/day short": ("month-first", lambda t: f"{t.month}/{t.day}/{t.year % 100:02d} {t.hour}:{t.minute:02d}:{t.second:02d}"),
-    "year/month/day short": ("year-first", lambda t: f"{t.year % 100:02d}/{t.month}/{t.day} {t.hour}:{t.minute:02d}:{t.second:02d}"),
+    "day-month short": (
+        "day-first",
+        lambda t: f"{t.day:02d}-{t.month:02d}-{t.year % 100:02d} {t.hour}:{t.minute:02d}:{t.second:02d}",
+    ),
+    "month/day short": (
+        "month-first",
+        lambda t: f"{t.month}/{t.day}/{t.year % 100:02d} {t.hour}:{t.minute:02d}:{t.second:02d}",
+    ),
+    "year/month/day short": (
+        "year-first",
+        lambda t: f"{t.year % 100:02d}/{t.month}/{t.day} {t.hour}:{t.minute:02d}:{t.second:02d}",
+    ),
     "serial": (None, lambda t: repr((t.replace(tzinfo=UTC) - datetime(1899, 12, 30, tzinfo=UTC)) / timedelta(days=1))),
     "unix": (None, lambda t: str(int(t.timestamp()))),
     "milliseconds": (None, lambda t: str(int(t.timestamp()) * 1000)),
@@ -297,7 +361,10 @@ def is_possible(moment: datetime) -> bool:
 @settings(max_examples=EXAMPLES)
 @given(
     moments=st.lists(
-        st.datetimes(*(datetime(year, 1, 1, tzinfo=UTC).replace(tzinfo=None) for year in (2002, 2060))), min_size=1, max_size=6
+        # 读得懂的 Unix 时间到 2033 年为止
+        st.datetimes(*(datetime(year, 1, 1, tzinfo=UTC).replace(tzinfo=None) for year in (2002, 2033))),
+        min_size=1,
+        max_size=6,
     ),
     how=st.sampled_from(sorted(WRITERS)),
     zone=st.sampled_from(["Asia/Shanghai", "Europe/Berlin", "America/Los_Angeles"]),

@@ -9,10 +9,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from bridge.imports.mapping import map_columns
-from bridge.imports.orders import OrderBuilder
-from bridge.imports.profile import FileFormat, Profile
-from bridge.imports.source import open_source
+from bridge.imports.files.source import open_source
+from bridge.imports.orders.builder import OrderBuilder
+from bridge.imports.orders.mapping import map_columns
+from bridge.imports.rules.profile import FileFormat, Profile
 
 ROW = {
     "order_id": "A1",
@@ -115,7 +115,10 @@ def test_text_stays_as_it_was_exported(tmp_path: Path) -> None:
 
 def test_amounts_are_rounded_half_away_from_zero_only_on_request(tmp_path: Path) -> None:
     orders, problems = build(
-        tmp_path, "amount", ["0.005", "-0.005", "1.125", "2.675", "33.333333333333336"], profile=profile(amount={"round": True})
+        tmp_path,
+        "amount",
+        ["0.005", "-0.005", "1.125", "2.675", "33.333333333333336"],
+        profile=profile(amount={"round": True}),
     )
     assert problems == []
     assert orders["amount"].to_list() == [Decimal(text) for text in ("0.01", "-0.01", "1.13", "2.68", "33.33")]
@@ -157,20 +160,30 @@ def test_times_without_a_zone_are_local(tmp_path: Path, text: str, instant: date
 )
 def test_impossible_times_are_bad_rows(tmp_path: Path, text: str) -> None:
     _, problems = build(tmp_path, "ordered_at", ["2024-01-05", text])
-    assert problems == [(3, "ordered_at", "is not a possible date and time such as 2024-01-31 08:05:00 in Asia/Shanghai", text)]
+    assert problems == [
+        (3, "ordered_at", "is not a possible date and time such as 2024-01-31 08:05:00 in Asia/Shanghai", text)
+    ]
 
 
 def test_format_and_zone_of_the_profile_decide(tmp_path: Path) -> None:
     london = profile(ordered_at={"format": "%m-%d-%Y %H:%M", "time_zone": "Europe/London"})
     orders, problems = build(
-        tmp_path, "ordered_at", ["07-01-2010 08:26", "10-31-2010 02:30", "13-01-2010 08:26", "03-28-2010 01:30"], profile=london
+        tmp_path,
+        "ordered_at",
+        ["07-01-2010 08:26", "10-31-2010 02:30", "13-01-2010 08:26", "03-28-2010 01:30"],
+        profile=london,
     )
-    assert orders["ordered_at"].to_list() == [datetime(2010, 7, 1, 7, 26, tzinfo=UTC), datetime(2010, 10, 31, 2, 30, tzinfo=UTC)]
+    assert orders["ordered_at"].to_list() == [
+        datetime(2010, 7, 1, 7, 26, tzinfo=UTC),
+        datetime(2010, 10, 31, 2, 30, tzinfo=UTC),
+    ]
     assert [(row, value) for row, _, _, value in problems] == [(4, "13-01-2010 08:26"), (5, "03-28-2010 01:30")]
 
 
 def test_digits_run_together_must_all_be_there(tmp_path: Path) -> None:
-    orders, problems = build(tmp_path, "ordered_at", ["19970101", "1997011", "19970230"], profile=profile(ordered_at={"format": "%Y%m%d"}))
+    orders, problems = build(
+        tmp_path, "ordered_at", ["19970101", "1997011", "19970230"], profile=profile(ordered_at={"format": "%Y%m%d"})
+    )
     assert orders["ordered_at"].to_list() == [datetime(1996, 12, 31, 16, tzinfo=UTC)]
     assert [row for row, *_ in problems] == [3, 4]
 

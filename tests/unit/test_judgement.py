@@ -68,7 +68,9 @@ def rules(*changes: dict[str, Any]) -> list[str | None]:
 
 
 def test_valid_row_keeps_its_values_and_gets_no_rule() -> None:
-    expected = rows({}).drop("amount_rule", "time_rule").with_columns(shop_id=pl.lit(SHOP_ID), rule=pl.lit(None, pl.String))
+    expected = (
+        rows({}).drop("amount_rule", "time_rule").with_columns(shop_id=pl.lit(SHOP_ID), rule=pl.lit(None, pl.String))
+    )
     assert_frame_equal(judge(rows({}), SHOPS), expected)
 
 
@@ -81,7 +83,11 @@ def test_text_is_trimmed_and_an_empty_text_is_missing() -> None:
         "shop": f" 旗舰店{WHITE_SPACE}",
     }
     trimmed = {"order_id": "A 1", "customer_name": "张 三", "order_type": None, "order_status": None}
-    expected = rows(trimmed).drop("amount_rule", "time_rule").with_columns(shop_id=pl.lit(SHOP_ID), rule=pl.lit(None, pl.String))
+    expected = (
+        rows(trimmed)
+        .drop("amount_rule", "time_rule")
+        .with_columns(shop_id=pl.lit(SHOP_ID), rule=pl.lit(None, pl.String))
+    )
     assert_frame_equal(judge(rows(untrimmed), SHOPS), expected)
 
 

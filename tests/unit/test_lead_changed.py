@@ -52,8 +52,14 @@ def test_null_is_not_given() -> None:
         ({"lead_ids": None}, ONE_KIND),
         ({"lead_ids": [ID], "customer_global_ids": [ID]}, ONE_KIND),
         ({"lead_ids": []}, "field lead_ids: Tuple should have at least 1 item after validation, not 0"),
-        ({"customer_global_ids": []}, "field customer_global_ids: Tuple should have at least 1 item after validation, not 0"),
-        ({"lead_ids": [str(uuid4())] * (MOST_IDS + 1)}, "field lead_ids: Tuple should have at most 1000 items after validation, not 1001"),
+        (
+            {"customer_global_ids": []},
+            "field customer_global_ids: Tuple should have at least 1 item after validation, not 0",
+        ),
+        (
+            {"lead_ids": [str(uuid4())] * (MOST_IDS + 1)},
+            "field lead_ids: Tuple should have at most 1000 items after validation, not 1001",
+        ),
         ({"lead_ids": ID}, "field lead_ids: Input should be a valid array"),
         ({"lead_ids": [ID, "7"]}, "field lead_ids.1: Input should be a valid UUID"),
         ({"lead_ids": [7]}, "field lead_ids.0: "),

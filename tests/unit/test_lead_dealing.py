@@ -35,7 +35,11 @@ COUNTED: dict[str, pl.DataType] = {
     "ordered_at": pl.Datetime("us", "UTC"),
     "wins": pl.Boolean(),
 }
-CLOSINGS: dict[str, pl.DataType] = {"customer_key": pl.String(), "lead_no": pl.Int32(), "closed_at": pl.Datetime("us", "UTC")}
+CLOSINGS: dict[str, pl.DataType] = {
+    "customer_key": pl.String(),
+    "lead_no": pl.Int32(),
+    "closed_at": pl.Datetime("us", "UTC"),
+}
 ORDERS: dict[str, pl.DataType] = {
     "customer_key": pl.String(),
     "order_id": pl.String(),
@@ -46,7 +50,11 @@ ORDERS: dict[str, pl.DataType] = {
     "is_counted": pl.Boolean(),
     "is_completed": pl.Boolean(),
 }
-PEOPLE: dict[str, pl.DataType] = {"customer_key": pl.String(), "lead_no": pl.Int32(), "people_closed_at": pl.Datetime("us", "UTC")}
+PEOPLE: dict[str, pl.DataType] = {
+    "customer_key": pl.String(),
+    "lead_no": pl.Int32(),
+    "people_closed_at": pl.Datetime("us", "UTC"),
+}
 LEADS: dict[str, pl.DataType] = {
     "lead_id": pl.String(),
     "customer_global_id": pl.String(),
@@ -72,16 +80,25 @@ def at(day: float) -> datetime:
 # ---- 分到编号 --------------------------------------------------------------------
 
 
-def dealt(orders: Sequence[tuple[str, float, bool]], closings: Sequence[tuple[str, int, float]] = ()) -> dict[str, list[tuple[int, float]]]:
+def dealt(
+    orders: Sequence[tuple[str, float, bool]], closings: Sequence[tuple[str, int, float]] = ()
+) -> dict[str, list[tuple[int, float]]]:
     """订单（客户、第几天、是否大货完成）与关闭（客户、编号、第几天）→ 每个客户按先后的（编号，第几天）。"""
     frame = pl.DataFrame(
-        [(customer, str(index), at(day), wins) for index, (customer, day, wins) in enumerate(orders)], schema=COUNTED, orient="row"
+        [(customer, str(index), at(day), wins) for index, (customer, day, wins) in enumerate(orders)],
+        schema=COUNTED,
+        orient="row",
     )
-    closed = pl.DataFrame([(customer, number, at(day)) for customer, number, day in closings], schema=CLOSINGS, orient="row")
+    closed = pl.DataFrame(
+        [(customer, number, at(day)) for customer, number, day in closings], schema=CLOSINGS, orient="row"
+    )
     result = deal_orders(frame.sort("customer_key", "ordered_at", "order_id"), closed)
     assert result.schema == pl.Schema(COUNTED | {"lead_no": pl.Int32()})
     rows = result.sort("ordered_at", "order_id")
-    days = [(row["customer_key"], (row["lead_no"], (row["ordered_at"] - START) / timedelta(days=1))) for row in rows.to_dicts()]
+    days = [
+        (row["customer_key"], (row["lead_no"], (row["ordered_at"] - START) / timedelta(days=1)))
+        for row in rows.to_dicts()
+    ]
     return {customer: [pair for owner, pair in days if owner == customer] for customer in {owner for owner, _ in days}}
 
 
@@ -162,15 +179,21 @@ CLOSING_SETS = st.dictionaries(st.tuples(st.sampled_from("ab"), st.integers(1, 4
 
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)
 @given(history=HISTORIES, closings=CLOSING_SETS)
-def test_dealing_in_rounds_equals_dealing_one_by_one(history: list[tuple[str, int, bool]], closings: dict[tuple[str, int], int]) -> None:
+def test_dealing_in_rounds_equals_dealing_one_by_one(
+    history: list[tuple[str, int, bool]], closings: dict[tuple[str, int], int]
+) -> None:
     found = dealt(history, [(customer, number, day) for (customer, number), day in closings.items()])
     expected = {customer: reference(customer, history, closings) for customer, _, _ in history}
     assert found == expected
 
 
-def reference(customer: str, history: list[tuple[str, int, bool]], closings: Mapping[tuple[str, int], int]) -> list[tuple[int, float]]:
+def reference(
+    customer: str, history: list[tuple[str, int, bool]], closings: Mapping[tuple[str, int], int]
+) -> list[tuple[int, float]]:
     """参照实现逐单发给的（编号，第几天）；同一时刻的先后按出现的次序，与 `dealt` 的订单号一致。"""
-    orders = [reference_order(index, day, wins) for index, (owner, day, wins) in enumerate(history) if owner == customer]
+    orders = [
+        reference_order(index, day, wins) for index, (owner, day, wins) in enumerate(history) if owner == customer
+    ]
     closed = {number: to_instant(at(day)) for (owner, number), day in closings.items() if owner == customer}
     leads = deal(sorted(orders, key=lambda order: order.sequence), closed, ReferenceSettings())
     pairs = [(number, order) for number, lead in leads.items() for order in lead.orders]
@@ -235,9 +258,13 @@ def lead(**changes: Any) -> dict[str, Any]:
 
 
 def transformed(
-    *orders: dict[str, Any], people: Sequence[tuple[str, int, datetime | None]] = (), last_warm: date | None = date(2026, 1, 1)
+    *orders: dict[str, Any],
+    people: Sequence[tuple[str, int, datetime | None]] = (),
+    last_warm: date | None = date(2026, 1, 1),
 ) -> pl.DataFrame:
-    customers = pl.DataFrame({"customer_key": [ZHANG, LI], "customer_global_id": [ZHANG_ID, "11111111-1111-4111-8111-111111111111"]})
+    customers = pl.DataFrame(
+        {"customer_key": [ZHANG, LI], "customer_global_id": [ZHANG_ID, "11111111-1111-4111-8111-111111111111"]}
+    )
     touched = pl.DataFrame(list(people), schema=PEOPLE, orient="row")
     return transform(summarize_leads(pl.DataFrame(list(orders), schema=ORDERS), touched), customers, touched, last_warm)
 
@@ -265,7 +292,9 @@ def test_open_lead_sums_its_own_counted_orders() -> None:
 
 
 def test_completed_bulk_order_wins_the_lead_at_its_own_moment() -> None:
-    result = transformed(order(1, system_order_type="SAMPLE"), order(2, is_completed=True), order(3, is_completed=False))
+    result = transformed(
+        order(1, system_order_type="SAMPLE"), order(2, is_completed=True), order(3, is_completed=False)
+    )
     won = lead(
         current_stage="WON",
         opened_at=at(1),
@@ -282,7 +311,9 @@ def test_completed_bulk_order_wins_the_lead_at_its_own_moment() -> None:
 
 
 @pytest.mark.parametrize(("days_before_newest", "stage"), [(90, "OPEN"), (91, "COLD")])
-def test_lead_is_cold_when_its_last_order_is_more_than_90_days_before_the_newest_day(days_before_newest: int, stage: str) -> None:
+def test_lead_is_cold_when_its_last_order_is_more_than_90_days_before_the_newest_day(
+    days_before_newest: int, stage: str
+) -> None:
     newest_day = at(1).date() + timedelta(days=days_before_newest)
     result = transformed(order(0), order(1), last_warm=newest_day - timedelta(days=90))
     assert result["current_stage"].to_list() == [stage]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from bridge.cli.main import main
-from bridge.cli.options import print_rows
+from bridge.cli.commands import run_command
+from bridge.cli.options import Format, print_rows
 from bridge.cli.output import say
 from etl_assets.core.errors import EtlError
 from etl_assets.core.log import configure_logging, get_logger
@@ -37,7 +37,9 @@ def test_json_keeps_the_values(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_character_that_a_terminal_may_obey_is_escaped_and_no_other() -> None:
-    invisible = {char for char in map(chr, range(0x110000)) if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
+    invisible = {
+        char for char in map(chr, range(0x110000)) if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    }
     assert {char for char in map(chr, range(0x110000)) if escape_invisible(char) != char} >= invisible
     assert escape_invisible("旗舰店\u3000张三 é 😀 [x] \\x1b") == "旗舰店\u3000张三 é 😀 [x] \\x1b"
 
@@ -68,9 +70,9 @@ def test_error_of_a_command_is_escaped(capsys: pytest.CaptureFixture[str], monke
     def fail(**_: object) -> None:
         raise EtlError(f"row of {COMMANDS} is refused")
 
-    monkeypatch.setattr("bridge.cli.main.cli.main", fail)
+    monkeypatch.setattr("bridge.cli.commands.cli.main", fail)
     with pytest.raises(SystemExit):
-        main([])
+        run_command([])
     assert capsys.readouterr().err == f"error: row of {ESCAPED} is refused\n"
 
 
@@ -90,28 +92,47 @@ def test_log_is_escaped_for_people_and_for_programs(capsys: pytest.CaptureFixtur
     assert console or json.loads(printed)["reason"] == COMMANDS
 
 
-@pytest.mark.parametrize("text", ['=HYPERLINK("http://x")', "+1+cmd", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=x\r=1", "＝1+1", "＠x"])
+@pytest.mark.parametrize(
+    "text", ['=HYPERLINK("http://x")', "+1+cmd", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=x\r=1", "＝1+1", "＠x"]
+)
 def test_formula_in_a_csv_cell_is_text(capsys: pytest.CaptureFixture[str], text: str) -> None:
     print_rows([{"customer": text}], ["customer"], "csv")
     assert list(csv.reader(io.StringIO(capsys.readouterr().out, newline=""))) == [["customer"], [f"'{text}"]]
 
 
 def test_numbers_and_ordinary_text_in_csv_are_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    values = [Decimal("-12.50"), -3, "-12.50", "+8613800138000", "张三", "a=b", datetime(2026, 1, 5, tzinfo=UTC), None, "'quoted'"]
+    values = [
+        Decimal("-12.50"),
+        -3,
+        "-12.50",
+        "+8613800138000",
+        "张三",
+        "a=b",
+        None,
+        "'quoted'",
+    ]
     print_rows([{"value": value} for value in values], ["value"], "csv")
     printed = [row[0] if row else "" for row in csv.reader(io.StringIO(capsys.readouterr().out))]
     assert printed == ["value", *("" if value is None else str(value) for value in values)]
+
+
+@pytest.mark.parametrize(("how", "shown"), [("csv", "2026-01-05 08:00:00+08:00"), ("table", "2026-01-05 08:00:00 ")])
+def test_times_are_those_of_the_business_zone(capsys: pytest.CaptureFixture[str], how: Format, shown: str) -> None:
+    print_rows([{"at": datetime(2026, 1, 5, tzinfo=UTC)}], ["at"], how)
+    assert shown in capsys.readouterr().out
 
 
 def test_commands_have_one_way_out() -> None:
     folder = Path(__file__).parents[2] / "bridge" / "cli"
     direct = [
         f"{path.name}:{node.lineno}"
-        for path in sorted(folder.glob("*.py"))
+        for path in sorted(folder.rglob("*.py"))
         if path.name != "output.py"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("click.echo", "click.secho", "print", "sys.stdout.write")
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("click.echo", "click.secho", "print", "sys.stdout.write")
     ]
-    # etl env 印的是给 shell 执行的，自己加引号
-    assert [place for place in direct if not place.startswith("stack.py:")] == []
-    assert len(direct) == 1, "write with say, say_json, say_csv or print_rows: they escape per medium"
+    # etl env 与 etl completion 印的是给 shell 执行的，自己加引号
+    assert [place.partition(":")[0] for place in direct] == ["completion.py", "stack.py"], (
+        "write with say, say_json, say_csv or print_rows: they escape per medium"
+    )

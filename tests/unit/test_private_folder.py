@@ -12,7 +12,12 @@ import pytest
 from bridge.stack.addresses import read_addresses
 from etl_assets.core.errors import SettingsError
 from etl_assets.embedded.child_log import open_log
-from etl_assets.embedded.private_folder import FolderLock, create_private_folder, read_or_create_secret, read_private_file
+from etl_assets.embedded.private_folder import (
+    create_private_folder,
+    lock_folder,
+    read_or_create_secret,
+    read_private_file,
+)
 
 STRANGER = 65534
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files that belong to another account")
@@ -97,7 +102,9 @@ def test_folder_below_one_that_others_can_write_is_refused_unless_sticky(tmp_pat
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
-    with pytest.raises(SettingsError, match=re.escape(f"others can write to {shared} and replace what is in it: `chmod go-w {shared}`")):
+    with pytest.raises(
+        SettingsError, match=re.escape(f"others can write to {shared} and replace what is in it: `chmod go-w {shared}`")
+    ):
         create_private_folder(shared / "state")
     shared.chmod(0o1777)
     create_private_folder(shared / "state")
@@ -147,13 +154,22 @@ def test_guest_may_own_what_is_meant_for_it_and_nothing_else(tmp_path: Path) -> 
 
 
 def take_lock(path: Path) -> None:
-    FolderLock(path.parent).acquire()
+    with lock_folder(path.parent):
+        pass
 
 
 @pytest.mark.parametrize(
-    ("name", "use"), [("lock", take_lock), ("password", read_or_create_secret), ("child.log", open_log), ("stack.json", read_private_file)]
+    ("name", "use"),
+    [
+        ("lock", take_lock),
+        ("password", read_or_create_secret),
+        ("child.log", open_log),
+        ("stack.json", read_private_file),
+    ],
 )
-def test_files_are_used_only_when_nobody_else_can_have_written_them(tmp_path: Path, name: str, use: Callable[[Path], object]) -> None:
+def test_files_are_used_only_when_nobody_else_can_have_written_them(
+    tmp_path: Path, name: str, use: Callable[[Path], object]
+) -> None:
     file, target = tmp_path / name, tmp_path / "target"
     target.write_text("untouched")
     file.symlink_to(target)

@@ -52,7 +52,13 @@ def judged(settings: ReferenceSettings = SETTINGS, **changes: Any) -> JudgedRow:
 
 
 def order(
-    day: float, *, order_id: str = "A", status: str = "待发货", kind: str = "BULK", amount: str = "1.00", name: str = "张三"
+    day: float,
+    *,
+    order_id: str = "A",
+    status: str = "待发货",
+    kind: str = "BULK",
+    amount: str = "1.00",
+    name: str = "张三",
 ) -> Order:
     """2024-03-01 正午以后第 `day` 天的订单。"""
     moment = NOON + timedelta(days=day)
@@ -96,7 +102,9 @@ def dealt_days(orders: list[Order], closings: dict[int, Instant]) -> dict[int, l
     return {number: [float((one.ordered_at - at(0)) / 86_400) for one in lead.orders] for number, lead in dealt.items()}
 
 
-def leads_of(orders: list[Order], *stored: StoredLead, newest_day: date = date(2024, 3, 1)) -> dict[int, dict[str, Any]]:
+def leads_of(
+    orders: list[Order], *stored: StoredLead, newest_day: date = date(2024, 3, 1)
+) -> dict[int, dict[str, Any]]:
     rows = build_leads(CUSTOMER, KEY, orders, stored, newest_day, SETTINGS)
     return {row["lead_no"]: row for row in rows}
 
@@ -261,7 +269,8 @@ def test_missing_values_have_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mapped", "system"), [("SAMPLE", "SAMPLE"), ("PROOF", "PROOF"), ("bulk", "BULK"), ("OTHER", "BULK"), (None, "BULK")]
+    ("mapped", "system"),
+    [("SAMPLE", "SAMPLE"), ("PROOF", "PROOF"), ("bulk", "BULK"), ("OTHER", "BULK"), (None, "BULK")],
 )
 def test_type_mapped_to_anything_but_the_three_is_bulk(mapped: str | None, system: str) -> None:
     assert build_order(judged(), mapped).system_order_type == system
@@ -271,7 +280,9 @@ def test_type_mapped_to_anything_but_the_three_is_bulk(mapped: str | None, syste
 
 
 def test_cancelled_status_is_compared_trimmed_and_case_folded() -> None:
-    settings = ReferenceSettings(cancelled_statuses=[" ReFunded\u3000", "STRASSE"], completed_statuses=["refunded", "Done"])
+    settings = ReferenceSettings(
+        cancelled_statuses=[" ReFunded\u3000", "STRASSE"], completed_statuses=["refunded", "Done"]
+    )
     statuses = ["REFUNDED", "refunded ", "straße", "done", "unknown"]
     counted = count_in([order(0, status=status) for status in statuses], settings)
     assert [one.latest_status for one in counted] == ["done", "unknown"]
@@ -306,13 +317,22 @@ def test_customer_figures_leave_cancelled_orders_out_but_the_newest_of_all_names
 
 
 def test_newest_order_is_decided_by_order_id_in_code_point_order() -> None:
-    orders = [order(1, order_id="\uffff", name="B"), order(1, order_id="\U0001f600", name="C"), order(1, order_id="Z", name="A")]
+    orders = [
+        order(1, order_id="\uffff", name="B"),
+        order(1, order_id="\U0001f600", name="C"),
+        order(1, order_id="Z", name="A"),
+    ]
     assert build_customer(CUSTOMER, KEY, orders, SETTINGS)["customer_nickname"] == "C"
 
 
 def test_customer_with_only_cancelled_orders_keeps_a_row_of_zeros() -> None:
     row = build_customer(CUSTOMER, KEY, [order(0, status="closed")], SETTINGS)
-    assert (row["order_count"], row["total_amount"], row["first_order_at"], row["last_order_at"]) == (0, Decimal(0), None, None)
+    assert (row["order_count"], row["total_amount"], row["first_order_at"], row["last_order_at"]) == (
+        0,
+        Decimal(0),
+        None,
+        None,
+    )
     assert row["customer_nickname"] == "张三"
 
 
@@ -371,7 +391,11 @@ def test_closing_stays_as_the_person_made_it() -> None:
     closed = stored_lead(1, current_stage="LOST", closed_at=at(2), closed_by="user", owner="李四", notes=" ")
     leads = leads_of([order(0, status="completed"), order(3)], closed)
     assert leads[1]["lead_id"] == UUID(int=1)
-    assert (leads[1]["current_stage"], leads[1]["closed_at"], leads[1]["closed_by"]) == ("LOST", NOON + timedelta(days=2), "user")
+    assert (leads[1]["current_stage"], leads[1]["closed_at"], leads[1]["closed_by"]) == (
+        "LOST",
+        NOON + timedelta(days=2),
+        "user",
+    )
     assert (leads[1]["owner"], leads[1]["notes"], leads[1]["bulk_count"]) == ("李四", " ", 1)
     assert (leads[2]["current_stage"], leads[2]["closed_at"], leads[2]["owner"]) == ("OPEN", None, None)
 
@@ -390,14 +414,16 @@ def test_lead_without_orders_stays_only_if_a_person_touched_it() -> None:
         stored_lead(4, current_stage="WON", closed_at=at(0), closed_by="etl", notes="打电话"),
         stored_lead(5, current_stage="COLD", closed_by="user", owner="李四"),
     )
-    assert {number: (lead["current_stage"], lead["closed_at"], lead["closed_by"]) for number, lead in leads.items()} == {
+    assert {
+        number: (lead["current_stage"], lead["closed_at"], lead["closed_by"]) for number, lead in leads.items()
+    } == {
         3: ("LOST", NOON, "user"),
         4: ("OPEN", None, None),
         5: ("OPEN", None, None),
     }
-    assert {(lead["opened_at"], lead["last_order_at"], lead["bulk_count"], lead["bulk_amount"]) for lead in leads.values()} == {
-        (None, None, 0, Decimal(0))
-    }
+    assert {
+        (lead["opened_at"], lead["last_order_at"], lead["bulk_count"], lead["bulk_amount"]) for lead in leads.values()
+    } == {(None, None, 0, Decimal(0))}
 
 
 def test_lead_turns_cold_after_more_than_90_days() -> None:
@@ -421,20 +447,34 @@ def rejected_row(raw_id: int, day: date | None = None) -> dict[str, Any]:
 
 
 def left_customer(amount: str, moment: datetime) -> dict[str, Any]:
-    return {"customer_global_id": CUSTOMER, "customer_key": KEY, "total_amount": Decimal(amount), "first_order_at": moment}
+    return {
+        "customer_global_id": CUSTOMER,
+        "customer_key": KEY,
+        "total_amount": Decimal(amount),
+        "first_order_at": moment,
+    }
 
 
 def test_equal_results_have_no_differences_whatever_the_scale_and_the_zone() -> None:
     local = NOON.astimezone(ZoneInfo("Asia/Shanghai"))
-    left = Result(orders=[], customers=[left_customer("0", NOON)], leads=[], rejected=[rejected_row(2), rejected_row(1)])
-    right = Result(orders=[], customers=[left_customer("0.00", local)], leads=[], rejected=[rejected_row(1), rejected_row(2)])
+    left = Result(
+        orders=[], customers=[left_customer("0", NOON)], leads=[], rejected=[rejected_row(2), rejected_row(1)]
+    )
+    right = Result(
+        orders=[], customers=[left_customer("0.00", local)], leads=[], rejected=[rejected_row(1), rejected_row(2)]
+    )
     assert differences(left, right) == []
 
 
 def test_differences_name_the_missing_the_extra_and_the_column() -> None:
-    left = Result(orders=[], customers=[left_customer("1.00", NOON)], leads=[], rejected=[rejected_row(1), rejected_row(2)])
+    left = Result(
+        orders=[], customers=[left_customer("1.00", NOON)], leads=[], rejected=[rejected_row(1), rejected_row(2)]
+    )
     right = Result(
-        orders=[], customers=[left_customer("1.01", NOON)], leads=[], rejected=[rejected_row(2, date(2024, 1, 1)), rejected_row(3)]
+        orders=[],
+        customers=[left_customer("1.01", NOON)],
+        leads=[],
+        rejected=[rejected_row(2, date(2024, 1, 1)), rejected_row(3)],
     )
     assert differences(left, right) == [
         f"customers {CUSTOMER}: total_amount is Decimal('1.01'), expected Decimal('1.00')",

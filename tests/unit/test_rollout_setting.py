@@ -37,7 +37,8 @@ def test_percent_or_shops(monkeypatch: pytest.MonkeyPatch, value: str, rollout: 
 
 
 @pytest.mark.parametrize(
-    "value", ["", " ", "0%", "00%", "101%", "1000%", "-5%", "12.5%", "10", "0.1", "+7", "%", "10%,二店", "二店,", ",二店"]
+    "value",
+    ["", " ", "0%", "00%", "101%", "1000%", "-5%", "12.5%", "10", "0.1", "+7", "%", "10%,二店", "二店,", ",二店"],
 )
 def test_anything_else_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("ETL_ROLLOUT", value)

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from etl_assets.core.database_sync import build_engine, normalize_url
 from etl_assets.core.errors import SettingsError
+from etl_assets.core.log import redact
 from etl_assets.core.settings import EtlSettings, read_settings
 from etl_assets.core.text import WHITE_SPACE
 
@@ -114,7 +115,9 @@ def test_missing_database_url_says_how_to_get_one() -> None:
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg", "postgresql+psycopg2"])
 def test_every_postgresql_scheme_means_the_one_driver(scheme: str) -> None:
-    expected = sa.URL.create("postgresql+psycopg", username="etl", password=SECRET, host="localhost", port=5433, database="shop")
+    expected = sa.URL.create(
+        "postgresql+psycopg", username="etl", password=SECRET, host="localhost", port=5433, database="shop"
+    )
     assert normalize_url(f"{scheme}://etl:{SECRET}@localhost:5433/shop") == expected
 
 
@@ -126,3 +129,80 @@ def test_settings_cannot_be_changed() -> None:
 def mentions_secret(error: BaseException | None) -> bool:
     """错误链上的每一层都不能带口令：日志会把整条链打出来。"""
     return error is not None and (SECRET in str(error) or SECRET in repr(error) or mentions_secret(error.__cause__))
+
+
+@pytest.mark.parametrize("name", ["localtime", "Factory", "Mars/Olympus"])
+def test_a_time_zone_that_not_everything_knows_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert "must be an IANA time zone name" in str(refusal(monkeypatch, "ETL_TIMEZONE", name))
+
+
+def test_secret_comes_from_the_file_that_its_variable_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "url"
+    path.touch(0o600)
+    path.write_text(f"postgresql://etl:{SECRET}@h/d\r\n")
+    monkeypatch.setenv("ETL_DATABASE_URL_FILE", str(path))
+    assert read_settings(EtlSettings).database_url == f"postgresql://etl:{SECRET}@h/d"
+    monkeypatch.setenv("ETL_DATABASE_URL", "postgresql://other")
+    assert read_settings(EtlSettings).database_url == "postgresql://other"
+    monkeypatch.setenv("ETL_TIMEZONE_FILE", str(path))  # 不是机密：没有这回事
+    assert read_settings(EtlSettings).timezone == "Asia/Shanghai"
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "problem"),
+    [
+        (b"x", 0o644, r"others can read .* \(mode 0644\): `chmod 0600 "),
+        (b"x", 0o640, r"others can read .* \(mode 0640\): `chmod 0600 "),
+        (b"\n", 0o600, "is empty: write the secret into it"),
+        (b"\xff", 0o600, r"cannot read .* \(it is not text in UTF-8\)"),
+        (None, 0o600, r"cannot read .* \(No such file or directory\)"),
+    ],
+)
+def test_file_of_a_secret_that_is_not_usable_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, mode: int, problem: str
+) -> None:
+    path = tmp_path / "url"
+    if content is not None:
+        path.write_bytes(content)
+        path.chmod(mode)
+    monkeypatch.setenv("ETL_DATABASE_URL_FILE", str(path))
+    with pytest.raises(SettingsError, match=f"^ETL_DATABASE_URL_FILE: .*{problem}"):
+        read_settings(EtlSettings)
+
+
+@pytest.mark.parametrize(
+    ("url", "arguments"),
+    [
+        ("postgresql://u:p%40%2Fx@h1:1,h2:2/d", {"host": "h1,h2", "port": "1,2", "password": "p@/x"}),
+        ("postgresql+psycopg2://u:p@h1,h2/d?target_session_attrs=read-write", {"host": "h1,h2", "password": "p"}),
+        ("postgresql://u:p@%2Fvar%2Frun:5433/d", {"host": "/var/run", "port": "5433"}),
+        ("host=h1,h2 port=5433 dbname=d user=u password='p @:/'", {"host": "h1,h2", "port": "5433,5433"}),
+        ("postgresql://u@[::1]:1,[::2]:2/d", {"host": "::1,::2", "port": "1,2"}),
+        ("postgresql:///?service=shop", {"service": "shop"}),
+        ("service=shop", {"service": "shop"}),
+        ("postgresql://", {}),
+    ],
+)
+def test_url_means_what_it_means_to_libpq(url: str, arguments: dict[str, str]) -> None:
+    for again in (normalize_url(url), normalize_url(normalize_url(url).render_as_string(hide_password=False))):
+        _, found = again.get_dialect()().create_connect_args(again)
+        assert arguments.items() <= found.items()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"postgresql://etl:{SECRET}@host/d",
+        f"nats://{SECRET}@host:4222",
+        f"host=h password={SECRET} dbname=d",
+        f"postgresql://h/d?user=u&password={SECRET}&sslpassword={SECRET}",
+        f"password='{SECRET} \\' {SECRET}'",
+    ],
+)
+def test_secret_in_a_text_is_not_shown(text: str) -> None:
+    assert SECRET not in redact(text)
+    assert "***" in redact(text)
+
+
+def test_seed_of_an_nkey_is_not_shown() -> None:
+    assert redact(f"seed SU{'A' * 56}.") == "seed ***."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,13 @@ def test_dagster_accepts_the_generated_settings(tmp_path: Path) -> None:
     assert config["run_launcher"]["module"] == "bridge.run_launcher"
 
 
-@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
-def test_readme_gives_operators_the_settings_of_the_stack(tmp_path: Path, readme: str) -> None:
+@pytest.mark.parametrize("page", ["operate.md", "operate.zh-CN.md"])
+def test_page_gives_operators_the_settings_of_the_stack(tmp_path: Path, page: str) -> None:
     write_dagster_home(tmp_path)
     generated = yaml.safe_load((tmp_path / "dagster.yaml").read_text(encoding="utf-8"))
-    text = (Path(__file__).parents[2] / readme).read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
 
-    shown = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    (shown,) = [yaml.safe_load(each) for each in re.findall(r"```yaml\n(storage:.*?)```", text, re.DOTALL)]
 
     assert shown == {name: generated[name] for name in shown}
     assert {"storage", "run_coordinator", "run_launcher", "compute_logs"} <= shown.keys()

@@ -9,7 +9,11 @@ import polars as pl
 
 from etl_assets.services.figures import has_status, status_spellings
 
-CASED = [letter for letter in map(chr, range(1, sys.maxunicode + 1)) if letter.upper() != letter or letter.casefold() != letter]
+CASED = [
+    letter
+    for letter in map(chr, range(1, sys.maxunicode + 1))
+    if letter.upper() != letter or letter.casefold() != letter
+]
 
 
 def found(texts: Sequence[str | None], wanted: Sequence[str]) -> list[bool]:

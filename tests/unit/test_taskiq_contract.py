@@ -33,7 +33,14 @@ def test_overridden_methods_have_the_known_parameters(function: Any, parameters:
 
 def test_receiver_accepts_the_options_that_are_forced() -> None:
     known = inspect.signature(Receiver.__init__).parameters
-    assert {"executor", "max_async_tasks", "max_async_tasks_jitter", "max_prefetch", "ack_type", "wait_tasks_timeout"} <= set(known)
+    assert {
+        "executor",
+        "max_async_tasks",
+        "max_async_tasks_jitter",
+        "max_prefetch",
+        "ack_type",
+        "wait_tasks_timeout",
+    } <= set(known)
 
 
 def test_constructing_the_broker_reads_nothing_and_connects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +73,9 @@ class RecordingReceiver(Receiver):
 
     results: list[TaskiqResult[Any]]
 
-    async def run_task(self, target: Any, message: TaskiqMessage, ack_controller: AckController | None = None) -> TaskiqResult[Any]:
+    async def run_task(
+        self, target: Any, message: TaskiqMessage, ack_controller: AckController | None = None
+    ) -> TaskiqResult[Any]:
         result = await super().run_task(target, message, ack_controller)
         self.results.append(result)
         return result

@@ -126,8 +126,12 @@ def test_ids_are_those_of_the_contract() -> None:
 
 def test_ids_are_uuid5_of_key_and_number() -> None:
     names = [f"{SHOP}:", f"{SHOP}:a#1", f"{SHOP}:\U0001f600" * 100]
-    frame = pl.DataFrame({"customer_key": names, "lead_no": [1, 12, 2_000_000_000]}, schema_overrides={"lead_no": pl.Int32})
-    assert frame.select(customer_id())["customer_key"].to_list() == [str(uuid5(UUID(NAMESPACE), name)) for name in names]
+    frame = pl.DataFrame(
+        {"customer_key": names, "lead_no": [1, 12, 2_000_000_000]}, schema_overrides={"lead_no": pl.Int32}
+    )
+    assert frame.select(customer_id())["customer_key"].to_list() == [
+        str(uuid5(UUID(NAMESPACE), name)) for name in names
+    ]
     assert with_lead_ids(frame)["lead_id"].to_list() == [
         str(uuid5(UUID(NAMESPACE), f"{name}#{number}")) for name, number in zip(names, frame["lead_no"], strict=True)
     ]

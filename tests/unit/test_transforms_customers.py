@@ -90,13 +90,17 @@ def customer(**changes: Any) -> dict[str, Any]:
 
 def assert_customers(result: pl.DataFrame, *customers: dict[str, Any]) -> None:
     """只放过 Decimal 的精度：写入时由目标列定。"""
-    assert_frame_equal(result, pl.DataFrame(list(customers), schema=CUSTOMERS), check_row_order=False, check_dtypes=False)
+    assert_frame_equal(
+        result, pl.DataFrame(list(customers), schema=CUSTOMERS), check_row_order=False, check_dtypes=False
+    )
 
 
 def known(**ids: str) -> pl.DataFrame:
     keys = {"zhang": ZHANG, "li": LI}
     rows = [(keys[name], customer_id, True) for name, customer_id in ids.items()]
-    return pl.DataFrame(rows, schema={"customer_key": pl.String, "customer_global_id": pl.String, "is_known": pl.Boolean}, orient="row")
+    return pl.DataFrame(
+        rows, schema={"customer_key": pl.String, "customer_global_id": pl.String, "is_known": pl.Boolean}, orient="row"
+    )
 
 
 def transformed(*orders: dict[str, Any], **ids: str) -> pl.DataFrame:
@@ -145,7 +149,9 @@ def test_cancelled_orders_give_no_figures_but_the_newest_order_gives_the_nicknam
 
 def test_nickname_of_two_orders_at_one_moment_is_that_of_the_higher_order_id() -> None:
     """帧已按 (ordered_at, order_id) 排好。"""
-    tied = [order(1, order_id=order_id, customer_nickname=order_id, is_counted=False) for order_id in ("A-10", "A-9", "a")]
+    tied = [
+        order(1, order_id=order_id, customer_nickname=order_id, is_counted=False) for order_id in ("A-10", "A-9", "a")
+    ]
     assert_customers(transformed(*tied), customer(customer_nickname="a"))
 
 
@@ -163,9 +169,14 @@ def test_sum_may_exceed_what_one_order_can_hold() -> None:
 
 def test_each_customer_has_one_row_and_an_existing_id_is_kept() -> None:
     result = transformed(
-        order(1, is_counted=False), order(1, customer_key=LI, customer_nickname="李四", is_counted=False), zhang=ZHANG_ID, li=LEGACY_ID
+        order(1, is_counted=False),
+        order(1, customer_key=LI, customer_nickname="李四", is_counted=False),
+        zhang=ZHANG_ID,
+        li=LEGACY_ID,
     )
-    assert_customers(result, customer(), customer(customer_key=LI, customer_global_id=LEGACY_ID, customer_nickname="李四"))
+    assert_customers(
+        result, customer(), customer(customer_key=LI, customer_global_id=LEGACY_ID, customer_nickname="李四")
+    )
 
 
 def test_customer_without_orders_is_not_transformed_here() -> None:
@@ -179,5 +190,7 @@ def test_customer_that_stays_without_orders_is_named_after_its_key() -> None:
 
 def test_name_part_of_a_key_may_itself_hold_a_colon() -> None:
     key = f"{SHOP}:a:b: c"
-    result = transform_orderless(pl.DataFrame({"customer_key": [key], "customer_global_id": [LEGACY_ID], "is_known": [True]}))
+    result = transform_orderless(
+        pl.DataFrame({"customer_key": [key], "customer_global_id": [LEGACY_ID], "is_known": [True]})
+    )
     assert_customers(result, customer(customer_key=key, customer_global_id=LEGACY_ID, customer_nickname="a:b: c"))

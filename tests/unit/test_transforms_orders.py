@@ -50,7 +50,12 @@ ORDERS: dict[str, pl.DataType] = {
     "customer_key": pl.String(),
 }
 VERSIONS = {"shop_id": pl.String(), "order_id": pl.String(), "import_rank": pl.Int32(), "raw_id": pl.Int64()}
-REJECTED: dict[str, pl.DataType] = {"raw_id": pl.Int64(), "import_id": pl.String(), "day": pl.Date(), "rule": pl.String()}
+REJECTED: dict[str, pl.DataType] = {
+    "raw_id": pl.Int64(),
+    "import_id": pl.String(),
+    "day": pl.Date(),
+    "rule": pl.String(),
+}
 REFERENCES = References(
     shops=pl.DataFrame({"shop": ["旗舰店", "二店"], "shop_id": [SHOP, OTHER_SHOP]}),
     type_mappings=pl.DataFrame(
@@ -106,7 +111,9 @@ def transformed(*rows: dict[str, Any]) -> TransformedRows:
 
 def assert_versions(result: TransformedRows, *versions: dict[str, Any]) -> None:
     """只放过数字的宽度：写入时由目标列定。"""
-    assert_frame_equal(result.versions, pl.DataFrame(list(versions), schema=ORDERS), check_row_order=False, check_dtypes=False)
+    assert_frame_equal(
+        result.versions, pl.DataFrame(list(versions), schema=ORDERS), check_row_order=False, check_dtypes=False
+    )
 
 
 def assert_rejected(result: TransformedRows, *rejected: tuple[int, date, str]) -> None:
@@ -134,7 +141,9 @@ def test_types_are_mapped_exactly_and_all_others_are_bulk() -> None:
     mapped = ["SAMPLE", "PROOF", "BULK", "BULK", "BULK"]
     rows = [raw(number, order_id=str(number), order_type=kind) for number, kind in enumerate(types)]
     expected = [
-        order(number, order_id=str(number), raw_order_type=kind, system_order_type=system, is_unmapped=kind == "没有映射")
+        order(
+            number, order_id=str(number), raw_order_type=kind, system_order_type=system, is_unmapped=kind == "没有映射"
+        )
         for number, (kind, system) in enumerate(zip(types, mapped, strict=True))
     ]
     assert_versions(transformed(*rows), *expected)
@@ -153,7 +162,9 @@ def test_rejected_row_is_no_version_and_is_listed_with_its_rule() -> None:
 
 def test_version_outside_the_range_counts_but_rejected_rows_outside_belong_to_other_days() -> None:
     elsewhere = {"ordered_at": datetime(2026, 1, 9, 4, tzinfo=UTC), "day": date(2026, 1, 9)}
-    result = transformed(raw(2, **elsewhere), raw(3, shop="没有这家", **elsewhere), raw(4, day=None, time_rule="bad_ordered_at"))
+    result = transformed(
+        raw(2, **elsewhere), raw(3, shop="没有这家", **elsewhere), raw(4, day=None, time_rule="bad_ordered_at")
+    )
     assert_versions(result, order(2, ordered_at=elsewhere["ordered_at"], order_date=elsewhere["day"]))
     assert_rejected(result)
 

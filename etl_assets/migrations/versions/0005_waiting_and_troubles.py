@@ -48,4 +48,6 @@ def upgrade() -> None:
     )
     # 应用自己的表不归我们改；init-db 建的才加索引
     if op.get_bind().exec_driver_sql("SELECT to_regclass('public.ix_raw_orders_import_id')").scalar():
-        op.get_bind().exec_driver_sql("CREATE INDEX IF NOT EXISTS ix_import_tasks_completed_at ON public.import_tasks (completed_at)")
+        op.get_bind().exec_driver_sql(
+            "CREATE INDEX IF NOT EXISTS ix_import_tasks_completed_at ON public.import_tasks (completed_at)"
+        )

@@ -9,4 +9,6 @@ down_revision = "0007"
 
 
 def upgrade() -> None:
-    op.get_bind().exec_driver_sql("CREATE INDEX ix_ledger_materialized_at ON etl.ledger (target, asset, materialized_at)")
+    op.get_bind().exec_driver_sql(
+        "CREATE INDEX ix_ledger_materialized_at ON etl.ledger (target, asset, materialized_at)"
+    )

@@ -44,7 +44,14 @@ ONE_DAY = timedelta(days=1)
 
 
 def mark_materialized(
-    connection: sa.Connection, target: str, asset: str, days: DayRange, revisions: Revisions, *, run_id: str, scope: Scope
+    connection: sa.Connection,
+    target: str,
+    asset: str,
+    days: DayRange,
+    revisions: Revisions,
+    *,
+    run_id: str,
+    scope: Scope,
 ) -> list[UUID]:
     """记下一次物化，没有数据；返回因此完成的导入。"""
     made = prepare_marking(connection, target, asset, days, revisions, run_id=run_id, scope=scope)
@@ -75,7 +82,9 @@ class Chain:
         sequences = [sa.func.pg_get_serial_sequence(table.fullname, column.name) for table, column in numbered]
         with self.engine.begin() as connection:
             connection.exec_driver_sql("; ".join(str(sa.delete(table)) for table in tables))
-            connection.execute(sa.select(*[sa.func.setval(sequence, 1, sa.false()) for sequence in sequences]))  # 下一个就是 1
+            connection.execute(
+                sa.select(*[sa.func.setval(sequence, 1, sa.false()) for sequence in sequences])
+            )  # 下一个就是 1
             write_graph(connection, self.settings.target_schema, graph)
 
     @property
@@ -135,7 +144,9 @@ class Chain:
                 last += ONE_DAY
             self.run(first, last, assets=runs[first], is_of_event=True)
 
-    def run_from(self, asset: str, first: date, last: date | None = None, *, is_of_event: bool = False) -> list[AssetReport]:
+    def run_from(
+        self, asset: str, first: date, last: date | None = None, *, is_of_event: bool = False
+    ) -> list[AssetReport]:
         """这个资产与它后面的。"""
         return self.run(first, last, assets={asset} | self.graph.descendants(asset), is_of_event=is_of_event)
 
@@ -143,11 +154,15 @@ class Chain:
         """到期的日子 → 一个运行要做的：前面没有到期的那些，与它们后面的。"""
         wider = self.graph
         due: dict[date, set[str]] = {}
-        for day, asset in self.rows(sa.select(ledger.c.day, ledger.c.asset).where(ledger.c.requested > ledger.c.materialized)):
+        for day, asset in self.rows(
+            sa.select(ledger.c.day, ledger.c.asset).where(ledger.c.requested > ledger.c.materialized)
+        ):
             if asset in wider.names:
                 due.setdefault(day, set()).add(asset)
         return {
-            day: frozenset().union(*({name} | wider.descendants(name) for name in names if not wider.ancestors(name) & names))
+            day: frozenset().union(
+                *({name} | wider.descendants(name) for name in names if not wider.ancestors(name) & names)
+            )
             for day, names in due.items()
         }
 
@@ -168,13 +183,19 @@ class Chain:
         with self.engine.connect() as connection:
             found = differences(wanted or expected(connection, self.reference_settings), actual(connection))
             wider = self.graph
-            made = {(row.asset, row.day): row.content for row in connection.execute(sa.select(extras))} if wider != graph else {}
+            made = (
+                {(row.asset, row.day): row.content for row in connection.execute(sa.select(extras))}
+                if wider != graph
+                else {}
+            )
             # 订单从没做过的日子，不在人重跑的那个后面的也不必做
             of_orders = sa.and_(ledger.c.asset == "orders", ledger.c.run_id.is_not(None))
             days = list(connection.scalars(sa.select(ledger.c.day).where(of_orders)))
             wanted_extras = expected_extras(connection, wider, days)
         assert not found, "\n".join(found)
-        behind = sorted(f"{asset} of {day}" for (asset, day), content in wanted_extras.items() if made.get((asset, day)) != content)
+        behind = sorted(
+            f"{asset} of {day}" for (asset, day), content in wanted_extras.items() if made.get((asset, day)) != content
+        )
         assert not behind, f"expected otherwise: {behind}"
 
     def execute(self, statement: sa.Executable) -> None:

@@ -37,24 +37,34 @@ def _materialize(asset: str, engine: sa.Engine, settings: EtlSettings, days: Day
     """先锁住这些天，再读台账与上游。"""
     with data_transaction(engine, settings, asset=asset, days=days, run=run, locked=days) as transaction:
         revisions = transaction.read_revisions()
-        contents = [{"asset": asset, "day": day, "content": _content(transaction.connection, run.upstreams, day)} for day in days]
+        contents = [
+            {"asset": asset, "day": day, "content": _content(transaction.connection, run.upstreams, day)}
+            for day in days
+        ]
         insert = pg.insert(extras)
         transaction.connection.execute(
-            insert.on_conflict_do_update(index_elements=["asset", "day"], set_={"content": insert.excluded.content}), contents
+            insert.on_conflict_do_update(index_elements=["asset", "day"], set_={"content": insert.excluded.content}),
+            contents,
         )
         return transaction.complete(revisions, scope="whole", written=WriteCounts(rows=len(contents)))
 
 
 def _content(connection: sa.Connection, upstreams: frozenset[str], day: date) -> str:
-    own = dict(connection.execute(sa.select(extras.c.asset, extras.c.content).where(extras.c.day == day)).tuples().all())
+    own = dict(
+        connection.execute(sa.select(extras.c.asset, extras.c.content).where(extras.c.day == day)).tuples().all()
+    )
     of_orders = _orders_of(connection, day)
-    return _digest({upstream: of_orders if upstream in graph.names else own.get(upstream, "nothing") for upstream in upstreams})
+    return _digest(
+        {upstream: of_orders if upstream in graph.names else own.get(upstream, "nothing") for upstream in upstreams}
+    )
 
 
 def _orders_of(connection: sa.Connection, day: date) -> str:
     """三个真的资产这一天的内容都是它的订单：客户与商机看全部历史，哪一天变了说不准。"""
     columns = (_ORDERS.order_id, _ORDERS.customer_nickname, _ORDERS.latest_status, _ORDERS.amount)
-    rows = connection.execute(sa.select(*columns).where(_ORDERS.order_date == day).order_by(_ORDERS.shop_id, _ORDERS.order_id)).all()
+    rows = connection.execute(
+        sa.select(*columns).where(_ORDERS.order_date == day).order_by(_ORDERS.shop_id, _ORDERS.order_id)
+    ).all()
     return repr([tuple(row) for row in rows])
 
 

@@ -137,7 +137,9 @@ T = TypeVar("T")
 
 def _weighted(*choices: tuple[int, st.SearchStrategy[T]]) -> st.SearchStrategy[T]:
     """按权重选一个策略；one_of 会把重复的并成一个。"""
-    return st.sampled_from([strategy for weight, strategy in choices for _ in range(weight)]).flatmap(lambda strategy: strategy)
+    return st.sampled_from([strategy for weight, strategy in choices for _ in range(weight)]).flatmap(
+        lambda strategy: strategy
+    )
 
 
 _MOMENTS = st.sampled_from(
@@ -147,14 +149,22 @@ _MOMENTS = st.sampled_from(
         for edge, before in ((0, 0), (1, 0), (1, 1))
     ]
 )
-_BAD_MOMENTS = st.sampled_from([None, "infinity", "-infinity", datetime(1999, 12, 31, tzinfo=UTC), "0044-03-15 12:00:00+00 BC"])
+_BAD_MOMENTS = st.sampled_from(
+    [None, "infinity", "-infinity", datetime(1999, 12, 31, tzinfo=UTC), "0044-03-15 12:00:00+00 BC"]
+)
 _ROWS = st.fixed_dictionaries(
     {
         "order_id": st.sampled_from(["A", "B", "C", "A", "B", " A ", "A", "B", "a", None]),
-        "shop": st.sampled_from([SAMPLE_SHOP_NAME] * 12 + [OTHER_SHOP_NAME, f"{OTHER_SHOP_NAME}\u3000", UNKNOWN_SHOP_NAME]),
-        "customer_name": st.sampled_from(["张三", "ABC", "李四", "张三", "ＡＢＣ", "李四", " ABC\u3000", "张 三", "张\u3000三", " "]),
+        "shop": st.sampled_from(
+            [SAMPLE_SHOP_NAME] * 12 + [OTHER_SHOP_NAME, f"{OTHER_SHOP_NAME}\u3000", UNKNOWN_SHOP_NAME]
+        ),
+        "customer_name": st.sampled_from(
+            ["张三", "ABC", "李四", "张三", "ＡＢＣ", "李四", " ABC\u3000", "张 三", "张\u3000三", " "]
+        ),
         "order_type": st.sampled_from(["大货订单", "打样订单", " 大货订单", "产前样订单", "没有映射", None, ""]),
-        "order_status": st.sampled_from(["completed", "new", "new", "COMPLETED\u3000", "cancelled", "new", "已退款", None, ""]),
+        "order_status": st.sampled_from(
+            ["completed", "new", "new", "COMPLETED\u3000", "cancelled", "new", "已退款", None, ""]
+        ),
         "amount": st.sampled_from(["10.00", "0.05", "-3.10", None, "999999999999.99", "7.00", "8.00", "9.00", "NaN"]),
         "quantity": st.sampled_from([1, 7, 0, None, 1, 1, 1, 1, 1, 1, 1, -1]),
         "ordered_at": _weighted((15, _MOMENTS), (1, _BAD_MOMENTS)),
@@ -206,11 +216,17 @@ _DATA_CHANGES = _weighted((5, _IMPORTS), (2, _WITHDRAWALS), (1, _ANNOUNCEMENTS),
 _RUNS = _weighted((2, _WORK), (1, _MATERIALIZATIONS))
 
 # 读完了、还没写：较旧的快照正是在这里盖过较新的
-_ASSETS_AND_THEIR_TABLES = [("orders", "public.orders"), ("customers", "public.customers"), ("leads", "public.business_leads")]
+_ASSETS_AND_THEIR_TABLES = [
+    ("orders", "public.orders"),
+    ("customers", "public.customers"),
+    ("leads", "public.business_leads"),
+]
 _READERS = st.sampled_from(_ASSETS_AND_THEIR_TABLES).flatmap(
     lambda asset_and_table: st.builds(
         Overtake,
-        st.builds(Materialize, st.just(0), st.sampled_from([DAYS, DAYS, 1, 2]), st.just(frozenset([asset_and_table[0]]))),
+        st.builds(
+            Materialize, st.just(0), st.sampled_from([DAYS, DAYS, 1, 2]), st.just(frozenset([asset_and_table[0]]))
+        ),
         st.just(asset_and_table[1]),
         st.just(False),
         st.tuples(_DATA_CHANGES, _WORK),
@@ -225,7 +241,9 @@ _ANYWHERE = st.builds(
     st.tuples(_DATA_CHANGES, _RUNS),
 )
 _OVERTAKES = _weighted((1, _READERS), (1, _ANYWHERE))
-_TOGETHER = st.builds(Together, st.lists(_weighted((1, _DATA_CHANGES), (2, _RUNS)), min_size=2, max_size=3).map(tuple), st.booleans())
+_TOGETHER = st.builds(
+    Together, st.lists(_weighted((1, _DATA_CHANGES), (2, _RUNS)), min_size=2, max_size=3).map(tuple), st.booleans()
+)
 
 
 def _extras(count: int) -> st.SearchStrategy[tuple[Asset, ...]]:
@@ -238,7 +256,9 @@ def _extras(count: int) -> st.SearchStrategy[tuple[Asset, ...]]:
 HISTORIES = st.builds(
     History,
     _imports(st.just(True)),
-    st.lists(_weighted((3, _OVERTAKES), (5, _DATA_CHANGES), (1, _MATERIALIZATIONS), (1, _TOGETHER)), min_size=2, max_size=3).map(tuple),
+    st.lists(
+        _weighted((3, _OVERTAKES), (5, _DATA_CHANGES), (1, _MATERIALIZATIONS), (1, _TOGETHER)), min_size=2, max_size=3
+    ).map(tuple),
     st.builds(Finish, st.booleans(), st.sampled_from([False, False, True]), st.permutations(range(DAYS)).map(tuple)),
     st.sampled_from([0, 0, 1, 2, 3, 3]).flatmap(_extras),
 )

@@ -116,7 +116,9 @@ def interleaved(engine: sa.Engine, *, before: Matches) -> Iterator[Interleaving]
 
 def is_anyone_waiting(connection: sa.Connection) -> bool:
     """这个数据库里有没有连接在等锁。"""
-    waiting = sa.text("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')")
+    waiting = sa.text(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')"
+    )
     return bool(connection.execute(waiting).scalar_one())
 
 

@@ -47,7 +47,9 @@ class ExplainedStatement:
 
 
 @contextmanager
-def explained(engine: sa.Engine | type[sa.Engine], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ExplainedStatement]]:
+def explained(
+    engine: sa.Engine | type[sa.Engine], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[ExplainedStatement]]:
     """:param engine: sa.Engine 就是全部引擎，Dagster 的（psycopg2）也在内。"""
     found: list[ExplainedStatement] = []
 
@@ -59,7 +61,9 @@ def explained(engine: sa.Engine | type[sa.Engine], monkeypatch: pytest.MonkeyPat
         if not any(map(_EXPLAINABLE.match, parts)):
             return
         own = cursor.connection.cursor()
-        is_within = cursor.connection.info.transaction_status != TransactionStatus.IDLE or not cursor.connection.autocommit
+        is_within = (
+            cursor.connection.info.transaction_status != TransactionStatus.IDLE or not cursor.connection.autocommit
+        )
         own.execute("SAVEPOINT explained" if is_within else "BEGIN")
         for part in parts:
             if not _EXPLAINABLE.match(part):
@@ -78,11 +82,11 @@ def explained(engine: sa.Engine | type[sa.Engine], monkeypatch: pytest.MonkeyPat
             return
         explain(getattr(cursor, "_cursor", cursor), statement, parameters)
 
-    def copy(cursor: psycopg.Cursor[Any], statement: bytes, parameters: Any = None) -> Any:
+    def copy(cursor: psycopg.Cursor[Any], statement: bytes, parameters: Any = None, **options: Any) -> Any:
         if query := _COPY_OUT.match(statement.decode()):
             bound = psycopg.ClientCursor(cursor.connection).mogrify(query[1], parameters) if parameters else query[1]
             explain(cursor, bound, None)
-        return original(cursor, statement, parameters)
+        return original(cursor, statement, parameters, **options)
 
     original, original_execute = psycopg.Cursor.copy, psycopg.ClientCursor.execute
     with monkeypatch.context() as patch:

@@ -60,7 +60,9 @@ def test_every_day_has_its_own_account(chain: Chain, raw_data: RawData) -> None:
         {"order_id": None, "ordered_at": None},
     ]
     raw_data.add_import(old, completed_at=completed(1))
-    raw_data.add_import([{"order_id": PADDED, "ordered_at": at(7)}, {"order_id": "C", "ordered_at": at(7)}], completed_at=completed(2))
+    raw_data.add_import(
+        [{"order_id": PADDED, "ordered_at": at(7)}, {"order_id": "C", "ordered_at": at(7)}], completed_at=completed(2)
+    )
     accounts = accounts_of(chain, DAY, AFTER)
     assert [account.day for account in accounts] == [DAY, NEXT, AFTER]
     assert splits(accounts) == [(4, 0, 1, 3), (0, 0, 0, 0), (2, 2, 0, 0)]
@@ -84,7 +86,9 @@ def test_winner_on_a_day_that_is_not_run_explains_the_superseded_row(chain: Chai
 def test_accounts_agree_with_the_reference(chain: Chain, raw_data: RawData) -> None:
     """版本、坏行、撤回的导入、没有分区的行，连同夏令时切换那天的零点。"""
     local = Chain(chain.engine, chain.settings.model_copy(update={"timezone": "America/St_Johns"}))
-    moments = [datetime(2005, 10, 30, hour, minute, tzinfo=UTC) for hour in (2, 3) for minute in (0, 29, 30, 31, 32, 59)]
+    moments = [
+        datetime(2005, 10, 30, hour, minute, tzinfo=UTC) for hour in (2, 3) for minute in (0, 29, 30, 31, 32, 59)
+    ]
     for hour in range(3):
         rows = [
             {"order_id": f"{number % 4}", "ordered_at": moment, "quantity": -1 if (number + hour) % 5 == 0 else 1}
@@ -112,13 +116,18 @@ def warnings_of(chain: Chain, first: date, last: date | None = None) -> dict[dat
     """有警告的日子 → 缘由 → raw_id；数目总是与例子一样多，除非超过五个。"""
     (report,) = chain.run(first, last, assets=["orders"])
     for warnings in report.warnings.values():
-        assert {rule: min(rows, 5) for rule, rows in warnings.rows.items()} == {rule: len(ids) for rule, ids in warnings.examples.items()}
-    return {day: {rule: list(ids) for rule, ids in warnings.examples.items()} for day, warnings in report.warnings.items()}
+        assert {rule: min(rows, 5) for rule, rows in warnings.rows.items()} == {
+            rule: len(ids) for rule, ids in warnings.examples.items()
+        }
+    return {
+        day: {rule: list(ids) for rule, ids in warnings.examples.items()} for day, warnings in report.warnings.items()
+    }
 
 
 def test_repeated_row_is_warned_of_on_its_own_day_whatever_day_is_run(chain: Chain, raw_data: RawData) -> None:
     raw_data.add_import(
-        [{"ordered_at": at(5)}, {"order_id": PADDED, "ordered_at": at(6)}, {"ordered_at": at(7)}], completed_at=completed(1)
+        [{"ordered_at": at(5)}, {"order_id": PADDED, "ordered_at": at(6)}, {"ordered_at": at(7)}],
+        completed_at=completed(1),
     )
     raw_data.add_import([{"ordered_at": at(7)}], completed_at=completed(2))
     first, second = {"repeated_in_import": [1]}, {"repeated_in_import": [2]}
@@ -136,7 +145,9 @@ def test_imports_of_one_moment_do_not_repeat_each_other(chain: Chain, raw_data: 
 
 def test_rejected_row_repeats_nothing_and_only_loaded_rows_have_unmapped_types(chain: Chain, raw_data: RawData) -> None:
     raw_data.add_import([{"order_type": "旧的"}, {"order_type": "旧的", "quantity": -1}], completed_at=completed(1))
-    raw_data.add_import([{}, *[{"order_id": f"B-{number}", "order_type": "定制"} for number in range(7)]], completed_at=completed(2))
+    raw_data.add_import(
+        [{}, *[{"order_id": f"B-{number}", "order_type": "定制"} for number in range(7)]], completed_at=completed(2)
+    )
     assert warnings_of(chain, DAY) == {DAY: {"unmapped_type": [4, 5, 6, 7, 8]}}
 
 
@@ -201,32 +212,42 @@ def test_lost_rejected_row_is_found(chain: Chain, raw_data: RawData) -> None:
     raw_data.add_import([{}, {"order_id": None}, {"quantity": -1}])
     swallow(chain, "etl.rejected_rows", "NEW.rule = 'negative_quantity'")
     with pytest.raises(
-        AccountingError, match=r"3 raw rows in scope on 2026-01-05, 1 loaded \+ 0 superseded \+ 1 rejected \(look at raw_id 3\)"
+        AccountingError,
+        match=r"3 raw rows in scope on 2026-01-05, 1 loaded \+ 0 superseded \+ 1 rejected \(look at raw_id 3\)",
     ):
         chain.run(DAY)
     assert_nothing_written(chain)
 
 
-def test_order_whose_versions_are_all_superseded_is_lost(chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_whose_versions_are_all_superseded_is_lost(
+    chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """选赢家时把订单的每个版本都当作输家：输家的订单不在 orders 里，就不算被取代。"""
     for hour in (1, 2):
         raw_data.add_import([{}], completed_at=completed(hour))
     raw_data.add_import([{"order_id": "B"}], completed_at=completed(1))
     pick_winners = winners.pick_winners
-    monkeypatch.setattr(winners, "pick_winners", lambda versions: pick_winners(versions).filter(pl.col("order_id") != "A-1"))
+    monkeypatch.setattr(
+        winners, "pick_winners", lambda versions: pick_winners(versions).filter(pl.col("order_id") != "A-1")
+    )
     with pytest.raises(
-        AccountingError, match=r"3 raw rows in scope on 2026-01-05, 1 loaded \+ 0 superseded \+ 0 rejected \(look at raw_id 1, 2\)"
+        AccountingError,
+        match=r"3 raw rows in scope on 2026-01-05, 1 loaded \+ 0 superseded \+ 0 rejected \(look at raw_id 1, 2\)",
     ):
         chain.run(DAY)
     assert_nothing_written(chain)
 
 
-def test_row_that_never_reached_the_transform_is_lost(chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_that_never_reached_the_transform_is_lost(
+    chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """读的时候丢了一整次导入的行。"""
     raw_data.add_import([{}])
     raw_data.add_import([{"order_id": "B"}])
     transform = versions.transform
-    monkeypatch.setattr(versions, "transform", lambda rows, *arguments: transform(rows.filter(pl.col("order_id") != "B"), *arguments))
+    monkeypatch.setattr(
+        versions, "transform", lambda rows, *arguments: transform(rows.filter(pl.col("order_id") != "B"), *arguments)
+    )
     with pytest.raises(AccountingError, match=r"2 raw rows in scope on 2026-01-05, 1 loaded .* \(look at raw_id 2\)"):
         chain.run(DAY)
 
@@ -237,7 +258,9 @@ def test_lost_update_is_found(chain: Chain, raw_data: RawData) -> None:
     chain.run(DAY)
     raw_data.add_import([{"amount": "7.00"}], completed_at=completed(2))
     swallow(chain, "orders", "true", event="UPDATE")
-    with pytest.raises(AccountingError, match=r"2 raw rows in scope on 2026-01-05, 1 loaded \+ 0 superseded .* \(look at raw_id 2\)"):
+    with pytest.raises(
+        AccountingError, match=r"2 raw rows in scope on 2026-01-05, 1 loaded \+ 0 superseded .* \(look at raw_id 2\)"
+    ):
         chain.run(DAY)
 
 
@@ -316,11 +339,16 @@ def test_view_gives_the_split_of_every_import(chain: Chain, raw_data: RawData) -
     expected = [(3, 0, 1, 2, 0), (1, 1, 0, 0, 0), (1, 0, 0, 0, 1), (1, 0, 0, 0, 0), (0, 0, 0, 0, 0)]
     assert view_rows(chain, "public") == dict(zip(imports, expected, strict=True))
     with chain.engine.connect() as connection:
-        listed = {row["import_id"]: tuple(row[name] for name in SPLIT) for row in import_accounting(connection, chain.settings)}
+        listed = {
+            row["import_id"]: tuple(row[name] for name in SPLIT)
+            for row in import_accounting(connection, chain.settings)
+        }
     assert listed == dict(zip(imports, expected, strict=True))
 
 
-def test_view_covers_every_target_schema_and_leaves_the_application_its_columns(chain: Chain, raw_data: RawData) -> None:
+def test_view_covers_every_target_schema_and_leaves_the_application_its_columns(
+    chain: Chain, raw_data: RawData
+) -> None:
     """影子结果有自己的一份；应用改自己的表，视图不拦；表没有了，视图里就没有它。"""
     chain.execute(sa.schema.CreateSchema("Shadow 1"))
     with chain.engine.begin() as connection:

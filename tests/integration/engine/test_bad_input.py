@@ -59,7 +59,9 @@ def load(chain: Chain, raw_data: RawData, rows: list[dict[str, Any]]) -> None:
     wanted = chain.expected()
     chain.run_due()
     again = chain.run(DAY)
-    assert [(report.written.inserted, report.written.updated, report.written.deleted) for report in again] == [(0, 0, 0)] * 3
+    assert [(report.written.inserted, report.written.updated, report.written.deleted) for report in again] == [
+        (0, 0, 0)
+    ] * 3
     chain.assert_converged(wanted)
 
 
@@ -81,7 +83,11 @@ def test_any_text_arrives_as_it_is(chain: Chain, raw_data: RawData) -> None:
         if number % 2:
             raw_data.map_type(text, "SAMPLE")
     columns = ("order_id", "shop", "customer_name", "order_type", "order_status")
-    load(chain, raw_data, [{"order_id": f"{column} {text}", column: text} for column in columns for text in [*TEXTS, *BLANKS]])
+    load(
+        chain,
+        raw_data,
+        [{"order_id": f"{column} {text}", column: text} for column in columns for text in [*TEXTS, *BLANKS]],
+    )
     assert ("\\.",) in orders(chain, "order_id")
     assert ("a\n\\.\nb",) in orders(chain, "latest_status")
     assert ("\ufeff\ufeffA",) in orders(chain, "customer_nickname")
@@ -97,7 +103,11 @@ def test_megabyte_texts_load_where_no_rule_limits_them(chain: Chain, raw_data: R
 
 
 def test_megabyte_names_are_rejected_and_the_others_load(chain: Chain, raw_data: RawData) -> None:
-    load(chain, raw_data, [{"customer_name": "张" * MEGABYTE}, {"customer_name": random_text(MEGABYTE // 4)}, {"order_id": "B"}])
+    load(
+        chain,
+        raw_data,
+        [{"customer_name": "张" * MEGABYTE}, {"customer_name": random_text(MEGABYTE // 4)}, {"order_id": "B"}],
+    )
     assert rules(chain) == ["text_too_long"] * 2
     assert orders(chain, "order_id") == [("B",)]
 
@@ -130,11 +140,17 @@ def test_name_whose_key_no_index_holds_does_not_stop_the_others(chain: Chain, ra
 
 def test_largest_numbers_add_up_exactly(chain: Chain, raw_data: RawData) -> None:
     rows = [{"order_id": f"{number:02}", "amount": LARGEST_AMOUNT, "quantity": 2**31 - 1} for number in range(20)]
-    refunds = [{"order_id": f"R{number:02}", "amount": -LARGEST_AMOUNT, "quantity": 0, "customer_name": "退"} for number in range(20)]
+    refunds = [
+        {"order_id": f"R{number:02}", "amount": -LARGEST_AMOUNT, "quantity": 0, "customer_name": "退"}
+        for number in range(20)
+    ]
     load(chain, raw_data, [*rows, *refunds, {"quantity": -(2**31)}])
     assert rules(chain) == ["negative_quantity"]
     totals = sa.select(CUSTOMERS.c.total_amount, CUSTOMERS.c.bulk_amount).order_by(CUSTOMERS.c.total_amount)
-    assert chain.rows(totals) == [(-20 * LARGEST_AMOUNT, -20 * LARGEST_AMOUNT), (20 * LARGEST_AMOUNT, 20 * LARGEST_AMOUNT)]
+    assert chain.rows(totals) == [
+        (-20 * LARGEST_AMOUNT, -20 * LARGEST_AMOUNT),
+        (20 * LARGEST_AMOUNT, 20 * LARGEST_AMOUNT),
+    ]
 
 
 def test_total_that_its_column_cannot_hold_is_an_error_and_not_another_number() -> None:
@@ -159,10 +175,18 @@ MOMENTS = [
 
 
 @pytest.mark.parametrize("timezone", ["Asia/Shanghai", "UTC", "America/New_York", "Pacific/Kiritimati"])
-def test_moments_at_the_ends_of_time_are_judged_by_their_local_day(chain: Chain, raw_data: RawData, timezone: str) -> None:
+def test_moments_at_the_ends_of_time_are_judged_by_their_local_day(
+    chain: Chain, raw_data: RawData, timezone: str
+) -> None:
     """分区从最早允许的一天开始；一年与 9999 年的边界在各个时区的当地时间。"""
-    local = Chain(chain.engine, chain.settings.model_copy(update={"timezone": timezone, "partitions_start": date(1900, 1, 1)}))
-    local.announce(raw_data.add_import([{"order_id": f"{number:02}", "ordered_at": moment} for number, moment in enumerate(MOMENTS)]))
+    local = Chain(
+        chain.engine, chain.settings.model_copy(update={"timezone": timezone, "partitions_start": date(1900, 1, 1)})
+    )
+    local.announce(
+        raw_data.add_import(
+            [{"order_id": f"{number:02}", "ordered_at": moment} for number, moment in enumerate(MOMENTS)]
+        )
+    )
     assert local.due_days() == [date(1900, 1, 1)]
     local.run_due()
     local.assert_converged()
@@ -182,5 +206,9 @@ def test_infinite_completion_moments_are_the_newest_and_the_oldest_but_none(chai
     import_ids = [raw_data.add_import([{"order_status": status}], completed_at=moment) for status, moment in imports]
     for (status, _), import_id in zip(imports, import_ids, strict=True):
         chain.run(DAY, assets=["orders"])
-        assert orders(chain, "latest_status") == [(status,)] == [(row["latest_status"],) for row in chain.expected().orders]
+        assert (
+            orders(chain, "latest_status")
+            == [(status,)]
+            == [(row["latest_status"],) for row in chain.expected().orders]
+        )
         raw_data.set_status(import_id, "failed")

@@ -55,7 +55,12 @@ def bring(chain: Chain, raw_data: RawData, *rows: dict[str, Any], hour: int) -> 
 
 def bring_all(chain: Chain, raw_data: RawData, *, hour: int, **values: Any) -> None:
     """每个客户在 DAY 一单。"""
-    bring(chain, raw_data, *[{"order_id": name, "customer_name": name, "order_status": "new"} | values for name in NAMES], hour=hour)
+    bring(
+        chain,
+        raw_data,
+        *[{"order_id": name, "customer_name": name, "order_status": "new"} | values for name in NAMES],
+        hour=hour,
+    )
 
 
 def nth(number: int, matches: Matches) -> Matches:
@@ -105,7 +110,9 @@ def test_small_run_commits_while_a_big_one_is_in_a_bite(chain: Chain, raw_data: 
 
 
 @pytest.mark.parametrize("asset", ["customers", "leads"])
-def test_run_killed_between_bites_keeps_what_is_done_and_is_done_again(chain: Chain, raw_data: RawData, asset: str) -> None:
+def test_run_killed_between_bites_keeps_what_is_done_and_is_done_again(
+    chain: Chain, raw_data: RawData, asset: str
+) -> None:
     bring_all(chain, raw_data, hour=1)
     chain.run_due()
     bring_all(chain, raw_data, hour=2, amount="7.00", customer_name="张三")
@@ -131,7 +138,9 @@ def test_marks_are_consumed_with_the_bite_that_repairs(chain: Chain, raw_data: R
     chain.run(DAY, assets=["orders"])
     marks = sa.select(sa.func.count()).where(stale_customers.c.asset == "customers")
     assert chain.rows(marks) == [(8,)]
-    with interleaved(chain.engine, before=nth(3, lambda statement: "DELETE FROM etl.stale_customers" in statement)) as both:
+    with interleaved(
+        chain.engine, before=nth(3, lambda statement: "DELETE FROM etl.stale_customers" in statement)
+    ) as both:
         assert both.begin(lambda: chain.run(DAY, assets=["customers"]))
         with pytest.raises(WorkerDied):
             both.resume(dies=True)
@@ -175,9 +184,16 @@ def test_one_bite_is_one_transaction(chain: Chain, raw_data: RawData) -> None:
 def grown_cold(chain: Chain, raw_data: RawData) -> Chain:
     """八个商机该变冷了：新的一天的订单与客户都好了，leads 还没有做。"""
     bring_all(chain, raw_data, hour=1)
-    bring(chain, raw_data, {"order_id": "B", "customer_name": "李四", "ordered_at": at(3), "order_status": "new"}, hour=2)
+    bring(
+        chain, raw_data, {"order_id": "B", "customer_name": "李四", "ordered_at": at(3), "order_status": "new"}, hour=2
+    )
     chain.run_due()
-    bring(chain, raw_data, {"order_id": "N", "customer_name": "王五", "ordered_at": at(1, month=6), "order_status": "new"}, hour=3)
+    bring(
+        chain,
+        raw_data,
+        {"order_id": "N", "customer_name": "王五", "ordered_at": at(1, month=6), "order_status": "new"},
+        hour=3,
+    )
     chain.run(NEW_DAY, assets=["orders", "customers"])
     return chain
 
@@ -189,7 +205,9 @@ def cold(chain: Chain) -> int:
 def test_other_runs_are_done_while_leads_are_judged(grown_cold: Chain, raw_data: RawData) -> None:
     """清扫正在第三口；另一天的运行写下的已按新的一天判，它不必等清扫完，也不替它扫。"""
     chain = grown_cold
-    bring(chain, raw_data, {"order_id": "C", "customer_name": "钱七", "ordered_at": at(8), "order_status": "new"}, hour=4)
+    bring(
+        chain, raw_data, {"order_id": "C", "customer_name": "钱七", "ordered_at": at(8), "order_status": "new"}, hour=4
+    )
     with interleaved(chain.engine, before=nth(3, is_judging)) as both:
         assert both.begin(lambda: chain.run(NEW_DAY, assets=["leads"]))
         assert cold(chain) == 4
@@ -226,7 +244,12 @@ def test_day_that_moves_again_during_a_sweep_is_owed_by_who_moved_it(grown_cold:
     """清扫正在第三口，最新的业务日又换了：都按更新的那天判完。"""
     chain = grown_cold
     newer = date(2026, 9, 1)
-    bring(chain, raw_data, {"order_id": "M", "customer_name": "赵六", "ordered_at": at(1, month=9), "order_status": "new"}, hour=5)
+    bring(
+        chain,
+        raw_data,
+        {"order_id": "M", "customer_name": "赵六", "ordered_at": at(1, month=9), "order_status": "new"},
+        hour=5,
+    )
     chain.run(newer, assets=["orders", "customers"])
     chain.execute(sa.update(TABLES.orders).where(TABLES.orders.c.order_id == "M").values(order_date=NEW_DAY))
     with interleaved(chain.engine, before=nth(3, is_judging)) as both:
@@ -242,7 +265,9 @@ def test_day_that_moves_again_during_a_sweep_is_owed_by_who_moved_it(grown_cold:
 def test_person_who_holds_a_lead_does_not_keep_others_from_the_new_day(grown_cold: Chain, raw_data: RawData) -> None:
     """有人正改着一个该变冷的商机：清扫等他，别的运行不等清扫。"""
     chain = grown_cold
-    bring(chain, raw_data, {"order_id": "C", "customer_name": "李四", "ordered_at": at(8), "order_status": "new"}, hour=4)
+    bring(
+        chain, raw_data, {"order_id": "C", "customer_name": "李四", "ordered_at": at(8), "order_status": "new"}, hour=4
+    )
     lead = sa.select(LEADS.c.lead_id).where(LEADS.c.last_order_at == at(5)).limit(1).scalar_subquery()
     with interleaved(chain.engine, before=nth(3, is_judging)) as both, chain.engine.connect() as person:
         person.execute(sa.update(LEADS).where(LEADS.c.lead_id == lead).values(owner="王五"))

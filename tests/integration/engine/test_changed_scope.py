@@ -35,7 +35,9 @@ _HOURS = count(1)
 def done(chain: Chain, raw_data: RawData) -> Chain:
     """两天各有几个订单，都做完了，没有欠着的。"""
     rows = [{"order_id": f"A-{number}", "customer_name": f"客户{number}", "ordered_at": AT} for number in range(5)]
-    rows += [{"order_id": f"B-{number}", "customer_name": f"客户{number}", "ordered_at": ON_NEXT} for number in range(5)]
+    rows += [
+        {"order_id": f"B-{number}", "customer_name": f"客户{number}", "ordered_at": ON_NEXT} for number in range(5)
+    ]
     chain.announce(raw_data.add_import(rows))
     chain.run_due()
     return chain
@@ -72,7 +74,11 @@ def without_runs(of_days: dict[date, dict[str, Any]]) -> dict[date, dict[str, An
 
 def test_event_works_on_what_its_import_names(done: Chain, raw_data: RawData) -> None:
     done.announce(
-        later(raw_data, {"order_id": "A-1", "customer_name": "客户1", "amount": "7.00"}, {"order_id": "A-9", "customer_name": "新"})
+        later(
+            raw_data,
+            {"order_id": "A-1", "customer_name": "客户1", "amount": "7.00"},
+            {"order_id": "A-9", "customer_name": "新"},
+        )
     )
     reports = run_event(done)
     assert scopes(reports) == ["changed"] * 3
@@ -103,7 +109,9 @@ def test_day_that_was_never_done_is_done_whole_and_then_by_changes(chain: Chain,
 
 
 def rename_shop(chain: Chain) -> None:
-    chain.execute(sa.text("UPDATE order_type_mappings SET system_order_type = 'SAMPLE' WHERE raw_order_type = '大货订单'"))
+    chain.execute(
+        sa.text("UPDATE order_type_mappings SET system_order_type = 'SAMPLE' WHERE raw_order_type = '大货订单'")
+    )
 
 
 def restore_orders(chain: Chain) -> None:
@@ -186,14 +194,22 @@ def test_rows_added_to_an_import_that_was_counted_make_the_day_whole(done: Chain
     import_id = later(raw_data, {"order_id": "A-1"})
     done.announce(import_id)
     done.run_due()
-    row = {"import_id": import_id, "order_id": "A-7", "shop": SAMPLE_SHOP_NAME, "customer_name": "张三", "ordered_at": AT}
+    row = {
+        "import_id": import_id,
+        "order_id": "A-7",
+        "shop": SAMPLE_SHOP_NAME,
+        "customer_name": "张三",
+        "ordered_at": AT,
+    }
     done.execute(sa.insert(raw_orders).values(row))
     done.announce(import_id)
     assert run_event(done)[0].whole_because == "an import has other rows than when it was counted"
     assert_right(done)
 
 
-def test_large_import_over_many_days_is_read_day_by_day(done: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_import_over_many_days_is_read_day_by_day(
+    done: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(changed, "FEW_ROWS", 2)
     done.announce(later(raw_data, *[{"order_id": f"N-{number}"} for number in range(3)]))
     assert run_event(done)[0].whole_because == "the waiting imports name over 2 rows"
@@ -211,7 +227,11 @@ def test_account_is_carried_over_moves_rejections_and_repetitions(done: Chain, r
     """订单挪到别的日子又挪回来，同一次导入里重复，拒收，类型没有映射：账与整天数出来的一样。"""
     imports = [
         [{"order_id": "A-1", "ordered_at": ON_NEXT}, {"order_id": "A-2", "quantity": -1}],
-        [{"order_id": "A-1"}, {"order_id": "A-1", "order_type": "没有映射"}, {"order_id": "A-3", "order_type": "没有映射"}],
+        [
+            {"order_id": "A-1"},
+            {"order_id": "A-1", "order_type": "没有映射"},
+            {"order_id": "A-3", "order_type": "没有映射"},
+        ],
         [{"order_id": "A-3", "customer_name": ""}, {"order_id": None}, {"order_id": "B-1", "ordered_at": AT}],
         [{"order_id": None}, {"order_id": "A-4", "amount": "NaN"}],
         [{"order_id": "A-3"}, {"order_id": "B-1", "ordered_at": ON_NEXT}],
@@ -258,7 +278,10 @@ def test_nightly_check_finds_an_account_that_is_not_what_the_tables_say(done: Ch
 
 
 def test_run_takes_the_marks_of_its_own_days(done: Chain, raw_data: RawData) -> None:
-    done.announce(later(raw_data, {"order_id": "A-8", "customer_name": "新"}), later(raw_data, {"order_id": "B-8", "ordered_at": ON_NEXT}))
+    done.announce(
+        later(raw_data, {"order_id": "A-8", "customer_name": "新"}),
+        later(raw_data, {"order_id": "B-8", "ordered_at": ON_NEXT}),
+    )
     for day in (DAY, NEXT):
         done.run(day, assets=["orders"], is_of_event=True)
     reports = done.run(DAY, assets=["customers", "leads"], is_of_event=True)
@@ -287,7 +310,9 @@ def test_customers_that_were_asked_for_while_their_orders_wait_are_whole(done: C
     done.announce(later(raw_data, {"order_id": "A-1", "customer_name": "客户1"}))
     done.execute(sa.update(CUSTOMERS).where(CUSTOMERS.c.customer_nickname == "客户3").values(order_count=99))
     with done.engine.begin() as connection:
-        request_downstream(connection, "public", "orders", [DAY])  # etl backfill --asset customers，或者别处的 ORDERS_ETL_COMPLETED
+        request_downstream(
+            connection, "public", "orders", [DAY]
+        )  # etl backfill --asset customers，或者别处的 ORDERS_ETL_COMPLETED
     reports = run_event(done)
     assert_right(done)
     assert scopes(reports) == ["changed", "whole", "whole"]
@@ -298,11 +323,15 @@ def test_customers_that_were_asked_for_while_their_orders_wait_are_whole(done: C
 @pytest.mark.parametrize(
     "row", [{"order_id": "A-9", "customer_name": "新"}, {"order_id": "A-1", "customer_name": "客户1", "amount": "7.00"}]
 )
-def test_row_that_another_system_wrote_first_makes_the_day_whole(done: Chain, raw_data: RawData, row: dict[str, Any]) -> None:
+def test_row_that_another_system_wrote_first_makes_the_day_whole(
+    done: Chain, raw_data: RawData, row: dict[str, Any]
+) -> None:
     """别的系统已经照这次导入写了 orders，一列不差：没有什么要写，客户却还没有算过它，账上也没有。"""
     (sample,) = done.rows(sa.select(ORDERS).where(ORDERS.c.order_id == "A-1"))
     import_id = later(raw_data, row)
-    ((raw_id, amount),) = done.rows(sa.select(raw_orders.c.raw_id, raw_orders.c.amount).where(raw_orders.c.import_id == import_id))
+    ((raw_id, amount),) = done.rows(
+        sa.select(raw_orders.c.raw_id, raw_orders.c.amount).where(raw_orders.c.import_id == import_id)
+    )
     done.execute(sa.delete(ORDERS).where(ORDERS.c.order_id == row["order_id"]))
     written = {"order_id": row["order_id"], "customer_nickname": row["customer_name"], "amount": amount}
     values = dict(zip(ORDERS.c.keys(), sample, strict=True)) | written | {"import_id": import_id, "raw_id": raw_id}
@@ -356,7 +385,9 @@ def test_account_of_a_day_that_an_older_version_did_again_is_not_judged(done: Ch
         assert find_wrong_days(connection, done.settings) == []
 
 
-@pytest.mark.parametrize("odd", [{"amount": "NaN"}, {"ordered_at": sa.text("'infinity'")}, {"ordered_at": sa.text("'0044-03-15 BC'")}])
+@pytest.mark.parametrize(
+    "odd", [{"amount": "NaN"}, {"ordered_at": sa.text("'infinity'")}, {"ordered_at": sa.text("'0044-03-15 BC'")}]
+)
 def test_order_that_no_frame_can_hold_makes_the_day_whole(done: Chain, raw_data: RawData, odd: dict[str, Any]) -> None:
     """别的系统写进 orders 的怪值：读不进来，也就不是我们写的；整天做会把它改对。"""
     done.announce(later(raw_data, {"order_id": "A-1", "customer_name": "客户1"}))

@@ -38,7 +38,11 @@ def test_leads_are_cold_before_the_first_moment_of_the_local_day(chain: Chain, t
     put_leads(chain, given, newest_day=last_warm)
     Chain(chain.engine, settings).run(last_warm, assets=["leads"])
     found = dict(
-        chain.rows(sa.select(LEADS.c.last_order_at, sa.func.array_agg(LEADS.c.current_stage.distinct())).group_by(LEADS.c.last_order_at))
+        chain.rows(
+            sa.select(LEADS.c.last_order_at, sa.func.array_agg(LEADS.c.current_stage.distinct())).group_by(
+                LEADS.c.last_order_at
+            )
+        )
     )
     assert found == {moment: [stage_of(moment, ZoneInfo(timezone), last_warm)] for moment in given}
 
@@ -52,7 +56,14 @@ def test_without_orders_nothing_is_cold(chain: Chain) -> None:
 def put_leads(chain: Chain, moments: Sequence[datetime | None], *, newest_day: date | None) -> None:
     """每个时刻、每种阶段一个没有关闭的商机；人写了字，所以留得下来。"""
     leads = [
-        {"lead_id": uuid4(), "customer_global_id": uuid4(), "lead_no": 1, "current_stage": stage, "last_order_at": moment, "owner": "王五"}
+        {
+            "lead_id": uuid4(),
+            "customer_global_id": uuid4(),
+            "lead_no": 1,
+            "current_stage": stage,
+            "last_order_at": moment,
+            "owner": "王五",
+        }
         for moment in moments
         for stage in STAGES
     ]

@@ -97,9 +97,15 @@ def complete_in_order(chain: Chain, order: Sequence[int], *, stop: int) -> Resul
     completed = [datetime(2026, 6, 1, hour, tzinfo=UTC) for hour in (1, 2, 2, 3)]
     rows: list[list[dict[str, Any]]] = [
         [{"order_id": "A", "ordered_at": at[0]}, {"order_id": "B", "ordered_at": at[1]}],
-        [{"order_id": "A", "ordered_at": at[1], "customer_name": "李四", "amount": "-5.00"}, {"order_id": "C", "ordered_at": at[0]}],
+        [
+            {"order_id": "A", "ordered_at": at[1], "customer_name": "李四", "amount": "-5.00"},
+            {"order_id": "C", "ordered_at": at[0]},
+        ],
         [{"order_id": "A", "ordered_at": at[2]}, {"order_id": "B", "ordered_at": at[1], "order_status": "cancelled"}],
-        [{"order_id": "C", "ordered_at": at[2], "customer_name": "李四"}, {"order_id": "A", "ordered_at": at[0], "quantity": -1}],
+        [
+            {"order_id": "C", "ordered_at": at[2], "customer_name": "李四"},
+            {"order_id": "A", "ordered_at": at[0], "quantity": -1},
+        ],
     ]
     imports = [
         raw_data.add_import(versions, completed_at=moment, status="pending", import_id=UUID(int=number))

@@ -44,9 +44,13 @@ def search_for_a_counterexample(chain: Chain, processes: Executor, *, first_seed
 
 
 @pytest.mark.parametrize(
-    ("protection", "first_seed"), [(locks, 1), (stale_customers, 8)], ids=["a lost update without locks", "a stale customer without marks"]
+    ("protection", "first_seed"),
+    [(locks, 1), (stale_customers, 8)],
+    ids=["a lost update without locks", "a stale customer without marks"],
 )
-def test_missing_protection_is_found(chain: Chain, worker_processes: Executor, protection: sa.Table, first_seed: int) -> None:
+def test_missing_protection_is_found(
+    chain: Chain, worker_processes: Executor, protection: sa.Table, first_seed: int
+) -> None:
     with rows_vanishing(chain, protection), pytest.raises(FOUND, match=r"expected|extra|do not add up"):
         search_for_a_counterexample(chain, worker_processes, first_seed=first_seed)
 
@@ -54,7 +58,10 @@ def test_missing_protection_is_found(chain: Chain, worker_processes: Executor, p
 def test_changed_customer_that_is_not_marked_is_found(chain: Chain, worker_processes: Executor) -> None:
     """只做变了的运行，下游全靠标记；离开了的客户的标记还在，丢的是还有订单的。"""
     has_orders = "EXISTS (SELECT FROM etl.order_index i WHERE i.customer_key = NEW.customer_key)"
-    with rows_vanishing(chain, stale_customers, when=has_orders), pytest.raises(FOUND, match=r"expected|extra|do not add up"):
+    with (
+        rows_vanishing(chain, stale_customers, when=has_orders),
+        pytest.raises(FOUND, match=r"expected|extra|do not add up"),
+    ):
         search_for_a_counterexample(chain, worker_processes, first_seed=1)
 
 
@@ -63,7 +70,11 @@ def rows_vanishing(chain: Chain, table: sa.Table, *, when: str = "true") -> Iter
     """写进这张表的行都悄悄丢掉：锁没有行可锁，标记没有记下。"""
     body = f"BEGIN IF {when} THEN RETURN NULL; END IF; RETURN NEW; END"
     chain.execute(sa.text(f"CREATE FUNCTION etl.lose_row() RETURNS trigger LANGUAGE plpgsql AS '{body}'"))
-    chain.execute(sa.text(f"CREATE TRIGGER lose_row BEFORE INSERT ON {table.fullname} FOR EACH ROW EXECUTE FUNCTION etl.lose_row()"))
+    chain.execute(
+        sa.text(
+            f"CREATE TRIGGER lose_row BEFORE INSERT ON {table.fullname} FOR EACH ROW EXECUTE FUNCTION etl.lose_row()"
+        )
+    )
     try:
         yield
     finally:

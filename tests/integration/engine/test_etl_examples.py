@@ -106,11 +106,16 @@ def test_today_is_the_last_partition(chain: Chain, raw_data: RawData) -> None:
     zone = chain.settings.zone
     today = chain.settings.today()
     last_moment = datetime.combine(today, time.max, zone)
-    rows: list[dict[str, Any]] = [{"ordered_at": last_moment}, {"order_id": "B", "ordered_at": last_moment + timedelta(microseconds=1)}]
+    rows: list[dict[str, Any]] = [
+        {"ordered_at": last_moment},
+        {"order_id": "B", "ordered_at": last_moment + timedelta(microseconds=1)},
+    ]
     chain.announce(raw_data.add_import(rows))
     chain.run_due()
     assert chain.rows(sa.select(ORDERS.c.order_id, ORDERS.c.order_date)) == [("A-1", today)]
-    assert chain.rows(sa.select(rejected_rows.c.rule, rejected_rows.c.day)) == [("outside_partitions", today + timedelta(days=1))]
+    assert chain.rows(sa.select(rejected_rows.c.rule, rejected_rows.c.day)) == [
+        ("outside_partitions", today + timedelta(days=1))
+    ]
 
 
 def test_only_completed_imports_are_in_scope(chain: Chain, raw_data: RawData) -> None:
@@ -131,7 +136,11 @@ def test_only_completed_imports_are_in_scope(chain: Chain, raw_data: RawData) ->
         ("Asia/Shanghai", datetime(2026, 1, 4, 15, 59, 59, 999999, UTC), date(2026, 1, 4)),
         ("Asia/Shanghai", datetime(2026, 1, 4, 16, 0, 0, 0, UTC), date(2026, 1, 5)),
         ("UTC", datetime(2026, 1, 4, 16, 0, 0, 0, UTC), date(2026, 1, 4)),
-        ("America/New_York", datetime(2026, 3, 9, 3, 59, 59, 999999, UTC), date(2026, 3, 8)),  # 夏令时的第一天只有 23 小时
+        (
+            "America/New_York",
+            datetime(2026, 3, 9, 3, 59, 59, 999999, UTC),
+            date(2026, 3, 8),
+        ),  # 夏令时的第一天只有 23 小时
         ("America/New_York", datetime(2026, 3, 9, 4, 0, 0, 0, UTC), date(2026, 3, 9)),
         ("Pacific/Kiritimati", datetime(2026, 1, 4, 10, 0, 0, 0, UTC), date(2026, 1, 5)),
     ],
@@ -149,7 +158,9 @@ def test_business_day_is_the_calendar_day_of_the_time_zone(
     local.assert_converged()
 
 
-def test_changed_time_zone_takes_effect_on_the_days_that_are_materialized_again(chain: Chain, raw_data: RawData) -> None:
+def test_changed_time_zone_takes_effect_on_the_days_that_are_materialized_again(
+    chain: Chain, raw_data: RawData
+) -> None:
     raw_data.add_import([{"ordered_at": at(4, hour=20)}])
     chain.run(DAY)
     utc = with_settings(chain, timezone="UTC")
@@ -180,9 +191,18 @@ def test_among_imports_of_one_moment_the_later_row_wins(chain: Chain, raw_data: 
 
 def test_order_has_the_values_of_its_winner(chain: Chain, raw_data: RawData, read_table: ReadTable) -> None:
     old = {"order_id": "A", "order_status": "new", "amount": "9.99"}
-    new = {"order_id": " A\t", "customer_name": " 张三 ", "order_type": " 打样订单", "order_status": None, "amount": None, "quantity": None}
+    new = {
+        "order_id": " A\t",
+        "customer_name": " 张三 ",
+        "order_type": " 打样订单",
+        "order_status": None,
+        "amount": None,
+        "quantity": None,
+    }
     load(chain, raw_data, [old], [new])
-    import_id, raw_id = chain.rows(sa.select(raw_orders.c.import_id, raw_orders.c.raw_id).order_by(raw_orders.c.raw_id))[-1]
+    import_id, raw_id = chain.rows(
+        sa.select(raw_orders.c.import_id, raw_orders.c.raw_id).order_by(raw_orders.c.raw_id)
+    )[-1]
     assert read_table("orders").to_dicts() == [
         {
             "shop_id": str(SAMPLE_SHOP),
@@ -201,7 +221,9 @@ def test_order_has_the_values_of_its_winner(chain: Chain, raw_data: RawData, rea
     ]
 
 
-def test_same_file_twice_differs_only_in_import_and_raw_id(chain: Chain, raw_data: RawData, read_table: ReadTable) -> None:
+def test_same_file_twice_differs_only_in_import_and_raw_id(
+    chain: Chain, raw_data: RawData, read_table: ReadTable
+) -> None:
     rows: list[dict[str, Any]] = [
         {"order_id": "A"},
         {"order_id": "B", "order_status": "cancelled", "amount": None},
@@ -244,7 +266,9 @@ def test_same_name_in_two_shops_is_two_customers(chain: Chain, raw_data: RawData
     assert keys == [(ZHANG,), (f"{OTHER_SHOP}:张三",)]
 
 
-def test_customer_is_computed_over_the_whole_history_whatever_the_day(chain: Chain, raw_data: RawData, read_table: ReadTable) -> None:
+def test_customer_is_computed_over_the_whole_history_whatever_the_day(
+    chain: Chain, raw_data: RawData, read_table: ReadTable
+) -> None:
     rows: list[dict[str, Any]] = [
         {"order_id": "1", "order_type": "打样订单", "amount": "1.00", "ordered_at": at(1)},
         {"order_id": "2", "order_type": "产前样订单", "amount": "2.00", "ordered_at": at(3)},
@@ -277,7 +301,11 @@ def test_customer_is_computed_over_the_whole_history_whatever_the_day(chain: Cha
 def test_orders_of_one_moment_are_ordered_by_code_point(chain: Chain, raw_data: RawData) -> None:
     """\U0001f600 在 UTF-16 里排在 \uff5e 之前，按码点在后；语言排序则会把 a 排在 B 之前。"""
     ids = ["\U0001f600", "\uff5e", "中", "a", "B"]
-    load(chain, raw_data, [{"order_id": name, "customer_name": f"ABC{' ' * number}X"} for number, name in enumerate(ids, start=1)])
+    load(
+        chain,
+        raw_data,
+        [{"order_id": name, "customer_name": f"ABC{' ' * number}X"} for number, name in enumerate(ids, start=1)],
+    )
     assert chain.rows(sa.select(CUSTOMERS.c.customer_nickname)) == [("ABC X",)]
     load(chain, raw_data, [{"order_id": "\U0001f600", "order_status": "已退款", "customer_name": "别人"}])
     nickname = sa.select(CUSTOMERS.c.customer_nickname).where(CUSTOMERS.c.customer_key.like("%ABC X"))
@@ -346,11 +374,20 @@ def test_sample_proof_and_bulk_order_make_one_lead_and_the_next_order_another(
         "owner": None,
         "notes": None,
     }
-    assert (opened["lead_no"], opened["current_stage"], opened["opened_at"], opened["closed_at"]) == (2, "OPEN", at(3, hour=5), None)
+    assert (opened["lead_no"], opened["current_stage"], opened["opened_at"], opened["closed_at"]) == (
+        2,
+        "OPEN",
+        at(3, hour=5),
+        None,
+    )
 
 
 def test_late_order_changes_which_orders_a_number_holds(chain: Chain, raw_data: RawData) -> None:
-    load(chain, raw_data, [{"order_id": "1", "ordered_at": at(5)}, {"order_id": "2", "ordered_at": at(9), "order_status": "new"}])
+    load(
+        chain,
+        raw_data,
+        [{"order_id": "1", "ordered_at": at(5)}, {"order_id": "2", "ordered_at": at(9), "order_status": "new"}],
+    )
     assert leads_of(chain, "current_stage", "opened_at") == [(1, "WON", at(5)), (2, "OPEN", at(9))]
     chain.execute(sa.update(LEADS).where(LEADS.c.lead_no == 2).values(owner="王五"))
     load(chain, raw_data, [{"order_id": "0", "ordered_at": at(2)}])
@@ -368,7 +405,9 @@ def test_won_lead_opens_again_when_its_bulk_order_is_refunded(chain: Chain, raw_
 
 
 def test_closings_of_a_person_cut_the_history_and_stay(chain: Chain, raw_data: RawData) -> None:
-    load(chain, raw_data, [{"order_id": str(day), "ordered_at": at(day), "order_status": "new"} for day in (1, 3, 5, 7)])
+    load(
+        chain, raw_data, [{"order_id": str(day), "ordered_at": at(day), "order_status": "new"} for day in (1, 3, 5, 7)]
+    )
     close_lead(chain, 1, at(3))
     load(chain, raw_data, [{"order_id": "6", "ordered_at": at(6), "order_status": "new"}])
     assert leads_of(chain, "current_stage", "opened_at", "last_order_at", "bulk_count") == [
@@ -388,9 +427,17 @@ def test_cold_is_judged_by_business_days_not_by_utc_days(chain: Chain, raw_data:
     """最后一单在上海的 1 月 6 日（UTC 还是 5 日），最新的一天是 4 月 6 日：正好 90 天，不冷。"""
     old = {"order_id": "1", "order_status": "new", "ordered_at": at(5, hour=16, minute=30)}
     load(chain, raw_data, [old])
-    load(chain, raw_data, [{"order_id": "2", "customer_name": "李四", "order_type": "打样订单", "ordered_at": at(6, month=4)}])
+    load(
+        chain,
+        raw_data,
+        [{"order_id": "2", "customer_name": "李四", "order_type": "打样订单", "ordered_at": at(6, month=4)}],
+    )
     assert {stage for _, stage in leads_of(chain, "current_stage")} == {"OPEN"}
-    load(chain, raw_data, [{"order_id": "3", "customer_name": "李四", "order_type": "打样订单", "ordered_at": at(7, month=4)}])
+    load(
+        chain,
+        raw_data,
+        [{"order_id": "3", "customer_name": "李四", "order_type": "打样订单", "ordered_at": at(7, month=4)}],
+    )
     assert sorted(stage for _, stage in leads_of(chain, "current_stage")) == ["COLD", "OPEN"]
 
 
@@ -398,7 +445,10 @@ def test_order_that_comes_while_a_lead_is_cold_joins_it(chain: Chain, raw_data: 
     load(
         chain,
         raw_data,
-        [{"order_id": "1", "order_status": "new"}, {"order_id": "2", "customer_name": "李四", "ordered_at": at(5, month=6)}],
+        [
+            {"order_id": "1", "order_status": "new"},
+            {"order_id": "2", "customer_name": "李四", "ordered_at": at(5, month=6)},
+        ],
     )
     assert ("COLD",) in [row[1:] for row in leads_of(chain, "current_stage")]
     load(chain, raw_data, [{"order_id": "3", "order_status": "new", "ordered_at": at(6, month=6)}])

@@ -43,7 +43,9 @@ ENDING_ORDERS = ("orders", "etl.outbox", "SHARE")
 WRITING_CUSTOMERS = ("customers", "public.customers", "SHARE")
 WRITING_LEADS = ("leads", "public.business_leads", "SHARE")
 
-ACTIVITY = sa.table("pg_stat_activity", *map(sa.column, ("pid", "datname", "xact_start", "query_start", "wait_event_type")))
+ACTIVITY = sa.table(
+    "pg_stat_activity", *map(sa.column, ("pid", "datname", "xact_start", "query_start", "wait_event_type"))
+)
 OTHERS = sa.and_(ACTIVITY.c.datname == sa.func.current_database(), ACTIVITY.c.pid != sa.func.pg_backend_pid())
 OPEN_TRANSACTIONS = sa.select(ACTIVITY.c.pid).where(OTHERS, ACTIVITY.c.xact_start.is_not(None))
 BLOCKED = sa.select(ACTIVITY.c.pid).where(OTHERS, ACTIVITY.c.wait_event_type == "Lock")
@@ -122,7 +124,9 @@ def locked(chain: Chain, table: str, mode: str) -> Iterator[None]:
 
 
 @contextmanager
-def stopped_in_mid_load(chain: Chain, asset: str, table: str, mode: str) -> Iterator[tuple[Future[list[AssetReport]], int]]:
+def stopped_in_mid_load(
+    chain: Chain, asset: str, table: str, mode: str
+) -> Iterator[tuple[Future[list[AssetReport]], int]]:
     """一个运行在别的线程里等着这张表；给出它与它的后端的 pid。"""
     with ThreadPoolExecutor(1) as pool, locked(chain, table, mode):
         running = pool.submit(chain.run, DAY, assets=[asset])
@@ -148,7 +152,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(("asset", "table", "mode"), [READING_ORDERS, WRITING_CUSTOMERS])
-def test_statement_that_takes_too_long_fails_the_run(impatient: Chain, raw_data: RawData, asset: str, table: str, mode: str) -> None:
+def test_statement_that_takes_too_long_fails_the_run(
+    impatient: Chain, raw_data: RawData, asset: str, table: str, mode: str
+) -> None:
     announce_changes(impatient, raw_data, asset)
     with (
         nothing_left_behind(impatient),
@@ -208,9 +214,13 @@ def slow_imports(chain: Chain, statement: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "statement", ["COPY (SELECT public.import_tasks.%", "COPY (SELECT CASE%count(*)%"], ids=["numbering imports", "counting rows"]
+    "statement",
+    ["COPY (SELECT public.import_tasks.%", "COPY (SELECT CASE%count(*)%"],
+    ids=["numbering imports", "counting rows"],
 )
-def test_run_whose_snapshot_takes_long_does_not_pause(chain: Chain, hurried: Chain, raw_data: RawData, statement: str) -> None:
+def test_run_whose_snapshot_takes_long_does_not_pause(
+    chain: Chain, hurried: Chain, raw_data: RawData, statement: str
+) -> None:
     announce_changes(hurried, raw_data, "orders")
     wanted = chain.expected()
     with slow_imports(chain, statement):
@@ -324,11 +334,15 @@ def full_disk(chain: Chain, server: EmbeddedPostgres, table: str) -> Iterator[No
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
 @pytest.mark.parametrize(("asset", "table", "_"), [ENDING_ORDERS, WRITING_CUSTOMERS, WRITING_LEADS])
-def test_full_disk_fails_the_run(chain: Chain, raw_data: RawData, server: EmbeddedPostgres, asset: str, table: str, _: str) -> None:
+def test_full_disk_fails_the_run(
+    chain: Chain, raw_data: RawData, server: EmbeddedPostgres, asset: str, table: str, _: str
+) -> None:
     announce_changes(chain, raw_data, asset)
     with full_disk(chain, server, table):
         before = database_contents(chain.engine)
-        with pytest.raises(TransientError, match=r"disk of the PostgreSQL server is full.*: could not extend file .*: No space left"):
+        with pytest.raises(
+            TransientError, match=r"disk of the PostgreSQL server is full.*: could not extend file .*: No space left"
+        ):
             chain.run(DAY, assets=[asset])
         assert database_contents(chain.engine) == before
     assert chain.due_days() == [DAY]

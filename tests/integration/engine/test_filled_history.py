@@ -20,7 +20,8 @@ from tests.integration.engine.chain import Chain
 
 HISTORY = History(date(2026, 1, 5), days=120, imports=150, orders=450, customers=60)
 MONTHS = [
-    DayRange(HISTORY.last_day - timedelta(days=30 * number + 29), HISTORY.last_day - timedelta(days=30 * number)) for number in range(4)
+    DayRange(HISTORY.last_day - timedelta(days=30 * number + 29), HISTORY.last_day - timedelta(days=30 * number))
+    for number in range(4)
 ]
 HISTORY_DAYS = {HISTORY.day_of(number) for number in range(HISTORY.orders)}
 
@@ -53,7 +54,9 @@ def test_product_counts_the_same(filled: Chain) -> None:
     assert len(before[0]) == len(HISTORY_DAYS)
 
 
-@pytest.mark.parametrize("row", [{"order_id": "N-1"}, {"order_id": "H-7", "order_status": "cancelled"}], ids=["new order", "new version"])
+@pytest.mark.parametrize(
+    "row", [{"order_id": "N-1"}, {"order_id": "H-7", "order_status": "cancelled"}], ids=["new order", "new version"]
+)
 def test_event_does_only_what_changed(filled: Chain, raw_data: RawData, row: dict[str, str]) -> None:
     number = 7
     moment = datetime.combine(HISTORY.day_of(number), time(4), UTC)
@@ -71,7 +74,9 @@ def test_product_index_and_requests_would_be_the_same(filled: Chain) -> None:
     import_ids = sorted({import_id for import_id, _ in requested})
     # 算的是此刻的影响：后来又来一次的版本，日子相同
     with filled.engine.connect() as connection:
-        assert set(read_affected_days(connection, filled.settings, import_ids)) == requested
+        assert {
+            (row.import_id, row.day) for row in read_affected_days(connection, filled.settings, import_ids)
+        } == requested
     before = filled.rows(sa.select(order_index).order_by(order_index.c.order_id))
     filled.execute(sa.delete(order_index))
     for days in MONTHS:
@@ -88,7 +93,8 @@ def test_a_wrong_row_is_found(filled: Chain) -> None:
 def test_orders_are_where_the_history_says(filled: Chain) -> None:
     orders = target_tables("public").orders.c
     found = {
-        order_id: tuple(of_it) for order_id, *of_it in filled.rows(sa.select(orders.order_id, orders.order_date, orders.customer_nickname))
+        order_id: tuple(of_it)
+        for order_id, *of_it in filled.rows(sa.select(orders.order_id, orders.order_date, orders.customer_nickname))
     }
     for number in (0, 1, 250, HISTORY.orders - 1):
         assert found[f"H-{number}"] == (HISTORY.day_of(number), HISTORY.customer_of(number))

@@ -21,10 +21,11 @@ from hypothesis.errors import FlakyFailure
 
 from etl_assets.core.backoff import Backoff
 from etl_assets.core.business_day import DayRange
+from etl_assets.core.errors import FailureKind
 from etl_assets.core.etl_tables import import_events, import_requests, ledger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.ledger.claims import Claim, claim_due_days, has_claimable_days
-from etl_assets.ledger.failures import Failure, record_failure
+from etl_assets.ledger.failures import record_failure
 from etl_assets.ledger.graph import Asset, AssetGraph
 from etl_assets.ledger.leases import release_lease
 from etl_assets.ledger.marking import Revisions, read_revisions
@@ -56,7 +57,7 @@ class Work:
 
     runs: int
     fails: frozenset[str]
-    kind: Failure
+    kind: FailureKind
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def graphs(draw: st.DrawFn) -> AssetGraph:
     """至多四个资产，上游是排在前面的几个；至少有一个没有上游。"""
     names = NAMES[: draw(st.integers(1, len(NAMES)))]
     upstreams = [
-        draw(st.frozensets(st.sampled_from(names[:number]), max_size=3)) if number else frozenset() for number in range(len(names))
+        draw(st.frozensets(st.sampled_from(names[:number]), max_size=3)) if number else frozenset()
+        for number in range(len(names))
     ]
     return AssetGraph.of(Asset(name, of) for name, of in zip(names, upstreams, strict=True))
 
@@ -184,7 +186,10 @@ class Ledgers:
         with self.connected() as connection:
             revisions = request_days(connection, TARGET, days, changed_only=True)
             assert revisions.keys() == set(days)
-            rows = [{"target": TARGET, "import_id": import_id, "day": day, "revision": revision} for day, revision in revisions.items()]
+            rows = [
+                {"target": TARGET, "import_id": import_id, "day": day, "revision": revision}
+                for day, revision in revisions.items()
+            ]
             connection.execute(sa.insert(import_requests), rows)
             connection.execute(sa.insert(import_events).values(target=TARGET, import_id=import_id, event_id=uuid4()))
         return import_id
@@ -194,7 +199,7 @@ class Ledgers:
         with self.connected() as connection:
             request_days(connection, TARGET, [day], asset=asset)
 
-    def work(self, fails: frozenset[str] = frozenset(), kind: Failure = "unknown") -> Claim | None:
+    def work(self, fails: frozenset[str] = frozenset(), kind: FailureKind = "unknown") -> Claim | None:
         """领一个运行，做完；做不成的与它后面的记下，别的照样做。"""
         with self.connected() as connection:
             due = self.due(connection)
@@ -300,7 +305,9 @@ def live_through(chain: Chain, graph: AssetGraph, events: Sequence[Event]) -> Le
 
 @given(graph=graphs(), events=_histories(8))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_any_history_on_any_graph_ends_with_everything_up_to_date(chain: Chain, graph: AssetGraph, events: Sequence[Event]) -> None:
+def test_any_history_on_any_graph_ends_with_everything_up_to_date(
+    chain: Chain, graph: AssetGraph, events: Sequence[Event]
+) -> None:
     live_through(chain, graph, events)
 
 
@@ -323,7 +330,12 @@ def test_another_graph_in_the_middle_loses_nothing(
 @given(graph=graphs(), away=_ASSET, events=_histories(4), meanwhile=_histories(4), later=_histories(2))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_assets_that_come_back_catch_up_by_themselves(
-    chain: Chain, graph: AssetGraph, away: str, events: Sequence[Event], meanwhile: Sequence[Event], later: Sequence[Event]
+    chain: Chain,
+    graph: AssetGraph,
+    away: str,
+    events: Sequence[Event],
+    meanwhile: Sequence[Event],
+    later: Sequence[Event],
 ) -> None:
     """一个资产与它后面的拿走了又放回来：什么也不必补做。"""
     rest = AssetGraph.of(asset for asset in graph.assets if away not in {asset.name, *graph.ancestors(asset.name)})
@@ -345,8 +357,14 @@ def claim_of(chain: Chain, graph: AssetGraph, states: Mapping[str, State]) -> tu
         ensure_days(connection, TARGET, [FIRST])
         for name in graph.names:
             state = states[name]
-            values = {"requested": 2, "materialized": 2 if state == "done" else 1, "held_reason": "held" if state == "held" else None}
-            connection.execute(sa.update(ledger).where(ledger.c.asset == name).values(**values, requested_at=sa.func.now()))
+            values = {
+                "requested": 2,
+                "materialized": 2 if state == "done" else 1,
+                "held_reason": "held" if state == "held" else None,
+            }
+            connection.execute(
+                sa.update(ledger).where(ledger.c.asset == name).values(**values, requested_at=sa.func.now())
+            )
         claim = claim_due_days(connection, TARGET, run_id="run", owner="test", lease_seconds=60)
     return () if claim is None else claim.assets
 
@@ -365,7 +383,9 @@ def ruled_claim(graph: AssetGraph, states: Mapping[str, State]) -> tuple[str, ..
 
 @given(graph=graphs(), states=_STATES)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_claim_takes_what_has_no_due_upstream_and_what_follows(chain: Chain, graph: AssetGraph, states: Mapping[str, State]) -> None:
+def test_claim_takes_what_has_no_due_upstream_and_what_follows(
+    chain: Chain, graph: AssetGraph, states: Mapping[str, State]
+) -> None:
     assert claim_of(chain, graph, states) == ruled_claim(graph, states)
 
 

@@ -87,14 +87,18 @@ def read_at_most(statements: Sequence[ExplainedStatement], rows: int, tables: Se
 
 
 def test_run_reads_only_the_customers_at_hand(chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw_data.add_import([{"customer_name": "客户30000", "order_status": "new"}, {"order_id": "B", "customer_name": "客户7"}])
+    raw_data.add_import(
+        [{"customer_name": "客户30000", "order_status": "new"}, {"order_id": "B", "customer_name": "客户7"}]
+    )
     chain.run(DAY)  # 最新的业务日前移，清扫在这里
     with explained(chain.engine, monkeypatch) as statements:
         chain.run(DAY)
     read_at_most(statements, 10)
 
 
-def test_sweep_reads_only_the_leads_that_turn_cold(chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_reads_only_the_leads_that_turn_cold(
+    chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """最新的业务日从 4 日到 5 日：变冷的是那一天的二十个，其中三分之一已经赢了。"""
     raw_data.add_import([{"customer_name": "新客户"}])
     chain.run(DAY, assets=["orders", "customers"])
@@ -112,31 +116,47 @@ def test_sweep_of_a_share_looks_only_for_the_customers_of_these_leads(
     half = Chain(chain.engine, chain.settings.model_copy(update={"rollout": 50}))
     with explained(chain.engine, monkeypatch) as statements:
         half.run(DAY, assets=["leads"])
-    turned = chain.rows(sa.select(LEADS.c.lead_id).where(LEADS.c.current_stage == "COLD", LEADS.c.updated_at > LEADS.c.created_at))
+    turned = chain.rows(
+        sa.select(LEADS.c.lead_id).where(LEADS.c.current_stage == "COLD", LEADS.c.updated_at > LEADS.c.created_at)
+    )
     assert 0 < len(turned) < 13
     read_at_most(statements, 2 * 13, ["business_leads", "customers"])
 
 
 def test_sweep_back_reads_only_the_leads_that_turn_warm(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     chain.execute(sa.text("UPDATE etl.cold_sweeps SET last_warm_day = date '2026-01-04' - 60"))
-    chain.execute(sa.text("UPDATE business_leads SET current_stage = 'COLD' WHERE closed_at IS NULL AND last_order_at < '2025-11-05'"))
+    chain.execute(
+        sa.text(
+            "UPDATE business_leads SET current_stage = 'COLD' WHERE closed_at IS NULL AND last_order_at < '2025-11-05'"
+        )
+    )
     with explained(chain.engine, monkeypatch) as statements:
         (report,) = chain.run(DAY, assets=["leads"])
     assert report.written.updated == 400
     read_at_most(statements, 2 * 400, ["business_leads"])
 
 
-def test_customers_kept_by_a_person_are_computed_once(chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_customers_kept_by_a_person_are_computed_once(
+    chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """两千个客户的订单都走了，商机有人写了字：算过一次，就不再锁他们、读他们。"""
     kept = LEADS.c.last_order_at < datetime(2023, 7, 15, tzinfo=UTC)
     chain.execute(sa.update(LEADS).where(kept).values(owner="王五"))
-    keys = sa.select(CUSTOMERS.c.customer_key).join(LEADS, LEADS.c.customer_global_id == CUSTOMERS.c.customer_global_id).where(kept)
+    keys = (
+        sa.select(CUSTOMERS.c.customer_key)
+        .join(LEADS, LEADS.c.customer_global_id == CUSTOMERS.c.customer_global_id)
+        .where(kept)
+    )
     key = order_index.c.customer_key
     for asset in ("customers", "leads"):
         mark = sa.select(sa.literal("public"), sa.literal(asset), keys.subquery("kept").c.customer_key)
         chain.execute(sa.insert(stale_customers).from_select(["target", "asset", "customer_key"], mark))
     marked = sa.select(stale_customers.c.customer_key).where(stale_customers.c.asset == "leads")
-    chain.execute(sa.delete(TABLES.orders).where(TABLES.orders.c.order_id.in_(sa.select(order_index.c.order_id).where(key.in_(marked)))))
+    chain.execute(
+        sa.delete(TABLES.orders).where(
+            TABLES.orders.c.order_id.in_(sa.select(order_index.c.order_id).where(key.in_(marked)))
+        )
+    )
     chain.execute(sa.delete(order_index).where(key.in_(marked)))
     raw_data.add_import([{"customer_name": "新客户"}])
     chain.run(DAY)
@@ -149,11 +169,17 @@ def test_customers_kept_by_a_person_are_computed_once(chain: Chain, raw_data: Ra
     assert not chain.rows(sa.select(stale_customers.c.mark_id))
 
 
-def test_kept_customer_goes_with_any_run_once_the_person_lets_go(chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_customer_goes_with_any_run_once_the_person_lets_go(
+    chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """找到他，不用看所有留下的。"""
     zeros = {"last_order_at": None, "opened_at": None, "closed_at": None, "closed_by": None, "current_stage": "OPEN"}
     kept = LEADS.c.last_order_at < datetime(2023, 7, 15, tzinfo=UTC)
-    of_kept = sa.select(CUSTOMERS.c.customer_key).join(LEADS, LEADS.c.customer_global_id == CUSTOMERS.c.customer_global_id).where(kept)
+    of_kept = (
+        sa.select(CUSTOMERS.c.customer_key)
+        .join(LEADS, LEADS.c.customer_global_id == CUSTOMERS.c.customer_global_id)
+        .where(kept)
+    )
     chain.execute(sa.delete(order_index).where(order_index.c.customer_key.in_(of_kept)))
     chain.execute(sa.update(LEADS).where(kept).values(**zeros, owner="王五"))
     chain.execute(sa.text("ANALYZE"))
@@ -181,7 +207,9 @@ def test_customer_left_with_nothing_is_found_among_those_at_hand(chain: Chain, m
     assert chain.rows(sa.select(stale_customers.c.customer_key.distinct())) == [(key,)]
 
 
-def test_giant_customer_costs_no_more_per_order(chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_giant_customer_costs_no_more_per_order(
+    chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """同一个客户已有两万单，再来一百单：每单碰的页与新客户的一样多。"""
     chain.execute(sa.update(order_index).values(customer_key=f"{SAMPLE_SHOP}:客户1"))
     pages: list[int] = []
@@ -190,13 +218,17 @@ def test_giant_customer_costs_no_more_per_order(chain: Chain, raw_data: RawData,
         raw_data.add_import(rows)
         with explained(chain.engine, monkeypatch) as statements:
             chain.run(DAY, assets=["orders"])
-        pages.append(sum(statement.pages for statement in statements if "INSERT INTO etl.order_index" in statement.text))
+        pages.append(
+            sum(statement.pages for statement in statements if "INSERT INTO etl.order_index" in statement.text)
+        )
     few, many = pages
     assert many < 2 * few
 
 
 @pytest.mark.parametrize("asset", ["customers", "leads"])
-def test_whole_check_looks_at_a_bite_of_the_customers_at_a_time(chain: Chain, monkeypatch: pytest.MonkeyPatch, asset: str) -> None:
+def test_whole_check_looks_at_a_bite_of_the_customers_at_a_time(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, asset: str
+) -> None:
     """也没有一条是 NOT IN：几百万个客户的散列装不下，就成了一行一行地比。"""
     monkeypatch.setattr(table_checks, "ORDERS_PER_BITE", 500)
     wrong = CUSTOMERS.c.customer_nickname.in_(["客户1", "客户20", "客户300"])

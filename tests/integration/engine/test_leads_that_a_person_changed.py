@@ -131,7 +131,12 @@ def test_completion_event_is_written(done: Chain, name: Name) -> None:
     done.tell(name("客户3"))
     work(done)
     ((asset, payload),) = done.rows(sa.select(outbox.c.asset, outbox.c.payload))
-    assert (asset, payload["status"], payload["partitions"], payload["success_count"]) == ("leads", "success", [str(LAST)], 2)
+    assert (asset, payload["status"], payload["partitions"], payload["success_count"]) == (
+        "leads",
+        "success",
+        [str(LAST)],
+        2,
+    )
 
 
 def test_event_told_twice_and_again_after_its_run_changes_nothing_more(done: Chain, name: Name) -> None:
@@ -170,7 +175,10 @@ def test_ids_that_are_not_here_are_named_and_ask_for_nothing(done: Chain, name: 
 def test_customers_of_many_days_are_one_run_of_the_earliest_of_their_last_days(done: Chain) -> None:
     for customer, moment in (("王五", at(DAY, 1)), ("客户3", at(DAY, 12)), ("客户5", at(NEXT, 12))):
         change(done, customer, closing(moment))
-    events = [LeadChanged(customer_global_ids=(id_of(done, "客户3"), id_of(done, "王五"))), LeadChanged(lead_ids=(lead_of(done, "客户5"),))]
+    events = [
+        LeadChanged(customer_global_ids=(id_of(done, "客户3"), id_of(done, "王五"))),
+        LeadChanged(lead_ids=(lead_of(done, "客户5"),)),
+    ]
     assert done.tell(*events) == [Asked("leads", [DAY], [])] * 2
     reports = work(done)
     assert made(reports) == [("leads", "changed", DayRange(DAY, DAY))]
@@ -222,7 +230,7 @@ def test_other_target_knows_nothing_of_it(done: Chain, name: Name) -> None:
 def test_held_day_does_not_hold_up_a_closing(done: Chain, name: Name) -> None:
     with done.engine.begin() as connection:
         request_days(connection, "public", [LAST], changed_only=True)
-        hold_days(connection, "public", graph.names, DayRange(LAST, LAST), reason="test")
+        hold_days(connection, "public", graph.names, DayRange(LAST, LAST), cancelled="test")
     change(done, "客户3", closing(at(DAY, 12)))
     today = partition_range(done.settings).last
     assert done.tell(name("客户3")) == [Asked("leads", [today], [])]
@@ -238,9 +246,14 @@ def test_day_that_a_run_has_is_left_to_it(done: Chain, name: Name) -> None:
     assert done.tell(both) == [Asked("leads", [DAY], [])]
 
 
-def test_where_every_day_is_busy_the_run_of_its_upstreams_deals_again_by_changes(done: Chain, raw_data: RawData, name: Name) -> None:
+def test_where_every_day_is_busy_the_run_of_its_upstreams_deals_again_by_changes(
+    done: Chain, raw_data: RawData, name: Name
+) -> None:
     """上游还到期：leads 不抬，它们做完时轮到它；而且不因此整天做。"""
-    rows = [{"order_id": f"N-{day}", "customer_name": "客户1", "ordered_at": at(day), "order_status": "new"} for day in (LAST,)]
+    rows = [
+        {"order_id": f"N-{day}", "customer_name": "客户1", "ordered_at": at(day), "order_status": "new"}
+        for day in (LAST,)
+    ]
     import_id = raw_data.add_import(rows, completed_at=datetime(2026, 6, 2, tzinfo=UTC))
     done.announce(import_id)
     with done.engine.begin() as connection:

@@ -268,7 +268,11 @@ def written(chain: Chain) -> tuple[int, int, int]:
     orders = sa.select(sa.func.count()).select_from(sa.table("orders"))
     marked = sa.select(sa.func.count()).select_from(ledger).where(ledger.c.materialized > 0)
     (row,) = chain.rows(
-        sa.select(orders.scalar_subquery(), sa.select(sa.func.count(outbox.c.outbox_id)).scalar_subquery(), marked.scalar_subquery())
+        sa.select(
+            orders.scalar_subquery(),
+            sa.select(sa.func.count(outbox.c.outbox_id)).scalar_subquery(),
+            marked.scalar_subquery(),
+        )
     )
     return row[0], row[1], row[2]
 
@@ -319,7 +323,9 @@ def test_worker_that_loses_its_lease_while_it_writes_is_rolled_back(
     assert read_table("orders").height == 1
 
 
-def test_lease_stays_in_place_until_the_data_is_committed(chain: Chain, claimed: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lease_stays_in_place_until_the_data_is_committed(
+    chain: Chain, claimed: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """查过租约之后到提交之前，收租约的人要等：不会两个人都以为自己是主人。"""
     blocked: list[str] = []
 
@@ -358,7 +364,9 @@ class Rush:
         chain.run(DAY)
 
     def bring(self, imports: int) -> None:
-        events = [ImportEvent(self._raw_data.add_import([{"order_id": f"R-{number}"}]), uuid4()) for number in range(imports)]
+        events = [
+            ImportEvent(self._raw_data.add_import([{"order_id": f"R-{number}"}]), uuid4()) for number in range(imports)
+        ]
         assert set(request_imports(self._engine, self._settings, events)) == {"requested"}
         for column in ("requested_at", "materialized_at"):
             self.put_back(column, -3600)
@@ -426,11 +434,14 @@ def test_large_import_and_one_of_unknown_size_are_not_small(
     assert claim(engine, "one") is not None
 
 
-def test_whole_day_and_many_imports_are_not_small(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
+def test_whole_day_and_many_imports_are_not_small(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
     request(engine, [DAY])
     later = datetime(2026, 1, 6, 4, tzinfo=UTC)
     events = [
-        ImportEvent(raw_data.add_import([{"order_id": f"M-{number}", "ordered_at": later}]), uuid4()) for number in range(RUSH_IMPORTS + 1)
+        ImportEvent(raw_data.add_import([{"order_id": f"M-{number}", "ordered_at": later}]), uuid4())
+        for number in range(RUSH_IMPORTS + 1)
     ]
     request_imports(engine, etl_settings, events)
     assert claim(engine, "small", small=True) is None
@@ -468,7 +479,11 @@ def read_and_mark_all(chain: Chain, day: date) -> None:
             read_and_mark(connection, TARGET, asset, DayRange(day, day))
 
 
-def test_day_that_was_never_materialized_does_not_wait(engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData) -> None:
-    events = [ImportEvent(raw_data.add_import([{"order_id": f"R-{number}"}]), uuid4()) for number in range(RUSH_IMPORTS + 1)]
+def test_day_that_was_never_materialized_does_not_wait(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData
+) -> None:
+    events = [
+        ImportEvent(raw_data.add_import([{"order_id": f"R-{number}"}]), uuid4()) for number in range(RUSH_IMPORTS + 1)
+    ]
     request_imports(engine, etl_settings, events)
     assert claim(engine, "one") is not None

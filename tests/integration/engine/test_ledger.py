@@ -11,12 +11,12 @@ import pytest
 import sqlalchemy as sa
 
 from etl_assets.core.business_day import DayRange
-from etl_assets.core.errors import DatabaseRefusedError
+from etl_assets.core.errors import DatabaseRefusedError, FailureKind
 from etl_assets.core.etl_tables import ledger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.intake.imports import ImportEvent, request_imports
 from etl_assets.ledger.claims import claim_due_days, has_claimable_days
-from etl_assets.ledger.failures import FAILED_DAY, MAX_FAILURES, Failure, record_failure
+from etl_assets.ledger.failures import FAILED_DAY, MAX_FAILURES, record_failure
 from etl_assets.ledger.graph import write_graph
 from etl_assets.ledger.marking import read_revisions, waiting_imports
 from etl_assets.ledger.requests import days_allowing_deletes, request_days, request_downstream
@@ -39,7 +39,9 @@ def connection(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 
 def due(connection: sa.Connection, day: date = DAY) -> set[str]:
-    statement = sa.select(ledger.c.asset).where(ledger.c.target == TARGET, ledger.c.day == day, ledger.c.requested > ledger.c.materialized)
+    statement = sa.select(ledger.c.asset).where(
+        ledger.c.target == TARGET, ledger.c.day == day, ledger.c.requested > ledger.c.materialized
+    )
     return set(connection.scalars(statement))
 
 
@@ -54,7 +56,7 @@ def materialize(connection: sa.Connection, asset: str, *days: date) -> list[UUID
     return read_and_mark(connection, TARGET, asset, span)
 
 
-def fail(connection: sa.Connection, kind: Failure = "unknown", *, times: int = 1) -> None:
+def fail(connection: sa.Connection, kind: FailureKind = "unknown", *, times: int = 1) -> None:
     for _ in range(times):
         record_failure(connection, TARGET, ASSETS, DayRange(DAY, DAY), reason="no luck", kind=kind)
 
@@ -148,8 +150,12 @@ def test_targets_have_ledgers_of_their_own(connection: sa.Connection, engine: sa
 # ---- 别处的 ETL ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("elsewhere", "follows"), [("orders", {"customers"}), ("customers", {"leads"}), ("leads", set())])
-def test_asset_done_elsewhere_makes_the_next_one_due(connection: sa.Connection, elsewhere: str, follows: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("elsewhere", "follows"), [("orders", {"customers"}), ("customers", {"leads"}), ("leads", set())]
+)
+def test_asset_done_elsewhere_makes_the_next_one_due(
+    connection: sa.Connection, elsewhere: str, follows: set[str]
+) -> None:
     request_downstream(connection, TARGET, elsewhere, [DAY])
     assert due(connection) == follows
     request_downstream(connection, TARGET, elsewhere, [DAY])
@@ -200,15 +206,21 @@ def test_permanent_failure_is_held_at_once(connection: sa.Connection) -> None:
 
 def test_any_text_is_a_reason(connection: sa.Connection) -> None:
     request_days(connection, TARGET, [DAY])
-    record_failure(connection, TARGET, ["orders"], DayRange(DAY, DAY), reason="nul \x00 and half \ud800", kind="permanent")
+    record_failure(
+        connection, TARGET, ["orders"], DayRange(DAY, DAY), reason="nul \x00 and half \ud800", kind="permanent"
+    )
     assert entry(connection, "orders").held_reason == "nul \ufffd and half ?"
 
 
-def test_transient_failures_are_never_held_and_are_tried_less_often_the_longer_they_last(connection: sa.Connection) -> None:
+def test_transient_failures_are_never_held_and_are_tried_less_often_the_longer_they_last(
+    connection: sa.Connection,
+) -> None:
     request_days(connection, TARGET, [DAY])
     waits = []
     for minutes in (0, 1, 60):
-        connection.execute(sa.update(ledger).values(requested_at=sa.func.clock_timestamp() - timedelta(minutes=minutes)))
+        connection.execute(
+            sa.update(ledger).values(requested_at=sa.func.clock_timestamp() - timedelta(minutes=minutes))
+        )
         fail(connection, "transient", times=MAX_FAILURES)
         now = connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
         row = entry(connection, "orders")
@@ -229,7 +241,9 @@ def test_new_request_clears_the_hold_of_the_whole_chain(connection: sa.Connectio
     materialize(connection, "orders")
     fail(connection, times=MAX_FAILURES)
     request_days(connection, TARGET, [DAY])
-    assert [(entry(connection, asset).failures, entry(connection, asset).held_reason) for asset in ASSETS] == [(0, None)] * 3
+    assert [(entry(connection, asset).failures, entry(connection, asset).held_reason) for asset in ASSETS] == [
+        (0, None)
+    ] * 3
     assert has_claimable_days(connection, TARGET)
 
 
@@ -282,13 +296,17 @@ def test_import_is_finished_by_the_run_that_reaches_its_revision(
     assert (progress.handled, progress.days, progress.done, progress.held) == (True, 2, 1, 0)
 
 
-def test_import_that_comes_during_a_run_is_not_finished_by_it(connection: sa.Connection, chain: Chain, raw_data: RawData) -> None:
+def test_import_that_comes_during_a_run_is_not_finished_by_it(
+    connection: sa.Connection, chain: Chain, raw_data: RawData
+) -> None:
     first = raw_data.add_import([{}])
     chain.announce(first)
     revisions = read_revisions(connection, TARGET, "orders", DayRange(DAY, DAY), fingerprint(EtlSettings()))
     second = raw_data.add_import([{}])
     chain.announce(second)
-    assert mark_materialized(connection, TARGET, "orders", DayRange(DAY, DAY), revisions, run_id="run", scope="whole") == [first]
+    assert mark_materialized(
+        connection, TARGET, "orders", DayRange(DAY, DAY), revisions, run_id="run", scope="whole"
+    ) == [first]
     assert materialize(connection, "orders") == [second]
 
 

@@ -60,11 +60,16 @@ def close_lead(chain: Chain, lead_no: int, closed_at: datetime | sa.Cast[datetim
 
 
 def nicknames(chain: Chain) -> list[str]:
-    return [nickname for (nickname,) in chain.rows(sa.select(CUSTOMERS.c.customer_nickname).order_by(CUSTOMERS.c.customer_nickname))]
+    return [
+        nickname
+        for (nickname,) in chain.rows(sa.select(CUSTOMERS.c.customer_nickname).order_by(CUSTOMERS.c.customer_nickname))
+    ]
 
 
 def lead_rows(chain: Chain, *columns: str) -> list[tuple[Any, ...]]:
-    return chain.rows(sa.select(*[LEADS.c[name] for name in columns]).order_by(LEADS.c.customer_global_id, LEADS.c.lead_no))
+    return chain.rows(
+        sa.select(*[LEADS.c[name] for name in columns]).order_by(LEADS.c.customer_global_id, LEADS.c.lead_no)
+    )
 
 
 def marks(chain: Chain) -> list[tuple[str, str]]:
@@ -96,16 +101,25 @@ def test_unchanged_rerun_writes_no_row(chain: Chain, raw_data: RawData) -> None:
 def row_versions(chain: Chain) -> list[list[tuple[Any, ...]]]:
     """每一行的物理版本与 updated_at：写过就变，值相同也变。"""
     place, writer = sa.literal_column("ctid", sa.Text), sa.literal_column("xmin::text", sa.Text)
-    targets = [chain.rows(sa.select(place, writer, table.c.updated_at).order_by(place)) for table in (ORDERS, CUSTOMERS, LEADS)]
-    own = [chain.rows(sa.select(place, writer).select_from(table).order_by(place)) for table in (order_index, rejected_rows)]
+    targets = [
+        chain.rows(sa.select(place, writer, table.c.updated_at).order_by(place)) for table in (ORDERS, CUSTOMERS, LEADS)
+    ]
+    own = [
+        chain.rows(sa.select(place, writer).select_from(table).order_by(place))
+        for table in (order_index, rejected_rows)
+    ]
     assert all([*targets, *own])
     return [*targets, *own]
 
 
 def test_rows_that_change_are_the_only_ones_written(chain: Chain, raw_data: RawData) -> None:
-    raw_data.add_import([{"order_id": str(number), "customer_name": f"客户{number}"} for number in range(5)], completed_at=later(1))
+    raw_data.add_import(
+        [{"order_id": str(number), "customer_name": f"客户{number}"} for number in range(5)], completed_at=later(1)
+    )
     chain.run(DAY)
-    raw_data.add_import([{"order_id": "3", "customer_name": "客户3", "order_status": "cancelled"}], completed_at=later(2))
+    raw_data.add_import(
+        [{"order_id": "3", "customer_name": "客户3", "order_status": "cancelled"}], completed_at=later(2)
+    )
     reports = chain.run(DAY)
     assert [counts(report.written) for report in reports] == [(0, 1, 0), (0, 1, 0), (0, 0, 1)]
     chain.assert_converged()
@@ -144,7 +158,9 @@ def versions(*, orders: int, completed_hour: int) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def counted_statements(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[], object]], int]]:
+def counted_statements(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Callable[[], object]], int]]:
     """数 SQLAlchemy 执行的语句，与绕过它的：COPY，与几行的暂存。"""
     executed = 0
 
@@ -171,7 +187,9 @@ def counted_statements(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> It
     sa.event.remove(engine, "before_cursor_execute", count)
 
 
-def test_customers_are_done_in_batches_that_fit_in_memory(chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_customers_are_done_in_batches_that_fit_in_memory(
+    chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
     write = customers_etl.write_customers
 
@@ -214,7 +232,9 @@ def test_order_that_moves_back_when_an_import_is_withdrawn(chain: Chain, raw_dat
     chain.assert_converged()
 
 
-def test_withdrawn_import_takes_its_orders_customers_leads_and_rejected_rows_along(chain: Chain, raw_data: RawData) -> None:
+def test_withdrawn_import_takes_its_orders_customers_leads_and_rejected_rows_along(
+    chain: Chain, raw_data: RawData
+) -> None:
     rows: list[dict[str, Any]] = [{}, {"order_id": "B", "quantity": -1}, {"order_id": "C", "ordered_at": None}]
     withdrawn = raw_data.add_import(rows)
     chain.announce(withdrawn)
@@ -225,9 +245,9 @@ def test_withdrawn_import_takes_its_orders_customers_leads_and_rejected_rows_alo
     chain.announce(withdrawn)
     chain.run_due()
     chain.assert_converged()
-    assert [chain.rows(sa.select(sa.func.count()).select_from(table)) for table in (ORDERS, CUSTOMERS, LEADS, rejected_rows)] == [
-        [(0,)]
-    ] * 4
+    assert [
+        chain.rows(sa.select(sa.func.count()).select_from(table)) for table in (ORDERS, CUSTOMERS, LEADS, rejected_rows)
+    ] == [[(0,)]] * 4
 
 
 def test_withdrawn_import_that_left_only_rejected_rows_takes_them_along(chain: Chain, raw_data: RawData) -> None:
@@ -264,9 +284,13 @@ def test_each_asset_keeps_its_own_marks_until_it_has_used_them(chain: Chain, raw
     chain.assert_converged()
 
 
-def test_leads_of_a_customer_that_an_order_left_are_repaired_after_customers_used_its_marks(chain: Chain, raw_data: RawData) -> None:
+def test_leads_of_a_customer_that_an_order_left_are_repaired_after_customers_used_its_marks(
+    chain: Chain, raw_data: RawData
+) -> None:
     """张三还有别的日子的订单，所以 customers 不会删他的商机：leads 得自己来。"""
-    raw_data.add_import([{"order_id": "A", "ordered_at": at(8)}, {"order_id": "B", "ordered_at": at(5)}], completed_at=later(1))
+    raw_data.add_import(
+        [{"order_id": "A", "ordered_at": at(8)}, {"order_id": "B", "ordered_at": at(5)}], completed_at=later(1)
+    )
     chain.run(DAY, date(2026, 1, 8))
     raw_data.add_import([{"order_id": "B", "ordered_at": at(5), "customer_name": "李四"}], completed_at=later(2))
     for asset in ("orders", "customers", "leads"):
@@ -292,7 +316,9 @@ def test_failed_run_gives_its_marks_back(chain: Chain, raw_data: RawData, monkey
     chain.assert_converged()
 
 
-def test_mark_that_comes_while_a_run_works_survives_it(chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mark_that_comes_while_a_run_works_survives_it(
+    chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """customers 读完之后订单离开了张三：那个标记得留给下一次运行。"""
     raw_data.add_import([{}, {"order_id": "B"}], completed_at=later(1))
     chain.run(DAY)
@@ -300,7 +326,9 @@ def test_mark_that_comes_while_a_run_works_survives_it(chain: Chain, raw_data: R
     def read_then_move(*arguments: Any) -> Any:
         frames = list(read_customer_orders(*arguments))
         monkeypatch.undo()
-        raw_data.add_import([{"customer_name": "李四"}, {"order_id": "B", "customer_name": "李四"}], completed_at=later(2))
+        raw_data.add_import(
+            [{"customer_name": "李四"}, {"order_id": "B", "customer_name": "李四"}], completed_at=later(2)
+        )
         chain.run(DAY, assets=["orders"])
         return iter(frames)
 
@@ -317,7 +345,9 @@ def test_order_changed_by_a_run_of_another_day_reaches_its_customer(chain: Chain
     raw_data.add_import([{"ordered_at": at(5)}], completed_at=later(1))
     raw_data.add_import([{"ordered_at": at(9)}], completed_at=later(2))
     chain.run(DAY, date(2026, 1, 9))
-    chain.execute(sa.text("UPDATE order_type_mappings SET system_order_type = 'SAMPLE' WHERE raw_order_type = '大货订单'"))
+    chain.execute(
+        sa.text("UPDATE order_type_mappings SET system_order_type = 'SAMPLE' WHERE raw_order_type = '大货订单'")
+    )
     chain.run(DAY)
     assert chain.rows(sa.select(CUSTOMERS.c.sample_count, CUSTOMERS.c.bulk_count)) == [(1, 0)]
     chain.assert_converged()
@@ -349,7 +379,9 @@ def test_too_many_deletes_are_refused_and_nothing_is_written(chain: Chain, raw_d
 
 def row_versions_of_orders(chain: Chain) -> list[tuple[Any, ...]]:
     return chain.rows(
-        sa.select(ORDERS.c.order_id, sa.literal_column("xmin::text"), sa.literal_column("xmax::text")).order_by(ORDERS.c.order_id)
+        sa.select(ORDERS.c.order_id, sa.literal_column("xmin::text"), sa.literal_column("xmax::text")).order_by(
+            ORDERS.c.order_id
+        )
     )
 
 
@@ -375,8 +407,12 @@ def test_many_deletes_are_done_on_a_day_that_was_requested_with_permission(chain
     chain.assert_converged()
 
 
-@pytest.mark.parametrize(("total", "gone", "refused"), [(20, 20, False), (21, 21, True), (105, 21, False), (104, 21, True)])
-def test_twenty_deletes_or_a_fifth_of_the_range_pass(chain: Chain, raw_data: RawData, total: int, gone: int, refused: bool) -> None:
+@pytest.mark.parametrize(
+    ("total", "gone", "refused"), [(20, 20, False), (21, 21, True), (105, 21, False), (104, 21, True)]
+)
+def test_twenty_deletes_or_a_fifth_of_the_range_pass(
+    chain: Chain, raw_data: RawData, total: int, gone: int, refused: bool
+) -> None:
     raw_data.add_import(many_orders(total)[gone:])
     withdrawn = raw_data.add_import(many_orders(total)[:gone])
     chain.run(DAY)
@@ -392,7 +428,9 @@ def test_twenty_deletes_or_a_fifth_of_the_range_pass(chain: Chain, raw_data: Raw
 # ---- 店铺改了名 ------------------------------------------------------------------
 
 
-def test_one_order_of_a_renamed_shop_is_not_deleted_and_the_sentence_names_the_shop(chain: Chain, raw_data: RawData) -> None:
+def test_one_order_of_a_renamed_shop_is_not_deleted_and_the_sentence_names_the_shop(
+    chain: Chain, raw_data: RawData
+) -> None:
     raw_data.add_import([{"shop": f"{SAMPLE_SHOP_NAME}\u3000"}], completed_at=later(1))
     chain.run(DAY)
     before = row_versions_of_orders(chain)
@@ -424,7 +462,9 @@ def test_both_ways_out_of_a_renamed_shop(chain: Chain, raw_data: RawData) -> Non
     chain.assert_converged()
 
 
-def test_older_version_that_is_still_in_scope_protects_the_order_of_a_renamed_shop(chain: Chain, raw_data: RawData) -> None:
+def test_older_version_that_is_still_in_scope_protects_the_order_of_a_renamed_shop(
+    chain: Chain, raw_data: RawData
+) -> None:
     """赢家那次导入撤回了，早先的版本还在，只是店名不认得了。"""
     raw_data.add_import([{"order_id": " A-1", "ordered_at": at(9)}], completed_at=later(1))
     newest = raw_data.add_import([{}], completed_at=later(2))
@@ -460,8 +500,12 @@ def test_new_order_whose_winner_lies_outside_the_range_reaches_its_customer(chai
 
 
 @pytest.mark.parametrize("name", ["李四", "张 三"])
-def test_order_that_moves_to_a_customer_outside_the_range_reaches_him(chain: Chain, raw_data: RawData, name: str) -> None:
-    raw_data.add_import([{}, {"order_id": "B", "customer_name": "张\u3000三", "ordered_at": at(8)}], completed_at=later(1))
+def test_order_that_moves_to_a_customer_outside_the_range_reaches_him(
+    chain: Chain, raw_data: RawData, name: str
+) -> None:
+    raw_data.add_import(
+        [{}, {"order_id": "B", "customer_name": "张\u3000三", "ordered_at": at(8)}], completed_at=later(1)
+    )
     raw_data.add_import([{"ordered_at": at(9)}], completed_at=later(2))
     chain.run(DAY, date(2026, 1, 9))
     raw_data.add_import([{"ordered_at": at(9), "customer_name": name}], completed_at=later(3))
@@ -469,7 +513,9 @@ def test_order_that_moves_to_a_customer_outside_the_range_reaches_him(chain: Cha
     chain.assert_converged()
 
 
-def test_order_that_only_changes_the_spelling_of_its_name_outside_the_range_reaches_its_customer(chain: Chain, raw_data: RawData) -> None:
+def test_order_that_only_changes_the_spelling_of_its_name_outside_the_range_reaches_its_customer(
+    chain: Chain, raw_data: RawData
+) -> None:
     raw_data.add_import([{}], completed_at=later(1))
     raw_data.add_import([{"ordered_at": at(9), "customer_name": "ABC"}], completed_at=later(2))
     chain.run(DAY, date(2026, 1, 9))
@@ -482,13 +528,23 @@ def test_order_that_only_changes_the_spelling_of_its_name_outside_the_range_reac
 # ---- 没有编号的商机 --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("values", [{"owner": "王五"}, {"closed_by": "user", "closed_at": at(4), "current_stage": "LOST"}, {}])
-def test_lead_that_a_person_inserted_without_a_number_is_left_alone(chain: Chain, raw_data: RawData, values: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "values", [{"owner": "王五"}, {"closed_by": "user", "closed_at": at(4), "current_stage": "LOST"}, {}]
+)
+def test_lead_that_a_person_inserted_without_a_number_is_left_alone(
+    chain: Chain, raw_data: RawData, values: dict[str, Any]
+) -> None:
     raw_data.add_import([{}, {"order_id": "B", "ordered_at": at(6)}], completed_at=later(1))
     chain.run(DAY, NEXT)
     (customer_id,) = chain.rows(sa.select(CUSTOMERS.c.customer_global_id))[0]
     for number in (1, 2):
-        lead = {"lead_id": UUID(int=number), "customer_global_id": customer_id, "current_stage": "mine", "bulk_count": 7, **values}
+        lead = {
+            "lead_id": UUID(int=number),
+            "customer_global_id": customer_id,
+            "current_stage": "mine",
+            "bulk_count": 7,
+            **values,
+        }
         chain.execute(sa.insert(LEADS).values(**lead))
     before = unnumbered_leads(chain)
     raw_data.add_import([{"order_id": "C", "ordered_at": at(7), "order_status": "new"}], completed_at=later(2))
@@ -521,7 +577,10 @@ def test_customer_without_orders_is_deleted_with_its_leads(chain: Chain, raw_dat
     raw_data.add_import([{}, {"order_id": "B", "ordered_at": at(6)}], completed_at=later(1))
     chain.run(DAY, NEXT)
     assert len(lead_rows(chain, "lead_no")) == 2
-    raw_data.add_import([{"customer_name": "李四"}, {"order_id": "B", "ordered_at": at(6), "customer_name": "李四"}], completed_at=later(2))
+    raw_data.add_import(
+        [{"customer_name": "李四"}, {"order_id": "B", "ordered_at": at(6), "customer_name": "李四"}],
+        completed_at=later(2),
+    )
     chain.run(DAY, NEXT)
     assert nicknames(chain) == ["李四"]
     chain.assert_converged()
@@ -538,7 +597,10 @@ def test_customer_without_orders_stays_with_the_leads_that_a_person_touched(
     raw_data.add_import([{}, {"order_id": "B", "ordered_at": at(6), "order_status": "new"}], completed_at=later(1))
     chain.run(DAY, NEXT)
     chain.execute(sa.update(LEADS).where(LEADS.c.lead_no == 1).values(**people))
-    raw_data.add_import([{"customer_name": "李四"}, {"order_id": "B", "ordered_at": at(6), "customer_name": "李四"}], completed_at=later(2))
+    raw_data.add_import(
+        [{"customer_name": "李四"}, {"order_id": "B", "ordered_at": at(6), "customer_name": "李四"}],
+        completed_at=later(2),
+    )
     wanted = chain.expected()
     chain.run(DAY, NEXT)
     chain.assert_converged(wanted)
@@ -564,7 +626,9 @@ def test_blank_people_columns_do_not_keep_a_lead(chain: Chain, raw_data: RawData
 
 
 def test_people_columns_are_never_written(chain: Chain, raw_data: RawData) -> None:
-    raw_data.add_import([{"order_status": "new"}, {"order_id": "B", "ordered_at": at(9), "order_status": "new"}], completed_at=later(1))
+    raw_data.add_import(
+        [{"order_status": "new"}, {"order_id": "B", "ordered_at": at(9), "order_status": "new"}], completed_at=later(1)
+    )
     chain.run(DAY, date(2026, 1, 9))
     close_lead(chain, 1, at(7), stage="老板说算了")
     chain.execute(sa.update(LEADS).values(owner="王五", notes=" 备注 "))
@@ -597,7 +661,9 @@ def test_closing_at_infinity_takes_all_orders_or_none(chain: Chain, raw_data: Ra
     assert lead_rows(chain, "lead_no", "bulk_count")[0] == (1, 2 if moment == "infinity" else 0)
 
 
-def test_closing_that_commits_between_read_and_write_survives(chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_that_commits_between_read_and_write_survives(
+    chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw_data.add_import([{"order_status": "new"}], completed_at=later(1))
     chain.run(DAY)
     raw_data.add_import([{"order_status": "completed"}], completed_at=later(2))
@@ -622,8 +688,12 @@ def test_closing_that_is_taken_back_between_read_and_write_does_not_return(
     chain.assert_converged()
 
 
-@pytest.mark.parametrize("change", [{"customer_name": "李四"}, {"order_status": "cancelled"}], ids=["customer goes", "orders go"])
-def test_lead_that_a_person_is_touching_while_it_is_deleted_stays(chain: Chain, raw_data: RawData, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"customer_name": "李四"}, {"order_status": "cancelled"}], ids=["customer goes", "orders go"]
+)
+def test_lead_that_a_person_is_touching_while_it_is_deleted_stays(
+    chain: Chain, raw_data: RawData, change: dict[str, Any]
+) -> None:
     """人先改了还没提交，运行的 DELETE 让着他；他提交之后，条件要对新的那一行再看一遍。"""
     raw_data.add_import([{"order_status": "new"}], completed_at=later(1))
     chain.run(DAY)
@@ -693,7 +763,9 @@ def test_order_that_an_older_system_changed_or_removed_is_noticed(chain: Chain, 
 def test_leads_of_other_customers_turn_cold_and_back_as_the_newest_day_moves(chain: Chain, raw_data: RawData) -> None:
     raw_data.add_import([{"order_status": "new"}])
     chain.run(DAY)
-    newest = raw_data.add_import([{"order_id": "B", "customer_name": "李四", "ordered_at": at(6, month=4), "order_status": "cancelled"}])
+    newest = raw_data.add_import(
+        [{"order_id": "B", "customer_name": "李四", "ordered_at": at(6, month=4), "order_status": "cancelled"}]
+    )
     chain.run(date(2026, 4, 6))
     assert (date(2026, 4, 6) - DAY).days == 91
     assert lead_rows(chain, "current_stage") == [("COLD",)]
@@ -705,7 +777,9 @@ def test_leads_of_other_customers_turn_cold_and_back_as_the_newest_day_moves(cha
 
 
 def test_ninety_days_are_not_cold(chain: Chain, raw_data: RawData) -> None:
-    raw_data.add_import([{"order_status": "new"}, {"order_id": "B", "customer_name": "李四", "ordered_at": at(5, month=4)}])
+    raw_data.add_import(
+        [{"order_status": "new"}, {"order_id": "B", "customer_name": "李四", "ordered_at": at(5, month=4)}]
+    )
     chain.run(date(2026, 4, 5))
     chain.run(DAY)
     assert ("OPEN",) in lead_rows(chain, "current_stage")
@@ -739,7 +813,9 @@ class Pause:
 
 def wait_until_blocked(chain: Chain, running: Future[Any]) -> None:
     """等到有连接在等锁；那个运行若先结束了，就说明没有人拦它。"""
-    waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
     deadline = monotonic() + 30
     with chain.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         while connection.execute(waiting).scalar_one() == 0:
@@ -839,7 +915,9 @@ def test_runs_at_the_same_time_converge(chain: Chain, raw_data: RawData) -> None
 # ---- 冲突与超时 ------------------------------------------------------------------
 
 
-def test_conflict_with_another_run_is_tried_again(chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conflict_with_another_run_is_tried_again(
+    chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw_data.add_import([{}])
     failures = iter([psycopg.errors.DeadlockDetected("deadlock"), psycopg.errors.UniqueViolation("duplicate")])
     load = orders_etl.load
@@ -855,7 +933,9 @@ def test_conflict_with_another_run_is_tried_again(chain: Chain, raw_data: RawDat
     chain.assert_converged()
 
 
-def test_conflict_that_does_not_end_is_a_transient_error(chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conflict_that_does_not_end_is_a_transient_error(
+    chain: Chain, raw_data: RawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw_data.add_import([{}])
     attempts = 0
 
@@ -871,7 +951,9 @@ def test_conflict_that_does_not_end_is_a_transient_error(chain: Chain, raw_data:
     assert attempts == 5
 
 
-def test_lock_that_another_holds_too_long_is_a_transient_error(chain: Chain, raw_data: RawData, etl_settings: EtlSettings) -> None:
+def test_lock_that_another_holds_too_long_is_a_transient_error(
+    chain: Chain, raw_data: RawData, etl_settings: EtlSettings
+) -> None:
     raw_data.add_import([{}])
     chain.run(DAY)
     impatient = build_engine(etl_settings.model_copy(update={"lock_timeout_seconds": 1}))
@@ -904,13 +986,21 @@ def test_shadow_schema_gets_its_own_result_and_its_own_ledger(chain: Chain, shad
     shadow.run(DAY)
     assert nicknames(chain) == ["张三"]
     assert chain.rows(sa.select(target_tables("shadow").customers.c.customer_nickname)) == [("李四",)]
-    entries = sa.select(ledger.c.target, ledger.c.asset).where(ledger.c.materialized > 0).order_by(ledger.c.target, ledger.c.asset)
-    assert chain.rows(entries) == [(target, asset) for target in ("public", "shadow") for asset in ("customers", "leads", "orders")]
+    entries = (
+        sa.select(ledger.c.target, ledger.c.asset)
+        .where(ledger.c.materialized > 0)
+        .order_by(ledger.c.target, ledger.c.asset)
+    )
+    assert chain.rows(entries) == [
+        (target, asset) for target in ("public", "shadow") for asset in ("customers", "leads", "orders")
+    ]
 
 
 def test_raw_rows_are_never_changed(chain: Chain, raw_data: RawData) -> None:
     raw_data.add_import([{}, {"order_id": None}, {"shop": f" {SAMPLE_SHOP_NAME} "}])
-    version = sa.select(raw_orders.c.raw_id, sa.literal_column("xmin::text"), sa.literal_column("xmax::text")).order_by(raw_orders.c.raw_id)
+    version = sa.select(raw_orders.c.raw_id, sa.literal_column("xmin::text"), sa.literal_column("xmax::text")).order_by(
+        raw_orders.c.raw_id
+    )
     before = chain.rows(version)
     chain.run(DAY)
     assert chain.rows(version) == before

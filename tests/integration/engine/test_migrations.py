@@ -52,7 +52,9 @@ def dump(engine: sa.Engine) -> str:
     # 不加 --restrict-key，每次的输出里就有一个随机的记号
     options = ["--exclude-schema=etl", "--restrict-key=same", "--inserts", f"--dbname={server}"]
     environment = os.environ | {"PGPASSWORD": url.password or ""}
-    return subprocess.run([find_binaries(None) / "pg_dump", *options], env=environment, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [find_binaries(None) / "pg_dump", *options], env=environment, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def row_versions(engine: sa.Engine, table: str) -> list[str]:
@@ -125,7 +127,9 @@ def test_database_of_version_0005_gets_the_new_indexes_where_the_tables_are_its_
             ALTER TABLE etl.ledger DROP COLUMN changed_since, DROP COLUMN changed_until, DROP COLUMN fingerprint, DROP COLUMN scope;
             ALTER TABLE etl.stale_customers DROP COLUMN day;
             CREATE INDEX ix_stale_customers ON etl.stale_customers (target, asset);
-            DROP TABLE etl.day_accounts, etl.counted_imports, etl.assets, etl.graphs, etl.absent_assets;
+            DROP TABLE etl.day_accounts, etl.counted_imports, etl.assets, etl.graphs, etl.absent_assets, etl.imported_files, etl.retention;
+            DROP TABLE etl.failed_runs, etl.alerts, etl.alert_watches;
+            ALTER TABLE etl.import_events DROP COLUMN stored_at, DROP COLUMN import_status;
             UPDATE etl.schema_version SET version_num = '0005';
         """)
     own = index_definitions(engine, "public")
@@ -134,7 +138,9 @@ def test_database_of_version_0005_gets_the_new_indexes_where_the_tables_are_its_
     assert index_definitions(engine, "public") == own
 
 
-def test_database_of_the_version_before_goes_on_where_it_was(empty_database: sa.Engine, etl_settings: EtlSettings) -> None:
+def test_database_of_the_version_before_goes_on_where_it_was(
+    empty_database: sa.Engine, etl_settings: EtlSettings
+) -> None:
     """0009.sql 是那一版真的写下的：1 月 6 日的客户、7 日的订单到期，一个事件等着它的导入。还没有工人载入过新的代码。"""
     engine = empty_database
     written = (Path(__file__).parent / "versions" / "0009.sql").read_bytes()  # 里面有 CR，一个也不能换
@@ -201,7 +207,9 @@ def test_partly_existing_application_is_refused_and_nothing_is_created(empty_dat
     with empty_database.begin() as connection:
         connection.exec_driver_sql("DROP TABLE shop_configs, business_leads")
     before = dump(empty_database)
-    with pytest.raises(PermanentError, match="but not business_leads, shop_configs: create the missing application tables"):
+    with pytest.raises(
+        PermanentError, match="but not business_leads, shop_configs: create the missing application tables"
+    ):
         upgrade_database(empty_database)
     assert dump(empty_database) == before
     assert "etl" not in sa.inspect(empty_database).get_schema_names()
@@ -237,7 +245,9 @@ def test_role_that_may_not_create_is_told_what_it_needs(empty_database: sa.Engin
     assert table_names(empty_database, "public") == set()
 
 
-def test_server_that_is_too_old_is_named_with_the_version_it_needs(empty_database: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_is_too_old_is_named_with_the_version_it_needs(
+    empty_database: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(upgrade, "MINIMUM_SERVER_VERSION", 990000)
     with pytest.raises(DatabaseUnavailableError, match="is too old: version 99 or newer is needed"):
         upgrade_database(empty_database)

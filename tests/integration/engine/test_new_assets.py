@@ -61,7 +61,9 @@ def contents(chain: Chain) -> set[tuple[str, date]]:
 
 def test_old_days_are_neither_due_nor_made_and_the_earlier_import_stays_done(chain: Chain, import_id: UUID) -> None:
     chain.use_graph(WIDER)
-    rows = chain.rows(sa.select(ledger.c.asset, ledger.c.day, ledger.c.run_id).where(ledger.c.asset.in_(["products", "daily_report"])))
+    rows = chain.rows(
+        sa.select(ledger.c.asset, ledger.c.day, ledger.c.run_id).where(ledger.c.asset.in_(["products", "daily_report"]))
+    )
     assert sorted(rows) == sorted((asset, day, None) for asset in ("products", "daily_report") for day in DAYS)
     assert chain.due_days() == []
     assert is_done(chain, import_id)
@@ -85,7 +87,7 @@ def test_backfill_of_an_asset_is_not_held_up_by_a_branch_that_it_does_not_touch(
     chain.use_graph(WIDER)
     with chain.engine.begin() as connection:
         request_days(connection, "public", DAYS, asset="leads")
-        hold_days(connection, "public", ["leads"], DayRange(*DAYS), reason="wrong leads")
+        hold_days(connection, "public", ["leads"], DayRange(*DAYS), cancelled="of leads")
         request_days(connection, "public", DAYS, asset="products")
 
     def progress(asset: str | None) -> tuple[int, int, str | None]:
@@ -93,12 +95,12 @@ def test_backfill_of_an_asset_is_not_held_up_by_a_branch_that_it_does_not_touch(
             found = range_progress(connection, chain.settings, DayRange(*DAYS), asset=asset)
         return found.done, found.held, found.held_reason
 
-    assert progress(None) == (0, 2, "wrong leads")
+    assert progress(None) == (0, 2, "run of leads was cancelled")
     assert progress("products") == (0, 0, None)
     with chain.engine.begin() as connection:
-        hold_days(connection, "public", ["products"], DayRange(*DAYS), reason="wrong products")
-    assert progress("daily_report") == (0, 2, "wrong products")
-    assert progress("leads") == (0, 2, "wrong leads")
+        hold_days(connection, "public", ["products"], DayRange(*DAYS), cancelled="of products")
+    assert progress("daily_report") == (0, 2, "run of products was cancelled")
+    assert progress("leads") == (0, 2, "run of leads was cancelled")
 
 
 @pytest.mark.usefixtures("import_id")
@@ -113,13 +115,17 @@ def test_failure_of_an_asset_holds_the_day_unless_what_it_depends_on_was_asked_f
     began_at = now(chain)
     with chain.engine.begin() as connection:
         request_days(connection, "public", day, asset=asked)
-        record_failure(connection, "public", ["customers", "leads"], day, reason="no luck", kind="permanent", began_at=began_at)
+        record_failure(
+            connection, "public", ["customers", "leads"], day, reason="no luck", kind="permanent", began_at=began_at
+        )
         assert {row["asset"] for row in held_days(connection, chain.settings)} == ({"customers"} if is_held else set())
 
 
 @pytest.mark.usefixtures("import_id")
 @pytest.mark.parametrize(("made_by", "is_held"), [("the run that fails", True), ("another run", False)])
-def test_failure_holds_the_day_unless_another_run_made_its_upstream_meanwhile(chain: Chain, made_by: str, is_held: bool) -> None:
+def test_failure_holds_the_day_unless_another_run_made_its_upstream_meanwhile(
+    chain: Chain, made_by: str, is_held: bool
+) -> None:
     began_at = now(chain)
     chain.run(DAYS[0], assets=["orders"])
     ((run_id,),) = chain.rows(sa.select(ledger.c.run_id).where(ledger.c.asset == "orders", ledger.c.day == DAYS[0]))
@@ -127,7 +133,14 @@ def test_failure_holds_the_day_unless_another_run_made_its_upstream_meanwhile(ch
     day = DayRange(DAYS[0], DAYS[0])
     with chain.engine.begin() as connection:
         record_failure(
-            connection, "public", ["customers"], day, reason="no luck", kind="permanent", run_id=failed_run_id, began_at=began_at
+            connection,
+            "public",
+            ["customers"],
+            day,
+            reason="no luck",
+            kind="permanent",
+            run_id=failed_run_id,
+            began_at=began_at,
         )
         assert bool(held_days(connection, chain.settings)) == is_held
 
@@ -172,7 +185,9 @@ def test_asset_that_is_taken_away_stops_nobody(chain: Chain, raw_data: RawData) 
     chain.announce(import_id)
     chain.run(DAYS[0], assets=["orders", "customers", "leads"])
     with chain.engine.begin() as connection:
-        record_failure(connection, "public", ["products"], DayRange(DAYS[0], DAYS[0]), reason="no luck", kind="permanent")
+        record_failure(
+            connection, "public", ["products"], DayRange(DAYS[0], DAYS[0]), reason="no luck", kind="permanent"
+        )
     assert not is_done(chain, import_id)
     chain.use_graph(graph)
     assert is_done(chain, import_id)
@@ -205,10 +220,16 @@ def test_assets_by_customer_that_come_back_know_who_left_meanwhile(chain: Chain,
     """一天里不再有订单的客户，那一天的运行找不到他：走了的，别的日子还有订单的，订单换了人的。"""
     raw_data.add_import([order_of(DAYS[0]) | {"customer_name": name, "order_id": name} for name in ("甲", "乙", "丙")])
     chain.announce(raw_data.add_import([order_of(NEXT) | {"customer_name": "乙", "order_id": "乙-2"}]))
-    chain.announce(withdrawn := raw_data.add_import([order_of(day) | {"customer_name": "丁", "order_id": f"丁-{day}"} for day in DAYS]))
+    chain.announce(
+        withdrawn := raw_data.add_import(
+            [order_of(day) | {"customer_name": "丁", "order_id": f"丁-{day}"} for day in DAYS]
+        )
+    )
     chain.run_due()
     chain.use_graph(AssetGraph.of(asset for asset in graph.assets if asset.name in left))
-    chain.announce(raw_data.add_import([order_of(DAYS[0]) | {"customer_name": "戊", "order_id": name} for name in ("甲", "乙")]))
+    chain.announce(
+        raw_data.add_import([order_of(DAYS[0]) | {"customer_name": "戊", "order_id": name} for name in ("甲", "乙")])
+    )
     chain.run_due()
     raw_data.set_status(withdrawn, "failed")
     chain.announce(withdrawn)

@@ -31,7 +31,9 @@ def events(connection: sa.Connection) -> list[tuple[str, dict[str, Any]]]:
     return [(row.asset, row.payload) for row in read_unpublished(connection, limit=100)]
 
 
-def test_each_asset_leaves_one_completion_with_its_data(chain: Chain, raw_data: RawData, connection: sa.Connection) -> None:
+def test_each_asset_leaves_one_completion_with_its_data(
+    chain: Chain, raw_data: RawData, connection: sa.Connection
+) -> None:
     import_id = raw_data.add_import([{}, {"order_id": "B"}])
     chain.announce(import_id)
     chain.run(DAY)
@@ -41,7 +43,11 @@ def test_each_asset_leaves_one_completion_with_its_data(chain: Chain, raw_data: 
         assert payload["event_version"] == "1.0"
         assert UUID(payload["event_id"]).version == 4
         assert datetime.now(UTC) - datetime.fromisoformat(payload["occurred_at"]) < timedelta(minutes=5)
-        assert (payload["status"], payload["partitions"], payload["import_ids"]) == ("success", ["2026-01-05"], [str(import_id)])
+        assert (payload["status"], payload["partitions"], payload["import_ids"]) == (
+            "success",
+            ["2026-01-05"],
+            [str(import_id)],
+        )
         assert payload["installation"] == str(installation_id(connection))
         assert payload["duration_seconds"] >= 0
         assert "error" not in payload
@@ -51,7 +57,9 @@ def test_each_asset_leaves_one_completion_with_its_data(chain: Chain, raw_data: 
     assert len({payload["run_id"] for _, payload in found}) == 1
 
 
-def test_asset_that_runs_alone_says_that_the_next_is_pending(chain: Chain, raw_data: RawData, connection: sa.Connection) -> None:
+def test_asset_that_runs_alone_says_that_the_next_is_pending(
+    chain: Chain, raw_data: RawData, connection: sa.Connection
+) -> None:
     raw_data.add_import([{}])
     chain.run(DAY, assets=["orders"])
     ((_, payload),) = events(connection)
@@ -105,7 +113,14 @@ def test_run_that_fails_midway_keeps_the_completions_of_the_assets_that_committe
 
 def test_events_are_read_oldest_first_and_stay_until_they_are_deleted(connection: sa.Connection) -> None:
     for run_id in "abc":
-        failed = Completion(asset="orders", days=DayRange(DAY, NEXT), run_id=run_id, status="failed", downstream="pending", error="no luck")
+        failed = Completion(
+            asset="orders",
+            days=DayRange(DAY, NEXT),
+            run_id=run_id,
+            status="failed",
+            downstream="pending",
+            error="no luck",
+        )
         add_completion(connection, "public", failed)
     first_two = read_unpublished(connection, limit=2)
     assert [row.payload["run_id"] for row in first_two] == ["a", "b"]
@@ -115,7 +130,9 @@ def test_events_are_read_oldest_first_and_stay_until_they_are_deleted(connection
 
 
 def test_event_that_is_not_committed_cannot_be_published(engine: sa.Engine, connection: sa.Connection) -> None:
-    completion = Completion(asset="orders", days=DayRange(DAY, DAY), run_id="run", status="success", downstream="pending")
+    completion = Completion(
+        asset="orders", days=DayRange(DAY, DAY), run_id="run", status="success", downstream="pending"
+    )
     with engine.connect() as other, other.begin() as transaction:
         add_completion(other, "public", completion)
         assert other.scalar(sa.select(sa.func.count()).select_from(outbox)) == 1

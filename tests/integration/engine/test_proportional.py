@@ -48,8 +48,12 @@ def test_event_reads_its_orders_and_customers_and_no_day_as_a_whole(
 
 
 @pytest.mark.parametrize("kind", ["lead_ids", "customer_global_ids"])
-def test_changed_lead_reads_its_customer_and_no_day_as_a_whole(history: Chain, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    owner = sa.select(CUSTOMERS.c.customer_global_id).where(CUSTOMERS.c.customer_nickname == HISTORY.customer_of(NUMBER))
+def test_changed_lead_reads_its_customer_and_no_day_as_a_whole(
+    history: Chain, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    owner = sa.select(CUSTOMERS.c.customer_global_id).where(
+        CUSTOMERS.c.customer_nickname == HISTORY.customer_of(NUMBER)
+    )
     of_customer = sa.and_(LEADS.c.customer_global_id.in_(owner), LEADS.c.lead_no == 1)
     ((lead_id, customer_id),) = history.rows(sa.select(LEADS.c.lead_id, LEADS.c.customer_global_id).where(of_customer))
     closing = {"closed_by": "user", "closed_at": datetime(2026, 1, 1, tzinfo=UTC), "current_stage": "LOST"}

@@ -91,7 +91,9 @@ def test_two_runs_that_need_the_days_of_each_other_do_not_deadlock(chain: Chain,
     [("customers", "public.business_leads"), ("customers", "public.customers"), ("leads", "public.business_leads")],
     ids=["customers deletes the leads", "customers deletes the customer", "leads deletes the leads"],
 )
-def test_customer_that_returns_while_it_is_deleted_is_there_in_the_end(chain: Chain, raw_data: RawData, asset: str, table: str) -> None:
+def test_customer_that_returns_while_it_is_deleted_is_there_in_the_end(
+    chain: Chain, raw_data: RawData, asset: str, table: str
+) -> None:
     """张三的订单归了李四；正要删他时，他在别的一天又下了单。"""
     bring(chain, raw_data, {"order_status": "new"}, hour=1)
     chain.run_due()
@@ -168,7 +170,9 @@ def run_until_the_sweep(chain: Chain) -> None:
 # ---- 事件 ------------------------------------------------------------------------
 
 
-def test_import_withdrawn_before_its_event_while_a_run_has_read_it_leaves_no_order(chain: Chain, raw_data: RawData) -> None:
+def test_import_withdrawn_before_its_event_while_a_run_has_read_it_leaves_no_order(
+    chain: Chain, raw_data: RawData
+) -> None:
     """为别的事重跑这一天的运行读到了它，还没写；两个事件这时才到，orders 里还看不到它。"""
     bring(chain, raw_data, {"order_id": "B"}, hour=1)
     chain.run_due()
@@ -182,7 +186,9 @@ def test_import_withdrawn_before_its_event_while_a_run_has_read_it_leaves_no_ord
     chain.assert_converged()
 
 
-def test_rows_without_a_day_of_a_withdrawn_import_are_not_rejected_by_its_earlier_event(chain: Chain, raw_data: RawData) -> None:
+def test_rows_without_a_day_of_a_withdrawn_import_are_not_rejected_by_its_earlier_event(
+    chain: Chain, raw_data: RawData
+) -> None:
     """两个监听者：一个正处理完成的事件，另一个处理完了撤回的事件。"""
     import_id = raw_data.add_import([{"ordered_at": None}], completed_at=later(1))
     with interleaved(chain.engine, before=writes_to("etl.rejected_rows")) as both:
@@ -209,7 +215,9 @@ def test_closing_taken_back_after_the_orders_have_left_lets_the_customer_go(chai
 
 
 @pytest.mark.parametrize("change", ["a lead changes", "leads deletes", "customers deletes", "leads turn cold"])
-def test_person_who_changes_leads_in_an_order_of_his_own_is_nobodys_victim(chain: Chain, raw_data: RawData, change: str) -> None:
+def test_person_who_changes_leads_in_an_order_of_his_own_is_nobodys_victim(
+    chain: Chain, raw_data: RawData, change: str
+) -> None:
     """他改着一个；运行正要写他的和别的。等了他一秒多，他再改别的，死锁里输的就是他。"""
     rows = [{"order_id": f"{number}", "customer_name": f"客户{number}", "order_status": "new"} for number in range(20)]
     bring(chain, raw_data, *rows, hour=1)
@@ -257,7 +265,9 @@ def test_person_who_adds_a_lead_that_a_run_adds_too_is_nobodys_victim(chain: Cha
 
 
 def lead_id_of(chain: Chain, customer_name: str) -> UUID:
-    theirs = sa.and_(CUSTOMERS.c.customer_global_id == LEADS.c.customer_global_id, CUSTOMERS.c.customer_nickname == customer_name)
+    theirs = sa.and_(
+        CUSTOMERS.c.customer_global_id == LEADS.c.customer_global_id, CUSTOMERS.c.customer_nickname == customer_name
+    )
     ((lead_id,),) = chain.rows(sa.select(LEADS.c.lead_id).join(CUSTOMERS, theirs))
     return UUID(str(lead_id))
 
@@ -297,7 +307,9 @@ def test_lead_let_go_between_customers_and_leads_lets_the_customer_go(chain: Cha
     ],
     ids=repr,
 )
-def test_change_of_a_lead_without_orders_is_seen_by_the_run_of_any_day(chain: Chain, raw_data: RawData, change: dict[str, Any]) -> None:
+def test_change_of_a_lead_without_orders_is_seen_by_the_run_of_any_day(
+    chain: Chain, raw_data: RawData, change: dict[str, Any]
+) -> None:
     bring(chain, raw_data, {"order_status": "new"}, hour=1)
     chain.run_due()
     chain.execute(sa.update(LEADS).values(owner="王五"))
@@ -310,7 +322,9 @@ def test_change_of_a_lead_without_orders_is_seen_by_the_run_of_any_day(chain: Ch
 
 def test_closing_taken_back_is_seen_by_the_run_of_any_day(chain: Chain, raw_data: RawData) -> None:
     """订单也重新分过，不只是改了阶段。"""
-    bring(chain, raw_data, {"order_status": "new"}, {"order_id": "B", "ordered_at": at(7), "order_status": "new"}, hour=1)
+    bring(
+        chain, raw_data, {"order_status": "new"}, {"order_id": "B", "ordered_at": at(7), "order_status": "new"}, hour=1
+    )
     chain.run_due()
     chain.execute(sa.update(LEADS).values(closed_by="user", closed_at=at(6), current_stage="LOST"))
     chain.run(DAY)
@@ -323,7 +337,9 @@ def test_closing_taken_back_is_seen_by_the_run_of_any_day(chain: Chain, raw_data
 # ---- 停住的工人 ------------------------------------------------------------------
 
 
-def test_stopped_worker_loses_its_transaction_and_its_successor_writes(chain: Chain, raw_data: RawData, etl_settings: EtlSettings) -> None:
+def test_stopped_worker_loses_its_transaction_and_its_successor_writes(
+    chain: Chain, raw_data: RawData, etl_settings: EtlSettings
+) -> None:
     """工人停在事务中间，手里还有锁：服务器到时断开它，接手的不必等它醒来，醒来的它什么也写不了。
 
     停住的只是它的线程，进程还活着：替它照看事务的到一条语句的时限为止。

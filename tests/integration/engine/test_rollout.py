@@ -119,7 +119,8 @@ def fill_old_system(chain: Chain, *, is_faithful: bool = False) -> None:
             row["latest_status"] = "旧"
             row["customer_nickname"] = row["customer_nickname"] if number % 10 else f"只在旧系统 {number}"
     extra = [
-        {**orders[number], "order_id": f"extra-{number}", "customer_nickname": f"只在旧系统 {number % 15}"} for number in range(0, 60, 2)
+        {**orders[number], "order_id": f"extra-{number}", "customer_nickname": f"只在旧系统 {number % 15}"}
+        for number in range(0, 60, 2)
     ]
     insert(chain, ORDERS, [*orders, *extra])
     ids = {row["customer_global_id"]: uuid4() for row in wanted.customers}
@@ -127,9 +128,16 @@ def fill_old_system(chain: Chain, *, is_faithful: bool = False) -> None:
         {**row, "customer_global_id": ids[row["customer_global_id"]], "total_amount": row["total_amount"] + 1, **stamps}
         for row in wanted.customers
     ]
-    only_old = {row["customer_nickname"]: row for row in [*orders, *extra] if row["customer_nickname"].startswith("只在旧系统")}
+    only_old = {
+        row["customer_nickname"]: row for row in [*orders, *extra] if row["customer_nickname"].startswith("只在旧系统")
+    }
     ghosts = [
-        {**customers[0], "customer_global_id": uuid4(), "customer_key": key_of(name, row["shop_id"]), "customer_nickname": name}
+        {
+            **customers[0],
+            "customer_global_id": uuid4(),
+            "customer_key": key_of(name, row["shop_id"]),
+            "customer_nickname": name,
+        }
         for name, row in only_old.items()
     ]
     insert(chain, CUSTOMERS, [*customers, *ghosts])
@@ -144,7 +152,10 @@ def fill_old_system(chain: Chain, *, is_faithful: bool = False) -> None:
         }
         for row in wanted.leads
     ]
-    ghost_leads = [{**leads[0], "lead_id": uuid4(), "customer_global_id": ghost["customer_global_id"], "lead_no": 1} for ghost in ghosts]
+    ghost_leads = [
+        {**leads[0], "lead_id": uuid4(), "customer_global_id": ghost["customer_global_id"], "lead_no": 1}
+        for ghost in ghosts
+    ]
     insert(chain, LEADS, [*leads, *ghost_leads])
 
 
@@ -179,12 +190,20 @@ class Split:
     def expected(self, table: str, wanted: Iterable[Row], primary_key: tuple[str, ...]) -> dict[Key, Row]:
         by_key = {tuple(row[name] for name in primary_key): row for row in wanted}
         ours = {key: row for key, row in by_key.items() if self.covers(self.owner(table, row))}
-        theirs = {key: row for key, row in self.before[table].items() if not self.covers(self.owner(table, by_key.get(key, row)))}
+        theirs = {
+            key: row
+            for key, row in self.before[table].items()
+            if not self.covers(self.owner(table, by_key.get(key, row)))
+        }
         assert not ours.keys() & theirs.keys()
         return ours | theirs
 
     def assert_holds(self, chain: Chain) -> None:
-        for table, wanted in ((ORDERS, self.wanted.orders), (CUSTOMERS, self.wanted.customers), (LEADS, self.wanted.leads)):
+        for table, wanted in (
+            (ORDERS, self.wanted.orders),
+            (CUSTOMERS, self.wanted.customers),
+            (LEADS, self.wanted.leads),
+        ):
             primary_key = tuple(column.name for column in table.primary_key.columns)
             expected = self.expected(table.name, wanted, primary_key)
             found = read_rows(chain, table)
@@ -208,7 +227,19 @@ def assert_percent(chain: Chain, percent: int) -> None:
 def test_polars_and_postgresql_agree_with_md5(chain: Chain) -> None:
     keys = [
         key_of(name)
-        for name in ("张三", "ＡＢＣ", "🙂👩‍👩‍👧", "שלום", "é", "e\u0301", "a b", "ß", "x" * 2_000, "'; DROP TABLE x --%s", *names(0, 100))
+        for name in (
+            "张三",
+            "ＡＢＣ",
+            "🙂👩‍👩‍👧",
+            "שלום",
+            "é",
+            "e\u0301",
+            "a b",
+            "ß",
+            "x" * 2_000,
+            "'; DROP TABLE x --%s",
+            *names(0, 100),
+        )
     ][:2_000]
     frame = pl.DataFrame({"customer_key": keys})
     with chain.engine.begin() as connection:
@@ -217,7 +248,9 @@ def test_polars_and_postgresql_agree_with_md5(chain: Chain) -> None:
             share = Share(percent=percent)
             expected = sorted(key for key in keys if bucket(key) < percent)
             assert sorted(frame.filter(share.covers())["customer_key"]) == expected
-            in_sql = read_frame(connection, sa.select(staging.c.customer_key).where(share.covers_key(staging.c.customer_key)))
+            in_sql = read_frame(
+                connection, sa.select(staging.c.customer_key).where(share.covers_key(staging.c.customer_key))
+            )
             assert sorted(in_sql["customer_key"]) == expected
             assert 0 < len(expected) < len(keys)
 
@@ -252,7 +285,9 @@ def test_days_one_by_one_end_the_same(chain: Chain, raw_data: RawData) -> None:
     split.assert_holds(chain)
 
 
-def test_customers_and_leads_of_the_old_system_keep_their_ids(chain: Chain, old_system: dict[str, dict[Key, Row]]) -> None:
+def test_customers_and_leads_of_the_old_system_keep_their_ids(
+    chain: Chain, old_system: dict[str, dict[Key, Row]]
+) -> None:
     with_rollout(chain, 50).run(FIRST, LAST, allow_deletes=True)
     chain.run(FIRST, LAST, allow_deletes=True)
     after = read_all(chain)
@@ -267,7 +302,9 @@ def test_back_to_ten_percent_leaves_the_rest_to_the_old_system(chain: Chain) -> 
     outside = ~Share(percent=10).covers_key(CUSTOMERS.c.customer_key)
     theirs = sa.select(CUSTOMERS.c.customer_global_id).where(outside)
     their_orders = sa.select(order_index.c.order_id).where(~Share(percent=10).covers_key(order_index.c.customer_key))
-    chain.execute(sa.update(LEADS).where(LEADS.c.customer_global_id.in_(theirs)).values(bulk_count=77, updated_at=LONG_AGO))
+    chain.execute(
+        sa.update(LEADS).where(LEADS.c.customer_global_id.in_(theirs)).values(bulk_count=77, updated_at=LONG_AGO)
+    )
     chain.execute(sa.update(CUSTOMERS).where(outside).values(customer_nickname="旧系统又写了", updated_at=LONG_AGO))
     chain.execute(sa.update(ORDERS).where(ORDERS.c.order_id.in_(their_orders)).values(quantity=5, updated_at=LONG_AGO))
     assert_percent(chain, 10)
@@ -436,12 +473,17 @@ def test_rows_of_others_have_their_own_place_in_the_account(chain: Chain, raw_da
     (report,) = with_rollout(chain, 10).run(date(2026, 1, 5), date(2026, 1, 6), assets=["orders"])
     splits = [(a.raw, a.loaded, a.superseded, a.rejected_count, a.outside) for a in report.accounts]
     assert splits == [(7, 1, 2, 1, 3), (1, 1, 0, 0, 0)]
-    assert str(report.accounts[0]) == "7 raw rows in scope on 2026-01-05, 1 loaded + 2 superseded + 1 rejected + 3 outside the share"
+    assert (
+        str(report.accounts[0])
+        == "7 raw rows in scope on 2026-01-05, 1 loaded + 2 superseded + 1 rejected + 3 outside the share"
+    )
     assert report.written.rows == 2
 
 
 def test_rows_outside_the_share_are_not_warned_of(chain: Chain, raw_data: RawData) -> None:
-    raw_data.add_import([order(name, who, order_type="定制") for name, who in (("A", IN), ("A", IN), ("B", OUT), ("B", OUT))])
+    raw_data.add_import(
+        [order(name, who, order_type="定制") for name, who in (("A", IN), ("A", IN), ("B", OUT), ("B", OUT))]
+    )
     (report, *_) = with_rollout(chain, 10).run(date(2026, 1, 5))
     assert report.warnings[date(2026, 1, 5)].rows == {"repeated_in_import": 1, "unmapped_type": 1}
 
@@ -455,7 +497,9 @@ def test_lost_order_of_the_share_is_found(chain: Chain, raw_data: RawData) -> No
         """)
     )
     try:
-        with pytest.raises(AccountingError, match=r"0 loaded \+ 0 superseded \+ 0 rejected \+ 1 outside the share \(look at raw_id 2\)"):
+        with pytest.raises(
+            AccountingError, match=r"0 loaded \+ 0 superseded \+ 0 rejected \+ 1 outside the share \(look at raw_id 2\)"
+        ):
             with_rollout(chain, 10).run(date(2026, 1, 5))
     finally:
         chain.execute(sa.text("DROP FUNCTION swallow() CASCADE"))
@@ -476,7 +520,9 @@ def test_shops_by_name(chain: Chain) -> None:
 @pytest.mark.usefixtures("old_system")
 def test_unknown_shop_is_refused_before_anything_is_written(chain: Chain) -> None:
     before = read_all(chain)
-    with pytest.raises(SettingsError, match="ETL_ROLLOUT names '没有的店', which shop_configs does not have, so nothing was written"):
+    with pytest.raises(
+        SettingsError, match="ETL_ROLLOUT names '没有的店', which shop_configs does not have, so nothing was written"
+    ):
         with_rollout(chain, ("二店", "没有的店")).run(FIRST, LAST)
     assert read_all(chain) == before
     assert not chain.rows(sa.select(rejected_rows.c.raw_id))

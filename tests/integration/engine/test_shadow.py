@@ -48,15 +48,20 @@ def test_tables_are_created_once(shadow: Chain) -> None:
     assert not prepare_target(shadow.engine, shadow.settings).created_tables
 
 
-def test_shadow_writes_its_own_schema_only_and_equals_the_result_of_a_run(chain: Chain, shadow: Chain, raw_data: RawData) -> None:
+def test_shadow_writes_its_own_schema_only_and_equals_the_result_of_a_run(
+    chain: Chain, shadow: Chain, raw_data: RawData
+) -> None:
     fill_raw(raw_data)
     prepare_target(shadow.engine, shadow.settings)
     shadow.run(FIRST, LAST)
     assert read_all(chain, "public") == [[], [], []]
-    assert set(chain.rows(sa.select(ledger.c.target))) == set(chain.rows(sa.select(order_index.c.target))) == {(SHADOW,)}
+    assert (
+        set(chain.rows(sa.select(ledger.c.target))) == set(chain.rows(sa.select(order_index.c.target))) == {(SHADOW,)}
+    )
     with chain.engine.connect() as connection:
         assert not differences(
-            expected(connection, chain.reference_settings, target_schema=SHADOW), actual(connection, target_schema=SHADOW)
+            expected(connection, chain.reference_settings, target_schema=SHADOW),
+            actual(connection, target_schema=SHADOW),
         )
     written = read_all(chain, SHADOW)
     chain.run(FIRST, LAST)
@@ -91,10 +96,14 @@ def test_role_without_the_right_is_told_what_to_do(chain: Chain) -> None:
     role = f"reader_{uuid4().hex[:8]}"
     chain.execute(sa.text(f"CREATE ROLE {role} LOGIN PASSWORD 'x'"))
     url = normalize_url(chain.settings.database_url).set(username=role, password="x")
-    settings = chain.settings.model_copy(update={"database_url": url.render_as_string(hide_password=False), "target_schema": "not_allowed"})
+    settings = chain.settings.model_copy(
+        update={"database_url": url.render_as_string(hide_password=False), "target_schema": "not_allowed"}
+    )
     engine = build_engine(settings)
     try:
-        with pytest.raises(PermanentError, match="cannot create the result tables in ETL_TARGET_SCHEMA=not_allowed: permission denied"):
+        with pytest.raises(
+            PermanentError, match="cannot create the result tables in ETL_TARGET_SCHEMA=not_allowed: permission denied"
+        ):
             prepare_target(engine, settings)
     finally:
         engine.dispose()

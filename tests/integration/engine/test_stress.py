@@ -31,7 +31,9 @@ def test_eight_workers_on_the_same_customers_never_fail_and_converge(chain: Chai
         world = World(chain, processes)
         days = (FIRST_DAY, FIRST_DAY + timedelta(days=DAYS - 1))
         world.happen(random_import(randomness))
-        running = [processes.submit(labour, world.chain.settings, days, seed=seed, seconds=SECONDS) for seed in range(WORKERS)]
+        running = [
+            processes.submit(labour, world.chain.settings, days, seed=seed, seconds=SECONDS) for seed in range(WORKERS)
+        ]
         while wait(running, timeout=SECONDS_BETWEEN_CHANGES).not_done:
             world.happen(random_change(randomness))
         labours = [future.result() for future in running]
@@ -53,7 +55,8 @@ def random_change(randomness: Random) -> Event:
 
 def random_import(randomness: Random) -> Import:
     return Import(
-        tuple(random_row(randomness) for _ in range(ROWS_PER_IMPORT)), datetime(2026, 6, 1, tzinfo=UTC) + randomness.random() * ONE_DAY
+        tuple(random_row(randomness) for _ in range(ROWS_PER_IMPORT)),
+        datetime(2026, 6, 1, tzinfo=UTC) + randomness.random() * ONE_DAY,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
@@ -36,9 +37,18 @@ DEVIATIONS = [
         "ALTER TABLE orders ALTER latest_status TYPE varchar(1000)",
         "public.orders.latest_status is character varying(1000), it must be text",
     ),
-    ("ALTER TABLE orders ALTER order_id TYPE varchar(499)", "public.orders.order_id is character varying(499), it must be text"),
-    ("ALTER TABLE orders ALTER system_order_type TYPE char(6)", "public.orders.system_order_type is character(6), it must be text"),
-    ("ALTER TABLE orders ALTER import_id TYPE varchar", "public.orders.import_id is character varying, it must be uuid"),
+    (
+        "ALTER TABLE orders ALTER order_id TYPE varchar(499)",
+        "public.orders.order_id is character varying(499), it must be text",
+    ),
+    (
+        "ALTER TABLE orders ALTER system_order_type TYPE char(6)",
+        "public.orders.system_order_type is character(6), it must be text",
+    ),
+    (
+        "ALTER TABLE orders ALTER import_id TYPE varchar",
+        "public.orders.import_id is character varying, it must be uuid",
+    ),
     # 键
     (
         "ALTER TABLE customers DROP CONSTRAINT customers_customer_key_key; CREATE INDEX ON customers (customer_key)",
@@ -92,7 +102,10 @@ DEVIATIONS = [
         "ALTER TABLE order_type_mappings RENAME TO mappings",
         "public.order_type_mappings is missing, it must be a table or a view",
     ),
-    ("ALTER TABLE raw_orders ALTER amount TYPE numeric", "public.raw_orders.amount is numeric, it must be numeric(14,2)"),
+    (
+        "ALTER TABLE raw_orders ALTER amount TYPE numeric",
+        "public.raw_orders.amount is numeric, it must be numeric(14,2)",
+    ),
     (
         "ALTER TABLE raw_orders ALTER ordered_at TYPE timestamp",
         "public.raw_orders.ordered_at is timestamp without time zone, it must be timestamp with time zone",
@@ -105,6 +118,33 @@ DEVIATIONS = [
         "ALTER TABLE shop_configs DROP CONSTRAINT shop_configs_shop_name_key",
         "public.shop_configs (shop_name) is not a unique key, it must be one",
     ),
+    # 按天分区：键里要有分区的列，唯一就不是我们要的那一个了
+    (
+        (
+            "ALTER TABLE raw_orders RENAME TO plain;"
+            " CREATE TABLE public.raw_orders (LIKE plain, UNIQUE (raw_id, ordered_at)) PARTITION BY RANGE (ordered_at)"
+        ),
+        "public.raw_orders (raw_id) is not a unique key, it must be one",
+    ),
+    (
+        (
+            "ALTER TABLE orders RENAME TO plain;"
+            " CREATE TABLE public.orders (LIKE plain, UNIQUE (shop_id, order_id, order_date)) PARTITION BY RANGE (order_date)"
+        ),
+        "public.orders (shop_id, order_id) is not a unique key, it must be one",
+    ),
+]
+
+HIDING = "is hiding rows from our role (row-level security), it must be seen whole (BYPASSRLS, or a policy FOR ALL USING (true))"
+FORCED = "ALTER TABLE {0} ENABLE ROW LEVEL SECURITY; ALTER TABLE {0} FORCE ROW LEVEL SECURITY; "
+POLICIES = [
+    ("", True),
+    ("CREATE POLICY mine ON {0} USING (current_user = 'somebody')", True),
+    ("CREATE POLICY reads ON {0} FOR SELECT USING (true)", True),
+    ("CREATE POLICY others ON {0} TO pg_write_server_files USING (true)", True),
+    ("CREATE POLICY whole ON {0} USING (true); CREATE POLICY less ON {0} AS RESTRICTIVE USING (false)", True),
+    ("CREATE POLICY whole ON {0} USING (true)", False),
+    ("CREATE POLICY whole ON {0} TO CURRENT_USER USING (true); CREATE POLICY mine ON {0} USING (false)", False),
 ]
 
 OWN_WAYS = [
@@ -135,11 +175,28 @@ def test_deviation_is_refused_by_name(engine: sa.Engine, change: str, place: str
     )
 
 
+@pytest.mark.parametrize("table", ["orders", "raw_orders"])
+@pytest.mark.parametrize(("policies", "hides"), POLICIES)
+def test_rows_that_may_be_hidden_from_us_are_refused(engine: sa.Engine, table: str, policies: str, hides: bool) -> None:
+    with engine.connect() as connection:
+        connection.exec_driver_sql((FORCED + policies).format(table))
+        found = []
+        try:
+            assert_table_contract(connection, "public")
+        except TableContractError as error:
+            found = [str(each) for each in error.deviations]
+    assert found == ([f"public.{table} {HIDING}"] if hides else [])
+
+
 def test_every_difference_is_in_the_error_and_the_message_stays_short(engine: sa.Engine) -> None:
     with engine.connect() as connection:
         connection.exec_driver_sql("DROP TABLE public.orders")
-        connection.exec_driver_sql("CREATE TABLE public.orders (shop_id uuid, order_id text, PRIMARY KEY (shop_id, order_id))")
-        with pytest.raises(TableContractError, match=r"customer_nickname is missing.*; and 7 more; correct the tables") as caught:
+        connection.exec_driver_sql(
+            "CREATE TABLE public.orders (shop_id uuid, order_id text, PRIMARY KEY (shop_id, order_id))"
+        )
+        with pytest.raises(
+            TableContractError, match=r"customer_nickname is missing.*; and 7 more; correct the tables"
+        ) as caught:
             assert_table_contract(connection, "public")
     assert [each.place.rpartition(".")[2] for each in caught.value.deviations] == [
         column.name for column in target_tables("public").orders.columns if not column.primary_key
@@ -183,10 +240,81 @@ def test_refused_run_writes_nothing_and_succeeds_once_the_table_is_right(own_cha
 
 def test_application_may_keep_the_contract_in_its_own_way(own_chain: Chain) -> None:
     """更多的列、varchar、唯一索引、视图：结果照样与参照实现一样。"""
-    rows = [{"order_id": "x" * 500, "customer_name": "客" * 500}, {"order_id": "B", "order_status": "cancelled", "order_type": "打样订单"}]
+    rows = [
+        {"order_id": "x" * 500, "customer_name": "客" * 500},
+        {"order_id": "B", "order_status": "cancelled", "order_type": "打样订单"},
+    ]
     own_chain.announce(RawData(own_chain.engine).add_import(rows))
     for change in OWN_WAYS:
         own_chain.execute(sa.text(change))
     own_chain.run_due()
     own_chain.run(DAY)
     own_chain.assert_converged()
+
+
+def test_nothing_is_deleted_while_rows_are_hidden_from_us(own_chain: Chain) -> None:
+    """看不见的原始行像是没有了：它们的订单不删，放开以后接着做。"""
+    raw_data = RawData(own_chain.engine)
+    own_chain.announce(raw_data.add_import([{}]))
+    own_chain.run_due()
+    before = database_contents(own_chain.engine)
+    own_chain.execute(sa.text(FORCED.format("raw_orders") + "CREATE POLICY mine ON raw_orders USING (shop = 'mine')"))
+    with pytest.raises(TableContractError, match=r"public\.raw_orders is hiding rows from our role"):
+        own_chain.run(DAY)
+    own_chain.execute(sa.text("ALTER TABLE raw_orders DISABLE ROW LEVEL SECURITY"))
+    assert database_contents(own_chain.engine) == before
+    own_chain.run(DAY)
+    own_chain.assert_converged()
+
+
+PARTITIONED = """
+    ALTER TABLE {table} RENAME TO plain;
+    CREATE TABLE public.{table} (LIKE plain INCLUDING DEFAULTS INCLUDING IDENTITY, PRIMARY KEY ({key})) PARTITION BY HASH ({by});
+    CREATE TABLE public.{table}_0 PARTITION OF {table} FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+    CREATE TABLE public.{table}_1 PARTITION OF {table} FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+    DROP TABLE plain"""
+# 应用自己的触发器与计算出来的列：记账、改时刻、在旁边写一行
+BUSY = """
+    CREATE TABLE audit (at timestamptz DEFAULT clock_timestamp(), relation text, action text);
+    CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO audit (relation, action) VALUES (TG_TABLE_NAME, TG_OP); RETURN NULL;
+    END $$;
+    CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        NEW.updated_at := now() + interval '1 hour'; RETURN NEW;
+    END $$"""
+OF_EACH = """
+    CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION note();
+    CREATE TRIGGER stamp BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION stamp();
+    ALTER TABLE {table} ADD shown text GENERATED ALWAYS AS ({shown}) STORED"""
+
+
+def test_partitioned_tables_with_triggers_and_generated_columns_work(own_chain: Chain) -> None:
+    """整天的、只做变了的、撤回的、换了日子的，都与参照一样。"""
+    raw_data = RawData(own_chain.engine)
+    other = UUID("00000000-0000-4000-8000-000000000002")
+    raw_data.add_shop(other, "分店")
+    own_chain.execute(sa.text(PARTITIONED.format(table="raw_orders", key="raw_id", by="raw_id")))
+    own_chain.execute(sa.text(PARTITIONED.format(table="orders", key="shop_id, order_id", by="shop_id")))
+    own_chain.execute(sa.text(BUSY))
+    for table, shown in (("orders", "order_id"), ("customers", "customer_key"), ("business_leads", "current_stage")):
+        own_chain.execute(sa.text(OF_EACH.format(table=table, shown=f"upper({shown})")))
+    rows = [
+        {"order_id": f"A-{number}", "shop": shop, "ordered_at": datetime(2026, 1, 5 + number % 2, 4, tzinfo=UTC)}
+        for number in range(40)
+        for shop in ("旗舰店", "分店")
+    ]
+    imports = [raw_data.add_import(rows)]
+    moved = [{**row, "ordered_at": datetime(2026, 1, 7, 4, tzinfo=UTC), "amount": "3.00"} for row in rows[:3]]
+    imports.append(raw_data.add_import(moved, completed_at=datetime(2026, 6, 2, tzinfo=UTC)))
+    for import_id in imports:
+        own_chain.announce(import_id)
+        own_chain.run_due()
+        own_chain.assert_converged()
+    raw_data.set_status(imports[1], "failed")
+    own_chain.announce(imports[1])
+    own_chain.run_due()
+    own_chain.run(DAY)
+    own_chain.assert_converged()
+    audited = own_chain.rows(sa.text("SELECT DISTINCT relation, action FROM audit"))
+    assert {("business_leads", "INSERT"), ("customers", "UPDATE")} <= set(audited)
+    assert {action for relation, action in audited if relation.startswith("orders_")} == {"INSERT", "UPDATE"}

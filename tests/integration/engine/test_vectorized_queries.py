@@ -139,7 +139,9 @@ def nasty_frame() -> pl.DataFrame:
 
 
 def texts(*values: str | None, start: int = 0) -> pl.DataFrame:
-    return pl.DataFrame({"id": range(start, start + len(values)), "text": values}, schema={"id": pl.Int32, "text": pl.String})
+    return pl.DataFrame(
+        {"id": range(start, start + len(values)), "text": values}, schema={"id": pl.Int32, "text": pl.String}
+    )
 
 
 def in_order(connection: sa.Connection) -> pl.DataFrame:
@@ -164,7 +166,9 @@ def test_trimming_is_the_same_in_sql_in_polars_and_in_python(connection: sa.Conn
     samples = [f"{character}a {character} b{character}" for character in (*WHITE_SPACE, *kept, WHITE_SPACE)]
     samples += ["", WHITE_SPACE, kept, "a", f"{WHITE_SPACE}'\\u0020E"]
     copy_into(connection, texts(*samples), nasty)
-    in_sql = [trimmed_text for (trimmed_text,) in connection.execute(sa.select(trimmed(nasty.c.text)).order_by(nasty.c.id))]
+    in_sql = [
+        trimmed_text for (trimmed_text,) in connection.execute(sa.select(trimmed(nasty.c.text)).order_by(nasty.c.id))
+    ]
     in_polars = pl.Series(samples).str.strip_chars().to_list()
     in_python = [sample.strip(WHITE_SPACE) for sample in samples]
     assert in_sql == in_polars == in_python
@@ -195,12 +199,17 @@ def test_what_was_written_is_what_the_driver_reads(connection: sa.Connection) ->
     """写与读若错得对称，来回比较就看不出来：让 psycopg 读一遍。"""
     frame = nasty_frame().drop("document")
     copy_into(connection, frame, nasty)
-    read = [tuple(row) for row in connection.execute(sa.select(*[nasty.c[name] for name in frame.columns]).order_by(nasty.c.id))]
+    read = [
+        tuple(row)
+        for row in connection.execute(sa.select(*[nasty.c[name] for name in frame.columns]).order_by(nasty.c.id))
+    ]
     plain = [tuple(str(value) if isinstance(value, UUID) else value for value in row) for row in read]
     assert plain == frame.rows()
 
 
-def test_long_results_are_read_and_written_in_pieces(connection: sa.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_results_are_read_and_written_in_pieces(
+    connection: sa.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frame = nasty_frame()
     monkeypatch.setattr(vectorized_queries, "_WRITE_CHUNK_ROWS", 3)
     copy_into(connection, frame, nasty)
@@ -236,7 +245,9 @@ def test_reading_ahead_that_is_given_up_is_cancelled(engine: sa.Engine, monkeypa
         assert connection.scalar(sa.select(sa.literal(1))) == 1
 
 
-def test_error_while_reading_ahead_reaches_the_reader(connection: sa.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_while_reading_ahead_reaches_the_reader(
+    connection: sa.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(copy_out, "_READ_CHUNK_BYTES", 200)
     number = sa.func.generate_series(1, 1_000, type_=sa.Integer).column_valued("number")
     failing = sa.select(sa.cast(1 / (500 - number), sa.Integer).label("quotient"))
@@ -277,7 +288,9 @@ def test_nul_character_is_refused_by_the_server(connection: sa.Connection) -> No
 
 
 @pytest.mark.usefixtures("codec")
-def test_nan_amounts_and_impossible_times_are_read_as_marks(etl_settings: EtlSettings, engine: sa.Engine, raw_data: RawData) -> None:
+def test_nan_amounts_and_impossible_times_are_read_as_marks(
+    etl_settings: EtlSettings, engine: sa.Engine, raw_data: RawData
+) -> None:
     """Polars 装不下它们：scope 换成 NULL 加标记，别的行照样读得出来。"""
     times = ["infinity", "-infinity", "4713-01-01 00:00:00+00 BC", "10000-01-01 00:00:00+00", "0001-01-01 00:00:00+00"]
     raw_data.add_import([{}, {"amount": "NaN"}, *[{"ordered_at": time} for time in times]])
@@ -333,7 +346,9 @@ def test_insert_only_columns_keep_their_first_value(connection: sa.Connection) -
 
 def test_protected_columns_keep_their_value_while_the_condition_holds(connection: sa.Connection) -> None:
     how = Upsert(key=("id",), protected={"text": "({row}.flag IS TRUE)"})
-    connection.execute(sa.insert(nasty), [{"id": 0, "text": "hers", "flag": True}, {"id": 1, "text": "old", "flag": False}])
+    connection.execute(
+        sa.insert(nasty), [{"id": 0, "text": "hers", "flag": True}, {"id": 1, "text": "old", "flag": False}]
+    )
     assert upsert_frame(connection, texts("new", "new"), nasty, how) == WriteCounts(rows=2, updated=1)
     assert by_number(connection) == {0: "hers", 1: "new"}
 
@@ -364,14 +379,20 @@ def test_names_that_need_quotes_are_quoted(connection: sa.Connection) -> None:
     odd.create(connection)
     frame = pl.DataFrame({"Select": [1], 'a"b': ["x"]}, schema={"Select": pl.Int32, 'a"b': pl.String})
     assert upsert_frame(connection, frame, odd, Upsert(key=("Select",))).inserted == 1
-    assert upsert_frame(connection, frame.with_columns(pl.lit("y").alias('a"b')), odd, Upsert(key=("Select",))).updated == 1
+    assert (
+        upsert_frame(connection, frame.with_columns(pl.lit("y").alias('a"b')), odd, Upsert(key=("Select",))).updated
+        == 1
+    )
     assert_frame_equal(read_frame(connection, sa.select(odd)), frame.with_columns(pl.lit("y").alias('a"b')))
 
 
 def test_staging_table_has_the_types_of_its_model(connection: sa.Connection) -> None:
     frame = pl.DataFrame({"uuid": ["fa55f60f-e32c-5a53-a54e-925cf73a97da"], "amount": [Decimal("1.5")]})
     staging = stage_frame(connection, frame, name="staged", like=nasty)
-    assert connection.execute(sa.select(staging.c.uuid, staging.c.amount)).one() == (UUID(frame["uuid"][0]), Decimal("1.50"))
+    assert connection.execute(sa.select(staging.c.uuid, staging.c.amount)).one() == (
+        UUID(frame["uuid"][0]),
+        Decimal("1.50"),
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 5_000])
@@ -406,7 +427,9 @@ def test_idle_connection_keeps_no_large_staging_table(engine: sa.Engine) -> None
     engine.dispose()  # 往后只有一个连接
     rows = MAX_IDLE_STAGED_BYTES // 1_000 + 1
     temporary = (
-        sa.select(sa.func.count() > 0).select_from(sa.table("pg_class")).where(sa.column("relnamespace") == sa.func.pg_my_temp_schema())
+        sa.select(sa.func.count() > 0)
+        .select_from(sa.table("pg_class"))
+        .where(sa.column("relnamespace") == sa.func.pg_my_temp_schema())
     )
     pids, exists = [], []
     for count in (1, 1, rows, 1):

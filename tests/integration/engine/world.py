@@ -188,7 +188,9 @@ class World:
             self.chain.run(FIRST_DAY, LAST_DAY)
         elif finish.day_by_day:
             position = {FIRST_DAY + timedelta(days=number): position for number, position in enumerate(finish.order)}
-            for day, assets in sorted(self.chain.due_runs().items(), key=lambda due: position.get(due[0], DAYS)):  # 或者是今天
+            for day, assets in sorted(
+                self.chain.due_runs().items(), key=lambda due: position.get(due[0], DAYS)
+            ):  # 或者是今天
                 self.chain.run(day, assets=assets, is_of_event=True)
         self.chain.run_due()
         for day in self._days_of_touched_customers():
@@ -207,7 +209,9 @@ class World:
             return []
         same_customer = order_index.c.customer_key == CUSTOMERS.c.customer_key
         days = sa.select(order_index.c.order_date.distinct()).join(CUSTOMERS, same_customer)
-        return [day for (day,) in self.chain.rows(days.where(CUSTOMERS.c.customer_global_id.in_(self.touched_customers)))]
+        return [
+            day for (day,) in self.chain.rows(days.where(CUSTOMERS.c.customer_global_id.in_(self.touched_customers)))
+        ]
 
     def _assert_all_rows_accounted_for(self) -> None:
         """每次导入的行数对得上：在范围内的 = 入表 + 被取代 + 被拒。"""
@@ -221,7 +225,10 @@ class World:
             split = Split(loaded=row["loaded"], superseded=row["superseded"], rejected=row["rejected"])
             assert split == reference.get(import_id, Split())
             assert row["waiting"] == 0
-            assert row["status"] == "failed" or split.loaded + split.superseded + split.rejected == row["raw"]
+            assert (
+                row["status"] in ("failed", "withdrawn")
+                or split.loaded + split.superseded + split.rejected == row["raw"]
+            )
 
     # ---- 看到了什么 --------------------------------------------------------------
 
@@ -238,10 +245,15 @@ class World:
     def _orders(self) -> dict[tuple[UUID, str], tuple[str, date]]:
         columns = (ORDERS.c.shop_id, ORDERS.c.order_id, ORDERS.c.customer_nickname, ORDERS.c.order_date)
         rows = self.chain.rows(sa.select(*columns))
-        return {(shop_id, order_id): (build_customer_key(shop_id, nickname), day) for shop_id, order_id, nickname, day in rows}
+        return {
+            (shop_id, order_id): (build_customer_key(shop_id, nickname), day)
+            for shop_id, order_id, nickname, day in rows
+        }
 
     def _look_at_the_result(self) -> None:
-        leads = self.chain.rows(sa.select(LEADS.c.current_stage, LEADS.c.closed_by, LEADS.c.closed_at, LEADS.c.opened_at))
+        leads = self.chain.rows(
+            sa.select(LEADS.c.current_stage, LEADS.c.closed_by, LEADS.c.closed_at, LEADS.c.opened_at)
+        )
         for stage, closed_by, closed_at, opened_at in leads:
             self.sightings.add(f"{stage} lead")
             self.sightings |= {"closing by a person"} if closed_by == "user" and closed_at is not None else set()

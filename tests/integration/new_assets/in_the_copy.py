@@ -24,7 +24,7 @@ from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import target_tables
 from etl_assets.definitions import defs
 from etl_assets.products.etl import transform
-from etl_assets.services.previews import read_preview
+from etl_assets.services.previews import read_previews
 from etl_assets.services.table_checks import count_violations
 from etl_assets.services.table_contract import assert_table_contract
 from etl_assets.services.target_schema import prepare_target
@@ -40,7 +40,11 @@ def etl(etl_settings: EtlSettings, tmp_path: Path) -> Etl:
 
     def run(*arguments: str, exit_code: int = 0) -> str:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETL_")}
-        addresses = {"ETL_DATABASE_URL": etl_settings.database_url, "ETL_NATS_URL": "nats://127.0.0.1:1", "ETL_STATE_DIR": str(tmp_path)}
+        addresses = {
+            "ETL_DATABASE_URL": etl_settings.database_url,
+            "ETL_NATS_URL": "nats://127.0.0.1:1",
+            "ETL_STATE_DIR": str(tmp_path),
+        }
         command = [sys.executable, "-m", "bridge.cli.main", *arguments]
         result = subprocess.run(
             command,
@@ -78,7 +82,10 @@ def test_they_come_after_what_they_are_computed_from() -> None:
 
 def test_dagster_shows_assets_columns_and_where_they_come_from() -> None:
     graph = defs.resolve_asset_graph()
-    parents = {asset: {key.to_user_string() for key in graph.get(AssetKey(asset)).parent_keys} for asset in ("products", "daily_report")}
+    parents = {
+        asset: {key.to_user_string() for key in graph.get(AssetKey(asset)).parent_keys}
+        for asset in ("products", "daily_report")
+    }
     assert parents == {"products": {"orders"}, "daily_report": {"customers", "products"}}
     metadata = graph.get(AssetKey("daily_report")).metadata
     lineage = metadata["dagster/column_lineage"].value.deps_by_column["order_count"]
@@ -89,7 +96,9 @@ def test_dagster_shows_assets_columns_and_where_they_come_from() -> None:
 def test_jobs_take_them_in() -> None:
     etl_job, checks_job = defs.resolve_job_def("etl"), defs.resolve_job_def("table_checks")
     assert {key.to_user_string() for key in etl_job.asset_layer.selected_asset_keys} == set(asset_folders())
-    checked = {f"{key.asset_key.to_user_string()}.{key.name}" for key in checks_job.asset_layer.asset_graph.asset_check_keys}
+    checked = {
+        f"{key.asset_key.to_user_string()}.{key.name}" for key in checks_job.asset_layer.asset_graph.asset_check_keys
+    }
     assert "products.positive" in checked
     assert "orders.accounts" in checked
 
@@ -108,7 +117,9 @@ def test_init_db_makes_their_tables_beside_those_of_the_application(etl: Etl, en
         assert connection.scalar(sa.text("SELECT count(*) FROM orders")) == 1
 
 
-def test_init_db_leaves_it_to_the_application_to_make_its_own_again(engine: sa.Engine, etl_settings: EtlSettings) -> None:
+def test_init_db_leaves_it_to_the_application_to_make_its_own_again(
+    engine: sa.Engine, etl_settings: EtlSettings
+) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE customers, products")
     with pytest.raises(TableContractError, match=r"public\.customers is missing, it must be a table"):
@@ -117,7 +128,11 @@ def test_init_db_leaves_it_to_the_application_to_make_its_own_again(engine: sa.E
 
 @pytest.mark.usefixtures("filled")
 def test_show_has_their_rows_the_newest_day_first(etl: Etl) -> None:
-    assert [row["day"] for row in json.loads(etl("show", "products", "--format", "json"))] == ["2026-01-06", "2026-01-06", "2026-01-05"]
+    assert [row["day"] for row in json.loads(etl("show", "products", "--format", "json"))] == [
+        "2026-01-06",
+        "2026-01-06",
+        "2026-01-05",
+    ]
     (row,) = json.loads(etl("show", "products", "--day", "2026-01-05", "--format", "json"))
     assert (row["system_order_type"], row["order_count"], row["amount"]) == ("BULK", 2, "20.00")
     assert "customer_count" in etl("show", "daily_report")
@@ -134,7 +149,9 @@ def test_backfill_show_and_compare_offer_them(etl: Etl) -> None:
 def test_compare_finds_their_rows_by_their_key(etl: Etl, filled: sa.Engine, etl_settings: EtlSettings) -> None:
     prepare_target(filled, etl_settings.model_copy(update={"target_schema": "trial"}))
     with filled.begin() as connection:
-        connection.exec_driver_sql("INSERT INTO trial.products SELECT * FROM public.products WHERE system_order_type = 'BULK'")
+        connection.exec_driver_sql(
+            "INSERT INTO trial.products SELECT * FROM public.products WHERE system_order_type = 'BULK'"
+        )
         connection.exec_driver_sql("UPDATE trial.products SET amount = 21 WHERE day = '2026-01-05'")
     compared = json.loads(etl("compare", "--left", "public", "--right", "trial", "--json", exit_code=1))
     tables: dict[str, dict[str, Any]] = {table["table"]: table for table in compared["tables"]}
@@ -156,10 +173,11 @@ def test_checks_look_at_the_days_or_at_the_whole_table(filled: sa.Engine, etl_se
 
 
 def test_previews_show_the_day_and_count_its_types(filled: sa.Engine, etl_settings: EtlSettings) -> None:
-    preview = read_preview(filled, etl_settings, "products", NEXT_DAY, "whole")
+    preview = read_previews(filled, etl_settings, "products", DayRange(DAY, NEXT_DAY), "whole")[NEXT_DAY]
     assert [row["order_count"] for row in preview.rows] == [1, 3]
     assert preview.counts == {"BULK": 1, "SAMPLE": 1}
-    assert read_preview(filled, etl_settings, "daily_report", DAY, "whole").counts == {}
+    of_report = read_previews(filled, etl_settings, "daily_report", DayRange(DAY, DAY), "whole")[DAY]
+    assert (of_report.total, of_report.counts) == (1, {})
 
 
 def test_doctor_looks_at_them(etl: Etl, filled: sa.Engine) -> None:
@@ -174,4 +192,7 @@ def test_transform_needs_no_database() -> None:
     orders = pl.DataFrame(
         {"day": [DAY, DAY, NEXT_DAY], "system_order_type": ["BULK", "BULK", "BULK"], "amount": ["1.50", "2.00", "3.00"]}
     ).with_columns(pl.col("amount").cast(pl.Decimal(14, 2)))
-    assert transform(orders).sort("day").rows() == [(DAY, "BULK", 2, Decimal("3.50")), (NEXT_DAY, "BULK", 1, Decimal("3.00"))]
+    assert transform(orders).sort("day").rows() == [
+        (DAY, "BULK", 2, Decimal("3.50")),
+        (NEXT_DAY, "BULK", 1, Decimal("3.00")),
+    ]

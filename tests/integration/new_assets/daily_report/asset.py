@@ -8,6 +8,6 @@ from etl_assets.orchestration.daily_asset import daily_asset
 from etl_assets.orchestration.resources import EtlDatabase
 
 
-@daily_asset(deps=["customers", "products"], description="One row per business day: its customers, its orders and their amount.")
+@daily_asset(deps=["customers", "products"], description="A business day's customers, its orders and their amount.")
 def daily_report(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> MaterializeResult[None]:
-    return result_of(materialize(context, database, materialize_daily_report), database)
+    return result_of(context, database, materialize(context, database, materialize_daily_report))

@@ -9,7 +9,13 @@ from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
 from etl_assets.services.day_rows import customers_with_orders
 from etl_assets.services.figures import total_amount
-from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
+from etl_assets.services.materialization import (
+    AssetReport,
+    DataTransaction,
+    RunContext,
+    data_transaction,
+    retry_conflicts,
+)
 from etl_assets.services.vectorized_queries import Upsert, WriteCounts, read_frame, upsert_frame
 
 
@@ -30,8 +36,11 @@ def read_totals(transaction: DataTransaction) -> pl.DataFrame:
 def read_buyers(transaction: DataTransaction) -> pl.DataFrame:
     """一行一个客户的一天，他还在 customers 里。"""
     day, customers = transaction.tables.orders.c.order_date, transaction.tables.customers.c
-    bought = customers_with_orders(transaction.tables, transaction.days.includes(day)).add_columns(day.label("day")).distinct().subquery()
-    there = sa.select(bought.c.day).join(transaction.tables.customers, customers.customer_key == bought.c.customer_key)
+    bought = customers_with_orders(transaction.tables, transaction.days.includes(day)).add_columns(day.label("day"))
+    bought_on = bought.distinct().subquery()
+    there = sa.select(bought_on.c.day).join(
+        transaction.tables.customers, customers.customer_key == bought_on.c.customer_key
+    )
     return read_frame(transaction.connection, there)
 
 

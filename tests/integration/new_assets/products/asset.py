@@ -8,6 +8,6 @@ from etl_assets.orchestration.resources import EtlDatabase
 from etl_assets.products.etl import materialize_products
 
 
-@daily_asset(deps=["orders"], description="One row per business day and system order type: number of orders and their amount.")
+@daily_asset(deps=["orders"], description="Number and amount of a business day's orders, by system order type.")
 def products(context: AssetExecutionContext, database: ResourceParam[EtlDatabase]) -> MaterializeResult[None]:
-    return result_of(materialize(context, database, materialize_products), database)
+    return result_of(context, database, materialize(context, database, materialize_products))

@@ -8,7 +8,13 @@ import sqlalchemy as sa
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.settings import EtlSettings
 from etl_assets.services.figures import total_amount
-from etl_assets.services.materialization import AssetReport, DataTransaction, RunContext, data_transaction, retry_conflicts
+from etl_assets.services.materialization import (
+    AssetReport,
+    DataTransaction,
+    RunContext,
+    data_transaction,
+    retry_conflicts,
+)
 from etl_assets.services.vectorized_queries import Upsert, WriteCounts, read_frame, upsert_frame
 
 
@@ -28,12 +34,18 @@ def extract(transaction: DataTransaction) -> pl.DataFrame:
 
 def transform(orders: pl.DataFrame) -> pl.DataFrame:
     """一行一个订单 → 一行一天一种类型；没有订单的不出现。"""
-    return orders.group_by("day", "system_order_type").agg(pl.len().cast(pl.Int32).alias("order_count"), total_amount().alias("amount"))
+    return orders.group_by("day", "system_order_type").agg(
+        pl.len().cast(pl.Int32).alias("order_count"), total_amount().alias("amount")
+    )
 
 
 def load(transaction: DataTransaction, totals: pl.DataFrame) -> WriteCounts:
     products, orders = transaction.tables.products, transaction.tables.orders.c
-    written = upsert_frame(transaction.connection, totals, products, Upsert(key=("day", "system_order_type"), touch="updated_at"))
-    sold = sa.select(orders.order_id).where(orders.order_date == products.c.day, orders.system_order_type == products.c.system_order_type)
+    written = upsert_frame(
+        transaction.connection, totals, products, Upsert(key=("day", "system_order_type"), touch="updated_at")
+    )
+    sold = sa.select(orders.order_id).where(
+        orders.order_date == products.c.day, orders.system_order_type == products.c.system_order_type
+    )
     gone = sa.delete(products).where(transaction.days.includes(products.c.day), ~sold.exists())
     return written + WriteCounts(deleted=transaction.connection.execute(gone).rowcount)
