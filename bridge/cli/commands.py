@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -89,10 +90,19 @@ def cli() -> None:
     """Vectorized, queued and visible ETL: orders, customers and leads by day."""
 
 
+def _return_to_where_pdm_was_called() -> None:
+    """`pdm run` 先去了项目的根；人给的文件名是从他所在的文件夹说的。
+
+    变量会传给它的子孙：已不在项目的根里的那一个，自己换过文件夹。
+    """
+    called_in = os.environ.get("PDM_RUN_CWD")
+    if called_in and os.environ.get("PDM_PROJECT_ROOT") == str(Path.cwd()):
+        os.chdir(called_in)
+
+
 def run_command(arguments: Sequence[str] | None = None) -> None:
     """运行一个命令；已知的错误只印一句话，不印栈。"""
-    if started_in := os.environ.get("PDM_RUN_CWD"):
-        os.chdir(started_in)  # PDM 的脚本先去了项目的根；人给的文件名是从他所在的文件夹说的
+    _return_to_where_pdm_was_called()
     name = "dayline" if sys.argv[0].endswith("dayline") else "etl"
     try:
         cli.main(args=list(arguments) if arguments is not None else None, prog_name=name)

@@ -151,7 +151,6 @@ def etl_import(
 ) -> Import:
     """`etl import` 在本进程里跑，写进这个测试的数据库，不宣布。"""
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.delenv("PDM_RUN_CWD", raising=False)  # 不然命令先去了项目的根
     use_in_commands(monkeypatch, engine=engine, settings=etl_settings)
     monkeypatch.setattr("bridge.cli.importing.files.announce", lambda _: None)
 

@@ -33,7 +33,6 @@ def types(
     capsys: pytest.CaptureFixture[str],
 ) -> Types:
     monkeypatch.setenv("ETL_STATE_DIR", str(tmp_path))
-    monkeypatch.delenv("PDM_RUN_CWD", raising=False)
     use_in_commands(monkeypatch, engine=engine, settings=etl_settings)
 
     def run(*arguments: str) -> tuple[int, str, str]:

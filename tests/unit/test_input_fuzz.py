@@ -201,7 +201,7 @@ ODD_WORDS = (
 def test_command_line_ends_with_an_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """连不上的服务器：走到哪一步都只是一句话。"""
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith(("ETL_", "DAGSTER_", "PDM_RUN"))]:
+    for name in [name for name in os.environ if name.startswith(("ETL_", "DAGSTER_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("ETL_DATABASE_URL", "postgresql://etl:s3cret@127.0.0.1:1/none")
     monkeypatch.setenv("ETL_NATS_URL", "nats://etl:s3cret@127.0.0.1:1")
