@@ -38,7 +38,14 @@ Row = dict[str, Any]
 class Generator:
     """一个线程；`stop` 之后做完手里的一批才停。"""
 
-    def __init__(self, engine: sa.Engine, bridge_settings: BridgeSettings, *, seed: int) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        bridge_settings: BridgeSettings,
+        *,
+        seed: int,
+        events_per_second: int = EVENTS_PER_SECOND,
+    ) -> None:
         self.stored: dict[UUID, UUID] = {}
         """流答应存下了的事件 → 它的导入。"""
         self.doubled = 0
@@ -48,6 +55,7 @@ class Generator:
         self._bridge_settings = bridge_settings
         self._chance = random.Random(f"{seed} generator")  # noqa: S311  # 不关安全
         self._seed = seed
+        self._events_per_second = events_per_second
         self._orders: dict[int, Row] = {}
         self._orders_of_history: dict[int, Row] = {}
         self._imports: list[UUID] = []
@@ -83,8 +91,8 @@ class Generator:
         started = time.monotonic()
         async with EventPublisher(self._bridge_settings) as publisher:
             while not self._stopping.is_set():
-                wanted = int((time.monotonic() - started) * EVENTS_PER_SECOND) - len(self.stored)
-                if wanted < EVENTS_PER_SECOND // 2:
+                wanted = int((time.monotonic() - started) * self._events_per_second) - len(self.stored)
+                if wanted < self._events_per_second // 2:
                     await asyncio.sleep(0.1)
                     continue
                 await self._publish_a_batch(publisher, min(wanted, _LONGEST_BATCH))

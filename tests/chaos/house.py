@@ -24,12 +24,15 @@ _NAMESPACE = UUID("5f2d1a52-6a0e-4c0f-9a35-0f3f5a3f8c11")
 _ZONE = ZoneInfo("Asia/Shanghai")
 
 
-def furnish(engine: sa.Engine, settings: EtlSettings) -> None:
+SMALL_HISTORY = History(HISTORY.last_day, days=300, imports=100, orders=2_000, customers=400)
+
+
+def furnish(engine: sa.Engine, settings: EtlSettings, history: History = HISTORY) -> None:
     """先有店铺与映射：历史的每一天都是照它们整天做完的。"""
     raw_data = RawData(engine)
     for shop in SHOPS[1:]:
         raw_data.add_shop(uuid5(_NAMESPACE, shop), shop)
-    fill_history(engine, settings, HISTORY)
+    fill_history(engine, settings, history)
 
 
 def order_of_history(number: int) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Installation:
         deadline = time.monotonic() + timeout_seconds
         while not condition():
             self.keep()
-            assert time.monotonic() < deadline, f"{what}\n" + "".join(self.log(role)[-4000:] for role in ROLES)
+            assert time.monotonic() < deadline, f"{what}\n" + "".join(self.log(role)[-4000:] for role in self.commands)
             time.sleep(0.05)
 
     def announce(self, import_id: UUID) -> None:
@@ -118,7 +118,7 @@ def running_installation(
     commands: dict[str, Sequence[str]],
     reroute: Callable[[dict[str, str]], dict[str, str]] = dict,
 ) -> Iterator[Installation]:
-    """两个进程都就绪才给出；离开时全部结束。短的租约与确认期限：死了的几秒就有人接手。
+    """进程都就绪才给出；离开时全部结束。短的租约与确认期限：死了的几秒就有人接手。
 
     :param reroute: 进程看到的环境变量，例如换成网线的地址；测试自己不绕路。
     """
@@ -140,7 +140,7 @@ def running_installation(
     installation = Installation(engine, settings, nats_url, reroute(environment), folder, commands)
     try:
         installation.eventually(
-            lambda: all('"ready"' in installation.log(role) for role in ROLES), "the processes do not become ready"
+            lambda: all('"ready"' in installation.log(role) for role in commands), "the processes do not become ready"
         )
         yield installation
     finally:

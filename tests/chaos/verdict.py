@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -225,6 +225,20 @@ def not_announced(engine: sa.Engine, events: Iterable[StoredEvent]) -> list[str]
     with engine.connect() as connection:
         succeeded = set(connection.scalars(sa.select(_RUNS.c.run_id).where(_RUNS.c.status == "SUCCESS")))
     return sorted(succeeded - announced)
+
+
+def announced_twice(events: Iterable[StoredEvent]) -> list[str]:
+    """一个运行的一个资产的一份，不止一个成功的完成事件。"""
+    found = defaultdict[str, list[StoredEvent]](list)
+    for event in events:
+        if event.content.get("status") == "success" and "run_id" in event.content:
+            part = event.content.get("part", 1)
+            found[f"{event.subject} of run {event.content['run_id']}, part {part}"].append(event)
+    return [
+        f"{name}: {[(event.sequence, event.content['event_id']) for event in of_run]}"
+        for name, of_run in found.items()
+        if len(of_run) > 1
+    ]
 
 
 async def explain_dead_letters(settings: BridgeSettings) -> dict[str, Counter[str]]:
