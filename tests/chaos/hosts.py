@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 _TOOLS = ("ip", "nsenter", "setpriv", "unshare")
 _PORT = "etl0"
 """主机的网卡；交换机上的一头叫主机的名字。"""
+_numbers = itertools.count()
 
 
 class Host:
@@ -67,18 +69,19 @@ def why_no_hosts() -> str:
 @contextmanager
 def hosts(names: Sequence[str]) -> Iterator[dict[str, Host]]:
     """名字 → 主机；本进程也接在交换机上，连得到每一台。离开时它们上面的进程全部结束。"""
-    network = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 256}"
+    pid, which = os.getpid(), next(_numbers)  # 前一个交换机的网卡，内核过一会儿才收走
+    network = f"10.{200 + pid % 50}.{(pid // 50 + which) % 256}"
     with ExitStack() as cleanup:
         switch = cleanup.enter_context(_namespace())
         _run(_inside(switch, "ip", "link", "add", "switch", "up", "type", "bridge"))
-        _lay_cable(switch, "tester", f"etl{os.getpid()}", os.getpid(), f"{network}.254")
+        _lay_cable(switch, "tester", f"etl{pid}-{which}", pid, f"{network}.254")
         made: dict[str, Host] = {}
         for number, name in enumerate(names, start=1):
-            pid = cleanup.enter_context(_namespace())
-            made[name] = Host(name, f"{network}.{number}", pid=pid, switch=switch)
+            holder = cleanup.enter_context(_namespace())
+            made[name] = Host(name, f"{network}.{number}", pid=holder, switch=switch)
             cleanup.callback(made[name].kill)
-            _run(_inside(pid, "ip", "link", "set", "dev", "lo", "up"))
-            _lay_cable(switch, name, _PORT, pid, made[name].address)
+            _run(_inside(holder, "ip", "link", "set", "dev", "lo", "up"))
+            _lay_cable(switch, name, _PORT, holder, made[name].address)
         yield made
 
 

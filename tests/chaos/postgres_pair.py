@@ -69,6 +69,10 @@ class PostgresPair:
         shutil.rmtree(self._data(self.standby))
         self._attach_standby()
 
+    def count(self, rows: str) -> int:
+        """主库里有几行，直接问它。"""
+        return self._execute(self.primary, f"SELECT FROM {rows}")
+
     def _attach_standby(self) -> None:
         source = f"host={self.primary.address} port={self._port} user=etl password={_PASSWORD}"
         copied = ["--dbname", source, "--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
