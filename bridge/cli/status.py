@@ -15,8 +15,9 @@ from rich.live import Live
 from rich.text import Text
 
 from bridge.cli.exit_codes import ExitCode
-from bridge.cli.options import console, table_of, with_stack
+from bridge.cli.options import console, with_stack
 from bridge.cli.output import cell, say_json
+from bridge.cli.tables import table_of
 from bridge.cli.why import show_day
 from bridge.settings import get_bridge_settings
 from bridge.stack.addresses import default_state_dir

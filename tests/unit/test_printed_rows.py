@@ -6,6 +6,7 @@ import ast
 import csv
 import io
 import json
+import re
 import unicodedata
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import pytest
 import structlog
+from rich.cells import cell_len
+from rich.console import Console
 
 from bridge.cli.commands import run_command
 from bridge.cli.options import Format, print_rows
 from bridge.cli.output import say
+from bridge.cli.tables import table_of
 from etl_assets.core.errors import EtlError
 from etl_assets.core.log import configure_logging, get_logger
 from etl_assets.core.text import escape_in_json, escape_invisible
@@ -136,3 +140,46 @@ def test_commands_have_one_way_out() -> None:
     assert [place.partition(":")[0] for place in direct] == ["completion.py", "stack.py"], (
         "write with say, say_json, say_csv or print_rows: they escape per medium"
     )
+
+
+LEAD = {
+    "customer_nickname": "云锦定制的张三",
+    "lead_no": 1,
+    "opened_at": datetime(2026, 3, 2, 2, 15, tzinfo=UTC),
+    "closed_at": datetime(2026, 3, 20, 1, tzinfo=UTC),
+    "closed_by": "etl",
+    "owner": None,
+    "lead_id": "7bec5775-e9e5-5257-a0b5-30903bb11865",
+}
+
+
+def drawn(records: list[dict[str, object]], columns: list[str], *, width: int) -> list[str]:
+    out = Console(file=io.StringIO(), width=width)
+    out.print(table_of(records, columns, title="leads"))
+    return [line.rstrip() for line in out.file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_a_row_can_be_read_in_a_terminal_of_any_width(width: int) -> None:
+    lines = drawn([LEAD, LEAD], list(LEAD), width=width)
+    assert max(map(cell_len, lines)) <= width
+    for shown in ("云锦定制的张三", "2026-03-02", "10:15:00", "2026-03-20", "etl", LEAD["lead_id"]):
+        assert sum(str(shown) in line for line in lines) == 2
+    for name in LEAD:
+        assert name == "owner" or any(name in line for line in lines)
+
+
+def test_a_table_that_fits_is_a_table_and_one_that_does_not_gives_each_row_a_paragraph() -> None:
+    assert len([line for line in drawn([LEAD, LEAD], list(LEAD), width=120) if "云锦" in line and "etl" in line]) == 2
+    narrow = drawn([LEAD, LEAD], list(LEAD), width=80)
+    assert narrow[:2] == ["leads", "customer_nickname  云锦定制的张三"]
+    assert narrow.count("") == 1
+    assert drawn([], list(LEAD), width=60) == ["leads", "no rows"]
+
+
+def test_columns_give_way_where_words_end() -> None:
+    queue = {"queue": "EVENTS.etl-bridge_data_import-completed", "waiting": 0, "last taken": LEAD["opened_at"]}
+    lines = drawn([queue], list(queue), width=56)
+    assert any(re.search(r"│ +0 │ 2026-03-02 +│$", line) for line in lines)
+    assert any(re.search(r"│ 10:15:00 +│$", line) for line in lines)
+    assert max(map(cell_len, lines)) <= 56
