@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec
@@ -30,6 +31,25 @@ DAGSTER_URL = "DAGSTER_POSTGRES_URL"
 _PIPE_WIDTH = 200
 _INSTEAD = {"ETL_NATS_URL": ("ETL_NATS_CONTEXT",)}
 """给了这个，就不必给那个。"""
+
+
+class _Day(click.DateTime):
+    """一个日子；click 自己印的 `[%Y-%m-%d]` 是给 Python 看的。"""
+
+    def __init__(self) -> None:
+        super().__init__(["%Y-%m-%d"])
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002  # click 规定的签名，下同
+        return "YYYY-MM-DD"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a day, write it as 2026-03-20", param, ctx)
+
+
+DAY = _Day()
 
 
 def with_stack(command: Callable[P, None]) -> Callable[P, None]:

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import unicodedata
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from rich.console import Console
 
 from bridge.cli.commands import run_command
 from bridge.cli.options import Format, print_rows
-from bridge.cli.output import say
+from bridge.cli.output import say, say_json
 from bridge.cli.tables import table_of
 from etl_assets.core.errors import EtlError
 from etl_assets.core.log import configure_logging, get_logger
@@ -38,6 +38,15 @@ def test_brackets_in_data_are_printed_as_they_are(capsys: pytest.CaptureFixture[
 def test_json_keeps_the_values(capsys: pytest.CaptureFixture[str]) -> None:
     print_rows(NASTY, ["customer", "orders"], "json")
     assert json.loads(capsys.readouterr().out) == NASTY
+
+
+def test_times_in_json_are_iso_8601(capsys: pytest.CaptureFixture[str]) -> None:
+    say_json({"at": datetime(2026, 1, 5, 1, 2, 3, tzinfo=UTC), "day": date(2026, 1, 5), "amount": Decimal("1.50")})
+    assert json.loads(capsys.readouterr().out) == {
+        "at": "2026-01-05T01:02:03+00:00",
+        "day": "2026-01-05",
+        "amount": "1.50",
+    }
 
 
 def test_every_character_that_a_terminal_may_obey_is_escaped_and_no_other() -> None:
