@@ -61,6 +61,21 @@ def test_a_day_that_is_none_is_told_how_days_are_written(arguments: tuple[str, .
     assert "%Y" not in command.stderr
 
 
+def test_a_full_disk_below_the_output_is_one_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = subprocess.run(
+            [sys.executable, "-m", "bridge.cli.main", "completion", "bash"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert command.returncode == ExitCode.FAILED
+    assert command.stderr == (
+        "error: No space left on device: what was printed is cut off; free some space, then try again\n"
+    )
+
+
 def etl(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bridge.cli.main", *arguments]
     return subprocess.run(command, env=os.environ | NOWHERE, capture_output=True, text=True, check=False)
