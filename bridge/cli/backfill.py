@@ -12,19 +12,17 @@ import click
 
 from bridge.cli.abort import say_on_abort
 from bridge.cli.events import wait_until_done
-from bridge.cli.options import timeout_option, transaction, with_stack
+from bridge.cli.options import DAY, timeout_option, transaction, with_stack
 from bridge.cli.output import say
 from bridge.settings import get_bridge_settings
 from etl_assets.core.asset_folders import descriptions
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.settings import get_settings
 
-_DAY = click.DateTime(["%Y-%m-%d"])
-
 
 @click.command("backfill")
-@click.option("--from", "first", type=_DAY, required=True, help="First business day.")
-@click.option("--to", "last", type=_DAY, required=True, help="Last business day, included.")
+@click.option("--from", "first", type=DAY, required=True, help="First business day.")
+@click.option("--to", "last", type=DAY, required=True, help="Last business day, included.")
 @click.option(
     "--asset",
     type=click.Choice(list(descriptions())),
@@ -48,6 +46,8 @@ def backfill_command(
     from etl_assets.reports.progress import range_progress
 
     say_on_abort("aborted; `etl status` shows what is due")
+    if last < first:
+        raise click.UsageError(f"--from {first.date()} is after --to {last.date()}: give the earlier day first")
     settings = get_settings()
     days, partitions = DayRange(first.date(), last.date()), partition_range(settings)
     if days.first < partitions.first or days.last > partitions.last:

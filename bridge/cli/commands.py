@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from etl_assets.core.errors import DatabaseRefusedError, DatabaseUnavailableErro
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # 命令 → (模块, 帮助的第一行)：列帮助时不必导入模块
 _COMMANDS = {
@@ -110,8 +113,20 @@ def run_command(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_say_error(error))
     except BrokenPipeError:
         # `etl show … | head`：读的人走了，安静地结束
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
         sys.exit(ExitCode.FAILED)
+    except OSError as error:
+        # `etl show … > FILE` 写到一半；别的 OSError 是程序的错，要看栈
+        if error.errno not in _FULL:
+            raise
+        _write_no_more()
+        sys.stderr.write(f"error: {error.strerror}: what was printed is cut off; free some space, then try again\n")
+        sys.exit(ExitCode.FAILED)
+
+
+def _write_no_more() -> None:
+    """不然解释器收尾时还要写一次，再错一次。"""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say_error(error: EtlError) -> ExitCode:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bridge.cli.exit_codes import ExitCode
-from bridge.cli.options import Decorator, console, with_stack
+from bridge.cli.options import DAY, Decorator, console, with_stack
 from bridge.cli.output import cell, say_json
 from bridge.errors import BridgeError
 from etl_assets.core.asset_folders import descriptions
@@ -56,7 +56,7 @@ def _tolerance_option(flag: str, name: str, help_text: str) -> Decorator:
 )
 @click.option(
     "--since",
-    type=click.DateTime(["%Y-%m-%d"]),
+    type=DAY,
     help="Only orders of this business day or later, customers and leads whose last order is, and so on.",
 )
 @_tolerance_option("--tolerance", "tolerance", "Amounts that differ by no more are the same.")

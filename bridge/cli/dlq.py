@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bridge.cli.exit_codes import ExitCode
-from bridge.cli.options import confirm, print_rows, readable, with_stack
+from bridge.cli.options import confirm, print_rows, with_stack
 from bridge.cli.output import say, say_json
+from bridge.cli.tables import readable
 from bridge.settings import get_bridge_settings
 
 if TYPE_CHECKING:

@@ -14,16 +14,15 @@ from typing import Any, Literal, ParamSpec
 import click
 import sqlalchemy as sa
 from rich.console import Console
-from rich.table import Table
 
-from bridge.cli.output import cell, say_csv, say_json
+from bridge.cli.output import say_csv, say_json
+from bridge.cli.tables import in_zone, table_of
 from bridge.settings import get_bridge_settings
 from bridge.stack.addresses import default_state_dir, read_addresses
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.database_sync import get_engine, normalize_url
 from etl_assets.core.errors import SettingsError
 from etl_assets.core.secret_files import read_secret
-from etl_assets.core.settings import get_settings
 
 P = ParamSpec("P")
 Format = Literal["table", "csv", "json"]
@@ -32,6 +31,25 @@ DAGSTER_URL = "DAGSTER_POSTGRES_URL"
 _PIPE_WIDTH = 200
 _INSTEAD = {"ETL_NATS_URL": ("ETL_NATS_CONTEXT",)}
 """给了这个，就不必给那个。"""
+
+
+class _Day(click.DateTime):
+    """一个日子；click 自己印的 `[%Y-%m-%d]` 是给 Python 看的。"""
+
+    def __init__(self) -> None:
+        super().__init__(["%Y-%m-%d"])
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002  # click 规定的签名，下同
+        return "YYYY-MM-DD"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a day, write it as 2026-03-20", param, ctx)
+
+
+DAY = _Day()
 
 
 def with_stack(command: Callable[P, None]) -> Callable[P, None]:
@@ -116,34 +134,13 @@ def print_rows(
 
     :param cut: 表格里放不下就截短、不折行的那一列。
     """
-    records = [{column: _in_zone(row[column]) for column in columns} for row in rows]
+    records = [{column: in_zone(row[column]) for column in columns} for row in rows]
     if how == "json":
         say_json(records)
     elif how == "csv":
         say_csv(records, columns)
     else:
         console().print(table_of(records, columns, title=title, cut=cut))
-
-
-def table_of(
-    records: Sequence[Mapping[str, Any]], columns: Sequence[str], *, title: str | None = None, cut: str | None = None
-) -> Table:
-    """给人看的表格，`print_rows` 印的就是它。"""
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        numeric = records and all(
-            isinstance(record[column], int | float) or record[column] is None for record in records
-        )
-        table.add_column(
-            column, justify="right" if numeric else "left", overflow="fold", no_wrap=column.endswith("_id")
-        )
-    for record in records:
-        cells = {column: cell(readable(record[column])) for column in columns}
-        if cut is not None:
-            # 不折行的是格子，不是列：列不折行，rich 就去压缩别的列
-            cells[cut].no_wrap, cells[cut].overflow = True, "ellipsis"
-        table.add_row(*cells.values())
-    return table
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -157,15 +154,3 @@ def ask(question: str) -> bool:
     if not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask on: add --yes")
     return click.confirm(question, err=True)
-
-
-def readable(value: Any) -> str:
-    """给人看的一格：时刻到秒，按业务时区。"""
-    value = _in_zone(value)
-    if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%d %H:%M:%S")
-    return "" if value is None else str(value)
-
-
-def _in_zone(value: Any) -> Any:
-    return value.astimezone(get_settings().zone) if isinstance(value, datetime) else value

@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import click
@@ -30,7 +31,7 @@ def say(text: str = "", *, err: bool = False) -> None:
 
 
 def say_json(value: Any, *, indent: int | None = 2) -> None:
-    click.echo(escape_in_json(json.dumps(value, ensure_ascii=False, indent=indent, default=str)))
+    click.echo(escape_in_json(json.dumps(value, ensure_ascii=False, indent=indent, default=_in_json)))
 
 
 def say_csv(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -51,6 +52,11 @@ def say_csv(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Non
 def cell(text: str, style: str = "") -> Text:
     """表格里的一格：不是标记（客户名里可以有方括号），也不能撑破一行。"""
     return Text(escape_invisible(text), style)
+
+
+def _in_json(value: Any) -> str:
+    """时刻照 ISO 8601 与 RFC 3339，日期与时间之间是 T：别的语言的解析器不都认空格。"""
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _defused(value: Any) -> Any:

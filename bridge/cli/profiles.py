@@ -63,7 +63,12 @@ def new_command(file: Path, shop: str | None, output: Path | None) -> None:
         raise ProfileError(f"{output} exists already: choose another name")
     draft = draft_profile(file, shop=shop, time_zone=get_settings().timezone)
     if output is not None:
-        output.write_text(draft.text, encoding="utf-8")
+        try:
+            output.write_text(draft.text, encoding="utf-8")
+        except OSError as error:
+            raise ProfileError(
+                f"cannot write {output} ({error.strerror}): choose another path with --output"
+            ) from error
         say(f"wrote {output}", err=True)
     else:
         say(draft.text.rstrip("\n"))

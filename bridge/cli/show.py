@@ -9,7 +9,7 @@ from uuid import UUID
 
 import click
 
-from bridge.cli.options import Format, print_rows, transaction, with_stack
+from bridge.cli.options import DAY, Format, print_rows, transaction, with_stack
 from etl_assets.core.asset_folders import descriptions, has_module, import_of
 from etl_assets.core.settings import get_settings
 
@@ -26,7 +26,7 @@ _CELL_CHARACTERS = 60
 @click.option("--customer", help="Only customers whose nickname contains this.")
 @click.option(
     "--day",
-    type=click.DateTime(["%Y-%m-%d"]),
+    type=DAY,
     help="Only rows of this business day (of the last order, for customers and leads).",
 )
 @click.option("--lead", "lead_id", type=click.UUID, help="For orders: only those of this lead, oldest first.")

@@ -15,8 +15,9 @@ from rich.live import Live
 from rich.text import Text
 
 from bridge.cli.exit_codes import ExitCode
-from bridge.cli.options import console, table_of, with_stack
+from bridge.cli.options import DAY, console, with_stack
 from bridge.cli.output import cell, say_json
+from bridge.cli.tables import table_of
 from bridge.cli.why import show_day
 from bridge.settings import get_bridge_settings
 from bridge.stack.addresses import default_state_dir
@@ -110,7 +111,7 @@ class _Seen:
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; see docs/status.md.")
 @click.option("--watch", is_flag=True, help="Look again every two seconds until Ctrl-C.")
-@click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="Only this business day, as `etl why day` does.")
+@click.option("--day", type=DAY, help="Only this business day, as `etl why day` does.")
 @with_stack
 def status_command(as_json: bool, watch: bool, day: datetime | None) -> None:
     """Say "all well" or what is not; then assets, workers, listeners, queues, failed runs, held days, rejected rows."""

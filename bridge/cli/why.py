@@ -10,7 +10,7 @@ from uuid import UUID
 
 import click
 
-from bridge.cli.options import transaction, with_stack
+from bridge.cli.options import DAY, transaction, with_stack
 from bridge.cli.output import say, say_json
 from bridge.settings import get_bridge_settings
 from etl_assets.core.settings import get_settings
@@ -71,7 +71,7 @@ def import_command(import_id: UUID, as_json: bool, ui_url: str | None) -> None:
 
 
 @why_command.command("day")
-@click.argument("day", type=click.DateTime(["%Y-%m-%d"]))
+@click.argument("day", type=DAY, metavar="DAY")
 @_as_asked
 def day_command(day: datetime, as_json: bool, ui_url: str | None) -> None:
     """A business day: imports and events that touched it, runs that made it, what was rejected, what is due."""

@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.tree import Tree
 
-from bridge.cli.options import console, readable
+from bridge.cli.options import console
 from bridge.cli.output import cell, say
+from bridge.cli.tables import readable
 
 Record = dict[str, Any]
 

@@ -81,7 +81,9 @@ class JetStreamConnection:
         :param only_publishes: 不问账号：只发事件的用户不必有 $JS.API 的权限。
         """
         if not self.settings.nats_servers:
-            raise SettingsError("ETL_NATS_URL is not set: start the stack with `etl up`, or set it to your NATS")
+            raise SettingsError(
+                "ETL_NATS_URL is not set: start the stack with `etl up` and wait until it says ready, or set it to your NATS"
+            )
         self._login = login_of(self.settings)
         if wants_tls(self.settings):
             tls_context(self.settings)

@@ -211,9 +211,12 @@ class Supervisor:
         child.last_words = last_words
         delay = (_RESTART_ONCE_READY if child.was_ready else _RESTART).seconds(child.failures)
         child.not_before = time.monotonic() + delay
-        report = logger.error if child.failures >= _CRASH_LOOP else logger.warning
+        crashes = child.failures >= _CRASH_LOOP
+        # 就绪过、自己以 0 结束的，是有意的：代码服务器看见头一批数据，就停下重新载入
+        harmless = exit_code == 0 and lived_seconds > 0
+        report = logger.error if crashes else logger.info if harmless else logger.warning
         report(
-            "child stops again and again" if child.failures >= _CRASH_LOOP else "child stopped, starting it again",
+            "child stops again and again" if crashes else "child stopped, starting it again",
             name=child.service.name,
             exit_code=exit_code,
             last_line=last_words,

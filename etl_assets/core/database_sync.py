@@ -95,7 +95,9 @@ def build_engine(settings: EtlSettings, *, longest_wait_seconds: float | None = 
     :param longest_wait_seconds: 一条语句至多等这么久，哪怕服务器还在做：只用于做两次也无妨的。None 就看服务器怎么说。
     """
     if not settings.database_url:
-        raise SettingsError("ETL_DATABASE_URL is not set: start the stack with `etl up`, or set it to your PostgreSQL")
+        raise SettingsError(
+            "ETL_DATABASE_URL is not set: start the stack with `etl up` and wait until it says ready, or set it to your PostgreSQL"
+        )
     on_connect = RELIED_ON | {
         "extra_float_digits": "1",  # COPY 读出的浮点数一位不少
         "array_nulls": "on",  # 驱动写的数组里，NULL 就是 NULL

@@ -127,7 +127,11 @@ def show_rejected(
     day: date | None,
     limit: int,
 ) -> Sequence[sa.RowMapping]:
-    """被拒收的原始行与缘由，新的在前；值照原样，时刻是文本，因为它可能正是装不下的那个。"""
+    """被拒收的原始行与缘由，新的在前；值照原样，时刻是文本，因为它可能正是装不下的那个。
+
+    文本按会话的时区写：在这个事务里换成业务时区，旁边的 day 才对得上。换算（AT TIME ZONE）不行，两端的时刻会出界。
+    """
+    connection.execute(sa.select(sa.func.set_config("TimeZone", settings.timezone, True)))  # SQL 的参数
     raw, rejected = raw_orders.c, rejected_rows.c
     wanted = {rejected.import_id: import_id, rejected.rule: rule, rejected.day: day}
     statement = (

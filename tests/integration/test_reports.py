@@ -175,6 +175,19 @@ def test_rejected_rows_are_listed_with_their_values(
     assert str(rows[2]["amount"]) == "NaN"
 
 
+def test_time_of_a_rejected_row_is_of_the_business_zone_as_its_day_is(
+    engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, show: Show
+) -> None:
+    times = ("2026-01-04 16:30:00+00", "294276-12-31 23:59:59+00", "4713-01-02 00:00:00+00 BC")
+    import_id = raw_data.add_import([{"order_id": None, "ordered_at": at} for at in times])
+    materialize_orders(engine, etl_settings, DAY, RUN)
+    with engine.begin() as connection:
+        reject_rows_without_partition(connection, etl_settings, [import_id])
+    rows = json.loads(show("rejected", "--format", "json").output)
+    assert (rows[-1]["day"], rows[-1]["ordered_at"]) == ("2026-01-05", "2026-01-05 00:30:00+08")
+    assert len(rows) == 3
+
+
 def test_show_rejected_filters_by_rule_import_customer_and_day(
     engine: sa.Engine, etl_settings: EtlSettings, raw_data: RawData, show: Show
 ) -> None:

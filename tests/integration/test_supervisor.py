@@ -125,6 +125,23 @@ def test_what_dies_is_started_again(supervisor: Supervisor, pids: Callable[[], l
     assert all(map(alive, pids()))
 
 
+@pytest.mark.parametrize(("code", "level"), [(0, "info"), (1, "warning")])
+def test_a_child_that_stops_itself_in_order_is_no_warning(
+    tmp_path: Path, supervisor: Supervisor, pids: Callable[[], list[int]], code: int, level: str
+) -> None:
+    ends = "\nimport os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.02)\nsys.exit(int(sys.argv[2]))"
+    flag = tmp_path / "stop"
+    supervisor.supervise([service("code-server", READY + ends, str(flag), str(code))])
+    supervisor.wait_until_ready(timeout_seconds=20)
+    first = pids()
+    with capture_logs() as logs:
+        flag.touch()
+        wait_until(lambda: pids() != first)
+        flag.unlink()
+    stopped = [entry for entry in logs if entry["event"] == "child stopped, starting it again"]
+    assert [(entry["name"], entry["log_level"]) for entry in stopped[:1]] == [("code-server", level)]
+
+
 def test_child_that_cannot_start_is_reported_with_its_last_words(tmp_path: Path, supervisor: Supervisor) -> None:
     supervisor.supervise(
         [service("worker-1", "print('first', flush=True); raise SystemExit('error: no such table: ledger')")]

@@ -47,6 +47,35 @@ def test_wrong_usage_has_no_answer() -> None:
     assert "Missing option '--import-id'" in command.stderr
 
 
+def test_a_range_the_wrong_way_round_is_wrong_usage() -> None:
+    command = etl("backfill", "--from", "2026-03-05", "--to", "2026-03-01")
+    assert command.returncode == ExitCode.NO_ANSWER
+    assert "--from 2026-03-05 is after --to 2026-03-01" in command.stderr
+
+
+@pytest.mark.parametrize("arguments", [("why", "day", "2026-13-45"), ("status", "--day", "today")])
+def test_a_day_that_is_none_is_told_how_days_are_written(arguments: tuple[str, ...]) -> None:
+    command = etl(*arguments)
+    assert command.returncode == ExitCode.NO_ANSWER
+    assert f"'{arguments[-1]}' is not a day, write it as 2026-03-20" in command.stderr
+    assert "%Y" not in command.stderr
+
+
+def test_a_full_disk_below_the_output_is_one_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = subprocess.run(
+            [sys.executable, "-m", "bridge.cli.main", "completion", "bash"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert command.returncode == ExitCode.FAILED
+    assert command.stderr == (
+        "error: No space left on device: what was printed is cut off; free some space, then try again\n"
+    )
+
+
 def etl(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bridge.cli.main", *arguments]
     return subprocess.run(command, env=os.environ | NOWHERE, capture_output=True, text=True, check=False)

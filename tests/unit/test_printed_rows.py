@@ -6,17 +6,21 @@ import ast
 import csv
 import io
 import json
+import re
 import unicodedata
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import structlog
+from rich.cells import cell_len
+from rich.console import Console
 
 from bridge.cli.commands import run_command
 from bridge.cli.options import Format, print_rows
-from bridge.cli.output import say
+from bridge.cli.output import say, say_json
+from bridge.cli.tables import table_of
 from etl_assets.core.errors import EtlError
 from etl_assets.core.log import configure_logging, get_logger
 from etl_assets.core.text import escape_in_json, escape_invisible
@@ -34,6 +38,15 @@ def test_brackets_in_data_are_printed_as_they_are(capsys: pytest.CaptureFixture[
 def test_json_keeps_the_values(capsys: pytest.CaptureFixture[str]) -> None:
     print_rows(NASTY, ["customer", "orders"], "json")
     assert json.loads(capsys.readouterr().out) == NASTY
+
+
+def test_times_in_json_are_iso_8601(capsys: pytest.CaptureFixture[str]) -> None:
+    say_json({"at": datetime(2026, 1, 5, 1, 2, 3, tzinfo=UTC), "day": date(2026, 1, 5), "amount": Decimal("1.50")})
+    assert json.loads(capsys.readouterr().out) == {
+        "at": "2026-01-05T01:02:03+00:00",
+        "day": "2026-01-05",
+        "amount": "1.50",
+    }
 
 
 def test_every_character_that_a_terminal_may_obey_is_escaped_and_no_other() -> None:
@@ -136,3 +149,46 @@ def test_commands_have_one_way_out() -> None:
     assert [place.partition(":")[0] for place in direct] == ["completion.py", "stack.py"], (
         "write with say, say_json, say_csv or print_rows: they escape per medium"
     )
+
+
+LEAD = {
+    "customer_nickname": "云锦定制的张三",
+    "lead_no": 1,
+    "opened_at": datetime(2026, 3, 2, 2, 15, tzinfo=UTC),
+    "closed_at": datetime(2026, 3, 20, 1, tzinfo=UTC),
+    "closed_by": "etl",
+    "owner": None,
+    "lead_id": "7bec5775-e9e5-5257-a0b5-30903bb11865",
+}
+
+
+def drawn(records: list[dict[str, object]], columns: list[str], *, width: int) -> list[str]:
+    out = Console(file=io.StringIO(), width=width)
+    out.print(table_of(records, columns, title="leads"))
+    return [line.rstrip() for line in out.file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_a_row_can_be_read_in_a_terminal_of_any_width(width: int) -> None:
+    lines = drawn([LEAD, LEAD], list(LEAD), width=width)
+    assert max(map(cell_len, lines)) <= width
+    for shown in ("云锦定制的张三", "2026-03-02", "10:15:00", "2026-03-20", "etl", LEAD["lead_id"]):
+        assert sum(str(shown) in line for line in lines) == 2
+    for name in LEAD:
+        assert name == "owner" or any(name in line for line in lines)
+
+
+def test_a_table_that_fits_is_a_table_and_one_that_does_not_gives_each_row_a_paragraph() -> None:
+    assert len([line for line in drawn([LEAD, LEAD], list(LEAD), width=120) if "云锦" in line and "etl" in line]) == 2
+    narrow = drawn([LEAD, LEAD], list(LEAD), width=80)
+    assert narrow[:2] == ["leads", "customer_nickname  云锦定制的张三"]
+    assert narrow.count("") == 1
+    assert drawn([], list(LEAD), width=60) == ["leads", "no rows"]
+
+
+def test_columns_give_way_where_words_end() -> None:
+    queue = {"queue": "EVENTS.etl-bridge_data_import-completed", "waiting": 0, "last taken": LEAD["opened_at"]}
+    lines = drawn([queue], list(queue), width=56)
+    assert any(re.search(r"│ +0 │ 2026-03-02 +│$", line) for line in lines)
+    assert any(re.search(r"│ 10:15:00 +│$", line) for line in lines)
+    assert max(map(cell_len, lines)) <= 56

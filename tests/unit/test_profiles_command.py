@@ -89,6 +89,15 @@ def test_what_is_written_for_a_file_imports_it(
     assert "exists already" in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_to_is_one_sentence(
+    etl: Etl, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    nowhere = tmp_path / "no such folder" / "mine.toml"
+    assert etl("new", str(EXPORTS / "douyin.csv"), "--output", str(nowhere)) == 2
+    printed = capsys.readouterr().err
+    assert printed == f"error: cannot write {nowhere} (No such file or directory): choose another path with --output\n"
+
+
 def test_lines_of_one_order_are_grouped_and_every_column_has_its_reason(
     etl: Etl, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

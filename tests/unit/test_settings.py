@@ -109,7 +109,9 @@ def test_unusable_database_url_is_refused_without_showing_it(url: str) -> None:
 
 
 def test_missing_database_url_says_how_to_get_one() -> None:
-    with pytest.raises(SettingsError, match="ETL_DATABASE_URL is not set: start the stack with `etl up`"):
+    with pytest.raises(
+        SettingsError, match="ETL_DATABASE_URL is not set: start the stack with `etl up` and wait until it says ready"
+    ):
         build_engine(EtlSettings())
 
 
