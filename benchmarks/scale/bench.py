@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import click as cli
 from rich.console import Console
@@ -14,9 +14,10 @@ from benchmarks.growth.bench import print_figures as print_stages
 from benchmarks.report import Bar, print_bars, write_results
 from benchmarks.scale.partitions import CASES, Partitions, measure_partitions
 from benchmarks.scale.queue import LENGTHS, LONGEST, Drained, measure_queue
+from benchmarks.scale.replicas import measure_replicas
 from benchmarks.scale.workers import CREWS, LOADS, ROUND_TRIP_SECONDS, Pace, measure_workers
 
-_PARTS = ("workers", "partitions", "queue")
+_PARTS = ("workers", "partitions", "queue", "replicas")
 _STEADY_QUEUE = 10_000
 """更短的队伍，量的多半是监听器头一批。"""
 
@@ -59,6 +60,10 @@ def bench_scale(seconds: float, rounds: int, *, full: bool, only: Sequence[str])
         print_queues(queues)
         bars += bars_of_queues(queues, wrong)
         figures |= {"queue": queues, "wrong": wrong}
+    if "replicas" in wanted:
+        rates = measure_replicas()
+        print_replicas(rates)
+        figures["replicas"] = rates
     print_bars(bars)
     path = write_results("scale", bars, {"figures": figures})
     cli.echo(f"written to {path}")
@@ -127,4 +132,11 @@ def print_queues(queues: Sequence[Drained]) -> None:
             f"{queue.done_seconds:.1f}",
             f"{queue.stream_bytes:.0f}",
         )
+    Console().print(table)
+
+
+def print_replicas(rates: Mapping[str, float]) -> None:
+    table = Table("events stored", "events/s")
+    for name, rate in rates.items():
+        table.add_row(name, f"{rate:,.0f}")
     Console().print(table)

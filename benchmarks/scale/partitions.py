@@ -66,12 +66,12 @@ def measure_partitions(rounds: int = _ROUNDS, cases: Sequence[Case] = CASES) -> 
 
 def _claims(house: House) -> Iterator[tuple[int, Spread]]:
     for due in (1, 100, 1_000, house.case.history.days):
-        with _due_days(house.engine, due) as connection:
-            yield due, Spread.of([_claim_milliseconds(connection) for _ in range(_CLAIMS)])
+        with due_days(house.engine, due) as connection:
+            yield due, Spread.of([claim_milliseconds(connection) for _ in range(_CLAIMS)])
 
 
 @contextmanager
-def _due_days(engine: sa.Engine, count: int) -> Iterator[sa.Connection]:
+def due_days(engine: sa.Engine, count: int) -> Iterator[sa.Connection]:
     """最新的这么多天到期，只在这个事务里；工人这时领不了，等它。"""
     newest = ledger.c.day > LAST_DAY - timedelta(days=count)
     with engine.connect() as connection:
@@ -80,7 +80,7 @@ def _due_days(engine: sa.Engine, count: int) -> Iterator[sa.Connection]:
         connection.rollback()
 
 
-def _claim_milliseconds(connection: sa.Connection) -> float:
+def claim_milliseconds(connection: sa.Connection) -> float:
     with connection.begin_nested() as savepoint:
         started = time.perf_counter()
         claim = claim_due_days(connection, "public", run_id=str(uuid4()), owner="benchmark", lease_seconds=10)

@@ -71,12 +71,12 @@ def running_site(history: History) -> Iterator[Site]:
                 "MALLOC_ARENA_MAX": "2",
             }
             bridge_settings = BridgeSettings(nats_url=addresses.nats_url)
-            asyncio.run(_make_streams(bridge_settings))
+            asyncio.run(make_streams(bridge_settings))
             yield Site(engine, bridge_settings, environment)
             engine.dispose()
 
 
-async def _make_streams(settings: BridgeSettings) -> None:
+async def make_streams(settings: BridgeSettings) -> None:
     """没有监听器也可以发布。"""
     async with JetStreamConnection(settings, name="benchmark") as connection:
         await ensure_event_streams(connection, settings, [DATA_IMPORT_COMPLETED])
