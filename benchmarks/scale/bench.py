@@ -25,9 +25,9 @@ _STEADY_QUEUE = 10_000
 @cli.command()
 @cli.option(
     "--seconds",
-    default=30.0,
+    default=45.0,
     show_default=True,
-    type=cli.FloatRange(10, 600),
+    type=cli.FloatRange(30, 600),
     help="How long each group of workers is watched, after its first runs.",
 )
 @cli.option(
@@ -101,7 +101,8 @@ def bars_of_queues(queues: Sequence[Drained], wrong: dict[str, int]) -> Iterator
 
 def print_paces(paces: Sequence[Pace]) -> None:
     table = Table(
-        f"workers {ROUND_TRIP_SECONDS * 1000:g} ms from the servers", "runs/s", "of linear", "cores idle", "runs"
+        f"workers {ROUND_TRIP_SECONDS * 1000:g} ms from the servers",
+        *("runs/s", "of linear", "cores idle", "waiting for locks", "runs"),
     )
     for load in LOADS:
         alone = rate_of(paces, load.name, CREWS[0].name)
@@ -109,9 +110,13 @@ def print_paces(paces: Sequence[Pace]) -> None:
             rate = rate_of(paces, load.name, crew.name)
             own = [pace for pace in paces if (pace.load, pace.crew) == (load.name, crew.name)]
             idle = statistics.median(pace.idle_share for pace in own)
+            locked = statistics.median(pace.locked_share for pace in own)
             runs = sum(pace.runs for pace in own)
             linear = rate / alone / crew.workers
-            table.add_row(f"{load.name}: {crew.name}", f"{rate:.2f}", f"{linear:.2f}", f"{idle:.0%}", str(runs))
+            table.add_row(
+                f"{load.name}: {crew.name}",
+                *(f"{rate:.2f}", f"{linear:.2f}", f"{idle:.0%}", f"{locked:.1%}", str(runs)),
+            )
     Console(width=200).print(table)
 
 

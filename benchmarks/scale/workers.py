@@ -1,4 +1,4 @@
-"""工人等着远处的服务器：它们的每条连接，往返都要 50 毫秒；其余都是产品平常的路。
+"""工人等着远处的服务器：它们的每条连接，往返都要 100 毫秒；其余都是产品平常的路。
 
 两种运行：一天一个客户的一个订单；一天一百个客户各一个订单——客户的锁按散列分条，客户多的运行会不会一个等一个，看后一种。
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import click
+import sqlalchemy as sa
 
 from benchmarks.burst.bench import count_due, publish_imports, wait_until
 from benchmarks.history import LAST_DAY, History
@@ -20,13 +21,15 @@ from benchmarks.raw_imports import add_imports_of, new_order
 from benchmarks.scale.parts import IdleTime, Part, Site, running_part, running_site
 from tests.chaos.network import Network
 
-ROUND_TRIP_SECONDS = 0.05
+ROUND_TRIP_SECONDS = 0.1
 HISTORY = History(LAST_DAY, days=1_000, imports=1_000, orders=100_000, customers=20_000)
 _DUE_DAYS = 450
 """排着的比哪一次做得完的都多：队伍从不见底。"""
 _WARM_RUNS = 2
 """每个工人的头几个运行不算：代码、连接、规划器的统计都是凉的。"""
 _ASSETS = 3
+_SAMPLE_SECONDS = 0.1
+_LOCKED = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Pace:
     runs_per_second: float
     runs: int
     idle_share: float
+    locked_share: float
+    """工人等着别人的锁的时间，占它们全部时间的几成。"""
 
 
 def make_days_due(site: Site, load: Load) -> None:
@@ -109,7 +114,7 @@ def measure_crew(site: Site, far_away: Mapping[str, str], load: Load, crew: Crew
         ]
         wait_until(time.perf_counter(), lambda: _is_warm(parts, crew))
         started, idle = time.time(), IdleTime()
-        time.sleep(seconds)
+        waiting = _waiting_for_locks(site.engine, started + seconds)
         idle_share = idle.share()
         counted = {
             worker: [end for end in ends if started <= end <= started + seconds]
@@ -125,9 +130,23 @@ def measure_crew(site: Site, far_away: Mapping[str, str], load: Load, crew: Crew
         runs_per_second=sum(map(_per_second, counted.values())),
         runs=sum(map(len, counted.values())),
         idle_share=idle_share,
+        locked_share=waiting / crew.workers,
     )
-    click.echo(f"{load.name}, {crew.name}: {pace.runs_per_second:.2f} runs/s, idle {idle_share:.0%}", err=True)
+    click.echo(
+        f"{load.name}, {crew.name}: {pace.runs_per_second:.2f} runs/s, idle {idle_share:.0%}, locked {pace.locked_share:.1%}",
+        err=True,
+    )
     return pace
+
+
+def _waiting_for_locks(engine: sa.Engine, until: float) -> float:
+    """到那时为止，平均有几个会话在等锁。"""
+    seen = []
+    while time.time() < until:
+        with engine.connect() as connection:
+            seen.append(connection.scalar(_LOCKED))
+        time.sleep(_SAMPLE_SECONDS)
+    return sum(seen) / len(seen)
 
 
 def _is_warm(parts: Sequence[Part], crew: Crew) -> bool:
