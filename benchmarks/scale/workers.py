@@ -116,19 +116,15 @@ def measure_crew(site: Site, far_away: Mapping[str, str], load: Load, crew: Crew
         started, idle = time.time(), IdleTime()
         waiting = _waiting_for_locks(site.engine, started + seconds)
         idle_share = idle.share()
-        counted = {
-            worker: [end for end in ends if started <= end <= started + seconds]
-            for part in parts
-            for worker, ends in part.run_ends().items()
-        }
+        ends = [ends for part in parts for ends in part.run_ends().values()]
         if count_due(site.engine) < crew.workers * _ASSETS:
             raise RuntimeError("the workers ran out of work: the figures mean nothing")
     pace = Pace(
         load=load.name,
         crew=crew.name,
         workers=crew.workers,
-        runs_per_second=sum(map(_per_second, counted.values())),
-        runs=sum(map(len, counted.values())),
+        runs_per_second=sum(_per_second(one, started, started + seconds) for one in ends),
+        runs=sum(started < end <= started + seconds for one in ends for end in one),
         idle_share=idle_share,
         locked_share=waiting / crew.workers,
     )
@@ -141,10 +137,10 @@ def measure_crew(site: Site, far_away: Mapping[str, str], load: Load, crew: Crew
 
 def _waiting_for_locks(engine: sa.Engine, until: float) -> float:
     """到那时为止，平均有几个会话在等锁。"""
-    seen = []
+    seen: list[int] = []
     while time.time() < until:
         with engine.connect() as connection:
-            seen.append(connection.scalar(_LOCKED))
+            seen.append(connection.execute(_LOCKED).scalar_one())
         time.sleep(_SAMPLE_SECONDS)
     return sum(seen) / len(seen)
 
@@ -154,6 +150,13 @@ def _is_warm(parts: Sequence[Part], crew: Crew) -> bool:
     return len(ends) == crew.workers and all(len(one) >= _WARM_RUNS for one in ends)
 
 
-def _per_second(ends: Sequence[float]) -> float:
-    """从一个工人的头一个做完到最后一个：窗口的两头切断的运行不算。"""
-    return (len(ends) - 1) / (max(ends) - min(ends))
+def _per_second(ends: Sequence[float], since: float, until: float) -> float:
+    """一个工人的：从窗口之前最后一个做完的，到窗口里最后一个做完的；切断的运行不算。
+
+    :raises RuntimeError: 窗口里一个也没有做完。
+    """
+    *_, last_before = (end for end in ends if end <= since)
+    within = [end for end in ends if since < end <= until]
+    if not within:
+        raise RuntimeError("a worker ended no run in the window: give --seconds more")
+    return len(within) / (within[-1] - last_before)
