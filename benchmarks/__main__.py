@@ -17,6 +17,7 @@ from benchmarks.latency.poison import bench_poison
 from benchmarks.rest.bench import bench_rest
 from benchmarks.retention.bench import bench_retention
 from benchmarks.rush.bench import bench_rush
+from benchmarks.scale.bench import bench_scale
 
 
 @click.group()
@@ -35,6 +36,7 @@ main.add_command(bench_growth, "growth")
 main.add_command(bench_rush, "rush")
 main.add_command(bench_retention, "retention")
 main.add_command(bench_rest, "rest")
+main.add_command(bench_scale, "scale")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""一次导入一个订单：像外围应用那样，import_tasks 与 raw_orders 在同一个事务里写好，还没有事件。"""
+"""导入：像外围应用那样，import_tasks 与 raw_orders 在同一个事务里写好，还没有事件。"""
 
 from __future__ import annotations
 
@@ -29,10 +29,16 @@ def new_order(day: date, customer: str | None = None) -> ImportedOrder:
 
 def add_imports(engine: sa.Engine, orders: Sequence[ImportedOrder]) -> list[UUID]:
     """每个订单一次完成的导入；三张表都要变。"""
-    import_ids = [uuid4() for _ in orders]
+    return add_imports_of(engine, [[order] for order in orders])
+
+
+def add_imports_of(engine: sa.Engine, imports: Sequence[Sequence[ImportedOrder]]) -> list[UUID]:
+    """几次完成的导入，各有哪些订单。"""
+    import_ids = [uuid4() for _ in imports]
     now = datetime.now(UTC)
     tasks = [
-        {"import_id": import_id, "status": "completed", "row_count": 1, "completed_at": now} for import_id in import_ids
+        {"import_id": import_id, "status": "completed", "row_count": len(orders), "completed_at": now}
+        for import_id, orders in zip(import_ids, imports, strict=True)
     ]
     rows = [
         {
@@ -46,7 +52,8 @@ def add_imports(engine: sa.Engine, orders: Sequence[ImportedOrder]) -> list[UUID
             "quantity": 1,
             "ordered_at": datetime.combine(order.day, time(4), UTC),
         }
-        for import_id, order in zip(import_ids, orders, strict=True)
+        for import_id, orders in zip(import_ids, imports, strict=True)
+        for order in orders
     ]
     with engine.begin() as connection:
         connection.execute(sa.insert(import_tasks), tasks)

@@ -87,6 +87,7 @@ PARTS = (
         Chapter("trace", "Three traces", "三条踪迹"),
         Chapter("glossary", "Words", "词汇"),
         Chapter("performance", "How fast", "有多快"),
+        Chapter("scaling", "How far it scales", "能长到多大"),
         Chapter("requirements", "Requirements", "需求"),
         Chapter("project/security", "Security", "安全", "SECURITY"),
         Chapter("threats", "Threat model", "威胁模型"),

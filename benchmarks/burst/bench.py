@@ -108,7 +108,7 @@ def measure_burst(engine: sa.Engine, bridge_settings: BridgeSettings, events: in
     started, published_seconds, handled_seconds = asyncio.run(
         _publish_and_watch(engine, bridge_settings, import_ids, handled_before + events)
     )
-    done_seconds = _wait_until(started, lambda: not _count_due(engine))
+    done_seconds = wait_until(started, lambda: not count_due(engine))
     runs = _runs_per_day(engine, days)
     return Burst(
         events=events,
@@ -127,7 +127,7 @@ async def _publish_and_watch(
     async with EventPublisher(bridge_settings) as publisher:
         started = time.perf_counter()
         watching = asyncio.create_task(
-            asyncio.to_thread(_wait_until, started, lambda: _count_handled(engine) >= handled)
+            asyncio.to_thread(wait_until, started, lambda: _count_handled(engine) >= handled)
         )
         await _publish(publisher, import_ids)
         published_seconds = time.perf_counter() - started
@@ -148,20 +148,21 @@ async def _publish(publisher: EventPublisher, import_ids: Sequence[UUID]) -> Non
 def _warm_up(engine: sa.Engine, bridge_settings: BridgeSettings) -> None:
     """一个事件走完全程，在别的一天：监听器与工人的第一次不算。"""
     handled_before = _count_handled(engine)
-    asyncio.run(_publish_warm_up(bridge_settings, add_imports(engine, [new_order(LAST_DAY - timedelta(days=200))])))
-    _wait_until(time.perf_counter(), lambda: _count_handled(engine) > handled_before and not _count_due(engine))
+    asyncio.run(publish_imports(bridge_settings, add_imports(engine, [new_order(LAST_DAY - timedelta(days=200))])))
+    wait_until(time.perf_counter(), lambda: _count_handled(engine) > handled_before and not count_due(engine))
 
 
-async def _publish_warm_up(bridge_settings: BridgeSettings, import_ids: Sequence[UUID]) -> None:
+async def publish_imports(bridge_settings: BridgeSettings, import_ids: Sequence[UUID]) -> None:
+    """这些导入的事件都存进流。"""
     async with EventPublisher(bridge_settings) as publisher:
         await _publish(publisher, import_ids)
 
 
-def _wait_until(started: float, met: Callable[[], bool]) -> float:
+def wait_until(started: float, met: Callable[[], bool], *, timeout_seconds: float = _TIMEOUT_SECONDS) -> float:
     """:raises RuntimeError: 太久了。"""
     while not met():
-        if time.perf_counter() - started > _TIMEOUT_SECONDS:
-            raise RuntimeError(f"the burst was not over after {_TIMEOUT_SECONDS:g} s: look into the logs of the stack")
+        if time.perf_counter() - started > timeout_seconds:
+            raise RuntimeError(f"not over after {timeout_seconds:g} s: look into the logs of the stack")
         time.sleep(_POLL_SECONDS)
     return time.perf_counter() - started
 
@@ -171,7 +172,7 @@ def _count_handled(engine: sa.Engine) -> int:
         return connection.execute(sa.select(sa.func.count()).select_from(import_events)).scalar_one()
 
 
-def _count_due(engine: sa.Engine) -> int:
+def count_due(engine: sa.Engine) -> int:
     """还到期的资产日，搁置的也算。"""
     due = sa.select(sa.func.count()).select_from(ledger).where(ledger.c.requested > ledger.c.materialized)
     with engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""栈的各部分与服务器之间的网线：小小的 TCP 代理，可以切断再接上，也可以只让此刻的连接哑掉。"""
+"""栈的各部分与服务器之间的网线：小小的 TCP 代理，可以切断再接上，也可以只让此刻的连接哑掉，或者一直很长。"""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from etl_assets.embedded.loopback_port import find_free_port
 class Link:
     """一条网线；切断时两头都以为它还在，只是没有回音。"""
 
-    def __init__(self, name: str, upstream_port: int) -> None:
+    def __init__(self, name: str, upstream_port: int, delay_seconds: float = 0.0) -> None:
+        """:param delay_seconds: 单程要走多久。"""
         self.name = name
         self.port = find_free_port()
         self._upstream_port = upstream_port
+        self._delay_seconds = delay_seconds
         self._passing = asyncio.Event()
         self._passing.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -69,9 +71,15 @@ class Link:
         with suppress(OSError):
             while data := await reader.read(1 << 16):
                 await self._passing.wait()
-                if writer not in self._silent:
+                if writer in self._silent:
+                    continue
+                if self._delay_seconds:  # 路上同时走着许多段，一段不等一段
+                    asyncio.get_running_loop().call_later(self._delay_seconds, writer.write, data)
+                else:
                     writer.write(data)
                     await writer.drain()
+        if self._delay_seconds:
+            await asyncio.sleep(self._delay_seconds)  # 还在路上的先到
         if writer not in self._silent:
             writer.close()
 
@@ -79,8 +87,10 @@ class Link:
 class Network:
     """所有的网线，在一个线程的事件循环里；哪一部分先要改道，就给它拉两条线。"""
 
-    def __init__(self) -> None:
+    def __init__(self, *, delay_seconds: float = 0.0) -> None:
+        """:param delay_seconds: 每条网线的单程要走多久。"""
         self.links: list[Link] = []
+        self._delay_seconds = delay_seconds
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
 
@@ -134,7 +144,7 @@ class Network:
 
     def lay(self, name: str, upstream_port: int) -> Link:
         """一条新的网线，通到这个端口上的服务器。"""
-        link = Link(name, upstream_port)
+        link = Link(name, upstream_port, self._delay_seconds)
         asyncio.run_coroutine_threadsafe(link.serve(), self._loop).result(10)
         self.links.append(link)
         return link
