@@ -64,6 +64,8 @@ def replay_command(
         raise click.UsageError("say where to begin: --since T or --seq N")
     if until is not None and last_sequence is not None:
         raise click.UsageError("--until and --to-seq exclude each other")
+    if first_sequence is not None and last_sequence is not None and last_sequence < first_sequence:
+        raise click.UsageError(f"--seq {first_sequence} is after --to-seq {last_sequence}: give the earlier one first")
     zone = get_settings().zone
     report = asyncio.run(
         replay_events(

@@ -326,6 +326,7 @@ async def test_only_the_chosen_stretch_and_subject_is_replayed(
         ([], "say where to begin"),
         (["--since", "1h", "--seq", "1"], "say where to begin"),
         (["--seq", "1", "--until", "1h", "--to-seq", "2"], "exclude each other"),
+        (["--seq", "5", "--to-seq", "2"], "--seq 5 is after --to-seq 2"),
         (["--since", "yesterday"], "'yesterday' is not a time"),
         (["--since", "99999999d"], "is not a time"),
         (["--seq", "1", "--subject", "events.other"], "only events of events.data_import.completed, "),
