@@ -64,7 +64,8 @@ def bench_scale(seconds: float, rounds: int, *, full: bool, only: Sequence[str])
         rates = measure_replicas()
         print_replicas(rates)
         figures["replicas"] = rates
-    print_bars(bars)
+    if bars:
+        print_bars(bars)
     path = write_results("scale", bars, {"figures": figures})
     cli.echo(f"written to {path}")
     sys.exit(0 if all(bar.ok for bar in bars) else 1)
