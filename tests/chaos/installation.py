@@ -75,17 +75,17 @@ class Installation:
         asyncio.run(publish_event(subject, event, settings=BridgeSettings(nats_url=self.nats_url)))
 
     def is_done(self, import_id: UUID) -> bool:
-        """数据在表里，租约放了，完成事件都发出去了。"""
+        """数据在表里，别的也都做完了。"""
         with self.engine.connect() as connection:
             progress = import_progress(connection, self.settings, import_id)
         return progress.handled and progress.done == progress.days and self.is_quiet()
 
     def is_quiet(self) -> bool:
-        """没有哪一天到期，租约放了，完成事件都发出去了。"""
+        """没有哪一天到期，租约放了，完成事件都发出去了，每个运行都有结局：失去了租约的那个，晚一点才写下它的。"""
         due = sa.select(sa.func.count()).select_from(ledger).where(ledger.c.requested > ledger.c.materialized)
         left = [due, *(sa.select(sa.func.count()).select_from(table) for table in (leases, outbox))]
         with self.engine.connect() as connection:
-            return [connection.scalar(each) for each in left] == [0, 0, 0]
+            return [connection.scalar(each) for each in left] == [0, 0, 0] and not self.unfinished_runs()
 
     def completions(self, day: str) -> dict[str, int]:
         """流里成功的完成事件：资产 → 这一天的个数。"""
