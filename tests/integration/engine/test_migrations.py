@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -176,6 +177,30 @@ def test_database_of_the_version_before_goes_on_where_it_was(
         (True, 1, 1, 0),
         (True, 2, 2, 0),
     ]
+
+
+def test_upgrade_that_meets_a_deadlock_with_a_working_process_is_done_again(empty_database: sa.Engine) -> None:
+    """旧版本的进程还做着：它读着迁移要改的表，又来要迁移已经锁住的。"""
+    engine = empty_database
+    written = (Path(__file__).parent / "versions" / "0009.sql").read_bytes()
+    url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    waiting = "SELECT FROM pg_locks WHERE relation = 'etl.import_events'::regclass AND NOT granted"
+    with (
+        psycopg.connect(url) as working,
+        psycopg.connect(url, autocommit=True) as looking,
+        ThreadPoolExecutor() as pool,
+    ):
+        working.execute(written)
+        working.commit()
+        working.execute("SELECT FROM etl.import_events")
+        upgrading = pool.submit(upgrade_database, engine)
+        while not looking.execute(waiting).rowcount:
+            assert not upgrading.done(), upgrading.result()
+            time.sleep(0.01)
+        working.execute("LOCK TABLE etl.schema_version")  # 它先等的，先看出死锁的也是它
+        working.commit()
+        assert upgrading.result(60) is False
+    assert missing_migrations(engine) == []
 
 
 def index_definitions(engine: sa.Engine, schema: str) -> list[str]:
