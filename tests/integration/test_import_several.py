@@ -254,7 +254,7 @@ def test_the_preview_is_in_the_json(etl_import: Import, strange_file: Path) -> N
     assert preview["unused_columns"] == ["备注"]
     assert preview["columns"][5] == {"name": "amount", "source": "实付金额", "because": "known header"}
     assert [row["order_id"] for row in preview["rows"]] == ["X1", "X2", "X3", "X4", "X5"]
-    assert (preview["rows"][0]["amount"], preview["rows"][0]["ordered_at"]) == ("12.50", "2026-01-05 23:30:00+08:00")
+    assert (preview["rows"][0]["amount"], preview["rows"][0]["ordered_at"]) == ("12.50", "2026-01-05T23:30:00+08:00")
 
 
 def test_an_import_has_no_preview(etl_import: Import, strange_file: Path) -> None:
