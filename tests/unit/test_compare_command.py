@@ -31,7 +31,7 @@ from bridge.cli.compare import compare_command
         (["--left", "old", "--right", "new", "--tolerance", "NaN"], "'NaN' is not a number of 0 or more"),
         (["--left", "old", "--right", "new", "--tolerance", "one cent"], "'one cent' is not a number of 0 or more"),
         (["--left", "old", "--right", "new", "--time-tolerance", "-1"], "'-1' is not a number of 0 or more"),
-        (["--left", "old", "--right", "new", "--since", "yesterday"], "'yesterday' does not match the format"),
+        (["--left", "old", "--right", "new", "--since", "yesterday"], "'yesterday' is not a day"),
         (["--left", "old", "--right", "new", "--html", "no/such/folder.html"], "the folder 'no/such' does not exist"),
     ],
 )
