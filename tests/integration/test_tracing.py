@@ -23,6 +23,7 @@ from bridge.events import DataImportCompleted
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.settings import BridgeSettings
+from etl_assets.definitions import graph
 from etl_assets.testing.raw_data import RawData
 
 from .conftest import NatsServer
@@ -30,7 +31,7 @@ from .host import etl, eventually, host_environment, running
 
 trace_service = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 
-STEPS = {"materialize orders", "materialize customers", "materialize leads"}
+STEPS = {f"materialize {asset}" for asset in graph.names}
 OF_THE_APPLICATION = "0af7651916cd43dd8448eb211c80319c"
 
 
