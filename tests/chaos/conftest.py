@@ -8,6 +8,8 @@ from tests.integration.conftest import nats_server
 
 __all__ = ["nats_server"]
 
+pytest.register_assert_rewrite("tests.chaos.verdict")  # 断言不成立时，说出剩下的是什么
+
 _BESIDE_THE_CHAOS_SECONDS = 840  # 起栈、铺历史、排完、核对，在又忙又慢的机器上
 
 

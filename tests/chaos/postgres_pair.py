@@ -6,8 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from etl_assets.embedded.child_process import with_launcher
 from etl_assets.embedded.loopback_port import find_free_port
 from etl_assets.embedded.postgres_binaries import find_binaries, unprivileged_account
 from tests.chaos.hosts import Host
+from tests.integration.host import eventually
 
 _PASSWORD = "s3cret"
 _SETTINGS = ("max_connections=200", "fsync=off", "timezone=UTC", "unix_socket_directories=")  # 进程死了，机器没有
@@ -82,7 +82,7 @@ class PostgresPair:
         self._give(self._data(self.standby))
         self._launch(self.standby)
         streaming = "SELECT FROM pg_stat_replication WHERE state = 'streaming'"
-        _eventually(lambda: self._execute(self.primary, streaming) > 0, "the standby does not stream")
+        eventually(lambda: self._execute(self.primary, streaming), "the standby does not stream", _READY_SECONDS)
         # 拷贝之后才设：备库升上来时没有它，不会等一个不在的备库
         self._execute(self.primary, "ALTER SYSTEM SET synchronous_standby_names = '*'")
         self._execute(self.primary, "SELECT pg_reload_conf()")
@@ -94,7 +94,12 @@ class PostgresPair:
             self._processes[host.name] = subprocess.Popen(
                 self._command(host, "postgres", "-D", self._data(host), *words), cwd="/", stdout=log, stderr=log
             )
-        _eventually(lambda: self._execute(host, "SELECT", database="postgres") == 1, f"{host.name} does not answer")
+        eventually(lambda: self._answers(host), f"{host.name} does not answer", _READY_SECONDS)
+
+    def _answers(self, host: Host) -> bool:
+        with suppress(psycopg.OperationalError):  # 还没起来
+            return self._execute(host, "SELECT", database="postgres") == 1
+        return False
 
     def _execute(self, host: Host, statement: str, *, database: str = "etl") -> int:
         """返回行数。"""
@@ -116,13 +121,3 @@ class PostgresPair:
         if self._account:
             for each in [path, *path.rglob("*")]:
                 os.chown(each, self._account.pw_uid, self._account.pw_gid)
-
-
-def _eventually(met: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + _READY_SECONDS
-    while True:
-        with suppress(psycopg.OperationalError):  # 还没起来
-            if met():
-                return
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
@@ -21,6 +22,7 @@ from dagster._serdes import deserialize_value
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+from bridge.demo.reference import find_differences
 from bridge.errors import BridgeError
 from bridge.events.streams import consumer_names
 from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM, LEADS_ETL_COMPLETED
@@ -64,11 +66,17 @@ async def jetstream(settings: BridgeSettings) -> AsyncIterator[JetStreamConnecti
         await connection.close()
 
 
+def say(text: str) -> None:
+    """马上看得见，不等测试完。"""
+    sys.stdout.write(f"\n{text}\n")
+    sys.stdout.flush()
+
+
 # ---- 做完了没有 ------------------------------------------------------------------
 
 
 async def wait_until_drained(
-    engine: sa.Engine, settings: BridgeSettings, *, since: float, limit_seconds: float, say: Callable[[str], None]
+    engine: sa.Engine, settings: BridgeSettings, *, since: float, limit_seconds: float
 ) -> float:
     """等到没有剩下的；返回从 since（单调时钟）起用了多久，到时还没完就说剩下什么。"""
     left: list[str] = ["nothing was looked at"]
@@ -112,6 +120,20 @@ async def left_in_queues(settings: BridgeSettings) -> list[str]:
 
 
 # ---- 丢了什么没有 ----------------------------------------------------------------
+
+
+def assert_nothing_is_lost(
+    engine: sa.Engine, settings: EtlSettings, events: Sequence[StoredEvent], promised: Iterable[UUID]
+) -> None:
+    """
+    :param promised: 流答应存下了的事件。
+    """
+    assert held_days(engine) == []
+    assert not_stored(promised, events) == []
+    assert not_covered(engine, events) == []
+    assert not_announced(engine, events) == []
+    assert wrong_accounts(engine, settings) == []
+    assert find_differences(engine, settings) == []
 
 
 def held_days(engine: sa.Engine) -> list[str]:

@@ -8,15 +8,15 @@ import subprocess
 import sysconfig
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
+
+from .host import eventually
 
 PASSWORD = "s3cret"
 _NODES = 3
 _READY_SECONDS = 40.0
-
-Result = TypeVar("Result")
 
 
 class Place(Protocol):
@@ -60,7 +60,7 @@ class NatsCluster:
     def start(self) -> None:
         """三个都起来、选出了元数据的领导者才返回。"""
         self.restart()
-        _eventually(self._has_meta_leader, "the cluster elects no meta leader")
+        eventually(self._has_meta_leader, "the cluster elects no meta leader", _READY_SECONDS)
 
     def stop(self) -> None:
         for process in self._processes.values():
@@ -89,7 +89,7 @@ class NatsCluster:
 
     def leader(self, stream: str) -> str:
         """这个流此刻的领导者；正在选就等。"""
-        return _eventually(lambda: self._leader(stream), f"stream {stream} has no leader")
+        return str(eventually(lambda: self._leader(stream), f"stream {stream} has no leader", _READY_SECONDS))
 
     def _at(self, name: str, ports: dict[str, int]) -> str:
         return f"{self._places[name].address}:{ports[name]}"
@@ -161,14 +161,6 @@ class NatsCluster:
         except OSError:
             return {}
         return content
-
-
-def _eventually(look: Callable[[], Result | None], what: str) -> Result:
-    deadline = time.monotonic() + _READY_SECONDS
-    while not (found := look()):
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-    return found
 
 
 def _free_ports(count: int) -> list[int]:
