@@ -12,7 +12,9 @@ from bridge.events.outbox_publisher import publish_outbox
 from bridge.events.unannounced_imports import UnannouncedImports
 from bridge.events.waiting_events import WaitingEvents
 from bridge.side_tasks import pause, supervised
+from etl_assets.core.database_sync import transact
 from etl_assets.core.log import RepeatedWarning, get_logger
+from etl_assets.ledger.graph import catch_up
 
 logger = get_logger(__name__)
 
@@ -20,7 +22,10 @@ INTERVAL_SECONDS = 5.0
 WAITING_SECONDS = 1.0
 # 没人宣布的先要过宽限（默认一分钟）：看得再勤，也早不了多少
 UNANNOUNCED_SECONDS = 10.0
+# 要看整个台账，而只有升级到一半才有落下的
+CATCH_UP_SECONDS = 30.0
 
+_caught_up = RepeatedWarning(logger, "an older version left out assets that it does not know, their days are due now")
 _cannot_reconcile = RepeatedWarning(logger, "cannot reconcile now")
 
 
@@ -33,8 +38,14 @@ async def reconcile(stop: asyncio.Event, bell: DueBell) -> None:
         _repeat("ring for due days", bell.remind, stop, INTERVAL_SECONDS),
         _repeat("publish completion events", publish, stop, INTERVAL_SECONDS),
         _repeat("look after waiting events", WaitingEvents(bell).look, stop, WAITING_SECONDS),
+        _repeat("catch up with older versions", partial(_catch_up, bell), stop, CATCH_UP_SECONDS),
         _repeat("look for unannounced imports", UnannouncedImports(bell).look, stop, unannounced_seconds),
     )
+
+
+async def _catch_up(bell: DueBell) -> None:
+    if await asyncio.to_thread(transact, bell.engine, catch_up, bell.settings.target_schema):
+        _caught_up.say("")
 
 
 async def _repeat(

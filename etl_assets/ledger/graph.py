@@ -143,12 +143,27 @@ def write_graph(connection: sa.Connection, target: str, graph: AssetGraph, *, if
     if before == graph:
         return False
     # 别人正补的行、正记的标记：要么在这之前，要么看得见新的图。也挡住 FOR UPDATE：先锁行后改行的，正好在我们两边等着
-    connection.exec_driver_sql(f"LOCK TABLE {ledger.fullname} IN EXCLUSIVE MODE")
+    connection.exec_driver_sql(_LOCK)
     connection.execute(sa.delete(assets).where(assets.c.target == target))
     connection.execute(sa.insert(assets), _rows(target, graph))
     returned = _note_absent(connection, target, before, graph)
     connection.execute(_FILL, {"of_target": target, "returned": returned})
     connection.execute(_CATCH_UP, {"of_target": target})
+    return True
+
+
+def catch_up(connection: sa.Connection, target: str) -> bool:
+    """0.1.0 的进程还在旁边的时候：它的监听器只给它那三个资产补行，它的工人只往它们交；落下的别的资产在这里到期。
+
+    每一天的行写图时就齐了，后来的版本一次补全：少了的，是其间来的日子。返回有没有落下的。
+    """
+    of_target = {"of_target": target}
+    if not connection.scalar(_IS_BEHIND, of_target):
+        return False
+    connection.exec_driver_sql(_LOCK)
+    names = sa.select(assets.c.asset).where(assets.c.target == target)
+    connection.execute(_FILL, of_target | {"returned": list(connection.scalars(names))})
+    connection.execute(_CATCH_UP, of_target)
     return True
 
 
@@ -176,6 +191,7 @@ def _rows(target: str, graph: AssetGraph) -> list[dict[str, object]]:
     ]
 
 
+_LOCK = f"LOCK TABLE {ledger.fullname} IN EXCLUSIVE MODE"
 # 一行一个资产的一天：revision 是该做到或要求到的版本（上游都做到了的；没有上游的，这一天要求到了的），own 是台账里它要求到的
 _REACHED = """
     SELECT a.asset, l.day, max(l.requested) FILTER (WHERE l.asset = a.asset) AS own,
@@ -198,3 +214,4 @@ _FILL = sa.text(f"""
 _CATCH_UP = sa.text(f"""
     UPDATE etl.ledger SET requested = behind.revision, requested_at = clock_timestamp() FROM ({_REACHED}) AS behind
     WHERE target = :of_target AND ledger.asset = behind.asset AND ledger.day = behind.day AND own < revision""")  # noqa: S608  # 只拼接常量
+_IS_BEHIND = sa.text(f"SELECT EXISTS (SELECT FROM ({_REACHED}) AS reached WHERE own IS NULL OR own < revision)")  # noqa: S608  # 只拼接常量

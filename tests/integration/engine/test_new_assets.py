@@ -12,7 +12,7 @@ from etl_assets.core.etl_tables import ledger, stale_customers
 from etl_assets.core.tables import target_tables
 from etl_assets.ledger.claims import claim_due_days
 from etl_assets.ledger.failures import hold_days, record_failure
-from etl_assets.ledger.graph import Asset, AssetGraph, read_graph, write_graph
+from etl_assets.ledger.graph import Asset, AssetGraph, catch_up, read_graph, write_graph
 from etl_assets.ledger.requests import request_days
 from etl_assets.orders import lost_rows
 from etl_assets.orders.recount import find_wrong_days
@@ -176,6 +176,28 @@ def test_days_that_come_later_have_all_assets(chain: Chain, raw_data: RawData, i
     assert chain.due_runs() == {NEXT: frozenset(WIDER.names)}
     chain.run_due()
     assert is_done(chain, later)
+
+
+@pytest.mark.parametrize("left_out", ["row", "revision"])
+def test_assets_that_an_older_version_left_out_catch_up(chain: Chain, raw_data: RawData, left_out: str) -> None:
+    """0.1.0 的监听器不给它不认识的资产补行，它的工人不往它们交。"""
+    chain.use_graph(WIDER)
+    import_id = raw_data.add_import([order_of(DAYS[0])])
+    chain.announce(import_id)
+    others = ledger.c.asset.in_(["products", "daily_report"])
+    if left_out == "row":
+        chain.execute(sa.delete(ledger).where(others))
+    chain.run(DAYS[0], assets=["orders", "customers", "leads"])
+    chain.execute(sa.update(ledger).values(requested=ledger.c.materialized).where(others))
+    assert chain.due_runs() == {}
+    assert not is_done(chain, import_id)
+    with chain.engine.begin() as connection:
+        assert catch_up(connection, "public")
+        assert not catch_up(connection, "public")
+    assert chain.due_runs() == {DAYS[0]: frozenset(["products", "daily_report"])}
+    chain.run_due()
+    assert is_done(chain, import_id)
+    chain.assert_converged()
 
 
 def test_asset_that_is_taken_away_stops_nobody(chain: Chain, raw_data: RawData) -> None:
