@@ -20,7 +20,7 @@ from etl_assets.core.tables import target_tables
 from etl_assets.customers.etl import materialize_customers
 from etl_assets.definitions import graph
 from etl_assets.leads.etl import materialize_leads
-from etl_assets.ledger.locks import STRIPES
+from etl_assets.ledger.locks import CUSTOMER_STRIPES, STRIPES
 from etl_assets.orders.etl import materialize_orders
 from etl_assets.services.accounting import count_raw_rows, verify_days
 from etl_assets.services.day_accounts import StoredDay, store_counted_days
@@ -315,6 +315,8 @@ _LEDGER = (
     "INSERT INTO etl.locks (target, kind, key) SELECT 'public', 'day', day - date '0001-01-01' + 1 FROM etl.ledger GROUP BY day",
     f"""
     INSERT INTO etl.locks (target, kind, key)
-    SELECT 'public', kind, key FROM unnest(ARRAY['customer', 'import']) AS kind CROSS JOIN generate_series(0, {STRIPES - 1}) AS key
+    SELECT 'public', kind, key
+    FROM (VALUES ('import', {STRIPES}), ('customer', {STRIPES}), ('customer stripe', {CUSTOMER_STRIPES})) AS kinds (kind, rows)
+    CROSS JOIN LATERAL generate_series(0, rows - 1) AS key
     """,
 )
