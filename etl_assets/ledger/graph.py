@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from graphlib import CycleError
 
 import sqlalchemy as sa
@@ -147,8 +148,8 @@ def write_graph(connection: sa.Connection, target: str, graph: AssetGraph, *, if
     connection.execute(sa.delete(assets).where(assets.c.target == target))
     connection.execute(sa.insert(assets), _rows(target, graph))
     returned = _note_absent(connection, target, before, graph)
-    connection.execute(_FILL, {"of_target": target, "returned": returned})
-    connection.execute(_CATCH_UP, {"of_target": target})
+    connection.execute(_FILL, {"of_target": target, "days": None, "returned": returned})
+    connection.execute(_CATCH_UP, {"of_target": target, "days": None})
     return True
 
 
@@ -157,14 +158,19 @@ def catch_up(connection: sa.Connection, target: str) -> bool:
 
     每一天的行写图时就齐了，后来的版本一次补全：少了的，是其间来的日子。返回有没有落下的。
     """
-    of_target = {"of_target": target}
-    if not connection.scalar(_IS_BEHIND, of_target):
+    of_all = {"of_target": target, "days": None}
+    if not connection.scalar(_IS_BEHIND, of_all):
         return False
     connection.exec_driver_sql(_LOCK)
     names = sa.select(assets.c.asset).where(assets.c.target == target)
-    connection.execute(_FILL, of_target | {"returned": list(connection.scalars(names))})
-    connection.execute(_CATCH_UP, of_target)
+    connection.execute(_FILL, of_all | {"returned": list(connection.scalars(names))})
+    connection.execute(_CATCH_UP, of_all)
     return True
+
+
+def catch_up_on(connection: sa.Connection, target: str, days: Sequence[date]) -> None:
+    """同样，这几天的；行都有了，由调用者锁住了。推进没有到期的之前要先看：落下的看着也没有到期。"""
+    connection.execute(_CATCH_UP, {"of_target": target, "days": days})
 
 
 def _note_absent(connection: sa.Connection, target: str, before: AssetGraph, graph: AssetGraph) -> list[str]:
@@ -192,7 +198,8 @@ def _rows(target: str, graph: AssetGraph) -> list[dict[str, object]]:
 
 
 _LOCK = f"LOCK TABLE {ledger.fullname} IN EXCLUSIVE MODE"
-# 一行一个资产的一天：revision 是该做到或要求到的版本（上游都做到了的；没有上游的，这一天要求到了的），own 是台账里它要求到的
+# 一行一个资产的一天；days 是 NULL 就是每一天。
+# revision 是该做到或要求到的版本（上游都做到了的；没有上游的，这一天要求到了的），own 是台账里它要求到的
 _REACHED = """
     SELECT a.asset, l.day, max(l.requested) FILTER (WHERE l.asset = a.asset) AS own,
            coalesce(
@@ -200,7 +207,8 @@ _REACHED = """
                     ELSE min(l.materialized) FILTER (WHERE l.asset = ANY (a.ancestors)) END, 0
            ) AS revision
     FROM etl.assets a JOIN etl.ledger l ON l.target = a.target
-    WHERE a.target = :of_target GROUP BY a.asset, a.ancestors, l.day"""
+    WHERE a.target = :of_target AND (CAST(:days AS date[]) IS NULL OR l.day = ANY (CAST(:days AS date[])))
+    GROUP BY a.asset, a.ancestors, l.day"""
 
 # 新资产遇见旧日子：既不到期，也没有人做过它；先前的导入不等它。回来的资产没有行的，是其间来的日子，到期
 _FILL = sa.text(f"""

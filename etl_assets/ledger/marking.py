@@ -16,6 +16,7 @@ from etl_assets.core.arrays import array, unnest
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.etl_tables import assets, import_requests, ledger
 from etl_assets.core.tables import import_tasks
+from etl_assets.ledger.graph import catch_up_on
 from etl_assets.ledger.requests import NOTHING_HELD, advance, ensure_days, passing_on
 
 Scope = Literal["changed", "whole"]
@@ -135,6 +136,7 @@ def prepare_marking(
         ensure_days(connection, target, revisions.unknown)
     if revisions.reruns:
         connection.execute(_LOCK_DAYS, parameters).all()
+        catch_up_on(connection, target, list(days))
         advance(connection, target, asset, revisions.reruns)
     seen = {"seen_days": list(revisions.due), "seen_revisions": list(revisions.due.values())}
     return parameters | seen | {"by_run": run_id, "in_scope": scope, "seen_fingerprint": revisions.fingerprint}

@@ -18,7 +18,7 @@ from etl_assets.core.arrays import array, unnest
 from etl_assets.core.business_day import DayRange
 from etl_assets.core.database_sync import execute_compiled
 from etl_assets.core.etl_tables import assets, ledger
-from etl_assets.ledger.graph import IN_GRAPH, no_graph
+from etl_assets.ledger.graph import IN_GRAPH, catch_up_on, no_graph
 
 _DAYS_PER_SECOND = 30.0
 
@@ -87,6 +87,7 @@ def _lock_days(connection: sa.Connection, target: str, days: Sequence[date]) -> 
     ensure_days(connection, target, days)
     if not connection.execute(_LOCK_DAYS, {"of_target": target, "days": days}).all():
         raise no_graph(target)
+    catch_up_on(connection, target, days)
 
 
 def days_allowing_deletes(target: str, asset: str, days: DayRange) -> sa.Select[Any]:
@@ -240,7 +241,11 @@ def passing_on(made: sa.FromClause, rows: sa.FromClause, *, is_whole: sa.ColumnE
     """
     reached = sa.case((rows.c.asset == _ASSET, made.c.materialized), else_=rows.c.materialized)
     common = (
-        sa.select(assets.c.asset, made.c.day, made.c.materialized_at, sa.func.min(reached).label("revision"))
+        sa.select(
+            *(assets.c.asset, made.c.day, made.c.materialized_at),
+            sa.func.min(reached).label("revision"),
+            sa.func.min(rows.c.materialized).label("before"),
+        )
         .select_from(assets)
         .join(made, sa.true())
         .join(rows, sa.and_(rows.c.day == made.c.day, rows.c.asset == sa.any_(assets.c.upstreams)))
@@ -249,6 +254,8 @@ def passing_on(made: sa.FromClause, rows: sa.FromClause, *, is_whole: sa.ColumnE
         .subquery("common")
     )
     rises = common.c.revision > ledger.c.requested
+    # 上游早先做到的没有交给它，是 0.1.0 的工人做的：那时变了什么，没有标记
+    is_whole = sa.or_(is_whole, common.c.before > ledger.c.requested)
     return (
         sa.update(ledger)
         .where(

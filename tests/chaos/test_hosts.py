@@ -1,7 +1,7 @@
-"""几台主机：三节点的 NATS、一对 PostgreSQL、两个监听器、四个工人，各在自己的主机上。
+"""几台主机：三节点的 NATS、一对 PostgreSQL、两个监听器、四个工人、网页与守护进程，各在自己的主机上。
 
 断网、断电、升备库、换领导者，有的钟快三十秒有的慢三十秒；最后什么也没丢，什么也没做两遍，表等于参照。
-平日半分钟、两个工人、小的历史；`pdm run test-chaos` 十分钟，按种子轮到谁算谁。
+平日半分钟、两个工人、小的历史，没有网页；`pdm run test-chaos` 十分钟，按种子轮到谁算谁，最后在网页上点一下。
 """
 
 from __future__ import annotations
@@ -27,19 +27,24 @@ from etl_assets.core.database_sync import build_engine
 from etl_assets.core.settings import EtlSettings
 from etl_assets.embedded.postgres_binaries import unprivileged_account
 from etl_assets.testing.databases import initialize_database
+from tests.acceptance.conftest import asking
+from tests.acceptance.dagster_ui import DagsterUi
 from tests.chaos import verdict
 from tests.chaos.generator import Generator
 from tests.chaos.hosts import Host, hosts, why_no_hosts
 from tests.chaos.house import HISTORY, SMALL_HISTORY, furnish
-from tests.chaos.installation import Installation, running_installation
+from tests.chaos.installation import REPOSITORY, Installation, running_installation
 from tests.chaos.postgres_pair import PostgresPair
 from tests.chaos.verdict import say
+from tests.integration.host import eventually
 from tests.integration.nats_cluster import NatsCluster
 
 NATS = ("nats-1", "nats-2", "nats-3")
 POSTGRES = ("postgres-1", "postgres-2")
 LISTENERS = ("listener-1", "listener-2")
 WORKERS = ("worker-1", "worker-2", "worker-3", "worker-4")
+UI = ("webserver", "daemon")
+UI_PORT = 3000
 CLOCKS = {"listener-2": "-30s", "worker-2": "+30s", "worker-3": "-30s"}
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 SUCCEEDED = f"{DAGSTER_SCHEMA}.runs WHERE status = 'SUCCESS'"
@@ -73,6 +78,16 @@ def command(host: Host) -> list[str]:
     return host.command(words)
 
 
+def ui_command(host: Host) -> list[str]:
+    """Dagster 自己的命令，像 deploy/ 里那样。"""
+    words = {
+        "webserver": ["dagster-webserver", "--host", host.address, "--port", str(UI_PORT)],
+        "daemon": ["dagster-daemon", "run"],
+    }[host.name]
+    program = Path(sys.executable).with_name(words[0])
+    return host.command([program, *words[1:], "--workspace", REPOSITORY / "deploy" / "dagster" / "workspace.yaml"])
+
+
 class Weather:
     """对主机做的事；其间死了的进程有人补上，没电的主机上的除外。"""
 
@@ -97,7 +112,7 @@ class Weather:
         self._rack[name].plug()
 
     def cut_power(self, name: str, seconds: float) -> None:
-        """一台监听器或工人的主机。"""
+        """一台只有我们的进程的主机。"""
         words = self._installation.commands.pop(name)
         self._rack[name].kill()
         self.pass_by(seconds)
@@ -138,13 +153,28 @@ def long(weather: Weather, minutes: float, seed: int) -> None:
         seconds = chance.uniform(2, 20)
         which = chance.random()
         if which < 0.4:
-            weather.cut_link(chance.choice([*NATS, *POSTGRES, *LISTENERS, *WORKERS]), seconds)
+            weather.cut_link(chance.choice([*NATS, *POSTGRES, *LISTENERS, *WORKERS, *UI]), seconds)
         elif which < 0.7:
-            weather.cut_power(chance.choice([*LISTENERS, *WORKERS]), seconds)
+            weather.cut_power(chance.choice([*LISTENERS, *WORKERS, *UI]), seconds)
         elif which < 0.85:
             weather.cut_power_of_leader(chance.choice([EVENTS_STREAM, TASKS_STREAM]), seconds)
         else:
             weather.fail_over(seconds)
+
+
+def click(address: str) -> None:
+    """网页那台主机什么都经历过了：点一下，工人照样做完；守护进程还有心跳。"""
+    query = asking(f"http://{address}:{UI_PORT}")
+    ui = DagsterUi(query)
+    run_id = eventually(lambda: ui.launch(day=HISTORY.last_day.isoformat()), "the webserver does not answer", 120)
+    assert ui.wait(run_id, timeout_seconds=120)["status"] == "SUCCESS"
+    health = "{ instance { daemonHealth { allDaemonStatuses { daemonType required healthy } } } }"
+
+    def is_healthy() -> bool:
+        found = query(health)["instance"]["daemonHealth"]["allDaemonStatuses"]
+        return all(daemon["healthy"] for daemon in found if daemon["required"])
+
+    eventually(is_healthy, "a daemon is not healthy", 120)
 
 
 @pytest.mark.timeout(2_400)
@@ -155,7 +185,11 @@ def test_hosts_that_lose_link_power_and_clock_lose_no_data(request: pytest.Fixtu
     seed = random.SystemRandom().randrange(10**9) if seed is None else seed
     say(f"seed {seed}; {'clocks differ by 30 s' if FAKETIME.exists() else 'no libfaketime: all clocks agree'}")
     applications = [*LISTENERS, *(WORKERS if minutes else WORKERS[:2])]
-    with hosts([*NATS, *POSTGRES, *applications]) as rack, postgres_pair(rack) as pair, ExitStack() as cleanup:
+    with (
+        hosts([*NATS, *POSTGRES, *applications, *(UI if minutes else ())]) as rack,
+        postgres_pair(rack) as pair,
+        ExitStack() as cleanup,
+    ):
         cluster = NatsCluster(tmp_path, [rack[name] for name in NATS])
         cleanup.callback(cluster.stop)
         cluster.start()
@@ -179,7 +213,9 @@ def test_hosts_that_lose_link_power_and_clock_lose_no_data(request: pytest.Fixtu
             if minutes is None:
                 short(weather)
             else:
+                installation.commands |= {name: ui_command(rack[name]) for name in UI}
                 long(weather, minutes, seed)
+                click(rack["webserver"].address)
             generator.stop(timeout_seconds=60)
             draining = verdict.wait_until_drained(
                 engine, bridge_settings, since=time.monotonic(), limit_seconds=DRAIN_SECONDS

@@ -17,7 +17,7 @@ from uuid import UUID
 import nats.errors
 import nats.js.errors
 import sqlalchemy as sa
-from dagster import EventLogEntry
+from dagster import AssetKey, EventLogEntry
 from dagster._serdes import deserialize_value
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
@@ -25,7 +25,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from bridge.demo.reference import find_differences
 from bridge.errors import BridgeError
 from bridge.events.streams import consumer_names
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM, LEADS_ETL_COMPLETED
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM, etl_completed
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.dead_letters import DeadLetterHeader
 from bridge.jetstream.streams import consumer_info
@@ -40,6 +40,7 @@ from tests.chaos.floods import GARBAGE_MARK, Floods
 
 _FINAL = ("SUCCESS", "FAILURE", "CANCELED")
 _RUNS = sa.table("runs", sa.column("run_id"), sa.column("status"), schema=DAGSTER_SCHEMA)
+_EVENTS = sa.table("event_logs", *map(sa.column, ("run_id", "asset_key", "dagster_event_type")), schema=DAGSTER_SCHEMA)
 _DUE = ledger.c.requested > ledger.c.materialized
 _POLL_SECONDS = 0.5
 _SAY_SECONDS = 5.0
@@ -242,11 +243,21 @@ def not_covered(engine: sa.Engine, events: Iterable[StoredEvent]) -> list[str]:
 
 
 def not_announced(engine: sa.Engine, events: Iterable[StoredEvent]) -> list[str]:
-    """做成了、却没有最后一个资产的完成事件的运行。"""
-    announced = {event.content["run_id"] for event in events if event.subject == LEADS_ETL_COMPLETED}
+    """做成了的运行物化的资产，没有完成事件的。"""
+    announced = {(event.content.get("run_id"), event.subject) for event in events}
+    materialized = (
+        sa.select(_EVENTS.c.run_id, _EVENTS.c.asset_key)
+        .join(_RUNS, _RUNS.c.run_id == _EVENTS.c.run_id)
+        .where(_RUNS.c.status == "SUCCESS", _EVENTS.c.dagster_event_type == "ASSET_MATERIALIZATION")
+    )
     with engine.connect() as connection:
-        succeeded = set(connection.scalars(sa.select(_RUNS.c.run_id).where(_RUNS.c.status == "SUCCESS")))
-    return sorted(succeeded - announced)
+        made = {
+            (row.run_id, etl_completed(AssetKey.from_db_string(row.asset_key).to_user_string()))
+            for row in connection.execute(materialized)
+        }
+        runs = set(connection.scalars(sa.select(_RUNS.c.run_id).where(_RUNS.c.status == "SUCCESS")))
+    assert {run_id for run_id, _ in made} == runs
+    return sorted(f"{subject} of run {run_id}" for run_id, subject in made - announced)
 
 
 def announced_twice(events: Iterable[StoredEvent]) -> list[str]:

@@ -178,9 +178,12 @@ def test_days_that_come_later_have_all_assets(chain: Chain, raw_data: RawData, i
     assert is_done(chain, later)
 
 
+@pytest.mark.parametrize("then", ["nothing", "a rerun of leads", "a request for leads", "another import"])
 @pytest.mark.parametrize("left_out", ["row", "revision"])
-def test_assets_that_an_older_version_left_out_catch_up(chain: Chain, raw_data: RawData, left_out: str) -> None:
-    """0.1.0 的监听器不给它不认识的资产补行，它的工人不往它们交。"""
+def test_assets_that_an_older_version_left_out_catch_up(
+    chain: Chain, raw_data: RawData, left_out: str, then: str
+) -> None:
+    """0.1.0 的监听器不给它不认识的资产补行，它的工人不往它们交；此后别的推进了这一天，也不当它们做过。"""
     chain.use_graph(WIDER)
     import_id = raw_data.add_import([order_of(DAYS[0])])
     chain.announce(import_id)
@@ -191,12 +194,38 @@ def test_assets_that_an_older_version_left_out_catch_up(chain: Chain, raw_data: 
     chain.execute(sa.update(ledger).values(requested=ledger.c.materialized).where(others))
     assert chain.due_runs() == {}
     assert not is_done(chain, import_id)
+    if then == "a rerun of leads":
+        chain.run(DAYS[0], assets=["leads"])
+    elif then == "a request for leads":
+        with chain.engine.begin() as connection:
+            request_days(connection, "public", DAYS[:1], asset="leads")
+    elif then == "another import":
+        chain.announce(raw_data.add_import([order_of(DAYS[0]) | {"order_id": "B"}]))
     with chain.engine.begin() as connection:
-        assert catch_up(connection, "public")
+        assert catch_up(connection, "public") == (then == "nothing" or (then, left_out) == ("a rerun of leads", "row"))
         assert not catch_up(connection, "public")
-    assert chain.due_runs() == {DAYS[0]: frozenset(["products", "daily_report"])}
+    assert chain.due_runs()[DAYS[0]] >= {"products", "daily_report"}
     chain.run_due()
     assert is_done(chain, import_id)
+    chain.assert_converged()
+
+
+def test_what_an_older_worker_did_not_pass_on_is_made_as_a_whole(chain: Chain, raw_data: RawData) -> None:
+    """它做到了前一个版本，没有留下标记；后一个版本由新的工人交下去，说不出前一个变了什么。"""
+    chain.use_graph(WIDER)
+    orders = [order_of(DAYS[0]) | {"order_id": name} for name in "ABC"]
+    chain.announce(raw_data.add_import(orders[:1]))
+    chain.run_due()
+    for order in orders[1:]:
+        chain.announce(raw_data.add_import([order]))
+    chain.run(DAYS[0], assets=["orders"])
+    of_orders, of_others = ledger.c.asset == "orders", ledger.c.asset.in_(["products", "daily_report"])
+    chain.execute(sa.update(ledger).where(of_orders).values(materialized=ledger.c.requested - 1))
+    chain.execute(sa.update(ledger).where(of_others).values(requested=ledger.c.materialized, changed_since=0))
+    chain.run(DAYS[0], assets=["orders"], is_of_event=True)
+    is_whole = sa.select(ledger.c.changed_since > ledger.c.materialized).where(ledger.c.asset == "products")
+    assert chain.rows(is_whole) == [(True,)]
+    chain.run_due()
     chain.assert_converged()
 
 
