@@ -51,7 +51,9 @@ def initialize_database(engine: sa.Engine, assets: AssetGraph = graph) -> None:
 def cloned_database(server_url: str, template: str) -> Iterator[str]:
     """克隆模板，给出新数据库的地址。"""
     name = f"etl_test_{uuid4().hex[:12]}"
-    with _administer(server_url, create=f'CREATE DATABASE "{name}" TEMPLATE "{template}"', drop=name):
+    # 照着文件抄，不经过 WAL：快一倍
+    create = f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY'
+    with _administer(server_url, create=create, drop=name):
         yield database_url(server_url, name)
 
 

@@ -1,4 +1,4 @@
-"""验收测试的夹具：一个真的栈，整个会话共用；命令行像用户那样调。"""
+"""验收测试的夹具：一个真的栈，全部验收测试共用，之后的测试不再背着它；命令行像用户那样调。"""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ Query = Callable[..., dict[str, Any]]
 AddOrders = Callable[..., None]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("stack") / "state"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(state_dir: Path) -> Iterator[StackAddresses]:
     """PostgreSQL、NATS、Dagster 网页与守护进程、监听器、两个工人；分区从 1997 年起，样例文件才都进得去。"""
     local = Stack(
@@ -73,19 +73,19 @@ def assert_nothing_secret_is_logged(logs: Path, addresses: StackAddresses) -> No
     assert [name for name, text in written.items() if any(secret in text for secret in secrets)] == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack_settings(stack: StackAddresses) -> EtlSettings:
     return EtlSettings(database_url=stack.database_url, partitions_start=date.fromisoformat(PARTITIONS_START))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack_engine(stack_settings: EtlSettings) -> Iterator[sa.Engine]:
     engine = build_engine(stack_settings)
     yield engine
     engine.dispose()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def etl(stack: StackAddresses) -> Etl:
     """`etl("wait", "--import-id", …)`：在子进程里运行命令，检查退出码（缺省 0）。"""
     state_dir = str(Path(stack.dagster_home).parent)
@@ -107,7 +107,7 @@ def etl(stack: StackAddresses) -> Etl:
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def query(stack: StackAddresses) -> Query:
     return asking(stack.ui_url)
 
@@ -130,7 +130,7 @@ def asking(ui_url: str) -> Query:
     return ask
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shop(stack_engine: sa.Engine) -> str:
     with stack_engine.begin() as connection:
         connection.execute(sa.insert(shop_configs).values(shop_id=uuid4(), shop_name="网页店", platform="test"))
