@@ -15,6 +15,7 @@ from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import import_tasks, raw_orders, target_tables
 from tests.acceptance.conftest import Etl
 from tests.acceptance.test_main_flow import import_and_wait, write_csv
+from tests.integration.host import eventually
 
 DAY = "2026-08-08"
 
@@ -34,6 +35,12 @@ def orders_of(engine: sa.Engine, import_id: UUID) -> int:
     orders = target_tables("public").orders
     with engine.connect() as connection:
         return connection.execute(sa.select(sa.func.count()).where(orders.c.import_id == import_id)).scalar_one()
+
+
+def has_due_days(engine: sa.Engine) -> bool:
+    due = sa.select(ledger.c.day).where(ledger.c.requested > ledger.c.materialized)
+    with engine.connect() as connection:
+        return bool(connection.execute(sa.select(due.exists())).scalar_one())
 
 
 def set_failed(engine: sa.Engine, import_id: UUID) -> None:
@@ -102,6 +109,7 @@ def test_ledger_of_a_restored_backup_is_filled_again_by_a_replay(
     assert report["skipped"] == report["invalid"] == 0
     etl("wait", "--import-id", str(import_id), "--timeout", "90")
     assert orders_of(stack_engine, import_id) == 2
+    eventually(lambda: not has_due_days(stack_engine), "the imports of other tests are not done")
     again = etl(
         "replay", "--since", "1d", "--subject", DATA_IMPORT_COMPLETED, "--json"
     )  # 资产自己的事件每次都再要求一遍
