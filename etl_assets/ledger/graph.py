@@ -148,8 +148,7 @@ def write_graph(connection: sa.Connection, target: str, graph: AssetGraph, *, if
     connection.execute(sa.delete(assets).where(assets.c.target == target))
     connection.execute(sa.insert(assets), _rows(target, graph))
     returned = _note_absent(connection, target, before, graph)
-    connection.execute(_FILL, {"of_target": target, "days": None, "returned": returned})
-    connection.execute(_CATCH_UP, {"of_target": target, "days": None})
+    _bring_up(connection, target, returned)
     return True
 
 
@@ -158,19 +157,26 @@ def catch_up(connection: sa.Connection, target: str) -> bool:
 
     每一天的行写图时就齐了，后来的版本一次补全：少了的，是其间来的日子。返回有没有落下的。
     """
-    of_all = {"of_target": target, "days": None}
-    if not connection.scalar(_IS_BEHIND, of_all):
+    if not connection.scalar(_IS_BEHIND, {"of_target": target, "days": None}):
         return False
     connection.exec_driver_sql(_LOCK)
-    names = sa.select(assets.c.asset).where(assets.c.target == target)
-    connection.execute(_FILL, of_all | {"returned": list(connection.scalars(names))})
-    connection.execute(_CATCH_UP, of_all)
+    _bring_up(connection, target, _read(connection, target).names)
     return True
 
 
 def catch_up_on(connection: sa.Connection, target: str, days: Sequence[date]) -> None:
     """同样，这几天的；行都有了，由调用者锁住了。推进没有到期的之前要先看：落下的看着也没有到期。"""
     connection.execute(_CATCH_UP, {"of_target": target, "days": days})
+
+
+def _bring_up(connection: sa.Connection, target: str, returned: Sequence[str]) -> None:
+    """每一天的行都补上，落在上游后面的都到期；表已经锁住。
+
+    :param returned: 这些资产没有行的日子是其间来的，也到期。
+    """
+    of_all = {"of_target": target, "days": None}
+    connection.execute(_FILL, of_all | {"returned": list(returned)})
+    connection.execute(_CATCH_UP, of_all)
 
 
 def _note_absent(connection: sa.Connection, target: str, before: AssetGraph, graph: AssetGraph) -> list[str]:

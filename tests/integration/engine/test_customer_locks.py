@@ -110,7 +110,7 @@ def test_runs_that_add_the_same_rows_do_not_deadlock(engine: sa.Engine, first: s
     first.rollback()
 
     def run(seed: int) -> None:
-        chosen = Random(seed)  # noqa: S311
+        chosen = Random(seed)  # noqa: S311  # 不关安全
         with engine.connect() as connection:
             for _ in range(20):
                 assert lock(connection, *chosen.sample(keys, 100))
