@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from bridge.imports.files import encoding
 from bridge.imports.files.cells import Source
 from bridge.imports.files.source import open_source
 from bridge.imports.rules.errors import ImportFileError
@@ -179,6 +180,17 @@ def test_two_readings_of_quotes_that_both_fit_are_refused(tmp_path: Path) -> Non
     assert "with quotes around fields the file has 2 records, without 3, and both fit" in refused(tmp_path, text)
     assert opened(tmp_path, text, FileFormat(quotes=False))[1] == [(2, "1", '"x', "5"), (3, "2", 'y"', "6")]
     assert opened(tmp_path, text, FileFormat(quotes=True))[1] == [(2, "1", "x\t5\n2\ty", "6")]
+
+
+@pytest.mark.parametrize("block_bytes", [64, 1 << 20])
+@pytest.mark.parametrize("titles", ["", "王伟\n", "王伟\n订单\n", "王伟\n订单\n三月\n"])
+def test_two_readings_below_titles_are_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, titles: str, block_bytes: int
+) -> None:
+    """有几个字段由表说，不由上面的标题说，哪怕标题的行数更多。"""
+    monkeypatch.setattr(encoding, "BLOCK_BYTES", block_bytes)
+    text = f'sep=,\n{titles}订单编号,买家,金额,备注\nA0,王伟,12.50,"\nA1,王伟,12.50,"\n'
+    assert "and both fit" in refused(tmp_path, text)
 
 
 def test_one_damaged_quote_in_a_quoted_file_stays_a_bad_row(tmp_path: Path) -> None:

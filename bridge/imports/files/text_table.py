@@ -358,10 +358,11 @@ def _choose_dialect(content: Content, encoding: Encoding, file: FileFormat) -> D
         for quotes in ((file.quotes,) if file.quotes is not None else (True, False) if '"' in body else (True,))
         if separator
     }
-    separator = max(readings, key=lambda reading: _regularity(readings[reading]))[0]
+    separator, quotes = max(readings, key=lambda reading: _regularity(readings[reading]))
     if file.quotes is not None:
         return Dialect(separator, file.quotes)
-    return Dialect(separator, _choose_quotes(content, encoding, separator, body))
+    width, _ = _usual_width(readings[separator, quotes])
+    return Dialect(separator, _choose_quotes(content, encoding, separator, width, body))
 
 
 def _read_sample(content: Content, encoding: Encoding) -> str:
@@ -382,17 +383,20 @@ def _split_sample(text: str, dialect: Dialect) -> pl.Series:
 
 def _regularity(fields: pl.Series) -> float:
     """有同样多字段的记录的比例；字段多的分法更可信，表头也有这么多的更可信（数里的逗号不在表头里）。"""
-    counts = fields.list.len()
-    split = counts.filter(counts > 1)
-    if not split.len():
-        return 0.0
-    width, records = split.value_counts(sort=True).row(0)
+    width, records = _usual_width(fields)
     head = fields.head(HEADER_ROWS).to_list()
     named = min(len(head[find_header(head)]), width)
-    return float(records / counts.len() * (1 - 1 / width) * named / width)
+    return records / fields.len() * (1 - 1 / width) * named / width
 
 
-def _choose_quotes(content: Content, encoding: Encoding, separator: str, sample: str) -> bool:
+def _usual_width(fields: pl.Series) -> tuple[int, int]:
+    """多数记录有几个字段，几条是这样；只有一个字段的不算。一样多时取宽的：标题比表窄。"""
+    widths = fields.list.len().alias("width")
+    usual = widths.filter(widths > 1).value_counts().sort("count", "width").rows()
+    return usual[-1] if usual else (1, 0)
+
+
+def _choose_quotes(content: Content, encoding: Encoding, separator: str, width: int, sample: str) -> bool:
     """引号算不算数：看整个文件，两种读法各有多少条对不上。
 
     不算数，要不算数时处处对得上、算数时对不上、而且合不上的引号比合得上的多；不然坏行照样是坏行。
@@ -405,10 +409,10 @@ def _choose_quotes(content: Content, encoding: Encoding, separator: str, sample:
     if (
         (closed.all() and closed.len() >= _ENOUGH_QUOTES)
         or not _has_quotes(content)
-        or not _doubtful(content, encoding, separator)
+        or not _doubtful(content, encoding, separator, width)
     ):
         return True
-    quoted, plain = (_count_faults(content, encoding, Dialect(separator, quotes)) for quotes in (True, False))
+    quoted, plain = (_count_faults(content, encoding, Dialect(separator, quotes), width) for quotes in (True, False))
     if plain.faults or (quoted.faults and plain.closed >= plain.open):
         return True
     if not quoted.faults and quoted.records != plain.records:
@@ -425,14 +429,10 @@ def _has_quotes(content: Content) -> bool:
         return any(b'"' in chunk for chunk in iter(lambda: file.read(1 << 20), b""))
 
 
-def _doubtful(content: Content, encoding: Encoding, separator: str) -> bool:
+def _doubtful(content: Content, encoding: Encoding, separator: str, width: int) -> bool:
     """有没有这样的行：引号合不上，字段却不少。多数文件没有，就不必把两种读法都试一遍。"""
     well_formed = Dialect(separator).well_formed_line
-    width = 0
     for block in read_text_blocks(content, encoding):
-        if not width:
-            head = pl.Series(block.text.splitlines()[:HEADER_ROWS])
-            width = int(head.str.count_matches(separator, literal=True).max() or 0)  # type: ignore[arg-type]
         if '"' not in block.text:
             continue
         lines = pl.Series(
@@ -440,7 +440,7 @@ def _doubtful(content: Content, encoding: Encoding, separator: str) -> bool:
         )
         quoted = lines.filter(lines.str.contains('"', literal=True))
         odd = quoted.filter(~quoted.str.contains(well_formed))
-        if (odd.str.count_matches(separator, literal=True) >= width).any():
+        if (odd.str.count_matches(separator, literal=True) >= width - 1).any():
             return True
     return False
 
@@ -455,13 +455,11 @@ class _Reading:
     open: int = 0
 
 
-def _count_faults(content: Content, encoding: Encoding, dialect: Dialect) -> _Reading:
+def _count_faults(content: Content, encoding: Encoding, dialect: Dialect, width: int) -> _Reading:
     reading = _Reading()
-    width = 0
     try:
         for part in _read_records(content, encoding, dialect):
             counts = part.fields.list.len()
-            width = width or int(counts.value_counts(sort=True).row(0)[0])
             table = pl.DataFrame({"fields": part.fields, "regular": counts == width, "row": part.rows})
             fields = table.explode("fields").filter(pl.col("fields").str.contains('"', literal=True))
             starts = pl.col("fields").str.starts_with('"')
