@@ -214,7 +214,8 @@ def translate(cause: BaseException) -> EtlError:
     side = _OF_DAGSTER if hasattr(cause, "pgcode") else _OF_ETL
     if side is _OF_DAGSTER and decision.kind is PermanentError:
         decision = _UNKNOWN  # Dagster 存储里的行不是哪一天的内容
-    return decision.kind(f"{decision.sentence.format(**side)}: {first_line(cause)}")
+    said = "; ".join([first_line(cause), *getattr(cause, "__notes__", ())])
+    return decision.kind(f"{decision.sentence.format(**side)}: {said}")
 
 
 def first_line(error: BaseException | None) -> str:

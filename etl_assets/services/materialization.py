@@ -21,6 +21,7 @@ from etl_assets.core.database_errors import DATABASE_ERRORS, driver_error, trans
 from etl_assets.core.database_sync import autocommitting, execute_together
 from etl_assets.core.idle_transactions import kept_alive
 from etl_assets.core.interruption import check_interruption
+from etl_assets.core.lock_holders import naming_holder
 from etl_assets.core.log import get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.core.tables import TargetTables, target_tables
@@ -218,7 +219,12 @@ def data_transaction(
     :param started_at: 物化早先开始的时刻（time.monotonic），给分成几个事务的资产。
     :param locked: 先锁住的业务日。
     """
-    with autocommitting(engine) as connection, connection.begin(), kept_alive(connection, settings):
+    with (
+        naming_holder(engine, settings),
+        autocommitting(engine) as connection,
+        connection.begin(),
+        kept_alive(connection, settings),
+    ):
         # 后来的各个事务（一口一个）不再读台账：算数的是选客户之前的版本，此后的要求由下一次运行做
         revisions = _begin(connection, settings, asset, days, run, locked) if started_at is None else None
         if revisions is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -952,17 +953,38 @@ def test_conflict_that_does_not_end_is_a_transient_error(
     assert attempts == 5
 
 
-def test_lock_that_another_holds_too_long_is_a_transient_error(
+def test_lock_that_another_holds_too_long_is_a_transient_error_that_names_him(
     chain: Chain, raw_data: RawData, etl_settings: EtlSettings
 ) -> None:
     raw_data.add_import([{}])
     chain.run(DAY)
     impatient = build_engine(etl_settings.model_copy(update={"lock_timeout_seconds": 1}))
     with chain.engine.begin() as holder:
+        holder.exec_driver_sql("SET LOCAL application_name = 'psql'")
         holder.execute(sa.text("SELECT * FROM etl.locks WHERE kind = 'day' FOR UPDATE")).all()
-        with pytest.raises(TransientError, match="ETL_LOCK_TIMEOUT_SECONDS"):
-            Chain(impatient, etl_settings).run(DAY)
+        pid = holder.scalar(sa.text("SELECT pg_backend_pid()"))
+        with pytest.raises(TransientError, match="ETL_LOCK_TIMEOUT_SECONDS") as caught:
+            Chain(impatient, etl_settings.model_copy(update={"lock_timeout_seconds": 1})).run(DAY)
     impatient.dispose()
+    named = re.search(
+        rf"session {pid} \(psql of etl\) has held locks for (\d+) s, idle in transaction: ", str(caught.value)
+    )
+    assert named, caught.value
+    assert int(named[1]) >= 1
+
+
+def test_person_who_holds_a_lead_too_long_is_named(chain: Chain, raw_data: RawData, etl_settings: EtlSettings) -> None:
+    raw_data.add_import([{}])
+    chain.run(DAY)
+    settings = etl_settings.model_copy(update={"lock_timeout_seconds": 1})
+    raw_data.add_import([{"amount": "7.00"}], completed_at=later(2))
+    with chain.engine.begin() as person:
+        person.execute(sa.update(LEADS).values(notes="电话"))
+        pid = person.scalar(sa.text("SELECT pg_backend_pid()"))
+        with pytest.raises(TransientError, match=f"session {pid} .* SELECT pg_terminate_backend"):
+            Chain(chain.engine, settings).run(DAY)
+    chain.run(DAY)
+    chain.assert_converged()
 
 
 # ---- 影子结果 --------------------------------------------------------------------
