@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import click
 import structlog
 
 from bridge.cli.options import start_metrics_if_wanted, with_stack
-from bridge.settings import LANES, get_bridge_settings
+from bridge.settings import LANES, WorkerLane, get_bridge_settings
 from bridge.stack.addresses import default_state_dir
 from etl_assets.core.backoff import Backoff, failures_in_a_row
 from etl_assets.core.database_sync import get_engine
@@ -40,6 +41,15 @@ def listen_command() -> None:
     asyncio.run(_listen())
 
 
+def _check_lanes(_context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:
+    """在这里看：设置的错误说的是 ETL_WORKER_LANES，而写错的是选项。"""
+    known = get_args(WorkerLane)
+    wanted = [lane.strip() for lane in (given or "").split(",")]
+    if unknown := [lane for lane in wanted if lane not in ("", *known)]:
+        raise click.BadParameter(f"{unknown[0]!r} is no lane; these are: {', '.join(known)}")
+    return given
+
+
 @click.command("worker")
 @click.option(
     "--processes",
@@ -50,6 +60,7 @@ def listen_command() -> None:
 )
 @click.option(
     "--lanes",
+    callback=_check_lanes,
     help=f"Comma-separated lanes to serve, of {', '.join(LANES)}; small: of the events only small days [default: ETL_WORKER_LANES or all].",
 )
 @with_stack

@@ -116,6 +116,8 @@ class _Seen:
 def status_command(as_json: bool, watch: bool, day: datetime | None) -> None:
     """Say "all well" or what is not; then assets, workers, listeners, queues, failed runs, held days, rejected rows."""
     if day is not None:
+        if watch:
+            raise click.UsageError("--watch is for the whole status: leave out --day or --watch")
         show_day(day, as_json=as_json)
         return
     if watch and not as_json and sys.stdout.isatty():

@@ -53,6 +53,20 @@ def test_a_range_the_wrong_way_round_is_wrong_usage() -> None:
     assert "--from 2026-03-05 is after --to 2026-03-01" in command.stderr
 
 
+def test_a_lane_that_is_none_is_told_which_there_are() -> None:
+    command = etl("worker", "--lanes", "event, fast")
+    assert command.returncode == ExitCode.NO_ANSWER
+    assert (
+        "Invalid value for '--lanes': 'fast' is no lane; these are: interactive, small, event, bulk" in command.stderr
+    )
+
+
+def test_one_day_is_not_watched() -> None:
+    command = etl("status", "--day", "2026-03-05", "--watch")
+    assert command.returncode == ExitCode.NO_ANSWER
+    assert "leave out --day or --watch" in command.stderr
+
+
 @pytest.mark.parametrize("arguments", [("why", "day", "2026-13-45"), ("status", "--day", "today")])
 def test_a_day_that_is_none_is_told_how_days_are_written(arguments: tuple[str, ...]) -> None:
     command = etl(*arguments)

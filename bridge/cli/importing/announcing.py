@@ -15,6 +15,7 @@ from bridge.events.envelope import DataImportCompleted
 from bridge.events.publish import publish_event
 from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.settings import get_bridge_settings
+from etl_assets.core.settings import get_settings
 from etl_assets.core.tracing import start_tracing
 
 _FULL_SECONDS = 1.0
@@ -24,7 +25,7 @@ def committing(import_id: UUID) -> AbstractContextManager[None]:
     """提交这次导入的一步：Ctrl-C 落在它前后，说的不一样。"""
     return finished_first(
         meanwhile=f"aborted while import {import_id} was being committed: `etl imports` says whether it is in raw_orders",
-        afterwards=f"{_is_in(import_id)} but was not announced: {_publish_command(import_id)}",
+        afterwards=_is_not_announced(import_id),
     )
 
 
@@ -33,13 +34,20 @@ def announce(import_id: UUID) -> None:
     try:
         _publish(import_id)
     except Exception:
-        say(f"{_is_in(import_id)} but was not announced; once NATS is back: {_publish_command(import_id)}", err=True)
+        say(_is_not_announced(import_id), err=True)
         raise
     say_on_abort(f"{_is_in(import_id)} and was announced")
 
 
 def _is_in(import_id: UUID) -> str:
     return f"import {import_id} is in raw_orders"
+
+
+def _is_not_announced(import_id: UUID) -> str:
+    """没有人宣布的，监听器自己会找到。"""
+    seconds = get_settings().unannounced_after_seconds
+    by_itself = f"a running listener finds it after about {seconds} s"
+    return f"{_is_in(import_id)} but was not announced: {by_itself}; at once: {_publish_command(import_id)}"
 
 
 def _publish_command(import_id: UUID) -> str:
