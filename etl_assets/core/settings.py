@@ -27,8 +27,9 @@ AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 StatusList = Annotated[tuple[str, ...], NoDecode]
 
 
+@lru_cache(maxsize=32)
 def is_time_zone(name: str) -> bool:
-    """localtime 与 Factory 是机器自己的文件，Polars 不认。"""
+    """localtime 与 Factory 是机器自己的文件，Polars 不认。找一遍要走遍时区的文件夹，所以记着。"""
     return name in available_timezones() - {"localtime", "Factory"}
 
 

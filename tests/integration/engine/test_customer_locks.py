@@ -36,6 +36,10 @@ def second(engine: sa.Engine) -> Iterator[sa.Connection]:
         connection.exec_driver_sql("SET lock_timeout = '100ms'")
         connection.commit()
         yield connection
+        # 连接池是大家的：不放回去，后来的测试也等不到 100 毫秒以上
+        connection.rollback()
+        connection.exec_driver_sql("RESET lock_timeout")
+        connection.commit()
 
 
 @pytest.fixture
