@@ -118,7 +118,7 @@ def server_config(roles: Sequence[NatsRole], public_keys: Mapping[str, str]) -> 
 
 def _user(role: NatsRole, public_key: str) -> str:
     # nats-server 的配置语法包含 JSON
-    publish, subscribe = (json.dumps(sorted(set(given))) for given in (role.publish, _heard(role)))
+    publish, subscribe = (json.dumps(sorted(set(given)), ensure_ascii=False) for given in (role.publish, _heard(role)))
     return (
         f"      # {role.name}: {role.what}\n"
         f"      {{ nkey: {public_key}, permissions: {{\n"

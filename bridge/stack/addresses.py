@@ -54,7 +54,7 @@ def remove_addresses(state_dir: Path) -> None:
 def read_addresses(state_dir: Path) -> StackAddresses | None:
     """没有活着的栈则为 None：文件可能是被 kill -9 的监督者留下的。
 
-    :raises SettingsError: 这个栈属于别的用户，或者别的用户能动它。
+    :raises SettingsError: 这个栈属于别的用户，或者别的用户能动它；这不能是一个文件夹。
     """
     path = state_dir / _FILE_NAME
     try:
@@ -66,6 +66,10 @@ def read_addresses(state_dir: Path) -> StackAddresses | None:
     except PermissionError as error:
         raise SettingsError(
             f"the stack in {state_dir} belongs to another user: use a state folder of your own (--state-dir)"
+        ) from error
+    except OSError as error:
+        raise SettingsError(
+            f"{state_dir} cannot be a state folder ({error.strerror}): choose another one (--state-dir, ETL_STATE_DIR)"
         ) from error
     # 进程号会轮到别的进程：启动的时刻也要对得上
     return addresses if ProcessIdentity(addresses.pid, addresses.started_ticks).is_alive() else None

@@ -52,7 +52,8 @@ class EmbeddedNats(EmbeddedServer):
     def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         self._monitor_port = find_free_port()
         config = self.folder / "nats.conf"
-        write_private_file(config, json.dumps(self._config(), indent=2))
+        # 它的语法不认 \u：文件夹的名字里有汉字，照原样写
+        write_private_file(config, json.dumps(self._config(), indent=2, ensure_ascii=False))
         return launch([str(_find_binary()), "--config", str(config)], log, env={"PATH": os.defpath})
 
     def _answers(self, process: ChildProcess) -> bool:

@@ -242,7 +242,7 @@ def test_nats_stores_again_after_its_disk_was_full(tmp_path: Path, database_url:
 
 
 def test_stack_comes_up_ready_and_leaves_nothing(tmp_path: Path) -> None:
-    state_dir = tmp_path / "state"
+    state_dir = tmp_path / '张三 的 "状态"'  # 家里的文件夹叫什么都行
     stack = Stack(
         state_dir,
         settings=EtlSettings(database_url=""),

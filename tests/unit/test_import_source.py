@@ -102,6 +102,21 @@ def test_damaged_archives_and_bombs_are_one_sentence(tmp_path: Path, monkeypatch
     assert "unpack to more than" in refused(zipped(tmp_path / "b.zip", {"a.csv": CSV * 100_000}))
 
 
+@pytest.mark.parametrize(
+    ("at", "instead"),
+    # 中央目录里：要多新的版本才解得开；名字是 UTF-8 的，而它不是
+    [(6, (238).to_bytes(2, "little")), (8, (0x800).to_bytes(2, "little"))],
+    ids=["version 23.8", "name that is not UTF-8"],
+)
+def test_archives_with_an_odd_directory_are_one_sentence(tmp_path: Path, at: int, instead: bytes) -> None:
+    path = zipped(tmp_path / "a.zip", {"AAAA.csv": CSV})
+    content = bytearray(path.read_bytes().replace(b"AAAA", "订单".encode("gbk")))
+    entry = content.index(b"PK\x01\x02")
+    content[entry + at : entry + at + 2] = instead
+    path.write_bytes(content)
+    assert "cannot be read" in refused(path)
+
+
 def test_a_web_page_that_calls_itself_xls_is_read(tmp_path: Path) -> None:
     path = tmp_path / "orders.xls"
     rows = "<tr><td>A1<td>王&nbsp;<b>伟</b><tr style='display:none'><td>A2</td><td><table><tr><td>李</td></tr></table></td></tr>"

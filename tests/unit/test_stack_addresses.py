@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bridge.stack.addresses import StackAddresses, default_state_dir, read_addresses, remove_addresses, write_addresses
+from etl_assets.core.errors import SettingsError
 from etl_assets.embedded.child_process import identify
 
 
@@ -50,6 +51,13 @@ def test_no_stack_without_a_file(tmp_path: Path, addresses: StackAddresses) -> N
     remove_addresses(tmp_path)
 
     assert read_addresses(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a file/state"])
+def test_folder_that_cannot_be_is_one_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(SettingsError, match=r"cannot be a state folder \(.+\): choose another one"):
+        read_addresses(tmp_path / name)
 
 
 def test_no_stack_when_another_process_has_its_pid(tmp_path: Path, addresses: StackAddresses) -> None:

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-DAMAGED = (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
+DAMAGED = (
+    *(zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError),
+    *(RuntimeError, NotImplementedError, UnicodeDecodeError),  # 要口令；不认得的版本、压缩法；成员的名字
+)
 """解压缩时坏的、有密码的、用了不认得的办法的，各说各的。"""
 
 

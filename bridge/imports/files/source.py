@@ -90,7 +90,7 @@ def _unpack(content: Content, head: bytes) -> Content | None:
     try:
         with zipfile.ZipFile(content.path) as archive:
             files = [member for member in archive.infolist() if not member.is_dir() and _is_table(member.filename)]
-    except zipfile.BadZipFile as error:
+    except DAMAGED as error:
         raise _damaged(content.path, error) from error
     if len(files) != 1:
         names = ", ".join(repr(_name(member)) for member in files[:20])
@@ -104,7 +104,7 @@ def _is_workbook(content: Content) -> bool:
     try:
         with content.open() as file, zipfile.ZipFile(file) as archive:
             return bool(_WORKBOOK_PARTS & set(archive.namelist()))
-    except zipfile.BadZipFile:
+    except DAMAGED:
         return True
 
 
