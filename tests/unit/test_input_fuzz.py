@@ -33,7 +33,7 @@ from bridge.imports.rules.profile import FileFormat
 from bridge.queue.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from tests.the_three import graph
 
-pytestmark = pytest.mark.timeout(7200)
+pytestmark = pytest.mark.timeout(4 * 3_600)
 DEEP = settings().max_examples >= 2_000
 HANDLERS = handlers_of(graph)
 MISUSE = 2
