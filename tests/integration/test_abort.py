@@ -36,7 +36,8 @@ ROWS = 300_000
 LONGEST_SECONDS = 3.0
 NOTHING = "aborted, nothing was imported"
 IS_IN = re.compile(
-    r"import (\S+) is in raw_orders (but was not announced: .* at once: etl publish events.data_import.completed '.*'|and was announced)"
+    r"import (\S+) is in raw_orders (but was not announced: a running listener finds it after about 60 s; "
+    r"at once: etl publish events.data_import.completed '.*'|and was announced)"
 )
 DAY = date(2026, 3, 2)
 

@@ -33,8 +33,8 @@ from bridge.imports.rules.profile import FileFormat
 from bridge.queue.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from tests.the_three import graph
 
-pytestmark = pytest.mark.timeout(4 * 3_600)
 DEEP = settings().max_examples >= 2_000
+pytestmark = pytest.mark.timeout(4 * 3_600 if DEEP else 7_200)
 HANDLERS = handlers_of(graph)
 MISUSE = 2
 """click 的退出码。"""

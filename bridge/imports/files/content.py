@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-DAMAGED = (
-    *(zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError),
-    *(RuntimeError, NotImplementedError, UnicodeDecodeError),  # 要口令；不认得的版本、压缩法；成员的名字
-)
+# zipfile 以 RuntimeError 说有密码，以它的子类说不认得的版本与压缩法；成员的名字不是它自称的编码是 UnicodeDecodeError
+DAMAGED = (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError, UnicodeDecodeError)
 """解压缩时坏的、有密码的、用了不认得的办法的，各说各的。"""
 
 

@@ -34,7 +34,7 @@ from etl_assets.reports.progress import import_progress
 from etl_assets.services.fingerprints import fingerprint
 from tests.integration.engine.chain import Chain, mark_materialized
 
-pytestmark = pytest.mark.timeout(3_600)  # deep 时两千个例子
+pytestmark = pytest.mark.timeout(3_600 if settings().max_examples >= 2_000 else 300)
 TARGET = "public"
 AT_ONCE = Backoff(first_seconds=0.0, longest_seconds=0.0)
 FIRST = date(2026, 1, 5)

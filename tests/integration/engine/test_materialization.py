@@ -907,7 +907,7 @@ def test_runs_at_the_same_time_converge(chain: Chain, raw_data: RawData) -> None
         running = [pool.submit(materialize_repeatedly, *days) for days in ((DAY, DAY), (DAY, NEXT), (NEXT, NEXT))]
         for hour in (3, 4):
             chain.announce(raw_data.add_import(versions(orders=40, completed_hour=hour), completed_at=later(hour)))
-        failed = [error for run in running if (error := run.exception(timeout=120))]
+        failed = [error for run in running if (error := run.exception(timeout=60))]
     if failed:  # 全都说出来：等不到锁的那个不知道，是谁、为什么占着
         raise BaseExceptionGroup("of the runs at the same time", failed)
     chain.run_due()
