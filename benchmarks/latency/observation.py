@@ -18,8 +18,9 @@ from nats.aio.msg import Msg
 from benchmarks.dagster.stock import SCHEMA as STOCK_SCHEMA
 from bridge.events import DataImportCompleted
 from bridge.events.publish import EventPublisher
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM, LEADS_ETL_COMPLETED
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, LEADS_ETL_COMPLETED
 from bridge.jetstream.connection import JetStreamConnection
+from bridge.nats_names import EVENTS_STREAM
 from bridge.stack.dagster_home import DAGSTER_SCHEMA
 from etl_assets.core.etl_tables import leases, ledger
 

@@ -23,8 +23,9 @@ from benchmarks.own_stack import own_stack
 from benchmarks.report import Bar, print_bars, write_results
 from bridge.events import DataImportCompleted
 from bridge.events.publish import EventPublisher
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.jetstream.connection import JetStreamConnection
+from bridge.nats_names import EVENTS_DLQ_STREAM
 from bridge.settings import BridgeSettings
 from etl_assets.core.settings import EtlSettings
 from etl_assets.reports.reports import count_waiting_events

@@ -25,7 +25,7 @@ from dagster import (
 )
 from nats.aio.msg import Msg
 
-from bridge.events.subjects import EVENTS_PREFIX, EVENTS_STREAM
+from bridge.nats_names import EVENTS_PREFIX, EVENTS_STREAM
 from bridge.settings import get_bridge_settings
 from etl_assets.core.business_day import local_day
 from etl_assets.core.tables import raw_orders

@@ -21,10 +21,11 @@ from benchmarks.report import Bar, Spread, print_bars, write_results
 from benchmarks.retention.days import add_day, begin, publish_day, read_model, table_sizes, vacuum
 from bridge.events.envelope import DataImportCompleted
 from bridge.events.publish import publish_event
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.stored_messages import delete_messages_before
 from bridge.jetstream.streams import stream_state
+from bridge.nats_names import EVENTS_STREAM
 from bridge.runs.retention import Pruning, prune
 from bridge.settings import BridgeSettings
 from bridge.stack.addresses import StackAddresses

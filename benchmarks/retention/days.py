@@ -11,10 +11,11 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.stored_messages import Stretch, read_stored
 from bridge.jetstream.streams import stream_state
+from bridge.nats_names import EVENTS_STREAM
 
 _AT_ONCE = 50
 _EVENT_ID = re.compile(rb'"event_id": ?"[0-9a-f-]{36}"')

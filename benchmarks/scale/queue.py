@@ -17,9 +17,10 @@ from benchmarks.scale.parts import Site, running_part, running_site
 from benchmarks.scale.workers import HISTORY
 from benchmarks.verification import count_wrong
 from bridge.events.streams import consumer_name
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.streams import consumer_info, stream_state
+from bridge.nats_names import EVENTS_STREAM
 
 LENGTHS = (1_000, 10_000, 100_000)
 LONGEST = 1_000_000

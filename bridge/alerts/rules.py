@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from bridge.events.subjects import EVENTS_DLQ_STREAM, EVENTS_STREAM
 from bridge.jetstream.streams import NEARLY_FULL
+from bridge.nats_names import EVENTS_DLQ_STREAM, EVENTS_STREAM, TASKS_DLQ_STREAM, TASKS_STREAM
 from bridge.operations.overview import Overview
-from bridge.queue.streams import TASKS_DLQ_STREAM, TASKS_STREAM
 from bridge.settings import LANES, BridgeSettings
 from etl_assets.intake.named_orders import SCATTERED_REMEDY
 

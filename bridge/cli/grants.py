@@ -18,7 +18,7 @@ def grants_command(prefix: str) -> None:
     listener, the workers, the UI and the daemon, PREFIX_importer for what writes raw_orders and import_tasks, PREFIX_reader reads,
     PREFIX_operator is for the commands. They cannot log in: make users of your own members of them.
     """
-    from bridge.operations.database_roles import grants
+    from bridge.roles.database import grants
     from bridge.stack.dagster_home import DAGSTER_SCHEMA
 
     dagster_schema = get_bridge_settings().own_name(DAGSTER_SCHEMA)

@@ -25,7 +25,7 @@ def nats_accounts_command(folder: Path, url: str | None) -> None:
     remove its file first.
     """
     from bridge.jetstream.login import servers_without_login
-    from bridge.operations.nats_roles import nats_roles, server_config
+    from bridge.roles.nats import nats_roles, server_config
 
     settings = get_bridge_settings()
     url = url or ",".join(servers_without_login(settings)) or "nats://127.0.0.1:4222"

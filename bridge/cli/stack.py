@@ -92,7 +92,8 @@ def init_db_command(create_indexes: bool) -> None:
     INVALID index that an interrupted build has left is dropped and built again. Exit 1 when some are still missing, because the role does
     not own the table, for instance: then the statements for its owner are printed.
     """
-    from bridge.stack.dagster_home import ensure_dagster_database
+    from bridge.roles.database import renew_rights
+    from bridge.stack.dagster_home import DAGSTER_SCHEMA, ensure_dagster_database
     from etl_assets.definitions import graph
     from etl_assets.ledger.graph import write_graph
     from etl_assets.migrations.upgrade import upgrade_database
@@ -111,6 +112,8 @@ def init_db_command(create_indexes: bool) -> None:
     if (dagster_url := os.environ.get("DAGSTER_POSTGRES_URL")) and ensure_dagster_database(dagster_url):
         say("created the database of DAGSTER_POSTGRES_URL; `dagster instance migrate` creates its tables")
     target = prepare_target(get_engine(), get_settings())
+    dagster_schema = get_bridge_settings().own_name(DAGSTER_SCHEMA)
+    renew_rights(get_engine(), target=get_settings().target_schema, dagster_schema=dagster_schema)
     if transact(get_engine(), write_graph, get_settings().target_schema, graph):
         say(f"wrote down the assets: {', '.join(graph.names)}")
     if target.created_tables:

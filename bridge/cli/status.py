@@ -163,7 +163,7 @@ def _shown(seen: _Seen) -> Iterator[RenderableType]:
 
 def _processes(overview: Overview) -> Iterator[str]:
     """监听器与工人：没有登记，有人等着取就是空着，有租约就是忙着。"""
-    from bridge.events.subjects import EVENTS_STREAM
+    from bridge.nats_names import EVENTS_STREAM
 
     if overview.queues is None:
         return

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from bridge.events.subjects import EVENTS_STREAM
+from bridge.nats_names import EVENTS_STREAM
 
 MAX_ACK_PENDING = 100_000
 """没确认的这么多，服务器就不再给；推迟的也算：死信流满时推迟的不能挡住好的。等着导入的事件记在台账里，不在其中。"""

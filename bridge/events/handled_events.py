@@ -8,10 +8,11 @@ from uuid import UUID
 from bridge.errors import StreamConflictError
 from bridge.events.envelope import IMPORT_STATUSES, DataImportCompleted
 from bridge.events.streams import consumer_name
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.stored_messages import Stretch, first_message, last_message, read_stored
 from bridge.jetstream.streams import consumer_info, stream_state
+from bridge.nats_names import EVENTS_STREAM
 from bridge.settings import BridgeSettings
 
 

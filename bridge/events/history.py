@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bridge.events.subjects import EVENTS_STREAM, EVERY_ETL_COMPLETED, completed_asset
+from bridge.events.subjects import EVERY_ETL_COMPLETED, completed_asset
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.stored_messages import Stretch, read_stored
 from bridge.jetstream.streams import stream_state
+from bridge.nats_names import EVENTS_STREAM
 from bridge.settings import BridgeSettings
 
 

@@ -13,11 +13,11 @@ from nats.aio.msg import Msg
 from bridge.events.event_task_utils import EventTaskHandler
 from bridge.events.settling import Settler
 from bridge.events.streams import consumer_name, ensure_event_streams
-from bridge.events.subjects import EVENTS_STREAM
 from bridge.events.verdicts import Failed, Judge, Verdict
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.headers import header_text
 from bridge.jetstream.pull import Puller
+from bridge.nats_names import EVENTS_STREAM
 from bridge.settings import BridgeSettings, Lane
 from etl_assets.core.log import RepeatedWarning, get_logger
 

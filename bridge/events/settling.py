@@ -13,11 +13,11 @@ from bridge.errors import StreamFullError
 from bridge.events.envelope import DataImportCompleted
 from bridge.events.event_task_utils import Decision, Done, Ignored, NotYet, Rejected
 from bridge.events.streams import bury_event
-from bridge.events.subjects import EVENTS_DLQ_STREAM
 from bridge.events.verdicts import Failed, Garbage, Verdict
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY
 from bridge.jetstream.headers import header_text
+from bridge.nats_names import EVENTS_DLQ_STREAM
 from bridge.settings import BridgeSettings
 from etl_assets.core import metrics
 from etl_assets.core.asset_events import Event

@@ -10,17 +10,12 @@ from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy, 
 
 from bridge.errors import StreamConflictError
 from bridge.events.adopted_stream import MAX_ACK_PENDING, shortcomings
-from bridge.events.subjects import (
-    EVENTS_DLQ_PREFIX,
-    EVENTS_DLQ_STREAM,
-    EVENTS_PREFIX,
-    EVENTS_STREAM,
-    dead_letter_subject,
-)
+from bridge.events.subjects import dead_letter_subject
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.dead_letters import bury, letters_stream
 from bridge.jetstream.stored_messages import StoredMessage
 from bridge.jetstream.streams import adopt_stream, consumer_info, ensure_consumer, ensure_stream, stream_consumers
+from bridge.nats_names import EVENTS_DLQ_PREFIX, EVENTS_DLQ_STREAM, EVENTS_PREFIX, EVENTS_STREAM
 from bridge.settings import BridgeSettings
 from etl_assets.core.errors import EtlError
 from etl_assets.core.log import RepeatedWarning, get_logger

@@ -1,14 +1,21 @@
-"""事件的主题与流的名字；所有收发都用这里的。"""
+"""事件的主题；所有收发都用这里的。"""
 
 from __future__ import annotations
 
-EVENTS_STREAM = "EVENTS"
-EVENTS_PREFIX = "events."
-EVENTS_DLQ_STREAM = "EVENTS_DLQ"
-EVENTS_DLQ_PREFIX = "events_dlq."
+from bridge.nats_names import DATA_IMPORT_COMPLETED, EVENTS_DLQ_PREFIX, EVENTS_PREFIX, EVERY_ETL_COMPLETED
 
-DATA_IMPORT_COMPLETED = f"{EVENTS_PREFIX}data_import.completed"
-EVERY_ETL_COMPLETED = f"{EVENTS_PREFIX}etl.*.completed"
+__all__ = [
+    "CUSTOMERS_ETL_COMPLETED",
+    "DATA_IMPORT_COMPLETED",
+    "EVERY_ETL_COMPLETED",
+    "LEADS_ETL_COMPLETED",
+    "ORDERS_ETL_COMPLETED",
+    "completed_asset",
+    "dead_letter_subject",
+    "etl_completed",
+    "event_subject",
+]
+
 ORDERS_ETL_COMPLETED = f"{EVENTS_PREFIX}etl.orders.completed"
 CUSTOMERS_ETL_COMPLETED = f"{EVENTS_PREFIX}etl.customers.completed"
 LEADS_ETL_COMPLETED = f"{EVENTS_PREFIX}etl.leads.completed"

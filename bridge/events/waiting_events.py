@@ -11,10 +11,11 @@ from bridge.errors import StreamFullError
 from bridge.events.due_bell import DueBell
 from bridge.events.envelope import DataImportCompleted
 from bridge.events.streams import bury_event
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY
 from bridge.jetstream.stored_messages import StoredMessage, stored_message
+from bridge.nats_names import EVENTS_DLQ_STREAM, EVENTS_STREAM
 from etl_assets.core.database_sync import transact
 from etl_assets.core.log import RepeatedWarning, get_logger
 from etl_assets.intake.imports import NO_SEQUENCE

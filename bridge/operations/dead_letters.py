@@ -13,21 +13,23 @@ from nats.js.api import PubAck
 from bridge.errors import StrayLetterError, TruncatedLetterError, UnknownLetterError
 from bridge.events.asset_events import asset_events
 from bridge.events.handlers import HANDLERS
-from bridge.events.subjects import (
-    EVENTS_DLQ_PREFIX,
-    EVENTS_DLQ_STREAM,
-    EVENTS_PREFIX,
-    EVENTS_STREAM,
-    completed_asset,
-    dead_letter_subject,
-)
+from bridge.events.subjects import completed_asset, dead_letter_subject
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.dead_letters import DeadLetterHeader
 from bridge.jetstream.headers import header_text
 from bridge.jetstream.stored_messages import Stretch, delete_message, read_stored
 from bridge.jetstream.streams import NEARLY_FULL, stream_state, stream_use
+from bridge.nats_names import (
+    EVENTS_DLQ_PREFIX,
+    EVENTS_DLQ_STREAM,
+    EVENTS_PREFIX,
+    EVENTS_STREAM,
+    TASKS_DLQ_STREAM,
+    TASKS_DLQ_SUBJECT,
+    TASKS_STREAM,
+    TASKS_SUBJECT,
+)
 from bridge.operations.replay import replayable_subjects
-from bridge.queue.streams import TASKS_DLQ_STREAM, TASKS_DLQ_SUBJECT, TASKS_STREAM, TASKS_SUBJECT
 from bridge.settings import LANES, BridgeSettings
 
 

@@ -13,11 +13,10 @@ import sqlalchemy as sa
 from prometheus_client import Metric as Family
 from prometheus_client.core import GaugeMetricFamily
 
-from bridge.events.subjects import EVENTS_DLQ_STREAM, EVENTS_STREAM
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.streams import stream_use
+from bridge.nats_names import EVENTS_DLQ_STREAM, EVENTS_STREAM, TASKS_DLQ_STREAM, TASKS_STREAM
 from bridge.operations.queues import read_queue_states
-from bridge.queue.streams import TASKS_DLQ_STREAM, TASKS_STREAM
 from bridge.settings import BridgeSettings
 from etl_assets.core.database_sync import build_engine, transact
 from etl_assets.core.log import RepeatedWarning, get_logger, redact

@@ -15,7 +15,7 @@ from bridge.events.adopted_stream import shortcomings
 from bridge.events.envelope import IMPORT_STATUSES, DataImportCompleted
 from bridge.events.handled_events import handled_up_to
 from bridge.events.streams import CONSUMER, DEAD_LETTERS, consumer_names
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY
 from bridge.jetstream.stored_messages import last_message
@@ -27,9 +27,10 @@ from bridge.jetstream.streams import (
     stream_consumers,
     stream_use,
 )
+from bridge.nats_names import EVENTS_DLQ_STREAM, EVENTS_STREAM, TASKS_DLQ_STREAM, TASKS_STREAM
 from bridge.operations.durability import look_at_durability
 from bridge.operations.findings import Finding
-from bridge.queue.streams import TASKS_DLQ_STREAM, TASKS_STREAM, task_streams
+from bridge.queue.streams import task_streams
 from bridge.settings import LANES, BridgeSettings
 from etl_assets.core.settings import EtlSettings
 from etl_assets.reports import health

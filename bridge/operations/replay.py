@@ -18,11 +18,12 @@ from bridge.events.asset_events import asset_events
 from bridge.events.envelope import DataImportCompleted, EtlCompleted
 from bridge.events.event_task_utils import EventTaskHandler, ReceivedEvent
 from bridge.events.handlers import concerns, handlers_of, import_event, read_own_graph
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_PREFIX, EVENTS_STREAM, completed_asset, etl_completed
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, completed_asset, etl_completed
 from bridge.events.verdicts import receive
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.stored_messages import Stretch, read_stored, stored_message
 from bridge.jetstream.streams import stream_state
+from bridge.nats_names import EVENTS_PREFIX, EVENTS_STREAM
 from bridge.settings import BridgeSettings
 from etl_assets.core.asset_events import Event
 from etl_assets.core.business_day import partition_range

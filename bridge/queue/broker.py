@@ -25,8 +25,9 @@ from bridge.jetstream.client import NatsClient
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.pull import Puller
 from bridge.jetstream.streams import ensure_consumer, ensure_stream, subject_counts
+from bridge.nats_names import TASKS_STREAM, TASKS_SUBJECT
 from bridge.queue.delivery import Delivery, TaskDelivery
-from bridge.queue.streams import TASKS_STREAM, TASKS_SUBJECT, task_streams
+from bridge.queue.streams import task_streams
 from bridge.settings import LANES, BridgeSettings, Lane, get_bridge_settings
 from etl_assets.core.errors import PermanentError
 from etl_assets.core.log import get_logger

@@ -19,14 +19,8 @@ from bridge.jetstream.dead_letters import LETTERS_FULL_REMEDY, DeadLetterHeader,
 from bridge.jetstream.headers import header_text
 from bridge.jetstream.server_errors import MESSAGE_NOT_FOUND
 from bridge.jetstream.streams import store
-from bridge.queue.streams import (
-    TASKS_DLQ_STREAM,
-    TASKS_DLQ_SUBJECT,
-    TASKS_FORGIVEN_STREAM,
-    TASKS_FORGIVEN_SUBJECT,
-    forgiven_deliveries,
-    task_letters,
-)
+from bridge.nats_names import TASKS_DLQ_STREAM, TASKS_DLQ_SUBJECT, TASKS_FORGIVEN_STREAM, TASKS_FORGIVEN_SUBJECT
+from bridge.queue.streams import forgiven_deliveries, task_letters
 from bridge.settings import Lane
 from etl_assets.core import metrics
 from etl_assets.core.backoff import Backoff

@@ -5,14 +5,15 @@ from __future__ import annotations
 from nats.js.api import DiscardPolicy, RetentionPolicy, StreamConfig
 
 from bridge.jetstream.dead_letters import letters_stream
+from bridge.nats_names import (
+    TASKS_DLQ_STREAM,
+    TASKS_DLQ_SUBJECT,
+    TASKS_FORGIVEN_STREAM,
+    TASKS_FORGIVEN_SUBJECT,
+    TASKS_STREAM,
+    TASKS_SUBJECT,
+)
 from bridge.settings import BridgeSettings
-
-TASKS_STREAM = "TASKS"
-TASKS_DLQ_STREAM = "TASKS_DLQ"
-TASKS_FORGIVEN_STREAM = "TASKS_FORGIVEN"
-TASKS_SUBJECT = "tasks"
-TASKS_DLQ_SUBJECT = "tasks_dlq"
-TASKS_FORGIVEN_SUBJECT = "tasks_forgiven"
 
 _DAY = 86_400
 _MIB = 1 << 20

@@ -23,11 +23,10 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from bridge.errors import tolerate
-from bridge.events.subjects import EVENTS_DLQ_STREAM, EVENTS_STREAM
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.stored_messages import Stretch, delete_messages_before, read_stored, stored_message
 from bridge.jetstream.streams import stream_state
-from bridge.queue.streams import TASKS_DLQ_STREAM
+from bridge.nats_names import EVENTS_DLQ_STREAM, EVENTS_STREAM, TASKS_DLQ_STREAM
 from bridge.settings import BridgeSettings
 from bridge.warm_dagster.old_runs import dagster_database, prune_dagster
 from etl_assets.core.database_sync import transact

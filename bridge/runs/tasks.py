@@ -16,8 +16,8 @@ from taskiq import Context, TaskiqDepends, TaskiqEvents, TaskiqState
 from bridge.cancelling import cancel_all
 from bridge.errors import tolerate
 from bridge.events.outbox_publisher import publish_outbox
-from bridge.events.subjects import EVENTS_STREAM
 from bridge.jetstream.stored_messages import stored_message
+from bridge.nats_names import EVENTS_STREAM
 from bridge.queue.broker import SPARE_REMINDERS, SafeJetStreamBroker
 from bridge.queue.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from bridge.runs.retention import Pruning, keep_pruning

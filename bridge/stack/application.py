@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -14,13 +14,18 @@ from bridge.warm_dagster.code_location_name import CODE_MODULE, LOCATION_NAME
 
 CODE_SERVER = "code-server"
 FORKSERVER = "forkserver"
+ROLES = ("ui", "listener", "worker")
+"""子进程们的角色（bridge.roles.nats）；在 PostgreSQL 里都是 dayline_etl。"""
 _PATIENT_SECONDS = 30.0
 """停下自己要好几秒的：闲着时守护进程四五秒、代码服务器三秒，机器忙时几倍；工人还要收尾。到时才杀，正常停下就没有吓人的一行。"""
 
 
 @dataclass(frozen=True)
 class ApplicationPlan:
-    """各子进程要知道的：由哪个模子 fork、环境变量、端口、网页在哪个（监督者的）描述符上应答、工人的个数。"""
+    """各子进程要知道的：由哪个模子 fork、环境变量、端口、网页在哪个（监督者的）描述符上应答、工人的个数。
+
+    environment 里的地址是主人的；logins 是角色 → 换成它自己的登录的那几个变量，只有内嵌的服务器有。
+    """
 
     forkserver: Forkserver
     environment: Mapping[str, str]
@@ -28,6 +33,10 @@ class ApplicationPlan:
     code_server_port: int
     ui_descriptor: int
     workers: int
+    logins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def as_role(self, role: str) -> ApplicationPlan:
+        return replace(self, environment={**self.environment, **self.logins.get(role, {})})
 
 
 ApplicationServices = Callable[[ApplicationPlan], list[Service]]
@@ -38,20 +47,21 @@ def application_services(plan: ApplicationPlan) -> list[Service]:
     code = ("--module-name", CODE_MODULE, "--location-name", LOCATION_NAME, "--empty-working-directory")
     # 代码有错时 lazy 的服务器照样起来，网页上看得见是什么错
     options = ("--use-python-environment-entry-point", "--lazy-load-user-code", "--log-format", "json")
+    ui, listener, worker = map(plan.as_role, ROLES)
     code_server = ("api", "grpc", "--host", "127.0.0.1", "--port", str(plan.code_server_port), *code, *options)
     ui_descriptor = str(plan.ui_descriptor)
     services = [
         Service(
             CODE_SERVER,
-            _python(plan, "bridge.warm_dagster.code_server", *code_server),
+            _python(ui, "bridge.warm_dagster.code_server", *code_server),
             listens_on(plan.code_server_port),
             stop_timeout_seconds=_PATIENT_SECONDS,
         ),
-        Service("listener", _python(plan, "bridge.cli.main", "listen"), logged_ready),
+        Service("listener", _python(listener, "bridge.cli.main", "listen"), logged_ready),
         *(
             Service(
                 f"worker-{number}",
-                _python(plan, "bridge.cli.main", "worker", *lanes),
+                _python(worker, "bridge.cli.main", "worker", *lanes),
                 logged_ready,
                 stop_timeout_seconds=_PATIENT_SECONDS,
             )
@@ -60,7 +70,7 @@ def application_services(plan: ApplicationPlan) -> list[Service]:
         Service(
             "webserver",
             _python(
-                plan,
+                ui,
                 "bridge.warm_dagster.webserver",
                 ui_descriptor,
                 str(plan.workspace),
@@ -73,7 +83,7 @@ def application_services(plan: ApplicationPlan) -> list[Service]:
             "daemon",
             # 代码服务器重新起来的那几秒，资产图是空的：做着的回填等它，不就此失败
             _python(
-                replace(plan, environment={**plan.environment, "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR": "1"}),
+                replace(ui, environment={**ui.environment, "DAGSTER_BACKFILL_RETRY_DEFINITION_CHANGED_ERROR": "1"}),
                 "bridge.warm_dagster.daemon",
                 str(plan.workspace),
             ),

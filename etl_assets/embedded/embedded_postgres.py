@@ -28,7 +28,7 @@ from etl_assets.embedded.postgres_binaries import find_binaries, unprivileged_ac
 from etl_assets.embedded.private_folder import read_or_create_secret, write_private_file
 
 _PARTIAL = "data.partial"
-_ORDINARY = "ordinary-role"  # 在，就表示应用的角色已不是超级用户
+_ROLES_DONE = "roles-2"  # 在，就表示角色已是 postgres_roles 说的那样；2：应用的角色能把 pg_monitor 给别的
 # 不继承我们的环境：里面有口令，而同账户的别的进程读得到它
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 _SETTINGS = {
@@ -68,23 +68,33 @@ class EmbeddedPostgres(EmbeddedServer):
         super().__init__(folder, durable=durable)
         self._data = folder / "data"
         self._password = ""
+        self._service_password = ""
 
     @property
     def url(self) -> str:
-        return f"postgresql://{roles.ROLE}:{self._password}@127.0.0.1:{self._port}/{roles.DATABASE}"
+        return self._url_of(roles.ROLE, self._password)
+
+    @property
+    def service_url(self) -> str:
+        """栈的各个进程的；那个角色由 bridge.stack.preparation 建。"""
+        return self._url_of(roles.SERVICE, self._service_password)
+
+    def _url_of(self, role: str, password: str) -> str:
+        return f"postgresql://{role}:{password}@127.0.0.1:{self._port}/{roles.DATABASE}"
 
     def _guests(self) -> Mapping[str, int]:
         return dict.fromkeys((self._data.name, _PARTIAL), self._account.pw_uid) if self._account else {}
 
     def _prepare(self) -> None:
         self._password = read_or_create_secret(self.folder / "password")
+        self._service_password = read_or_create_secret(self.folder / "password-service")
         if not self._data.exists():
             self._create_cluster()
-        elif not (self.folder / _ORDINARY).exists():
+        elif not (self.folder / _ROLES_DONE).exists():
             self._convert_roles()
         # 标记最后写：换到一半被杀，下次再换一遍
-        if not (self.folder / _ORDINARY).exists():
-            write_private_file(self.folder / _ORDINARY, "")
+        if not (self.folder / _ROLES_DONE).exists():
+            write_private_file(self.folder / _ROLES_DONE, "")
 
     def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         self._forget_earlier_postmaster()
@@ -173,18 +183,19 @@ class EmbeddedPostgres(EmbeddedServer):
                 *([] if self.durable else ["--no-sync"]),
             ]
             self._run_once("initdb", "-D", f"/proc/self/fd/{data}", *options, fds=[data, password_file])
-            self._administer(data, "template1", roles.CREATE_SUCCESSOR, roles.SWAP_ROLES, roles.CREATE_DATABASE)
+            commands = (roles.CREATE_SUCCESSOR, roles.SWAP_ROLES, roles.LET_GRANT_MONITOR, roles.CREATE_DATABASE)
+            self._administer(data, "template1", *commands)
         partial.rename(self._data)
 
     def _convert_roles(self) -> None:
-        """0.1 的数据文件夹：应用的角色是超级用户。中途被杀就再来一遍。"""
+        """以前的数据文件夹：0.1 的应用的角色是超级用户。做过的那几步再做一遍什么也不改：中途被杀就再来一遍。"""
         self._forget_earlier_postmaster()
         with _opened(self._data) as data:
             printed = self._administer(data, "template1", roles.CREATE_SUCCESSOR, roles.LIST_DATABASES)
             for line in printed.splitlines():
                 if roles.DATABASE_MARK in line:
                     self._administer(data, json.loads(line.partition(roles.DATABASE_MARK)[2]), roles.GIVE_OBJECTS)
-            self._administer(data, "template1", roles.SWAP_ROLES)
+            self._administer(data, "template1", roles.SWAP_ROLES, roles.LET_GRANT_MONITOR)
 
     def _administer(self, data: int, database: str, *commands: str) -> str:
         """以超级用户执行，服务器没有在运行；返回它印出的。一行是一条命令。"""

@@ -7,6 +7,8 @@ initdb 建的第一个角色去不掉超级用户的属性，所以改它的名�
 from __future__ import annotations
 
 ROLE = "etl"
+SERVICE = "dayline_service"
+"""栈的各个进程登录用的：不是表的主人，有的只是 dayline_etl 的权限。"""
 DATABASE = "etl"
 
 # 先有它，接过各个数据库里的东西，最后才换名字：半路上失败了，旧的版本照样能用
@@ -37,6 +39,9 @@ END $$
 """
 
 CREATE_DATABASE = "CREATE DATABASE etl OWNER etl"
+
+# 别人的会话占着锁多久了，要 pg_monitor 才看得到；只有超级用户能让 etl 把它给出去
+LET_GRANT_MONITOR = "GRANT pg_monitor TO etl WITH ADMIN OPTION"
 
 # 单用户模式在自己的提示符后面印出结果，所以每一行带着记号
 DATABASE_MARK = "database: "

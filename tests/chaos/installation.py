@@ -18,7 +18,8 @@ import sqlalchemy as sa
 
 from bridge.events import DataImportCompleted, Event
 from bridge.events.publish import publish_event
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM, etl_completed
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, etl_completed
+from bridge.nats_names import EVENTS_STREAM
 from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import (
     DAGSTER_SCHEMA,

@@ -17,8 +17,7 @@ from functools import partial
 import sqlalchemy as sa
 
 from bridge.errors import BridgeError
-from bridge.events.subjects import EVENTS_STREAM
-from bridge.queue.streams import TASKS_STREAM
+from bridge.nats_names import EVENTS_STREAM, TASKS_STREAM
 from bridge.settings import BridgeSettings
 from etl_assets.embedded.child_process import send_group_signal, send_signal
 from tests.chaos import verdict

@@ -19,8 +19,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from bridge.events.subjects import EVENTS_STREAM
-from bridge.queue.streams import TASKS_STREAM
+from bridge.nats_names import EVENTS_STREAM, TASKS_STREAM
 from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import DAGSTER_SCHEMA
 from etl_assets.core.database_sync import build_engine

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from bridge.demo.reference import find_differences
 from bridge.events.publish import EventPublisher
 from bridge.events.streams import events_stream
-from bridge.events.subjects import EVENTS_STREAM
 from bridge.jetstream.connection import JetStreamConnection
-from bridge.queue.streams import TASKS_STREAM, task_streams
+from bridge.nats_names import EVENTS_STREAM, TASKS_STREAM
+from bridge.queue.streams import task_streams
 from bridge.settings import BridgeSettings
 from etl_assets.testing.databases import cloned_database
 from etl_assets.testing.raw_data import RawData

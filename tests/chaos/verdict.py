@@ -25,11 +25,11 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from bridge.demo.reference import find_differences
 from bridge.errors import BridgeError
 from bridge.events.streams import consumer_names
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, EVENTS_STREAM, etl_completed
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, etl_completed
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.dead_letters import DeadLetterHeader
 from bridge.jetstream.streams import consumer_info
-from bridge.queue.streams import TASKS_DLQ_STREAM, TASKS_STREAM
+from bridge.nats_names import EVENTS_DLQ_STREAM, EVENTS_STREAM, TASKS_DLQ_STREAM, TASKS_STREAM
 from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import DAGSTER_SCHEMA
 from etl_assets.core.etl_tables import import_events, leases, ledger, outbox, waiting_events

@@ -18,9 +18,9 @@ from bridge.events import DataImportCompleted, EventPublisher
 from bridge.events.handlers import handlers_of
 from bridge.events.listener import Listener
 from bridge.events.streams import consumer_names
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
+from bridge.nats_names import EVENTS_STREAM, TASKS_STREAM
 from bridge.queue.broker import SafeJetStreamBroker
-from bridge.queue.streams import TASKS_STREAM
 from bridge.queue.task_names import MATERIALIZE_DUE
 from bridge.settings import BridgeSettings
 from etl_assets.core.etl_tables import import_events

@@ -16,9 +16,10 @@ from bridge.errors import NatsUnavailableError, StreamMissingError
 from bridge.events import DataImportCompleted, EventPublisher
 from bridge.events.event_task_utils import Decision, Done, ReceivedEvent, event_task_handler
 from bridge.events.listener import Listener
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_STREAM
+from bridge.events.subjects import DATA_IMPORT_COMPLETED
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.streams import ensure_stream, stream_config, stream_state, stream_use
+from bridge.nats_names import EVENTS_STREAM
 from bridge.queue.broker import SafeJetStreamBroker
 from bridge.queue.receiver import SafeReceiver
 from bridge.settings import BridgeSettings

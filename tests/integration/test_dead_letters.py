@@ -25,9 +25,10 @@ from bridge.events import DataImportCompleted, handlers
 from bridge.events.event_task_utils import Decision, EventTaskHandler, ReceivedEvent, Rejected, event_task_handler
 from bridge.events.listener import Listener
 from bridge.events.streams import DEAD_LETTERS
-from bridge.events.subjects import DATA_IMPORT_COMPLETED, EVENTS_DLQ_STREAM, dead_letter_subject, etl_completed
+from bridge.events.subjects import DATA_IMPORT_COMPLETED, dead_letter_subject, etl_completed
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.streams import ensure_stream, stream_state
+from bridge.nats_names import EVENTS_DLQ_STREAM
 from bridge.queue.broker import SafeJetStreamBroker
 from bridge.queue.receiver import SafeReceiver
 from bridge.queue.streams import task_streams

@@ -367,6 +367,24 @@ def test_conversion_that_was_interrupted_leaves_the_old_version_running_and_is_d
         connection.execute(USE_AS_OWNER)
 
 
+def test_role_of_the_application_gives_pg_monitor_in_folders_that_were_converted_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """各进程要它：不然看不到别人的会话占着锁多久了。"""
+    folder = tmp_path / "server"
+    give = "GRANT pg_monitor TO somebody"
+    with monkeypatch.context() as patch:
+        patch.setattr("etl_assets.embedded.postgres_roles.LET_GRANT_MONITOR", "SELECT 1")
+        with EmbeddedPostgres(folder, durable=False) as url, psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CREATE ROLE somebody")
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(give)
+    (folder / "roles-2").rename(folder / "ordinary-role")
+    with EmbeddedPostgres(folder, durable=False) as again, psycopg.connect(again, autocommit=True) as connection:
+        assert again == url
+        connection.execute(give)
+
+
 # ---- 端口 --------------------------------------------------------------------------
 
 

@@ -22,9 +22,9 @@ from bridge.errors import NatsRefusedError
 from bridge.events.history import read_completions
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.streams import subject_covers
-from bridge.operations.database_roles import grants
-from bridge.operations.nats_roles import NatsRole, nats_roles
 from bridge.queue.doorbell import ring_workers
+from bridge.roles.database import grants
+from bridge.roles.nats import NatsRole, nats_roles
 from bridge.settings import BridgeSettings
 from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.database_sync import build_engine, normalize_url

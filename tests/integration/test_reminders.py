@@ -17,10 +17,10 @@ from dagster_shared.record import copy
 from bridge.cancelling import cancel_all
 from bridge.events import due_bell
 from bridge.events.due_bell import DueBell
+from bridge.nats_names import TASKS_STREAM
 from bridge.queue import broker as broker_module
 from bridge.queue.broker import SPARE_REMINDERS, SafeJetStreamBroker
 from bridge.queue.receiver import SafeReceiver
-from bridge.queue.streams import TASKS_STREAM
 from bridge.queue.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from bridge.runs import run_reconciler, tasks
 from bridge.runs.worker import RunWorker

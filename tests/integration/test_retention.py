@@ -25,9 +25,9 @@ from bridge.cancelling import cancel_all
 from bridge.cli.prune import prune_command
 from bridge.errors import NatsUnavailableError
 from bridge.events.streams import DEAD_LETTERS
-from bridge.events.subjects import EVENTS_DLQ_STREAM
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.streams import ensure_stream, stream_state
+from bridge.nats_names import EVENTS_DLQ_STREAM
 from bridge.operations.retention import look_at_retention
 from bridge.runs import retention
 from bridge.runs.retention import CLAIM_SECONDS, Pruning, keep_pruning, last_hour, prune, sweep_run_folders

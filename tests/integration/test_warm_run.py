@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from dagster import AssetExecutionContext, DagsterEvent, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 from taskiq import Context, TaskiqMessage
 
+from bridge.nats_names import TASKS_STREAM
 from bridge.queue.broker import SafeJetStreamBroker
-from bridge.queue.streams import TASKS_STREAM
 from bridge.queue.task_names import EXECUTE_RUN, MATERIALIZE_DUE
 from bridge.runs import run_reconciler, tasks
 from bridge.runs import worker as run_worker

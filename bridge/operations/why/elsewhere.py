@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
-from bridge.events.subjects import EVENTS_STREAM
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.stored_messages import stored_message
+from bridge.nats_names import EVENTS_STREAM
 from bridge.settings import BridgeSettings
 from bridge.stack.dagster_home import check_dagster_database
 from etl_assets.core.database_errors import translated_errors

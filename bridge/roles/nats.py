@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import indent
 
-from bridge.events.subjects import (
+from bridge.nats_names import (
     DATA_IMPORT_COMPLETED,
     EVENTS_DLQ_PREFIX,
     EVENTS_DLQ_STREAM,
     EVENTS_PREFIX,
     EVENTS_STREAM,
     EVERY_ETL_COMPLETED,
-)
-from bridge.queue.streams import (
     TASKS_DLQ_STREAM,
     TASKS_DLQ_SUBJECT,
     TASKS_FORGIVEN_STREAM,
@@ -109,26 +108,27 @@ def server_config(roles: Sequence[NatsRole], public_keys: Mapping[str, str]) -> 
 
     :param public_keys: 角色的名字 → 它的 nkey 的公开的那一半。
     """
-    users = "\n".join(_user(role, public_keys[role.name]) for role in roles)
+    users = indent("\n".join(_user(role, public_keys[role.name]) for role in roles), " " * 6)
     return (
         '# written by `etl nats-accounts`; in nats-server.conf: include "accounts.conf"\n'
         f"accounts {{\n  {ACCOUNT} {{\n    jetstream: enabled\n    users: [\n{users}\n    ]\n  }}\n}}\n"
     )
 
 
+def permissions(role: NatsRole) -> dict[str, object]:
+    """nats-server 的配置里一个用户的 permissions。"""
+    heard = [f"{role.inbox_prefix}.>", *role.subscribe]
+    return {"publish": {"allow": sorted(set(role.publish))}, "subscribe": {"allow": heard}}
+
+
+def to_config(document: object) -> str:
+    """nats-server 的配置语法包含 JSON，但不认 \\u：名字里有汉字，照原样写。"""
+    return json.dumps(document, indent=2, ensure_ascii=False)
+
+
 def _user(role: NatsRole, public_key: str) -> str:
-    # nats-server 的配置语法包含 JSON
-    publish, subscribe = (json.dumps(sorted(set(given)), ensure_ascii=False) for given in (role.publish, _heard(role)))
-    return (
-        f"      # {role.name}: {role.what}\n"
-        f"      {{ nkey: {public_key}, permissions: {{\n"
-        f"        publish: {{ allow: {publish} }}\n"
-        f"        subscribe: {{ allow: {subscribe} }} }} }}"
-    )
-
-
-def _heard(role: NatsRole) -> list[str]:
-    return [f"{role.inbox_prefix}.>", *role.subscribe]
+    user = to_config({"nkey": public_key, "permissions": permissions(role)})
+    return f"# {role.name}: {role.what}\n{user}"
 
 
 def _making(created: Sequence[str], corrected: Sequence[str]) -> list[str]:

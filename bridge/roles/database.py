@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+import sqlalchemy as sa
 from psycopg import sql
 
+from etl_assets.core.database_errors import translated_errors
 from etl_assets.core.etl_tables import etl, imported_files
 from etl_assets.core.tables import (
     application_tables,
@@ -16,12 +18,17 @@ from etl_assets.core.tables import (
     shop_configs,
     target_tables,
 )
+from etl_assets.embedded.postgres_roles import SERVICE
 from etl_assets.reports.readiness import rights_of_etl
+from etl_assets.services.copy_out import driver_of
 
 Rights = Mapping[str, Sequence[str]]
 
+PREFIX = "dayline"
+_GRANT_LOCK = 0x475241  # "GRA"
 _READ = ("SELECT",)
 _WRITE = ("SELECT", "INSERT", "UPDATE", "DELETE")
+_IS_EMBEDDED = sa.text("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :service)")
 _MEMBERS_OF_OPERATOR = ("etl", "importer", "reader")
 
 
@@ -43,6 +50,36 @@ def grants(prefix: str, target: str, dagster_schema: str) -> str:
         ),
     ]
     return "".join(f"{statement.as_string()};\n" for statement in statements)
+
+
+def renew_rights(engine: sa.Engine, *, target: str, dagster_schema: str) -> None:
+    """内嵌的 PostgreSQL 里有了新的结果表，各进程也要用得到；别的服务器上由人执行 `etl grants`。"""
+    with translated_errors(), engine.begin() as connection:
+        if connection.scalar(_IS_EMBEDDED, {"service": SERVICE}):
+            _grant(connection, target, dagster_schema)
+
+
+def give_rights(engine: sa.Engine, login: sa.URL, *, target: str, dagster_schema: str) -> None:
+    """让 login 的用户能登录，权限是 dayline_etl 的；由表的主人做，可以重复。
+
+    :raises EtlError: 有的表不是这个主人的。
+    """
+    user, password = login.username or "", login.password or ""
+    name, etl_role = sql.Identifier(user), sql.Identifier(_role(PREFIX, "etl"))
+    with translated_errors(), engine.begin() as connection:
+        _grant(connection, target, dagster_schema)
+        driver = driver_of(connection)
+        driver.execute(_create_role(user).as_bytes())
+        # 口令不出现在语句里：出了错，服务器把语句记进日志
+        secret = driver.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256")
+        driver.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(name, sql.Literal(secret.decode())))
+        driver.execute(sql.SQL("GRANT {}, pg_monitor TO {}").format(etl_role, name))
+
+
+def _grant(connection: sa.Connection, target: str, dagster_schema: str) -> None:
+    """两个 init-db 同时做会说 tuple concurrently updated，所以排队。"""
+    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_GRANT_LOCK)))
+    driver_of(connection).execute(grants(PREFIX, target, dagster_schema).encode())
 
 
 def _role(prefix: str, name: str) -> str:
