@@ -27,6 +27,11 @@ class Link:
         self._writers: set[asyncio.StreamWriter] = set()
         self._silent: set[asyncio.StreamWriter] = set()
 
+    @property
+    def is_used(self) -> bool:
+        """走着连接；没有的话，切断它什么也不证明。"""
+        return bool(self._writers)
+
     async def serve(self) -> None:
         self._server = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
 

@@ -148,6 +148,7 @@ def test_nothing_is_lost(
     )
     try:
         with stack as addresses:
+            assert [link.name for link in network.links if not link.is_used] == []
             bridge_settings = BridgeSettings(nats_url=addresses.nats_url)
             read_only, floods = ReadOnlySwitch(addresses.database_url), Floods(bridge_settings)
             old_listener = OldProcess(
@@ -222,14 +223,16 @@ async def _judge(
 
 
 def _behind_links(network: Network, plan: ApplicationPlan, service: Service) -> Service:
-    rerouted = replace(plan, environment=network.reroute(service.name, plan.environment))
+    own = plan.as_role("listener" if service.name == "listener" else "worker")
+    rerouted = replace(own, environment=network.reroute(service.name, own.environment), logins={})
     return next(same for same in _services(rerouted) if same.name == service.name)
 
 
 def _services(plan: ApplicationPlan) -> list[Service]:
     """栈的那些，加上一个带着两个工人的管理者。"""
     command = [sys.executable, "-P", "-m", "bridge.cli.main", "worker", "--processes", "2"]
-    manager = Service(MANAGER, partial(launch, command, env=plan.environment), logged_ready, stop_timeout_seconds=30)
+    environment = plan.as_role("worker").environment
+    manager = Service(MANAGER, partial(launch, command, env=environment), logged_ready, stop_timeout_seconds=30)
     return [*application_services(plan), manager]
 
 
