@@ -99,7 +99,7 @@ def init_db_command(create_indexes: bool) -> None:
     from etl_assets.migrations.upgrade import upgrade_database
     from etl_assets.reports import index_building
     from etl_assets.reports.lookups import find_index_work
-    from etl_assets.reports.readiness import assert_writable
+    from etl_assets.reports.readiness import assert_rights_of_service, assert_writable
     from etl_assets.services.target_schema import prepare_target
 
     transact(get_engine(), assert_writable)
@@ -114,6 +114,7 @@ def init_db_command(create_indexes: bool) -> None:
     target = prepare_target(get_engine(), get_settings())
     dagster_schema = get_bridge_settings().own_name(DAGSTER_SCHEMA)
     renew_rights(get_engine(), target=get_settings().target_schema, dagster_schema=dagster_schema)
+    transact(get_engine(), assert_rights_of_service, get_settings().target_schema)
     if transact(get_engine(), write_graph, get_settings().target_schema, graph):
         say(f"wrote down the assets: {', '.join(graph.names)}")
     if target.created_tables:

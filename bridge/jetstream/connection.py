@@ -288,7 +288,7 @@ class JetStreamConnection:
             if waited > PUBLISH_SECONDS:
                 raise NatsUnavailableError(
                     f"NATS at {self._server} did not store a message for {subject} for {waited:.0f} s "
-                    f"({header_text(cause)}): check that it runs, and that the stream has a leader"
+                    f"({header_text(cause)}): check that it runs, and that the stream is there and has a leader"
                 ) from cause
             failures += 1
             await asyncio.sleep(_PUBLISH_RETRY.seconds(failures))

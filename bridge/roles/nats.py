@@ -59,8 +59,10 @@ def nats_roles(settings: BridgeSettings) -> tuple[NatsRole, ...]:
         *(f"{_API}STREAM.INFO.{stream}" for stream in everything),
         *(f"{_API}CONSUMER.{what}" for what in ("NAMES.*", "INFO.*.*")),
     )
-    rings = (f"{_API}INFO", *(f"{_API}STREAM.INFO.{stream}" for stream in (tasks, task_letters, forgiven)), task)
-    runs = (f"{_API}INFO", *looking, task, EVERY_ETL_COMPLETED, f"{_API}STREAM.MSG.GET.{EVENTS_STREAM}")
+    # STREAM.NAMES：存不进去时问一声，是没有这个流，还是没有领导者；不见了的才建回来
+    answers = (f"{_API}INFO", f"{_API}STREAM.NAMES")
+    rings = (*answers, *(f"{_API}STREAM.INFO.{stream}" for stream in (tasks, task_letters, forgiven)), task)
+    runs = (*answers, *looking, task, EVERY_ETL_COMPLETED, f"{_API}STREAM.MSG.GET.{EVENTS_STREAM}")
     return (
         NatsRole("importer", "announces imports", [DATA_IMPORT_COMPLETED]),
         NatsRole(
@@ -93,7 +95,6 @@ def nats_roles(settings: BridgeSettings) -> tuple[NatsRole, ...]:
                 *_taking(tasks),
                 *_reading(everything),
                 *(f"{_API}STREAM.{what}.{stream}" for stream in ours for what in ("PURGE", "MSG.DELETE", "MSG.GET")),
-                f"{_API}STREAM.NAMES",
                 _ANY_EVENT,
                 _ANY_EVENT_LETTER,
                 task_letter,

@@ -159,12 +159,20 @@ def write_private_file(path: Path, text: str) -> None:
 
 
 def read_or_create_secret(path: Path) -> str:
-    """一个随机口令，第一次用到时生成。只含十六进制数字，放进 URL 与配置文件都不用转义。"""
+    """一个随机口令，第一次用到时生成。只含十六进制数字，放进 URL 与配置文件都不用转义。
+
+    :raises SettingsError: 文件是空的：服务器会让谁都不用口令就进来，或者谁也进不来。
+    """
     try:
-        return read_private_file(path)
+        secret = read_private_file(path)
     except FileNotFoundError:
         write_private_file(path, secrets.token_hex(24))
-        return read_private_file(path)
+        secret = read_private_file(path)
+    if not secret.strip():
+        raise SettingsError(
+            f"{path} is empty: put the password back that was in it (remove it only if it was never used)"
+        )
+    return secret
 
 
 @contextmanager

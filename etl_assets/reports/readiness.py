@@ -8,6 +8,7 @@ from etl_assets.core.database_errors import READ_ONLY
 from etl_assets.core.errors import DatabaseRefusedError
 from etl_assets.core.etl_tables import etl
 from etl_assets.core.tables import import_tasks, order_type_mappings, raw_orders, shop_configs, target_tables
+from etl_assets.embedded.postgres_roles import SERVICE
 from etl_assets.services.table_contract import assert_table_contract
 
 _READ = ["SELECT"]
@@ -47,23 +48,41 @@ def assert_writable(connection: sa.Connection) -> None:
 
 
 def assert_rights(connection: sa.Connection, target: str) -> None:
-    """ETL 写的表、读的表，这个角色能不能用。
+    """ETL 写的表、读的表，这个角色能不能用；内嵌的服务器上，栈的进程的角色也要能用。
 
     :raises DatabaseRefusedError: 点名缺的。
     """
+    own = str(connection.scalar(sa.text("SELECT current_user")))
+    if lacking := _lacking(connection, own, target):
+        raise DatabaseRefusedError(f"the role of ETL_DATABASE_URL lacks {_listed(lacking)}: grant it")
+    assert_rights_of_service(connection, target)
+
+
+def assert_rights_of_service(connection: sa.Connection, target: str) -> None:
+    """内嵌的服务器上，栈的进程不以主人登录；别的服务器上没有这个角色。
+
+    :raises DatabaseRefusedError: 点名缺的。
+    """
+    if connection.scalar(_HAS_SERVICE, {"service": SERVICE}) and (lacking := _lacking(connection, SERVICE, target)):
+        raise DatabaseRefusedError(
+            f"{SERVICE}, as whom the stack's processes log in, lacks {_listed(lacking)}: run `etl init-db`; "
+            "where that does not help, the owner of the table grants it to dayline_etl"
+        )
+
+
+def _lacking(connection: sa.Connection, role: str, target: str) -> list[str]:
     wanted = rights_of_etl(target)
-    schemas = sorted({name.partition(".")[0] for name in wanted})
-    lacking = [f"USAGE on schema {name}" for name in connection.scalars(_LACKING_SCHEMAS, {"schemas": schemas})]
-    found = {row.name: row.rights for row in connection.execute(_RIGHTS, {"schemas": schemas})}
+    asked = {"role": role, "schemas": sorted({name.partition(".")[0] for name in wanted})}
+    lacking = [f"USAGE on schema {name}" for name in connection.scalars(_LACKING_SCHEMAS, asked)]
+    found = {row.name: row.rights for row in connection.execute(_RIGHTS, asked)}
     lacking += [
         f"{', '.join(rights)} on {name}"
         for name, wanted_rights in wanted.items()
         if name in found and (rights := [right for right in wanted_rights if right not in found[name]])
     ]
-    if not connection.scalar(_MAY_STAGE):
+    if not connection.scalar(_MAY_STAGE, asked):
         lacking.append("TEMPORARY on the database")
-    if lacking:
-        raise DatabaseRefusedError(f"the role of ETL_DATABASE_URL lacks {_listed(lacking)}: grant it")
+    return lacking
 
 
 def rights_of_etl(target: str) -> dict[str, list[str]]:
@@ -82,15 +101,16 @@ def _listed(names: list[str]) -> str:
 
 _WRITABLE = sa.text("SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::bool")
 _TABLES = sa.text("SELECT name FROM unnest(CAST(:names AS text[])) AS name WHERE to_regclass(name) IS NOT NULL")
-_MAY_STAGE = sa.text("SELECT has_database_privilege(current_database(), 'TEMPORARY')")
+_HAS_SERVICE = sa.text("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :service)")
+_MAY_STAGE = sa.text("SELECT has_database_privilege(CAST(:role AS name), current_database(), 'TEMPORARY')")
 _LACKING_SCHEMAS = sa.text("""
     SELECT nspname FROM pg_namespace
-    WHERE nspname = ANY (:schemas) AND NOT has_schema_privilege(oid, 'USAGE') ORDER BY nspname""")
+    WHERE nspname = ANY (:schemas) AND NOT has_schema_privilege(CAST(:role AS name), oid, 'USAGE') ORDER BY nspname""")
 _RIGHTS = sa.text("""
     SELECT n.nspname || '.' || c.relname AS name,
            ARRAY(
                SELECT wanted FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS wanted
-               WHERE has_table_privilege(c.oid, wanted)
+               WHERE has_table_privilege(CAST(:role AS name), c.oid, wanted)
            ) AS rights
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = ANY (:schemas) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')""")

@@ -90,11 +90,62 @@ def test_secrets_of_the_roles_are_private(state_dir: Path) -> None:
 def test_result_table_made_by_init_db_is_given_to_the_processes(
     stack_engine: sa.Engine, service: psycopg.Connection, etl: Etl
 ) -> None:
-    """新的资产的表也是这样建的。"""
+    """新的资产的表也是这样建的；在那之前 doctor 与 status 点名缺的，虽然它们自己以主人登录。"""
     with stack_engine.begin() as connection:
         connection.exec_driver_sql("REVOKE ALL ON orders FROM dayline_etl")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         service.execute("SELECT FROM orders")
     service.rollback()
+    lacks = f"{SERVICE}, as whom the stack's processes log in, lacks SELECT, INSERT, UPDATE, DELETE on public.orders: run `etl init-db`"
+    assert lacks in etl("doctor", exit_code=1).stdout
+    assert lacks in etl("status").stdout.splitlines()[0]
     etl("init-db")
     service.execute("SELECT FROM orders")
+    assert "all well" in etl("status").stdout
+
+
+@pytest.fixture
+def table_of_another(stack_engine: sa.Engine) -> Iterator[str]:
+    """应用的一张表属于应用自己的角色：栈的主人读得了，给不了别人。"""
+    table = "order_type_mappings"
+    with stack_engine.begin() as connection:
+        for statement in (
+            "CREATE ROLE shop_app",
+            "GRANT shop_app TO etl WITH INHERIT TRUE, SET TRUE",
+            "GRANT USAGE, CREATE ON SCHEMA public TO shop_app",
+            f"REVOKE ALL ON {table} FROM dayline_etl",
+            f"ALTER TABLE {table} OWNER TO shop_app",
+            f"GRANT ALL ON {table} TO etl",
+            "GRANT shop_app TO etl WITH INHERIT FALSE",
+        ):
+            connection.exec_driver_sql(statement)
+    yield table
+    with stack_engine.begin() as connection:
+        for statement in (
+            "GRANT shop_app TO etl WITH INHERIT TRUE",
+            f"ALTER TABLE {table} OWNER TO etl",
+            f"GRANT SELECT ON {table} TO dayline_etl",
+            "DROP OWNED BY shop_app",
+            "DROP ROLE shop_app",
+        ):
+            connection.exec_driver_sql(statement)
+
+
+def test_table_that_the_owner_cannot_give_away_is_named(table_of_another: str, etl: Etl) -> None:
+    refused = etl("init-db", exit_code=2).stderr
+    assert f"lacks SELECT on public.{table_of_another}: " in refused
+    assert "where that does not help, the owner of the table grants it to dayline_etl" in refused
+
+
+def test_table_of_the_house_is_found_by_the_name_that_its_maker_gave_it(
+    stack_engine: sa.Engine, service: psycopg.Connection
+) -> None:
+    """主人叫 etl，没写 schema 的表落在 schema etl 里。"""
+    with stack_engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE product_costs (a int)")
+    try:
+        service.execute("SELECT FROM product_costs")
+    finally:
+        service.rollback()
+        with stack_engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE product_costs")

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import structlog
+from nats.js.api import StreamConfig
 
 from bridge.cli.commands import run_command
 from bridge.errors import NatsRefusedError
 from bridge.events.history import read_completions
+from bridge.events.streams import DEAD_LETTERS
 from bridge.jetstream.connection import JetStreamConnection
-from bridge.jetstream.streams import subject_covers
+from bridge.jetstream.streams import store, subject_covers
 from bridge.queue.doorbell import ring_workers
+from bridge.queue.streams import forgiven_deliveries, task_letters
 from bridge.roles.database import grants
 from bridge.roles.nats import NatsRole, nats_roles
 from bridge.settings import BridgeSettings
@@ -124,6 +127,22 @@ async def test_role_cannot_publish_to_what_is_others_and_hears_nothing_of_theirs
 def is_refused(subject: str, logs: list[Any]) -> bool:
     sentence = f'permissions violation for subscription to "{subject}"'.lower()
     return any(sentence in str(line.get("cause", "")).lower() for line in logs)
+
+
+@pytest.mark.parametrize(
+    ("role", "stream", "subject"),
+    [
+        ("listener", lambda _settings: DEAD_LETTERS, "events_dlq.data_import.completed"),
+        ("worker", task_letters, "tasks_dlq.bulk"),
+        ("worker", forgiven_deliveries, "tasks_forgiven.1"),
+    ],
+)
+async def test_stream_that_is_not_there_is_made_by_who_stores_into_it(
+    accounts: Accounts, role: str, stream: Callable[[BridgeSettings], StreamConfig], subject: str
+) -> None:
+    settings = accounts.settings(role)
+    async with JetStreamConnection(settings, name="test") as connection:
+        await store(connection, stream(settings), subject, b"{}", message_id="1")
 
 
 async def test_missing_inbox_prefix_is_one_sentence(accounts: Accounts) -> None:

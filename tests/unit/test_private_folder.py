@@ -196,6 +196,13 @@ def test_secret_that_others_could_read_is_closed(tmp_path: Path) -> None:
 
 
 @only_root
+def test_secret_that_is_empty_is_refused(tmp_path: Path) -> None:
+    """nats-server 让空的口令进来。"""
+    (tmp_path / "password").touch(mode=0o600)
+    with pytest.raises(SettingsError, match="password is empty: put the password back"):
+        read_or_create_secret(tmp_path / "password")
+
+
 def test_addresses_in_a_folder_of_another_account_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     folder.mkdir()
