@@ -13,7 +13,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
 from bridge.jetstream.connection import JetStreamConnection
 from bridge.jetstream.pull import Puller
-from bridge.jetstream.streams import ensure_consumer, ensure_stream
+from bridge.jetstream.streams import consumer_info, ensure_consumer, ensure_stream
 from bridge.settings import BridgeSettings
 
 from .conftest import NatsServer
@@ -95,6 +95,9 @@ async def test_closing_hands_over_what_was_already_on_its_way(
         await publisher.publish("number", b"0", message_id="0")
         assert await puller.wait([CONSUMER], batch=3)
         await publisher.publish("number", b"1", message_id="1")
+        # 存下了不等于已经发出：退订抢在前面的话，它要等 ack_wait
+        while (info := await consumer_info(publisher, STREAM, CONSUMER)) is None or info.num_ack_pending != 2:
+            await asyncio.sleep(0.001)
         await puller.close()
     assert [message.data for message in returned] == [b"1"]
 

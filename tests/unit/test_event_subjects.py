@@ -40,7 +40,7 @@ def test_prefix_of_events_is_written_once() -> None:
         for line in path.read_text(encoding="utf-8").splitlines()
         if re.search(r"""["']events\.""", line)
     ]
-    assert written == [("subjects.py", 'EVENTS_PREFIX = "events."')]
+    assert written == [("nats_names.py", 'EVENTS_PREFIX = "events."')]
 
 
 def test_dead_letter_keeps_the_rest_of_the_subject() -> None:

@@ -44,6 +44,6 @@ def test_no_error_raises_nothing() -> None:
 
 def test_an_order_arrives_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = EtlSettings(database_url="postgresql://u:p%40@h/d", rollout="10%", partitions_start=date(2025, 1, 1))
-    order = Order(settings, "dagster", {"A": "1"}, tmp_path)
+    order = Order(settings, "dagster", {"A": "1"}, tmp_path, "postgresql://s:p%40@h/d")
     monkeypatch.setenv("ETL_ROLLOUT", "50%")
     assert Order.from_json(order.to_json()) == order
