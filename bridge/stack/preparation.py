@@ -12,16 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
-from typing import TYPE_CHECKING
 
 from etl_assets.core import errors
 from etl_assets.core.errors import DatabaseRefusedError, EtlError, PermanentError
 from etl_assets.core.log import configure_logging, get_logger
 from etl_assets.core.settings import EtlSettings
 from etl_assets.embedded.child_process import with_launcher
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
 
 logger = get_logger(__name__)
 
@@ -74,7 +70,7 @@ def main() -> None:
     from bridge.stack.dagster_home import create_dagster_storage
     from etl_assets.core.database_sync import build_engine, normalize_url, transact
     from etl_assets.migrations.upgrade import upgrade_database
-    from etl_assets.reports.readiness import assert_writable
+    from etl_assets.reports.readiness import assert_rights_of_service, assert_writable
     from etl_assets.services.target_schema import prepare_target
 
     configure_logging("stack")
@@ -94,23 +90,15 @@ def main() -> None:
         if order.service_url:
             login, target = normalize_url(order.service_url), order.settings.target_schema
             give_rights(engine, login, target=target, dagster_schema=order.dagster_schema)
-            _warn_of_missing_rights(engine, target)
+            try:
+                transact(engine, assert_rights_of_service, target)
+            except DatabaseRefusedError as missing:  # 栈照样起来：不起来，谁也连不上去补
+                logger.warning(str(missing))
     except EtlError as raised:
         error = raised
     finally:
         engine.dispose()
     sys.stdout.buffer.write(error_to_json(error))
-
-
-def _warn_of_missing_rights(engine: sa.Engine, target: str) -> None:
-    """栈照样起来：不起来，谁也连不上去补。"""
-    from etl_assets.core.database_sync import transact
-    from etl_assets.reports.readiness import assert_rights_of_service
-
-    try:
-        transact(engine, assert_rights_of_service, target)
-    except DatabaseRefusedError as error:
-        logger.warning(str(error))
 
 
 def error_to_json(error: EtlError | None) -> bytes:

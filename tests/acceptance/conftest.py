@@ -68,6 +68,7 @@ def assert_nothing_secret_is_logged(state_dir: Path, addresses: StackAddresses) 
         if (password := urllib.parse.urlsplit(url).password)
     }
     secrets = {path.read_text() for server in ("postgres", "nats") for path in (state_dir / server).glob("password*")}
+    assert owners
     assert owners < secrets
     logs = state_dir / "logs"
     written = {log.name: log.read_text(encoding="utf-8", errors="replace") for log in logs.iterdir() if log.is_file()}

@@ -271,7 +271,7 @@ def test_page_of_the_code_location_says_in_one_sentence_why_a_graph_does_not_hol
             kill("code_server api grpc")
             eventually(lambda says=says: says in load_error(query))
             page.goto("/locations")
-            eventually(lambda says=says: is_seen_in_the_dialog(page, says))
+            eventually(lambda says=says: is_seen_in_the_dialog(page, says), timeout_seconds=30)
             if file == "leads/asset.py":
                 file_path = str(write_csv(tmp_path / "orders.csv", rows))
                 imported = json.loads(etl(stack, code, "import", file_path, "--create-shops", "--again", "--json"))
